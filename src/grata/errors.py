@@ -1,0 +1,10 @@
+"""Errors that are written for the person who runs the command, not for the developer."""
+
+__all__ = ["GrataError"]
+
+
+class GrataError(Exception):
+    """Something the user can put right: the message names the file or the key, what is wrong with it and the remedy.
+
+    Commands print the message alone; the traceback appears only when it was asked for.
+    """
