@@ -1,0 +1,33 @@
+"""Laws that turn the cosine between the two gradients into a learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ..errors import GrataError
+
+__all__ = ["LAWS", "learning_rate_factor"]
+
+LAWS: dict[str, Callable[[float], float]] = {
+    "quadratic": lambda c: (1 + c) ** 2 / 4,
+    "linear": lambda c: (1 + c) / 2,
+    "softplus": lambda c: math.log1p(math.exp(c)),
+    "constant": lambda c: 1.0,
+}
+"""Factor on the base learning rate by cosine ``c``; ``quadratic`` is GraTa's own (AAAI 2025, dynamic learning rate)."""
+
+
+def learning_rate_factor(law: str, cosine: float) -> float:
+    """The factor on the base learning rate: 0 at full conflict to 1 in agreement (softplus: 0.31 to 1.31).
+
+    Args:
+        law: a key of :data:`LAWS`.
+        cosine: of the angle between the auxiliary and the pseudo gradient, -1 to 1.
+
+    Raises:
+        GrataError: unknown law.
+    """
+    if law not in LAWS:
+        raise GrataError(f"learning_rate_law: there is no law {law!r}; the laws are {', '.join(LAWS)}.")
+    return LAWS[law](cosine)

@@ -1,0 +1,305 @@
+"""GraTa: gradient alignment-based test-time adaptation (AAAI 2025)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..alignment import cosine_similarity, gradient_norm, learning_rate_factor
+from ..errors import GrataError
+from ..normalization import collect_affine_parameters
+from ..objectives import activate, consistency_loss, entropy_loss
+from ..objectives.activation import check_activation
+from ..styles import StrongView
+from ..views import resolve_views
+from .base import Method, StepRecord
+
+__all__ = ["GraTa", "GraTaRecord"]
+
+_AUTOCAST = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float16": torch.float16, "fp16": torch.float16}
+_SKIPPED = "step_skipped"
+
+
+@dataclasses.dataclass(frozen=True)
+class GraTaRecord(StepRecord):
+    """One GraTa step; NaN stands for what was not reached when a step was skipped.
+
+    Attributes:
+        auxiliary_loss: entropy of the prediction at the parameters before the step.
+        pseudo_loss: consistency loss at the look-ahead parameters.
+        cosine: of the angle between the two gradients, -1 to 1.
+        learning_rate: of the step, first parameter group; 0 when skipped.
+        auxiliary_gradient_norm: Euclidean norm over all adapted parameters.
+        pseudo_gradient_norm: the same of the pseudo gradient.
+        steps: the records of all steps, when the method takes more than one a batch.
+    """
+
+    auxiliary_loss: float = math.nan
+    pseudo_loss: float = math.nan
+    cosine: float = math.nan
+    learning_rate: float = 0.0
+    auxiliary_gradient_norm: float = math.nan
+    pseudo_gradient_norm: float = math.nan
+    steps: tuple[GraTaRecord, ...] = ()
+
+
+class GraTa(Method):
+    """Gradient alignment-based test-time adaptation of normalization layers (GraTa, AAAI 2025).
+
+    .. code-block:: text
+
+        g_aux = ∇ entropy(f_θ(x))                                    auxiliary gradient
+        θ'    = θ − ρ·g_aux                                           look ahead: aligns the two gradients
+        ŷ     = mean_v v⁻¹(σ(f_θ'(v(x))))                            pseudo-label over the weak views
+        g_pse = ∇ cross-entropy(f_θ'(strong(x)), ŷ)                  pseudo gradient
+        η     = lr·(1 + cos(g_aux, g_pse))²/4                         dynamic learning rate
+        θ     ← optimizer(θ, g_pse, η)
+
+    Args:
+        network: the source network; it needs normalization layers with affine parameters.
+        activation: ``sigmoid`` (multi-label) or ``softmax`` (multi-class).
+        optimizer: name of a class of ``torch.optim``, or a callable that is given a list of ``(name, parameter)`` and
+            returns an optimizer (with as many parameter groups as it likes, each is scaled by the law).
+        lr: base learning rate η₀, for an optimizer that is named.
+        seed: of the method's own random generator.
+        optimizer_options: further arguments of a named optimizer, e.g. ``{"betas": (0.9, 0.999)}``.
+        entropy: ``plogp`` (the reference's) or ``binary``, see :func:`grata.objectives.entropy_loss`.
+        rho: ρ, length of the look-ahead in units of the auxiliary gradient.
+        learning_rate_law: ``quadratic`` (GraTa's), ``linear``, ``softplus`` or ``constant``.
+        views: names of the weak views, see :data:`grata.views.VIEWS`; None: by the image's shape.
+        strong_view: a callable ``(images, generator)``, a dict of settings of :class:`grata.styles.StrongView`, or None
+            for its defaults.
+        batch_statistics: weight of the batch's statistics in batch normalization, 1 (default) to 0 (the source's).
+        steps: optimizer steps on each batch.
+        episodic: back to the source network for every case, instead of online.
+        autocast: ``bfloat16`` or ``float16`` for the forwards; None: as the surrounding ``torch.autocast`` says.
+        output: key or index of the logits, for a network that returns a dict, list or tuple.
+
+    Raises:
+        GrataError: a setting is out of range, or the network has nothing to adapt.
+
+    Example::
+
+        method = grata.methods.GraTa(network, activation="sigmoid", optimizer="Adam", lr=1e-4, seed=0)
+        record = method.adapt(images)
+        prediction = method.network(images)
+        method.restore()
+    """
+
+    name = "grata"
+    summary = "pseudo gradient, aligned with the entropy gradient, at a learning rate set by their cosine"
+    changes = "affine parameters of normalization layers, batch normalization statistics"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        activation: str = "sigmoid",
+        optimizer: str | Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = "Adam",
+        lr: float = 1e-4,
+        seed: int = 0,
+        optimizer_options: Mapping[str, Any] | None = None,
+        entropy: str = "plogp",
+        rho: float = 1.0,
+        learning_rate_law: str = "quadratic",
+        views: Sequence[str] | None = None,
+        strong_view: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | Mapping[str, Any] | None = None,
+        batch_statistics: float = 1.0,
+        steps: int = 1,
+        episodic: bool = False,
+        autocast: str | None = None,
+        output: str | int | None = None,
+    ) -> None:
+        super().__init__(network, collect_affine_parameters(network), batch_statistics, seed, episodic)
+        check_activation(activation)
+        self.activation = activation
+        self.entropy = entropy
+        entropy_loss(torch.zeros(1, 2, 1), activation, entropy)  # a wrong name fails here, not after the first scan
+        self.rho = _number("rho", rho, low=0.0)
+        self.learning_rate_law = learning_rate_law
+        learning_rate_factor(learning_rate_law, 0.0)
+        resolve_views(views, (1, 1, 1))
+        self.views = views
+        self.strong_view = _strong_view(strong_view)
+        if not isinstance(steps, int) or steps < 1:
+            raise GrataError(f"steps must be a whole number of at least 1, got {steps!r}.")
+        self.steps = steps
+        if autocast is not None and autocast not in _AUTOCAST:
+            raise GrataError(f"autocast must be one of {', '.join(_AUTOCAST)}, or null, got {autocast!r}.")
+        self.autocast = None if autocast is None else _AUTOCAST[autocast]
+        self.output = output
+        self._new_optimizer = lambda: _optimizer(optimizer, lr, optimizer_options or {}, list(self.parameters.items()))
+        self._reset_optimizer()
+
+    def _adapt(self, images: torch.Tensor, strong_view: torch.Tensor | None = None) -> GraTaRecord:
+        if strong_view is not None:
+            strong_view = self._plain(strong_view)
+        records = [self._step(images, strong_view) for _ in range(self.steps)]
+        if self.steps == 1:
+            return records[0]
+        flags = tuple(dict.fromkeys(flag for record in records for flag in record.flags))
+        return dataclasses.replace(records[-1], flags=flags, steps=tuple(records))
+
+    def _step(self, x: torch.Tensor, strong: torch.Tensor | None) -> GraTaRecord:
+        theta = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+        auxiliary_loss, g_aux = self._loss_and_gradient(
+            x, lambda logits: entropy_loss(logits, self.activation, self.entropy)
+        )
+        record = GraTaRecord(auxiliary_loss=auxiliary_loss, auxiliary_gradient_norm=gradient_norm(g_aux))
+        if flags := _non_finite("auxiliary", record.auxiliary_loss, record.auxiliary_gradient_norm):
+            return dataclasses.replace(record, flags=flags)
+
+        try:
+            with torch.no_grad():
+                for parameter, gradient in zip(self.parameters.values(), g_aux):
+                    parameter.sub_(gradient, alpha=self.rho)
+            pseudo_label = self._pseudo_label(x)
+            if strong is None:
+                strong = self.strong_view(x, self.generator)
+            pseudo_loss, g_pse = self._loss_and_gradient(
+                strong, lambda logits: consistency_loss(logits, pseudo_label, self.activation)
+            )
+        finally:
+            self._write(theta)
+
+        record = dataclasses.replace(record, pseudo_loss=pseudo_loss, pseudo_gradient_norm=gradient_norm(g_pse))
+        if flags := _non_finite("pseudo", record.pseudo_loss, record.pseudo_gradient_norm):
+            return dataclasses.replace(record, flags=flags)
+
+        cosine = cosine_similarity(g_aux, g_pse)
+        learning_rate = self._optimizer_step(g_pse, learning_rate_factor(self.learning_rate_law, cosine))
+        if learning_rate is None:
+            self._write(theta)
+            return dataclasses.replace(record, cosine=cosine, flags=("non_finite_parameters", _SKIPPED))
+        return dataclasses.replace(record, cosine=cosine, learning_rate=learning_rate)
+
+    def _pseudo_label(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean probability over the weak views, each prediction mapped back; no gradient."""
+        views = resolve_views(self.views, x.shape[2:])
+        with torch.no_grad():
+            return sum(view.inverse(activate(self._logits(view(x)), self.activation)) for view in views) / len(views)
+
+    def _loss_and_gradient(
+        self, x: torch.Tensor, loss_of: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[float, list[torch.Tensor]]:
+        loss = loss_of(self._logits(x))
+        parameters = list(self.parameters.values())
+        if not self._half_precision(x):
+            return loss.item(), _gradient(loss, parameters)
+        # The gradient of a mean over voxels is below what float16 resolves: scale the loss, less where that overflows.
+        for exponent in (16, 12, 8, 4, 0):
+            gradient = [g / 2.0**exponent for g in _gradient(loss * 2.0**exponent, parameters, retain_graph=True)]
+            if math.isfinite(gradient_norm(gradient)):
+                break
+        return loss.item(), gradient
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits in float32 ``(B, C, ...)``."""
+        precision = (
+            torch.autocast(x.device.type, dtype=self.autocast)
+            if self.autocast is not None
+            else torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type))
+        )
+        with precision:
+            logits = self._network(x)
+        if self.output is not None:
+            logits = logits[self.output]
+        if not isinstance(logits, torch.Tensor):
+            has = f"keys {list(logits)}" if isinstance(logits, Mapping) else f"{len(logits)} items"
+            raise GrataError(f"The network returns a {type(logits).__name__} with {has}: name the logits by output.")
+        if self.activation == "softmax" and logits.shape[1] < 2:
+            raise GrataError("activation=softmax needs two or more output channels; a single one is for sigmoid.")
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _half_precision(self, x: torch.Tensor) -> bool:
+        if self.autocast is not None:
+            return self.autocast is torch.float16
+        device = x.device.type
+        return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
+
+    def _optimizer_step(self, gradient: list[torch.Tensor], factor: float) -> float | None:
+        """One step at ``factor`` times the base learning rates; None (and the optimizer as before) when it overflows."""
+        before = copy.deepcopy(self.optimizer.state_dict())
+        for group, base in zip(self.optimizer.param_groups, self._base_lr):
+            group["lr"] = base * factor
+        for parameter, g in zip(self.parameters.values(), gradient):
+            parameter.grad = g
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if all(torch.isfinite(p).all() for p in self.parameters.values()):
+            return self.optimizer.param_groups[0]["lr"]
+        self.optimizer.load_state_dict(before)
+        return None
+
+    def _reset_optimizer(self) -> None:
+        self.optimizer = self._new_optimizer()
+        self._base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def restore(self) -> None:
+        super().restore()
+        self._reset_optimizer()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"optimizer": copy.deepcopy(self.optimizer.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _gradient(loss: torch.Tensor, parameters: list[nn.Parameter], retain_graph: bool = False) -> list[torch.Tensor]:
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
+
+
+def _non_finite(part: str, loss: float, norm: float) -> tuple[str, ...]:
+    if not math.isfinite(loss):
+        return (f"non_finite_{part}_loss", _SKIPPED)
+    if not math.isfinite(norm):
+        return (f"non_finite_{part}_gradient", _SKIPPED)
+    return ()
+
+
+def _number(name: str, value: Any, low: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < low:
+        raise GrataError(f"{name} must be a finite number of at least {low:g}, got {value!r}.")
+    return float(value)
+
+
+def _strong_view(
+    view: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | Mapping[str, Any] | None,
+) -> Callable[[torch.Tensor, torch.Generator], torch.Tensor]:
+    if callable(view):
+        return view
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in (view or {}).items()}
+    known = [field.name for field in dataclasses.fields(StrongView)]
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise GrataError(f"strong_view has no setting {unknown[0]!r}; the settings are {', '.join(known)}.")
+    return StrongView(**settings)
+
+
+def _optimizer(
+    optimizer: str | Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer],
+    lr: float,
+    options: Mapping[str, Any],
+    parameters: list[tuple[str, nn.Parameter]],
+) -> torch.optim.Optimizer:
+    if callable(optimizer):
+        return optimizer(parameters)
+    lr = _number("lr", lr, low=0.0)
+    optimizer_class = getattr(torch.optim, optimizer, None)
+    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)):
+        raise GrataError(f"optimizer: torch.optim has no {optimizer!r}; for example Adam, AdamW or SGD.")
+    if optimizer_class is torch.optim.LBFGS:
+        raise GrataError("optimizer: LBFGS evaluates the loss several times a step, which GraTa does not define.")
+    try:
+        return optimizer_class(parameters, lr=lr, **options)
+    except (TypeError, ValueError) as error:
+        raise GrataError(f"optimizer_options: {optimizer} refuses {dict(options)}: {error}.") from error

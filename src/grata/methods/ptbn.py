@@ -1,0 +1,40 @@
+"""PTBN: prediction-time batch normalization."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..errors import GrataError
+from ..normalization import normalization_layers
+from .base import Method, StepRecord
+
+__all__ = ["PTBN"]
+
+
+class PTBN(Method):
+    """Batch normalization by the batch's own statistics, nothing learnt (Nado et al. 2020, arXiv:2006.10963).
+
+    Args:
+        network: the source network, with layers that keep running statistics.
+        batch_statistics: weight of the batch's statistics; below 1 they are mixed with the source's.
+
+    Raises:
+        GrataError: no layer of the network keeps running statistics, so that nothing would change.
+    """
+
+    name = "ptbn"
+    summary = "batch statistics replace the running ones"
+    changes = "batch normalization statistics"
+
+    def __init__(self, network: nn.Module, batch_statistics: float = 1.0) -> None:
+        super().__init__(network, {}, batch_statistics)
+        if not self._statistics.layers:
+            kinds = sorted({kind for _, kind, _ in normalization_layers(network)}) or ["none"]
+            raise GrataError(
+                f"method ptbn changes the statistics of batch normalization, and {type(network).__name__} keeps none "
+                f"(its normalization layers: {', '.join(kinds)}). Use method source or grata."
+            )
+
+    def _adapt(self, images: torch.Tensor) -> StepRecord:
+        return StepRecord()

@@ -1,0 +1,31 @@
+"""Source: no adaptation, the row that every table starts with."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .base import Method, StepRecord
+
+__all__ = ["Source"]
+
+
+class Source(Method):
+    """The source network as it is: running statistics, source weights.
+
+    Args:
+        network: the source network.
+    """
+
+    name = "source"
+    summary = "no adaptation"
+    changes = "nothing"
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network, {}, batch_statistics=0.0)
+
+    def _activate(self) -> None:
+        """Nothing to switch: with the source's own statistics the layers stay untouched."""
+
+    def _adapt(self, images: torch.Tensor) -> StepRecord:
+        return StepRecord()

@@ -1,0 +1,23 @@
+"""From logits to probabilities."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import GrataError
+
+__all__ = ["ACTIVATIONS", "activate", "check_activation"]
+
+ACTIVATIONS = ("sigmoid", "softmax")
+
+
+def check_activation(activation: str) -> None:
+    """Raise :class:`GrataError` unless ``activation`` is ``sigmoid`` or ``softmax``."""
+    if activation not in ACTIVATIONS:
+        raise GrataError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
+
+
+def activate(logits: torch.Tensor, activation: str) -> torch.Tensor:
+    """Probabilities of ``logits`` ``(B, C, ...)``: ``sigmoid`` per channel (multi-label), ``softmax`` over channels."""
+    check_activation(activation)
+    return logits.sigmoid() if activation == "sigmoid" else logits.softmax(1)
