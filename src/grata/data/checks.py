@@ -1,0 +1,76 @@
+"""Refuse scans that a network cannot make sense of, before it sees them."""
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import ImageMetaKey
+
+from grata.data.nifti import is_nifti
+from grata.errors import GrataError
+
+__all__ = ["CheckScand"]
+
+
+class CheckScand(MapTransform):
+    """Check images after they were loaded channel-first.
+
+    Args:
+        keys: keys of the images, each of shape (C, H, W[, D]).
+        channels: number of channels the network takes.
+        spatial_dims: number of spatial dimensions the network takes.
+        allow_missing_keys: whether a key may be absent.
+
+    Raises:
+        GrataError: when called on an image with another number of spatial dimensions or channels, with NaN or infinite
+            values, or with one value throughout. The message names the case, or else the file.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, channels: int = 1, spatial_dims: int = 3, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.channels = channels
+        self.spatial_dims = spatial_dims
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        checked = dict(data)
+        for key in self.key_iterator(checked):
+            self._check(checked[key], _name(checked, key))
+        return checked
+
+    def _check(self, image: torch.Tensor, name: str) -> None:
+        channels, *sizes = image.shape
+        shape = " × ".join(str(size) for size in sizes)
+        # A volume of one slice has lost its third dimension in all but form.
+        spatial_dims = len(sizes) - (len(sizes) == 3 and 1 in sizes)
+        if spatial_dims != self.spatial_dims:
+            raise GrataError(
+                f"{name} is {spatial_dims}D ({shape} voxels), but this bundle wants {self.spatial_dims}D images. Give "
+                f"it a {self.spatial_dims}D image."
+            )
+        if channels != self.channels:
+            raise GrataError(
+                f"{name} has {channels} channels, but this bundle wants {self.channels}. Give it the sequence or "
+                "channel that the network was trained on, alone."
+            )
+        values = torch.as_tensor(image)
+        bad = int((~torch.isfinite(values)).sum())
+        if bad:
+            raise GrataError(
+                f"{name} has {bad} NaN or infinite values among {values.numel()} voxels. Repair or export it again."
+            )
+        if values.min() == values.max():
+            raise GrataError(f"{name} has the same value ({values.min().item():g}) everywhere. Export it again.")
+
+
+def _name(data: Mapping[Hashable, Any], key: Hashable) -> str:
+    if "case" in data:
+        return f"Case '{data['case']}' ({key})"
+    path = data[key].meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") if isinstance(data[key], MetaTensor) else ""
+    # A DICOM file's name may be the patient's.
+    return f"File '{path}'" if is_nifti(path) else f"The scan under key '{key}' in '{Path(path).suffix}' format"

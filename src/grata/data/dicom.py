@@ -1,0 +1,390 @@
+"""DICOM images: tell them by content, check a series as one volume, read it."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import highdicom
+import numpy as np
+import pydicom
+from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID
+
+from grata.data.geometry import ORIENTATION_TOLERANCE, GeometryError, Plane, order_planes, spacing_tolerance
+from grata.data.identifiers import patient_identifiers, remove_identifiers
+from grata.errors import GrataError
+
+__all__ = [
+    "BrokenFileError",
+    "Instance",
+    "describe_series",
+    "is_named_dicom",
+    "read_header",
+    "read_instance",
+    "read_series",
+    "read_volume",
+    "series_geometry",
+    "sort_series",
+]
+
+# Objects that have rows and columns but are results of a reading, not acquired images.
+_DERIVED_MODALITIES = {"SEG", "RTDOSE", "PR", "KO", "SR", "REG"}
+
+
+class BrokenFileError(Exception):
+    """A file that is meant to be a DICOM image but cannot be used; the message says why, without naming the file."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What indexing needs of one DICOM image file.
+
+    Attributes:
+        path: the file.
+        uid: SOP Instance UID.
+        series: Series Instance UID.
+        modality: as in the header, upper case.
+        number: Series Number, 0 when absent.
+        description: Series Description, empty when absent.
+        multiframe: whether it is an enhanced multi-frame object.
+        planes: one plane a frame; empty when the header lacks position, orientation or pixel spacing.
+        frame_of_reference: Frame of Reference UID, empty when absent.
+        nominal_spacing: Spacing Between Slices (mm), None when absent.
+        defect: why the pixels cannot be used, empty when nothing speaks against them.
+        identifiers: strings that must not be shown.
+    """
+
+    path: str
+    uid: str
+    series: str
+    modality: str
+    number: int
+    description: str
+    multiframe: bool
+    planes: tuple[Plane, ...]
+    frame_of_reference: str
+    nominal_spacing: float | None
+    defect: str
+    identifiers: frozenset[str]
+
+
+def is_named_dicom(path: str | os.PathLike[str]) -> bool:
+    """Return whether the file's name ends as DICOM files' names do (``.dcm``, ``.dicom``, ``.ima``)."""
+    return Path(path).suffix.lower() in {".dcm", ".dicom", ".ima"}
+
+
+def read_instance(path: str | os.PathLike[str]) -> Instance | None:
+    """Index one file by its header.
+
+    Args:
+        path: any file.
+
+    Returns:
+        The instance, or None for a file that is no DICOM image (other formats, DICOMDIR, SEG, SR, RTSTRUCT, ...).
+
+    Raises:
+        BrokenFileError: the file is a DICOM file by content or name, but empty or unreadable.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = _read_to_pixels(file, is_named_dicom(path))
+            if header is None or not _is_image(header):
+                return None
+            return _instance(os.fspath(path), header, os.fstat(file.fileno()).st_size - file.tell())
+    except OSError as error:
+        raise BrokenFileError(f"it cannot be opened ({error.strerror or 'input/output error'})") from error
+
+
+def read_header(path: str | os.PathLike[str]) -> Dataset:
+    """Read a DICOM file up to its pixel data.
+
+    Raises:
+        GrataError: the file cannot be read as DICOM.
+    """
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except Exception as error:
+        raise GrataError(f"DICOM file {_shown(path, ())} cannot be read: export the series again.") from error
+
+
+def sort_series(instances: Sequence[Instance]) -> list[Instance]:
+    """Check that the instances of one series are one regular volume, and sort them along the slice normal.
+
+    Args:
+        instances: all instances of one series, in any order.
+
+    Returns:
+        The instances in the order of the volume's slices; one alone for enhanced multi-frame.
+
+    Raises:
+        GeometryError: something is missing, mixed, duplicate or irregular; the message says what.
+    """
+    for instance in instances:
+        if instance.defect:
+            raise GeometryError(instance.defect)
+    if len({instance.uid for instance in instances}) < len(instances):
+        raise GeometryError("it has duplicate slices: the same instances are stored in more than one file")
+    if len({instance.frame_of_reference for instance in instances}) > 1:
+        raise GeometryError("its slices have different frames of reference")
+    if any(instance.multiframe for instance in instances) and len(instances) > 1:
+        raise GeometryError(f"it holds {len(instances)} objects, some of them multi-frame: several volumes in one series")
+    planes = [plane for instance in instances for plane in instance.planes]
+    order = order_planes(planes, instances[0].nominal_spacing)
+    return list(instances) if instances[0].multiframe else [instances[index] for index in order]
+
+
+def describe_series(paths: Sequence[str | os.PathLike[str]], identifiers: frozenset[str]) -> str:
+    """Name a series in a message by its number of files and its first file's name, without the patient's identity."""
+    count = f"{len(paths)} files, the first" if len(paths) > 1 else "file"
+    return f"DICOM series of {count} {_shown(paths[0], identifiers)}"
+
+
+def read_series(paths: Sequence[str | os.PathLike[str]]) -> list[Instance]:
+    """Index the files of one series by their headers, checked and in the order of the volume's slices.
+
+    Raises:
+        GrataError: a file cannot be read, or the files are not one regular volume.
+    """
+    instances = [_read_known_instance(path) for path in paths]
+    name = describe_series(paths, _identifiers(instances))
+    if len({instance.series for instance in instances}) > 1:
+        raise GrataError(f"{name}: the files belong to several series. Give the files of one series.")
+    try:
+        return sort_series(instances)
+    except GeometryError as error:
+        raise GrataError(f"{name} cannot be used: {error}. Export the series again, complete and alone.") from error
+
+
+def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
+    """Read a series as one volume with the modality's rescaling (slope and intercept, or lookup table) applied.
+
+    Args:
+        paths: the files of one series in any order, or the one file of an enhanced multi-frame object.
+
+    Returns:
+        A float32 volume of shape (columns, rows, slices), whose slices follow the cross product of the row and the
+        column direction; its ``get_affine("RAS")`` maps voxel indices to mm.
+
+    Raises:
+        GrataError: a file cannot be read or decoded, or the files are not one regular volume.
+    """
+    ordered = read_series(paths)
+    identifiers = _identifiers(ordered)
+    return _column_row_slice((_read_multiframe if ordered[0].multiframe else _read_slices)(ordered, identifiers))
+
+
+def series_geometry(ordered: Sequence[Instance]) -> highdicom.VolumeGeometry:
+    """Return the voxel grid of :func:`read_volume` from the headers alone.
+
+    Args:
+        ordered: instances as :func:`sort_series` returns them.
+    """
+    planes = [plane for instance in ordered for plane in instance.planes]
+    heights = [_height(plane) for plane in planes]
+    # highdicom stacks frames against the normal.
+    top = planes[int(np.argmax(heights))]
+    geometry = highdicom.VolumeGeometry.from_attributes(
+        image_position=top.position,
+        image_orientation=top.orientation,
+        rows=top.size[0],
+        columns=top.size[1],
+        pixel_spacing=top.spacing,
+        spacing_between_slices=(max(heights) - min(heights)) / (len(heights) - 1),
+        number_of_frames=len(heights),
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=ordered[0].frame_of_reference,
+    )
+    return _column_row_slice(geometry)
+
+
+def _column_row_slice(volume):
+    """Bring highdicom's (slice, row, column) order to the one of :func:`read_volume`."""
+    return volume.permute_spatial_axes((2, 1, 0)).ensure_handedness(
+        highdicom.AxisHandedness.RIGHT_HANDED, flip_axis=2
+    )
+
+
+def _read_to_pixels(file, named_dicom: bool) -> Dataset | None:
+    size = os.fstat(file.fileno()).st_size
+    if not size:
+        # Names without an extension, or ending in a number as UIDs do, are DICOM's custom too.
+        if named_dicom or re.fullmatch(r"(\.\d+)?", Path(file.name).suffix):
+            raise BrokenFileError("it is empty (0 bytes)")
+        return None
+    try:
+        # A directory of the medium has no series; image headers have one.
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        str(header.get("SOPClassUID"))
+    except InvalidDicomError as error:
+        if named_dicom:
+            raise BrokenFileError("it is named as DICOM but has no DICOM header: truncated or garbage") from error
+        return None
+    # pydicom lets every kind of exception out of a damaged header: struct.error, ValueError, EOFError, KeyError, ...
+    except Exception as error:
+        raise BrokenFileError("its DICOM header is damaged or truncated") from error
+    return header
+
+
+def _is_image(header: Dataset) -> bool:
+    if "MediaStorageDirectoryStorage" in header.file_meta.get("MediaStorageSOPClassUID", UID("")).keyword:
+        return False
+    if "SOPClassUID" not in header or "SeriesInstanceUID" not in header:
+        raise BrokenFileError("its DICOM header is truncated: it names no series")
+    return "Rows" in header and "Columns" in header and header.get("Modality") not in _DERIVED_MODALITIES
+
+
+def _instance(path: str, header: Dataset, pixel_bytes: int) -> Instance:
+    multiframe = "SharedFunctionalGroupsSequence" in header
+    try:
+        planes = _frame_planes(header) if multiframe else (_slice_plane(header),)
+        nominal_spacing = _nominal_spacing(header, multiframe)
+        number = int(header.get("SeriesNumber") or 0)
+    # An absent element raises AttributeError or IndexError, a malformed one ValueError or TypeError.
+    except (AttributeError, IndexError, TypeError, ValueError):
+        planes, nominal_spacing, number = (), None, 0
+    return Instance(
+        path=path,
+        uid=str(header.get("SOPInstanceUID", "")),
+        series=str(header.SeriesInstanceUID),
+        modality=str(header.get("Modality", "")).upper(),
+        number=number,
+        description=str(header.get("SeriesDescription") or ""),
+        multiframe=multiframe,
+        planes=planes,
+        frame_of_reference=str(header.get("FrameOfReferenceUID") or ""),
+        nominal_spacing=nominal_spacing,
+        defect=_defect(header, planes, pixel_bytes),
+        identifiers=patient_identifiers(header),
+    )
+
+
+def _slice_plane(header: Dataset) -> Plane:
+    return _plane(header, header.ImagePositionPatient, header.ImageOrientationPatient, header.PixelSpacing)
+
+
+def _frame_planes(header: Dataset) -> tuple[Plane, ...]:
+    shared = header.SharedFunctionalGroupsSequence[0]
+
+    def group(frame: Dataset, keyword: str) -> Dataset:
+        return (frame if keyword in frame else shared)[keyword][0]
+
+    return tuple(
+        _plane(
+            header,
+            group(frame, "PlanePositionSequence").ImagePositionPatient,
+            group(frame, "PlaneOrientationSequence").ImageOrientationPatient,
+            group(frame, "PixelMeasuresSequence").PixelSpacing,
+        )
+        for frame in header.PerFrameFunctionalGroupsSequence
+    )
+
+
+def _plane(header: Dataset, position: Sequence, orientation: Sequence, spacing: Sequence) -> Plane:
+    numbers = [tuple(float(value) for value in values) for values in (position, orientation, spacing)]
+    if [len(values) for values in numbers] != [3, 6, 2]:
+        raise ValueError("wrong number of values")
+    return Plane(*numbers, size=(int(header.Rows), int(header.Columns)))
+
+
+def _nominal_spacing(header: Dataset, multiframe: bool) -> float | None:
+    if multiframe:
+        measures = header.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence")
+        header = measures[0] if measures else Dataset()
+    spacing = header.get("SpacingBetweenSlices")
+    return None if spacing is None else float(spacing)
+
+
+def _defect(header: Dataset, planes: tuple[Plane, ...], pixel_bytes: int) -> str:
+    if header.get("SamplesPerPixel", 1) != 1:
+        return f"it is a colour image ({header.SamplesPerPixel} samples a pixel), but grey values are wanted"
+    if not planes or not header.get("FrameOfReferenceUID"):
+        return (
+            "its headers lack the position in the patient (Image Position, Image Orientation, Pixel Spacing or Frame "
+            "of Reference)"
+        )
+    if pixel_bytes <= 0:
+        return "a file has no pixel data: it is truncated or holds the header alone"
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        return "a file does not name its transfer syntax"
+    if syntax.is_encapsulated:
+        return _decoder_defect(syntax)
+    expected = header.Rows * header.Columns * len(planes) * header.get("BitsAllocated", 16) // 8
+    if not syntax.is_deflated and pixel_bytes < expected:
+        return f"a file is truncated: {expected} bytes of pixel data are announced, {pixel_bytes} bytes are left"
+    return ""
+
+
+def _decoder_defect(syntax: UID) -> str:
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        return f"its transfer syntax ({syntax.name}) cannot be decoded"
+    if decoder.is_available:
+        return ""
+    return f"no decoder for its transfer syntax ({syntax.name}) is installed"
+
+
+def _read_known_instance(path: str | os.PathLike[str]) -> Instance:
+    try:
+        instance = read_instance(path)
+    except BrokenFileError as error:
+        raise GrataError(f"DICOM file {_shown(path, ())} cannot be used: {error}. Export the series again.") from error
+    if instance is None:
+        raise GrataError(f"File {_shown(path, ())} is no DICOM image. Give the image files of one DICOM series.")
+    return instance
+
+
+def _identifiers(instances: Sequence[Instance]) -> frozenset[str]:
+    return frozenset().union(*(instance.identifiers for instance in instances))
+
+
+def _read_slices(ordered: Sequence[Instance], identifiers: frozenset[str]) -> highdicom.Volume:
+    datasets = []
+    for instance in ordered:
+        try:
+            dataset = pydicom.dcmread(instance.path)
+            # Decoded here, where the file can be named; pydicom keeps the array for highdicom.
+            dataset.pixel_array  # noqa: B018
+        # Decoders raise whatever their library does.
+        except Exception as error:
+            raise _decode_error(instance.path, identifiers, error) from error
+        datasets.append(dataset)
+    distance = (_height(ordered[-1].planes[0]) - _height(ordered[0].planes[0])) / (len(ordered) - 1)
+    return highdicom.get_volume_from_series(
+        datasets,
+        dtype=np.float32,
+        apply_real_world_transform=False,
+        # Distances were checked against their median; highdicom compares with their mean.
+        atol=2 * spacing_tolerance(distance),
+        orientation_tol=ORIENTATION_TOLERANCE,
+    )
+
+
+def _read_multiframe(ordered: Sequence[Instance], identifiers: frozenset[str]) -> highdicom.Volume:
+    (instance,) = ordered
+    try:
+        return highdicom.imread(instance.path).get_volume(dtype=np.float32, apply_real_world_transform=False, rtol=0.02)
+    except Exception as error:
+        raise _decode_error(instance.path, identifiers, error) from error
+
+
+def _height(plane: Plane) -> float:
+    orientation = np.asarray(plane.orientation)
+    return float(np.cross(orientation[:3], orientation[3:]) @ np.asarray(plane.position))
+
+
+def _decode_error(path: str, identifiers: frozenset[str], error: Exception) -> GrataError:
+    reason = remove_identifiers(str(error).strip().split("\n")[0], identifiers)
+    return GrataError(
+        f"DICOM file {_shown(path, identifiers)}: its pixel data cannot be decoded ({reason}). The file is damaged or "
+        "its transfer syntax is not supported: export the series again, uncompressed if need be."
+    )
+
+
+def _shown(path: str | os.PathLike[str], identifiers: frozenset[str] | tuple) -> str:
+    return f"'{remove_identifiers(Path(path).name, identifiers)}'"

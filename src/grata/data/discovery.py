@@ -1,0 +1,324 @@
+"""Find the scans in a folder, one item per scan, and say which ones cannot be used and why."""
+
+import fnmatch
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from grata.data.dicom import BrokenFileError, Instance, is_named_dicom, read_instance, series_geometry, sort_series
+from grata.data.geometry import GeometryError
+from grata.data.identifiers import remove_identifiers
+from grata.data.labels import LabelIndex, is_label_folder
+from grata.data.nifti import check_nifti, grid_difference, is_nifti, load_nifti, nifti_stem
+from grata.errors import GrataError
+
+__all__ = ["Discovery", "Fault", "discover"]
+
+# Below this number of files indexing is over before a progress bar can be read.
+_FILES_FOR_PROGRESS = 50
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A scan that cannot be used.
+
+    Attributes:
+        case: its id, as a usable case would have it.
+        message: what is wrong, in which file or series, and the remedy; free of the patient's identity.
+    """
+
+    case: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a folder holds.
+
+    Attributes:
+        cases: one dictionary a usable scan, sorted by id. ``case``: unique id. ``image``: path of the NIfTI file, or
+            list of the files of a DICOM series along its slice normal. ``label``: path, only when one was found.
+            ``site``: name of the site. ``format``: ``"nifti"`` or ``"dicom"``.
+        faults: the scans that cannot be used.
+    """
+
+    cases: list[dict] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+@dataclass
+class _Files:
+    nifti: list[Path] = field(default_factory=list)
+    other: list[Path] = field(default_factory=list)
+    label_folders: list[Path] = field(default_factory=list)
+    unreadable: list[Path] = field(default_factory=list)
+
+
+def discover(
+    dataset_dir: str | os.PathLike[str],
+    modality: str | None = None,
+    description: str | None = None,
+    labels_dir: str | os.PathLike[str] | None = None,
+    site: str | None = None,
+    spatial_dims: int = 3,
+) -> Discovery:
+    """Index the NIfTI files and DICOM series of a folder and its subfolders.
+
+    NIfTI is told by its extension, DICOM by its content. Hidden files are passed over, and so are DICOM objects that
+    are no images (DICOMDIR, SEG, SR, RTSTRUCT, ...). One item is made per Series Instance UID, however the files lie.
+
+    Args:
+        dataset_dir: the folder.
+        modality: keep only DICOM series of this modality (``"MR"``, ``"CT"``), in any case.
+        description: keep only DICOM series whose description contains this text or matches this pattern
+            (``"*T1*post*"``), in any case. NIfTI files carry neither: they are kept whatever is selected.
+        labels_dir: folder of label maps (NIfTI) named like the images, or like the cases for DICOM. Without it labels
+            are looked for in a ``labels`` folder beside ``images`` (also ``labelsTr``, ``imagesTr``) and beside the
+            image as ``<name>_seg`` or ``<name>_label``.
+        site: name of the site the scans come from; ``"unknown"`` by default.
+        spatial_dims: 3 for volumes; 2 for NIfTI images of a single slice. DICOM series are always volumes.
+
+    Returns:
+        The usable cases and the faults. Slice distances may differ by 1 % or 0.01 mm, whichever is larger, direction
+        cosines by 0.001; no geometry is guessed.
+
+    Raises:
+        GrataError: a folder is missing, unreadable or holds no scans, or the selection or ``labels_dir`` matches
+            nothing.
+    """
+    root = _existing_folder(dataset_dir, "dataset_dir")
+    labels_root = None if labels_dir is None else _existing_folder(labels_dir, "labels_dir")
+    files = _walk(root, labels_root)
+    labels = LabelIndex(files.nifti, files.label_folders, labels_root)
+    common = {"site": site or "unknown"}
+
+    instances, broken = _read_instances(files.other)
+    identifiers = frozenset().union(*(instance.identifiers for instance in instances))
+    result = Discovery()
+    for folder in files.unreadable:
+        name = remove_identifiers(_relative(folder, root), identifiers)
+        result.faults.append(Fault(_hashed("folder", name), f"Folder '{name}' cannot be read: check its permissions."))
+    for path, case in _nifti_ids([path for path in files.nifti if not labels.is_label(path)], root):
+        _add_nifti(result, path, case, labels.find(path, root), root, spatial_dims, common)
+    _add_dicom(result, instances, broken, modality, description, labels, root, identifiers, common)
+
+    if not result.cases and not result.faults:
+        raise GrataError(
+            f"The folder '{root}' (dataset_dir) holds no NIfTI file and no DICOM image. Name the folder of the scans."
+        )
+    if labels_root is not None and result.cases and not any("label" in case for case in result.cases):
+        raise GrataError(
+            f"No label map in '{labels_root}' (labels_dir) has the name of a case. Name the labels like the images, "
+            f"here for example '{result.cases[0]['case']}.nii.gz', or leave labels_dir out."
+        )
+    result.cases.sort(key=lambda case: case["case"])
+    result.faults.sort(key=lambda fault: (fault.case, fault.message))
+    return result
+
+
+def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise GrataError(f"The folder '{path}' ({key}) does not exist. Name an existing folder.")
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        raise GrataError(f"The folder '{path}' ({key}) cannot be read: {error.strerror}. Check its permissions.") from error
+    return path
+
+
+def _walk(root: Path, labels_root: Path | None) -> _Files:
+    files = _Files()
+    visited = set()
+    walker = os.walk(root, onerror=lambda error: files.unreadable.append(Path(error.filename)), followlinks=True)
+    for parent, folders, names in walker:
+        folder = Path(parent)
+        # Followed links may lead back up.
+        if folder.resolve() in visited:
+            folders.clear()
+            continue
+        visited.add(folder.resolve())
+        children = [folder / name for name in sorted(folders) if not name.startswith(".")]
+        labelled = [child for child in children if is_label_folder(child, folders)]
+        files.label_folders += labelled
+        skipped = {labels_root.resolve()} if labels_root is not None else set()
+        folders[:] = [c.name for c in children if c not in labelled and c.resolve() not in skipped]
+        for name in sorted(names):
+            if not name.startswith("."):
+                (files.nifti if is_nifti(name) else files.other).append(folder / name)
+    return files
+
+
+def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[Path, str]]]:
+    instances, broken = [], []
+    # None leaves the decision to tqdm: no bar unless a person is watching.
+    disable = True if len(paths) < _FILES_FOR_PROGRESS else None
+    for path in tqdm(paths, desc="Indexing scans", unit="file", leave=False, disable=disable):
+        try:
+            instance = read_instance(path)
+        except BrokenFileError as error:
+            broken.append((path, str(error)))
+        else:
+            if instance is not None:
+                instances.append(instance)
+    return instances, broken
+
+
+def _nifti_ids(paths: Sequence[Path], root: Path) -> list[tuple[Path, str]]:
+    """Name NIfTI cases by their stem, with as much of the path as makes them unique."""
+    ids = [nifti_stem(path) for path in paths]
+    longer = ["-".join((*_folders(path, root), nifti_stem(path))) for path in paths]
+    hashed = [f"{name}-{_digest(_relative(path, root))}" for name, path in zip(longer, paths, strict=True)]
+    for replacement in (longer, hashed):
+        counts = Counter(ids)
+        ids = [new if counts[old] > 1 else old for old, new in zip(ids, replacement, strict=True)]
+    return list(zip(paths, ids, strict=True))
+
+
+def _folders(path: Path, root: Path) -> tuple[str, ...]:
+    parts = path.relative_to(root).parts[:-1]
+    return parts[1:] if parts and parts[0].startswith("images") else parts
+
+
+def _add_nifti(
+    result: Discovery, path: Path, case: str, label: Path | None, root: Path, spatial_dims: int, common: dict
+) -> None:
+    try:
+        image = load_nifti(path)
+        check_nifti(image, path, spatial_dims)
+        if label is not None:
+            _check_label(label, image.shape, image.affine, f"NIfTI file '{_relative(path, root)}'")
+    except GrataError as error:
+        result.faults.append(Fault(case, str(error).replace(f"{root}{os.sep}", "")))
+        return
+    found = {} if label is None else {"label": str(label)}
+    result.cases.append({"case": case, "image": str(path), **found, **common, "format": "nifti"})
+
+
+def _check_label(label: Path, shape: Sequence[int], affine: np.ndarray, image_name: str) -> None:
+    label_image = load_nifti(label)
+    difference = grid_difference(shape, affine, label_image.shape, label_image.affine)
+    if difference:
+        raise GrataError(
+            f"Label '{label}' does not lie on the voxels of its image, {image_name}: it has {difference}. Resample the "
+            "label onto the image, or remove it."
+        )
+
+
+def _add_dicom(
+    result: Discovery,
+    instances: Sequence[Instance],
+    broken: Sequence[tuple[Path, str]],
+    modality: str | None,
+    description: str | None,
+    labels: LabelIndex,
+    root: Path,
+    identifiers: frozenset[str],
+    common: dict,
+) -> None:
+    series: dict[str, list[Instance]] = defaultdict(list)
+    for instance in instances:
+        series[instance.series].append(instance)
+    selected = {uid: group for uid, group in series.items() if _matches(group[0], modality, description)}
+    if series and not selected:
+        raise GrataError(_nothing_selected(series.values(), modality, description, identifiers))
+    by_folder: dict[Path, set[str]] = defaultdict(set)
+    for instance in instances:
+        by_folder[Path(instance.path).parent].add(instance.series)
+
+    defects = {}
+    for path, reason in broken:
+        name = remove_identifiers(_relative(path, root), identifiers)
+        neighbours = by_folder.get(path.parent, set())
+        if not neighbours and not is_named_dicom(path):
+            continue
+        message = f"DICOM file '{name}' cannot be used: {reason}. Copy or export it again."
+        if len(neighbours) == 1:
+            # It can only be a slice of this series, which would be read one slice short.
+            defects[next(iter(neighbours))] = message
+        else:
+            if neighbours:
+                message += f" It may belong to one of the {len(neighbours)} series in its folder: check their extent."
+            result.faults.append(Fault(_hashed("file", _relative(path, root)), message))
+    for uid, group in selected.items():
+        _add_series(result, group, defects.get(uid), labels, root, identifiers, common)
+
+
+def _add_series(
+    result: Discovery,
+    group: Sequence[Instance],
+    defect: str | None,
+    labels: LabelIndex,
+    root: Path,
+    identifiers: frozenset[str],
+    common: dict,
+) -> None:
+    first = group[0]
+    case = f"{first.modality.lower()}-series{first.number:03d}-{_digest(first.series)}"
+    folder = remove_identifiers(_relative(Path(first.path).parent, root), identifiers)
+    name = f"DICOM series {case} ({len(group)} file{'s' * (len(group) > 1)}, in '{folder}')"
+    try:
+        if defect:
+            raise GeometryError(f"it is incomplete. {defect}")
+        ordered = sort_series(group)
+    except GeometryError as error:
+        message = f"{name} cannot be used: {str(error).removesuffix('.')}. {_REMEDY}"
+        result.faults.append(Fault(case, message))
+        return
+    label = labels.find_named(case)
+    if label is not None:
+        geometry = series_geometry(ordered)
+        try:
+            _check_label(label, geometry.spatial_shape, geometry.get_affine("RAS"), name)
+        except GrataError as error:
+            result.faults.append(Fault(case, remove_identifiers(str(error), identifiers)))
+            return
+    found = {} if label is None else {"label": str(label)}
+    image = [instance.path for instance in ordered]
+    result.cases.append({"case": case, "image": image, **found, **common, "format": "dicom"})
+
+
+_REMEDY = "Export the series again, complete and alone, or leave it out by choosing others with modality or description."
+
+
+def _matches(instance: Instance, modality: str | None, description: str | None) -> bool:
+    if modality and instance.modality != modality.strip().upper():
+        return False
+    if not description:
+        return True
+    text, pattern = instance.description.lower(), description.lower()
+    return pattern in text or fnmatch.fnmatchcase(text, pattern)
+
+
+def _nothing_selected(
+    series: Iterable[Sequence[Instance]], modality: str | None, description: str | None, identifiers: frozenset[str]
+) -> str:
+    found: dict[str, list[str]] = defaultdict(list)
+    for group in series:
+        found[group[0].modality].append(remove_identifiers(group[0].description, identifiers) or "none")
+    wanted = " and ".join(
+        f"{key} '{value}'" for key, value in (("modality", modality), ("description", description)) if value
+    )
+    listed = "; ".join(
+        f"{len(names)} of modality {key} (descriptions: {', '.join(sorted(set(names))[:10])})"
+        for key, names in sorted(found.items())
+    )
+    return f"No DICOM series has {wanted}. Found: {listed}. Choose one of these."
+
+
+def _relative(path: Path, root: Path) -> str:
+    return str(path.relative_to(root))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _hashed(kind: str, text: str) -> str:
+    return f"{kind}-{_digest(text)}"

@@ -1,0 +1,141 @@
+"""Decide whether a set of image planes is one regular volume. Nothing is repaired and nothing is guessed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["GeometryError", "Plane", "order_planes", "spacing_tolerance"]
+
+# Headers carry direction cosines with as few as four digits.
+ORIENTATION_TOLERANCE = 1e-3
+# A stack may lean by this part of a pixel over its whole length: headers round, a tilted gantry leans by far more.
+_DRIFT_IN_PIXELS = 0.1
+
+
+class GeometryError(ValueError):
+    """The planes do not form one regular volume; the message says why, without naming a file."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where one image plane lies in the patient, in DICOM's LPS coordinates.
+
+    Attributes:
+        position: centre of the first pixel, (3,), mm.
+        orientation: direction cosines along a row and along a column, (6,).
+        spacing: distance between rows and between columns, (2,), mm.
+        size: rows and columns.
+    """
+
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    size: tuple[int, int]
+
+
+def spacing_tolerance(spacing: float) -> float:
+    """Return by how much (mm) a slice distance may differ from ``spacing``: 1 % of it, and at least 0.01 mm."""
+    return max(0.01 * spacing, 0.01)
+
+
+def order_planes(planes: Sequence[Plane], nominal_spacing: float | None = None) -> list[int]:
+    """Return the order of the planes along their normal, from low to high.
+
+    Args:
+        planes: the planes of one series, in any order.
+        nominal_spacing: the header's Spacing Between Slices (mm), used only to notice slices that are missing
+            regularly.
+
+    Returns:
+        Indices into ``planes``; the normal is the cross product of the row and the column direction.
+
+    Raises:
+        GeometryError: fewer than two planes, mixed sizes, pixel spacings or orientations, several planes at one
+            position, a slice missing, irregular distances, or slices that are shifted against each other.
+    """
+    if len(planes) < 2:
+        raise GeometryError("it is a single slice, but a volume is wanted")
+    _check_alike(planes)
+    orientation = np.asarray(planes[0].orientation, dtype=float)
+    normal = np.cross(orientation[:3], orientation[3:])
+    positions = np.asarray([plane.position for plane in planes], dtype=float)
+    heights = positions @ normal
+    order = np.argsort(heights, kind="stable")
+    _check_distances(heights[order], nominal_spacing)
+    _check_alignment(positions[order], heights[order], normal, min(planes[0].spacing))
+    return order.tolist()
+
+
+def _check_alike(planes: Sequence[Plane]) -> None:
+    sizes = sorted({plane.size for plane in planes})
+    if len(sizes) > 1:
+        raise GeometryError(f"its slices have different sizes (rows × columns): {_listed(sizes, ' × ')}")
+    if not np.isfinite([(*p.position, *p.orientation, *p.spacing) for p in planes]).all():
+        raise GeometryError("a position, orientation or pixel spacing in its headers is not a finite number")
+    spacings = sorted({plane.spacing for plane in planes})
+    if len(spacings) > 1:
+        raise GeometryError(f"its slices have different pixel spacings (mm): {_listed(spacings, ' × ')}")
+    if min(spacings[0]) <= 0:
+        raise GeometryError(f"its pixel spacing is not positive (mm): {_listed(spacings, ' × ')}")
+    orientations = np.asarray([plane.orientation for plane in planes], dtype=float)
+    gram = orientations[0].reshape(2, 3) @ orientations[0].reshape(2, 3).T
+    if not np.allclose(gram, np.eye(2), atol=10 * ORIENTATION_TOLERANCE):
+        raise GeometryError("its Image Orientation (Patient) is not a pair of perpendicular unit vectors")
+    deviating = int((np.abs(orientations - orientations[0]).max(axis=1) > ORIENTATION_TOLERANCE).sum())
+    if deviating:
+        raise GeometryError(
+            f"its slices have mixed orientations ({len(planes) - deviating} like the first, {deviating} others), "
+            "as in a localizer or several stacks in one series"
+        )
+
+
+def _check_distances(heights: np.ndarray, nominal_spacing: float | None) -> None:
+    distances = np.diff(heights)
+    duplicates = int((distances < 1e-3).sum())
+    if duplicates:
+        first = int(np.argmin(distances))
+        raise GeometryError(
+            f"it has duplicate slices: {duplicates} of {len(heights)} lie at the position of another one "
+            f"(the first at {heights[first]:.2f} mm along the slice normal), as with copies of a file, echoes or time "
+            "points in one series"
+        )
+    spacing = float(np.median(distances))
+    # With more gaps than not, the median is the gap: the smallest distance then tells the true spacing.
+    if distances.min() < spacing - spacing_tolerance(spacing):
+        spacing = float(distances.min())
+    irregular = np.flatnonzero(np.abs(distances - spacing) > spacing_tolerance(spacing))
+    if irregular.size:
+        _raise_irregular(heights, int(irregular[0]), spacing)
+    steps = spacing / nominal_spacing if nominal_spacing and nominal_spacing > 0 else 1.0
+    if round(steps) > 1 and abs(steps - round(steps)) < 0.01 * steps:
+        raise GeometryError(
+            f"slices are missing: its slices lie {spacing:.2f} mm apart, but the header says "
+            f"{nominal_spacing:.2f} mm (Spacing Between Slices)"
+        )
+
+
+def _raise_irregular(heights: np.ndarray, index: int, spacing: float) -> None:
+    low, high = heights[index], heights[index + 1]
+    missing = round((high - low) / spacing) - 1
+    where = f"between {low:.2f} mm and {high:.2f} mm along the slice normal"
+    if missing > 0 and abs((high - low) / (missing + 1) - spacing) <= spacing_tolerance(spacing):
+        count = "a slice is" if missing == 1 else f"{missing} slices are"
+        raise GeometryError(f"{count} missing {where}: the expected spacing is {spacing:.2f} mm")
+    raise GeometryError(
+        f"its slice spacing is not uniform: {high - low:.2f} mm {where}, where {spacing:.2f} mm are expected"
+    )
+
+
+def _check_alignment(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray, pixel: float) -> None:
+    inplane = positions - positions[0] - np.outer(heights - heights[0], normal)
+    drift = float(np.linalg.norm(inplane, axis=1).max())
+    if drift > max(_DRIFT_IN_PIXELS * pixel, 0.01):
+        raise GeometryError(
+            f"its slices are shifted against each other by up to {drift:.2f} mm within the slice plane, as with a "
+            "tilted gantry: resample it to an upright stack first"
+        )
+
+
+def _listed(values: Sequence[tuple], joiner: str) -> str:
+    return ", ".join(joiner.join(f"{number:g}" for number in value) for value in values[:4])

@@ -1,0 +1,155 @@
+"""NIfTI images: names, header checks, reading and writing in the image's own space."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from grata.data.output import atomic_write
+from grata.errors import GrataError
+
+__all__ = ["check_nifti", "grid_difference", "is_nifti", "load_nifti", "nifti_stem", "read_nifti", "save_nifti"]
+
+_EXTENSIONS = (".nii.gz", ".nii")
+
+
+def is_nifti(path: str | os.PathLike[str]) -> bool:
+    """Return whether the file's name ends in ``.nii`` or ``.nii.gz``."""
+    return os.fspath(path).lower().endswith(_EXTENSIONS)
+
+
+def nifti_stem(path: str | os.PathLike[str]) -> str:
+    """Return the file's name without folder and without ``.nii`` or ``.nii.gz``."""
+    name = Path(path).name
+    for extension in _EXTENSIONS:
+        if name.lower().endswith(extension):
+            return name[: -len(extension)]
+    return name
+
+
+def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
+    """Open a NIfTI file; the voxels are read later.
+
+    Raises:
+        GrataError: the file is empty, truncated within its header or not NIfTI.
+    """
+    try:
+        if not os.path.getsize(path):
+            raise GrataError(f"NIfTI file '{path}' is empty (0 bytes): copy or export it again.")
+        return nibabel.load(path)
+    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+        raise GrataError(f"NIfTI file '{path}' cannot be read: it is damaged, truncated or not NIfTI.") from error
+
+
+def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatial_dims: int = 3) -> None:
+    """Check that a NIfTI header places the voxels in space without a guess.
+
+    Args:
+        image: the opened file.
+        path: its path, for messages.
+        spatial_dims: 3 refuses images of a single slice, 2 refuses volumes.
+
+    Raises:
+        GrataError: wrong number of spatial dimensions, no or contradictory orientation, singular affine.
+    """
+    header = image.header
+    depth = image.shape[2] if len(image.shape) > 2 else 1
+    found = 3 if depth > 1 else 2
+    if found != spatial_dims or len(image.shape) < 2:
+        shape = " × ".join(str(size) for size in image.shape)
+        raise GrataError(f"NIfTI file '{path}' is {found}D ({shape} voxels), but a {spatial_dims}D image is wanted.")
+    if not int(header["sform_code"]) and not int(header["qform_code"]):
+        raise GrataError(
+            f"NIfTI file '{path}' has no orientation (sform and qform codes are 0): left and right would be a guess. "
+            "Convert it again from DICOM, or set its sform."
+        )
+    spacing = np.sqrt((image.affine[:3, :3] ** 2).sum(axis=0))
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
+        raise GrataError(f"NIfTI file '{path}' has a singular or non-finite affine matrix: convert it again.")
+    zooms = np.asarray(header.get_zooms()[:found], dtype=float)
+    if not np.allclose(spacing[:found], zooms, rtol=0.01):
+        raise GrataError(
+            f"NIfTI file '{path}' contradicts itself: voxel size {_mm(zooms)} in pixdim, {_mm(spacing[:found])} in its "
+            "affine matrix. Convert it again, or correct the header."
+        )
+
+
+def read_nifti(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Read voxels and RAS affine.
+
+    Returns:
+        The float32 array as stored, (H, W, D) or with channels last, and the (4, 4) affine in mm.
+
+    Raises:
+        GrataError: the file cannot be read to its end.
+    """
+    image = load_nifti(path)
+    try:
+        return np.asarray(image.dataobj, dtype=np.float32), np.array(image.affine)
+    # zlib.error is no OSError; RGB voxels raise TypeError or ValueError.
+    except Exception as error:
+        raise GrataError(
+            f"NIfTI file '{path}': its voxels cannot be read. It is truncated or damaged, or has no grey values."
+        ) from error
+
+
+def grid_difference(
+    shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray
+) -> str:
+    """Compare two voxel grids.
+
+    Args:
+        shape, other_shape: sizes; only the first three axes count.
+        affine, other_affine: (4, 4) matrices, mm.
+
+    Returns:
+        What differs, empty when the shapes are equal and no corner voxel is displaced by more than 0.01 mm.
+    """
+    first, second = ((*sizes[:3], *[1] * (3 - len(sizes))) for sizes in (shape, other_shape))
+    if first != second:
+        return f"shape {' × '.join(map(str, second))} instead of {' × '.join(map(str, first))}"
+    corners = np.stack(np.meshgrid(*([0, size - 1] for size in first), [1], indexing="ij"), axis=-1).reshape(-1, 4)
+    displacement = float(np.linalg.norm(corners @ (affine - other_affine).T, axis=1).max())
+    return f"an affine that displaces it by {displacement:.2f} mm" if displacement > 0.01 else ""
+
+
+def save_nifti(labels: np.ndarray, reference: nibabel.Nifti1Image | np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Write a label map.
+
+    Args:
+        labels: uint8, (H, W, D).
+        reference: the NIfTI image whose geometry is copied, or a (4, 4) RAS affine in mm.
+        path: the file to write, atomically.
+
+    Raises:
+        GrataError: the file cannot be written.
+    """
+    if isinstance(reference, np.ndarray):
+        image = nibabel.Nifti1Image(labels, reference)
+        image.set_qform(reference, code="scanner")
+        image.set_sform(reference, code="scanner")
+        image.header.set_xyzt_units("mm")
+    else:
+        header = _geometry_header(reference.header)
+        image = reference.__class__(labels, reference.affine, header)
+    image.header.set_data_dtype(np.uint8)
+    image.header.set_slope_inter(1, 0)
+    with atomic_write(path) as temporary:
+        nibabel.save(image, temporary)
+
+
+def _geometry_header(header: nibabel.Nifti1Header) -> nibabel.Nifti1Header:
+    """Copy what places the voxels, and no free text or extension: these may name the patient."""
+    copy = header.__class__()
+    for field in (
+        "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+        "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units",
+    ):  # fmt: skip
+        copy[field] = header[field]
+    return copy
+
+
+def _mm(sizes: np.ndarray) -> str:
+    return " × ".join(f"{size:g}" for size in sizes) + " mm"

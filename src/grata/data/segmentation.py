@@ -1,0 +1,200 @@
+"""Write a segmentation in the space of the scan it was made from, as NIfTI or as DICOM SEG."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from highdicom import AlgorithmIdentificationSequence
+from highdicom.seg import Segmentation, SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
+from highdicom.sr import CodedConcept
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import generate_uid
+
+from grata import __version__
+from grata.data.dicom import Instance, read_header, read_series, series_geometry
+from grata.data.geometry import order_planes
+from grata.data.nifti import load_nifti, save_nifti
+from grata.data.output import atomic_write
+from grata.errors import GrataError
+
+__all__ = ["write_dicom_seg", "write_nifti"]
+
+# Attributes that a source may lack although the standard asks for them, if only empty (type 2).
+_TYPE_2 = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime", "ReferringPhysicianName",
+)  # fmt: skip
+
+
+def write_nifti(labels: np.ndarray, case: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a label map as NIfTI in the scan's own space.
+
+    For a NIfTI scan the sform, qform and their codes, voxel sizes and units are those of the scan, and none of its free
+    text is copied; for a DICOM scan the affine is the one :class:`grata.data.ScanReader` gives. The same labels give
+    the same bytes.
+
+    Args:
+        labels: integers from 0 to 255, (H, W, D), on the voxels of the scan as ``ScanReader`` reads it.
+        case: a case of :func:`grata.data.discover`.
+        path: the file, ``.nii.gz`` or ``.nii``; its folder exists.
+
+    Raises:
+        GrataError: the scan cannot be read any more, or the file cannot be written.
+        ValueError: ``labels`` has another shape than the scan, or values that are no integers from 0 to 255.
+    """
+    if case["format"] == "nifti":
+        reference = load_nifti(case["image"])
+        shape = reference.shape[:3]
+    else:
+        geometry = series_geometry(read_series(case["image"]))
+        reference, shape = geometry.get_affine("RAS"), geometry.spatial_shape
+    save_nifti(_checked(labels, shape), reference, path)
+
+
+def write_dicom_seg(
+    labels: np.ndarray,
+    case: Mapping[str, Any],
+    segments: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    algorithm: tuple[str, str] = ("GraTa", __version__),
+) -> None:
+    """Write a label map as a binary DICOM SEG that refers to its source series, frame by frame.
+
+    UIDs are derived from the source series and the content, dates and times come from the source series: the same
+    labels give the same bytes. Frames without any voxel are left out; where no voxel at all is segmented, empty frames
+    for all slices say so.
+
+    Args:
+        labels: integers, (H, W, D), on the voxels of the scan as ``ScanReader`` reads it; 0 is background.
+        case: a DICOM case of :func:`grata.data.discover`.
+        segments: one mapping a segment: ``value`` in ``labels``, ``label`` (text), ``category``, ``type`` and
+            optionally ``modifier`` of the type and ``anatomic_region``, each a triplet of code value, coding scheme
+            and meaning.
+        path: the file; its folder exists.
+        algorithm: name and version of what made the segmentation.
+
+    Raises:
+        GrataError: the source series cannot be read any more or lacks what a DICOM SEG needs, or the file cannot be
+            written.
+        ValueError: ``labels`` has another shape than the scan, or values that no segment describes.
+    """
+    instances = read_series(case["image"])
+    labels = _checked(labels, series_geometry(instances).spatial_shape)
+    unknown = sorted(set(np.unique(labels).tolist()) - {0} - {int(segment["value"]) for segment in segments})
+    if unknown:
+        raise ValueError(f"No segment describes the label values {unknown}")
+    sources = [_completed(read_header(instance.path)) for instance in instances]
+    uids = _Uids(sources[0], labels, segments, algorithm)
+    date, time = _date_and_time(sources[0])
+    try:
+        segmentation = Segmentation(
+            source_images=sources,
+            pixel_array=_frames(labels, instances, segments),
+            segmentation_type=SegmentationTypeValues.BINARY,
+            segment_descriptions=[_description(number, item, algorithm) for number, item in enumerate(segments, 1)],
+            series_instance_uid=uids("series"),
+            # The customary distance that keeps results behind the acquired series in a viewer's list.
+            series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+            sop_instance_uid=uids("instance"),
+            instance_number=1,
+            manufacturer=algorithm[0],
+            manufacturer_model_name=algorithm[0],
+            software_versions=algorithm[1],
+            device_serial_number="none",
+            content_description=f"Segmentation by {algorithm[0]}",
+            content_label="SEGMENTATION",
+            series_description=f"{algorithm[0]} segmentation",
+            content_date=date,
+            content_time=time,
+            omit_empty_frames=bool(labels.any()),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise GrataError(
+            f"No DICOM SEG can be made for case '{case['case']}': its series lacks or misstates what the format needs "
+            f"({type(error).__name__} from highdicom). Export the series again, or use the NIfTI output."
+        ) from error
+    _fix_volatile(segmentation, date, time, uids("dimensions"))
+    with atomic_write(path) as temporary:
+        segmentation.save_as(temporary)
+
+
+class _Uids:
+    """UIDs that depend on the source series and the content alone."""
+
+    def __init__(
+        self, source: Dataset, labels: np.ndarray, segments: Sequence[Mapping[str, Any]], algorithm: tuple[str, str]
+    ) -> None:
+        content = hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
+        described = json.dumps([dict(segment) for segment in segments], sort_keys=True, default=list)
+        self._entropy = [str(source.SeriesInstanceUID), content, described, *algorithm]
+
+    def __call__(self, purpose: str) -> str:
+        return generate_uid(entropy_srcs=[*self._entropy, purpose])
+
+
+def _checked(labels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.shape != tuple(shape):
+        raise ValueError(f"labels have shape {labels.shape}, but the scan has {tuple(shape)}")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() > 255:
+        raise ValueError(f"labels must be integers from 0 to 255, not {labels.dtype} up to {labels.max()}")
+    return labels.astype(np.uint8)
+
+
+def _frames(labels: np.ndarray, instances: Sequence[Instance], segments: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return segment numbers, (frames, rows, columns), in the order of the source's files or frames."""
+    numbers = np.zeros_like(labels)
+    for number, segment in enumerate(segments, 1):
+        numbers[labels == int(segment["value"])] = number
+    order = order_planes([plane for instance in instances for plane in instance.planes])
+    frames = np.empty(numbers.shape[::-1], dtype=np.uint8)
+    frames[order] = numbers.transpose(2, 1, 0)
+    return frames
+
+
+def _description(number: int, segment: Mapping[str, Any], algorithm: tuple[str, str]) -> SegmentDescription:
+    region = segment.get("anatomic_region")
+    description = SegmentDescription(
+        segment_number=number,
+        segment_label=segment["label"],
+        segmented_property_category=CodedConcept(*segment["category"]),
+        segmented_property_type=CodedConcept(*segment["type"]),
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=AlgorithmIdentificationSequence(
+            name=algorithm[0], version=algorithm[1], family=codes.cid7162.ArtificialIntelligence
+        ),
+        anatomic_regions=[CodedConcept(*region)] if region else None,
+    )
+    if segment.get("modifier"):
+        property_type = description.SegmentedPropertyTypeCodeSequence[0]
+        property_type.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept(*segment["modifier"])]
+    return description
+
+
+def _completed(header: Dataset) -> Dataset:
+    for keyword in _TYPE_2:
+        if keyword not in header:
+            setattr(header, keyword, "")
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
+    return header
+
+
+def _date_and_time(header: Dataset) -> tuple[str, str]:
+    for prefix in ("Content", "Acquisition", "Series", "Study"):
+        if header.get(f"{prefix}Date"):
+            return str(header[f"{prefix}Date"].value), str(header.get(f"{prefix}Time") or "000000")
+    # The standard asks for a date where the source has none; the clock would make every file differ.
+    return "19000101", "000000"
+
+
+def _fix_volatile(segmentation: Segmentation, date: str, time: str, dimensions_uid: str) -> None:
+    """Replace what highdicom takes from the clock or at random."""
+    segmentation.InstanceCreationDate = date
+    segmentation.InstanceCreationTime = time
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions_uid
