@@ -6,7 +6,18 @@ from types import ModuleType
 
 __version__ = version("grata")
 
-_ROOMS = ("alignment", "data", "handlers", "methods", "normalization", "objectives", "report", "styles", "views")
+_ROOMS = (
+    "alignment",
+    "data",
+    "handlers",
+    "methods",
+    "networks",
+    "normalization",
+    "objectives",
+    "report",
+    "styles",
+    "views",
+)
 
 __all__ = ["__version__", *_ROOMS]
 

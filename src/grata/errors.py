@@ -1,6 +1,6 @@
 """Errors that are written for the person who runs the command, not for the developer."""
 
-__all__ = ["GrataError"]
+__all__ = ["GrataError", "OutputError"]
 
 
 class GrataError(Exception):
@@ -8,3 +8,7 @@ class GrataError(Exception):
 
     Commands print the message alone; the traceback appears only when it was asked for.
     """
+
+
+class OutputError(GrataError):
+    """The output folder cannot be written: no later case could be kept either."""

@@ -50,11 +50,13 @@ class Method(ABC):
         name: how configs call the method.
         summary: one line on what it does.
         changes: what it changes in the network.
+        learns: whether ``adapt`` looks at the images; if not, any call only switches the network's statistics.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     changes: ClassVar[str]
+    learns: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -112,6 +114,14 @@ class Method(ABC):
     @abstractmethod
     def _adapt(self, images: torch.Tensor, **options: Any) -> StepRecord:
         """One online update; the network is active, in evaluation mode, and ``images`` a plain tensor."""
+
+    def uncertainty(self, images: torch.Tensor) -> torch.Tensor:
+        """How unsure the present network is of each image ``(B, C, ...)``: shape ``(B,)``, higher is less sure.
+
+        Raises:
+            NotImplementedError: the method learns, but has no measure of uncertainty: it cannot choose windows by it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no measure of uncertainty")
 
     def restore(self) -> None:
         """Bring back the source network, exactly: parameters, statistics, modes, and the method as if just constructed."""
@@ -177,6 +187,7 @@ class Method(ABC):
         for name, source in state["source"].items():
             if not torch.equal(source.to(self._source[name]), self._source[name]):
                 raise GrataError(f"This state was adapted from other source weights: {name} differs.")
+        self.restore()
         self._write(state["parameters"])
         self.generator.set_state(state["generator"].cpu())
         self.batches = int(state["batches"])

@@ -16,6 +16,7 @@ from ..errors import GrataError
 from ..normalization import collect_affine_parameters
 from ..objectives import activate, consistency_loss, entropy_loss
 from ..objectives.activation import check_activation
+from ..objectives.entropy import entropy_map
 from ..styles import StrongView
 from ..views import resolve_views
 from .base import Method, StepRecord
@@ -178,6 +179,13 @@ class GraTa(Method):
             self._write(theta)
             return dataclasses.replace(record, cosine=cosine, flags=("non_finite_parameters", _SKIPPED))
         return dataclasses.replace(record, cosine=cosine, learning_rate=learning_rate)
+
+    def uncertainty(self, images: torch.Tensor) -> torch.Tensor:
+        """Mean entropy of the prediction, by the same definition as the auxiliary loss; shape ``(B,)``."""
+        self._activate()
+        self._network.eval()
+        with torch.no_grad():
+            return entropy_map(self._logits(self._plain(images)), self.activation, self.entropy).flatten(1).mean(1)
 
     def _pseudo_label(self, x: torch.Tensor) -> torch.Tensor:
         """Mean probability over the weak views, each prediction mapped back; no gradient."""

@@ -26,6 +26,7 @@ class PTBN(Method):
     name = "ptbn"
     summary = "batch statistics replace the running ones"
     changes = "batch normalization statistics"
+    learns = False
 
     def __init__(self, network: nn.Module, batch_statistics: float = 1.0) -> None:
         super().__init__(network, {}, batch_statistics)

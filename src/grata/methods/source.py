@@ -20,6 +20,7 @@ class Source(Method):
     name = "source"
     summary = "no adaptation"
     changes = "nothing"
+    learns = False
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network, {}, batch_statistics=0.0)

@@ -1,0 +1,213 @@
+"""Adapt the network of a ``SupervisedEvaluator`` to each incoming batch, just before it predicts it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.inferers import SimpleInferer, SlidingWindowInferer
+from torch import nn
+
+from .. import __version__
+from ..errors import GrataError
+from ..methods import GraTa, Method, StepRecord
+from .journal import Journal
+from .windows import WindowSelection
+
+__all__ = ["AdaptationHandler", "GraTaHandler"]
+
+
+class AdaptationHandler:
+    """Plugs a method into ``monai.engines.SupervisedEvaluator``.
+
+    On ``ITERATION_STARTED`` the batch is prepared as the engine prepares it (``prepare_batch``, device, AMP), the method
+    adapts the network to it, and the engine goes on to predict it with the adapted network. With a
+    ``SlidingWindowInferer`` and a volume larger than its window, the method adapts on some windows, never on all, so
+    that memory stays that of one window batch. The source weights are taken on ``STARTED``: attach this handler after
+    those that load weights.
+
+    Args:
+        method: what adapts the network.
+        windows: how windows of large volumes are chosen, a :class:`WindowSelection` or its settings.
+        journal: file of JSON lines, one a case: case, site, losses, cosine, learning rate, gradient norms, change of
+            the parameters against the source, seconds, peak memory, method and version. None: no journal.
+        source_key: when given, the batch is also predicted by the source network, and that prediction put into
+            ``engine.state.batch`` under this key, where postprocessing finds it.
+        case_key: key of the case ids in the batch.
+        site_key: key of the site's name in the batch.
+
+    Attributes:
+        skipped: cases whose step was skipped (a non-finite loss or gradient), with their flags.
+
+    Raises:
+        GrataError: unknown window settings.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        windows: WindowSelection | Mapping[str, Any] | None = None,
+        journal: Journal | str | Path | None = None,
+        source_key: str | None = None,
+        case_key: str = "case",
+        site_key: str = "site",
+    ) -> None:
+        self.method = method
+        self.windows = _window_selection(windows)
+        self.journal = Journal(journal) if isinstance(journal, str | Path) else journal
+        self.source_key = source_key
+        self.case_key = case_key
+        self.site_key = site_key
+        self.skipped: dict[str, tuple[str, ...]] = {}
+        self._line: dict[str, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Register on the engine's events.
+
+        Args:
+            engine: a ``monai.engines.SupervisedEvaluator``.
+        """
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.adapt)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.record)
+
+    def start(self, engine: Engine) -> None:
+        """Take the loaded weights as the source, unless the method is at work already (a resumed run)."""
+        if not self.method.batches:
+            self.method.remember_source()
+        engine.network = self.method.network
+
+    def adapt(self, engine: Engine) -> None:
+        """Adapt to ``engine.state.batch``."""
+        batch = engine.prepare_batch(
+            engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
+        )
+        images, _, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
+        if self.source_key is not None:
+            with self.method.source_network() as network, engine.mode(network), _precision(engine):
+                engine.state.batch[self.source_key] = engine.inferer(images, network, *args, **kwargs)
+        started = time.perf_counter()
+        with _peak_memory(images.device) as peak:
+            records = self._adapt(images, engine)
+        self._line = {
+            **_journal_fields(records),
+            "parameter_change": self.method.parameter_change(),
+            "seconds": round(time.perf_counter() - started, 4),
+            "peak_memory_mib": peak[0],
+        }
+
+    def _adapt(self, images: torch.Tensor, engine: Engine) -> list[StepRecord]:
+        if not self.method.learns:
+            return [self.method.adapt(images)]
+        if self.method.episodic:
+            self.method.restore()
+        with _precision(engine):
+            if isinstance(engine.inferer, SlidingWindowInferer):
+                batches = self.windows.select(images, engine.inferer, self.method)
+            elif isinstance(engine.inferer, SimpleInferer):
+                batches = [images]
+            else:
+                raise GrataError(
+                    f"inferer: {type(engine.inferer).__name__} is not one that adaptation knows; "
+                    "use SimpleInferer, SlidingWindowInferer or SliceInferer."
+                )
+            return [self.method.adapt(batch, same_case=True) for batch in batches]
+
+    def record(self, engine: Engine) -> None:
+        """Write the journal's lines for the batch that was just predicted."""
+        cases, sites = (self._items(engine, key) for key in (self.case_key, self.site_key))
+        for index, case in enumerate(cases or [f"iteration-{engine.state.iteration}"]):
+            if self._line["flags"]:
+                self.skipped[case] = tuple(self._line["flags"])
+            if self.journal is not None:
+                self.journal.append(
+                    {
+                        "case": case,
+                        "site": sites[index] if sites else None,
+                        "method": self.method.name,
+                        "version": __version__,
+                        **self._line,
+                    }
+                )
+
+    def _items(self, engine: Engine, key: str) -> list[str]:
+        batch = engine.state.batch
+        if isinstance(batch, Mapping):
+            value = batch.get(key, [])
+            return [str(v) for v in ([value] if isinstance(value, str) else value)]
+        return [str(item[key]) for item in batch if key in item] if isinstance(batch, list) else []
+
+
+class GraTaHandler(AdaptationHandler):
+    """:class:`AdaptationHandler` with GraTa as its method.
+
+    Args:
+        network: the evaluator's network.
+        windows, journal, source_key, case_key, site_key: see :class:`AdaptationHandler`.
+        settings: of :class:`grata.methods.GraTa`, e.g. ``activation="softmax", lr=1e-4``.
+
+    Example::
+
+        evaluator = SupervisedEvaluator(device, loader, network, val_handlers=[GraTaHandler(network, lr=1e-4)])
+        evaluator.run()
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        windows: WindowSelection | Mapping[str, Any] | None = None,
+        journal: Journal | str | Path | None = None,
+        source_key: str | None = None,
+        case_key: str = "case",
+        site_key: str = "site",
+        **settings: Any,
+    ) -> None:
+        super().__init__(GraTa(network, **settings), windows, journal, source_key, case_key, site_key)
+
+
+def _window_selection(windows: WindowSelection | Mapping[str, Any] | None) -> WindowSelection:
+    if isinstance(windows, WindowSelection):
+        return windows
+    known = [field.name for field in dataclasses.fields(WindowSelection)]
+    for key in windows or {}:
+        if key not in known:
+            raise GrataError(f"windows#{key}: there is no such setting; the settings are {', '.join(known)}.")
+    return WindowSelection(**(windows or {}))
+
+
+def _journal_fields(records: list[StepRecord]) -> dict[str, Any]:
+    """The last step's values, and every step's when there were several."""
+    steps = [step for record in records for step in (record.as_dict().pop("steps", None) or [record.as_dict()])]
+    for step in steps:
+        step.pop("steps", None)
+    flags = list(dict.fromkeys(flag for record in records for flag in record.flags))
+    return {**steps[-1], "flags": flags, **({"steps": steps} if len(steps) > 1 else {})}
+
+
+def _precision(engine: Engine) -> contextlib.AbstractContextManager:
+    """The engine's own autocast: handlers run outside of it."""
+    return torch.autocast("cuda", **engine.amp_kwargs) if engine.amp else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _peak_memory(device: torch.device) -> Iterator[list[float | None]]:
+    """Peak memory in MiB: of the block on a CUDA device, of the process so far on a CPU (None where unknown)."""
+    peak: list[float | None] = [None]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+        return
+    yield peak
+    with contextlib.suppress(ImportError):
+        import resource  # not on Windows
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak[0] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

@@ -1,0 +1,70 @@
+"""The record of what adaptation did, one JSON line a case."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from ..data import atomic_write
+from ..errors import OutputError
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """A JSON-lines file that survives a crash: each line is on the disk before the next case starts.
+
+    Args:
+        path: of the file; its folder is made when the first line is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one line; numbers that are not finite become null.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite(line)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"output_dir: {self.path} cannot be written ({error.strerror}). Free some space or choose another folder."
+            ) from error
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All whole lines; one that a crash cut short is left out."""
+        if not self.path.is_file():
+            return []
+        lines = []
+        for text in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return lines
+
+    def keep(self, cases: Container[str]) -> None:
+        """Drop the lines of all other cases: those that a stopped run had begun, but not committed."""
+        kept = [line for line in self.lines() if line.get("case") in cases and "fault" not in line]
+        if self.path.is_file():
+            with atomic_write(self.path) as temporary:
+                Path(temporary).write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

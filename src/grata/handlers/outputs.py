@@ -1,0 +1,123 @@
+"""What one case leaves behind: its segmentation, its figure and its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+
+from .. import __version__
+from ..data import write_dicom_seg, write_nifti
+from ..report import case_scores, contact_sheet
+
+__all__ = ["OutputHandler"]
+
+
+class OutputHandler:
+    """Writes the outputs of every case as soon as it is predicted, each file whole or not at all.
+
+    In ``output_dir``: ``segmentations/<case>.nii.gz`` in the input's own space, for a DICOM series also
+    ``segmentations/<case>.seg.dcm`` (DICOM SEG), and ``figures/<case>.png``. Labels are only compared, never shown to a
+    method.
+
+    Args:
+        cases: as :func:`grata.data.discover` gives them.
+        output_dir: where the files go.
+        segments: what the label values mean, each with ``value``, ``label`` and the codes that
+            :func:`grata.data.write_dicom_seg` needs.
+        variant: name of the method, in scores and figures.
+        pred_key, source_key, label_key: keys of label maps ``(1, H, W, D)`` in the input's space, after postprocessing.
+        image_key: key of the image ``(C, H, W, D)`` in the input's space, for the figure.
+
+    Attributes:
+        scores: rows for :func:`grata.report.write_scores`, by case.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Mapping[str, Any]],
+        output_dir: str | Path,
+        segments: Sequence[Mapping[str, Any]],
+        variant: str,
+        pred_key: str = "pred",
+        source_key: str = "source_pred",
+        label_key: str = "label",
+        image_key: str = "original",
+    ) -> None:
+        self.cases = {case["case"]: case for case in cases}
+        self.output_dir = Path(output_dir)
+        self.segments = segments
+        self.class_names = {int(segment["value"]): str(segment["label"]) for segment in segments}
+        self.variant = variant
+        self.pred_key = pred_key
+        self.source_key = source_key
+        self.label_key = label_key
+        self.image_key = image_key
+        self.scores: dict[str, list[dict[str, Any]]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Register on ``ITERATION_COMPLETED``.
+
+        Args:
+            engine: a ``monai.engines.SupervisedEvaluator`` that decollates its batches.
+        """
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
+
+    def write(self, engine: Engine) -> None:
+        """Write the outputs of the cases of this iteration."""
+        for batch, output in zip(engine.state.batch, engine.state.output):
+            self._write_case(self.cases[batch["case"]], {**batch, **output})
+
+    def _write_case(self, case: Mapping[str, Any], item: Mapping[str, Any]) -> None:
+        name = case["case"]
+        image = item[self.image_key]
+        maps = {self.variant: _label_map(item[self.pred_key])}
+        if item.get(self.source_key) is not None:
+            maps = {"source": _label_map(item[self.source_key]), **maps}
+
+        segmentations, figures = self.output_dir / "segmentations", self.output_dir / "figures"
+        for folder in (segmentations, figures):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_nifti(maps[self.variant], case, segmentations / f"{name}.nii.gz")
+        if case["format"] == "dicom":
+            write_dicom_seg(
+                maps[self.variant],
+                case,
+                self.segments,
+                segmentations / f"{name}.seg.dcm",
+                algorithm=(f"grata {self.variant}", __version__),
+            )
+
+        spacing = np.linalg.norm(np.asarray(image.affine, dtype=float)[:3, :3], axis=0)
+        if case.get("label"):
+            label = _label_map(item[self.label_key])
+            self.scores[name] = [
+                {"case": name, "site": case["site"], "variant": variant, **row}
+                for variant, prediction in maps.items()
+                for row in case_scores(prediction, label, self.class_names, spacing.tolist())
+            ]
+            maps = {**maps, "label": label}
+        self._figure(name, image, maps, figures / f"{name}.png")
+
+    def _figure(self, name: str, image: MetaTensor, maps: Mapping[str, np.ndarray], path: Path) -> None:
+        """All figures show right-anterior-superior axes, whatever way a case is stored."""
+        to_ras = Orientation(axcodes="RAS", labels=None)
+        shown = to_ras(MetaTensor(image.as_tensor()[:1].float().cpu(), affine=image.affine))
+        outlines = {
+            key: to_ras(MetaTensor(torch.from_numpy(value)[None], affine=image.affine)).as_tensor()[0].numpy()
+            for key, value in maps.items()
+        }
+        spacing = np.linalg.norm(np.asarray(shown.affine, dtype=float)[:3, :3], axis=0)
+        contact_sheet(shown.as_tensor()[0].numpy(), outlines, path, title=name, spacing=spacing.tolist())
+
+
+def _label_map(tensor: torch.Tensor) -> np.ndarray:
+    """``(1, H, W, D)`` to an integer ``(H, W, D)`` array."""
+    plain = tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
+    return plain[0].round().to(torch.int16).cpu().numpy()

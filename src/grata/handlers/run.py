@@ -1,0 +1,217 @@
+"""A whole run over a folder of scans: faults stay with their case, and a stopped run can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import traceback as tracebacks
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
+from tqdm import tqdm
+
+from .. import __version__
+from ..data import Discovery, Fault, atomic_write, check_output_dir
+from ..errors import GrataError, OutputError
+from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary
+from .adaptation import AdaptationHandler
+from .outputs import OutputHandler
+from .workflow import explain
+
+__all__ = ["AdaptationRun"]
+
+_STATE = "state.pt"
+_JOURNAL = "journal.jsonl"
+
+
+class AdaptationRun:
+    """Runs an evaluator over all cases that were found, and tells how it went.
+
+    A case that fails (in reading, adaptation, prediction or writing) is reported, leaves no trace in the network, and
+    the next one is taken up. After each case everything that the next one depends on is on the disk, in ``state.pt``:
+    a run that was stopped at any moment and started again with ``resume`` ends as if it had never stopped.
+
+    Args:
+        evaluator: predicts the cases, one a batch, from a data loader over a ``monai.data.Dataset``, in order; its
+            handlers are ``outputs`` and then ``adaptation``.
+        discovery: the cases, and what was wrong with others.
+        adaptation: adapts the evaluator's network; its journal should be ``journal.jsonl`` in ``output_dir``.
+        outputs: writes what each case leaves behind.
+        output_dir: of this run; created when missing.
+        settings: plain values that a resumed run must share with the stopped one (method, seed, ...); also shown in
+            the summary.
+        resume: go on with the run that was stopped in ``output_dir``.
+        overwrite: replace what an earlier run left in ``output_dir``.
+        traceback: show the Python traceback of each fault.
+
+    Raises:
+        GrataError: ``output_dir`` cannot be written, or holds an earlier run that was neither to be resumed nor to be
+            overwritten, or one with other settings.
+    """
+
+    def __init__(
+        self,
+        evaluator: SupervisedEvaluator,
+        discovery: Discovery,
+        adaptation: AdaptationHandler,
+        outputs: OutputHandler,
+        output_dir: str | Path,
+        settings: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        traceback: bool = False,
+    ) -> None:
+        self.evaluator = evaluator
+        self.discovery = discovery
+        self.adaptation = adaptation
+        self.outputs = outputs
+        self.method = adaptation.method
+        self.output_dir = check_output_dir(output_dir)
+        self.settings = json.loads(json.dumps(dict(settings or {}), default=str))
+        self.traceback = traceback
+        self.finished: list[str] = []
+        self.faults: list[Fault] = list(discovery.faults)
+        self._committed: dict[str, Any] | None = None
+        self._stopped_by: OutputError | None = None
+        self._source_hash = _hash(self.method.network)
+        self._open(resume, overwrite)
+
+    def run(self) -> int:
+        """Run all cases that are not done yet, write the tables, print the summary.
+
+        Returns:
+            0 when every case was finished, 1 when there were faults.
+
+        Raises:
+            GrataError: there is not one scan to run on.
+        """
+        if not self.discovery.cases and not self.discovery.faults:
+            raise GrataError("dataset_dir: no scan was found in it. Give a folder with NIfTI files or DICOM series.")
+        started = time.perf_counter()
+        engine = self.evaluator
+        # a fault is told by this run; the engine's own log would repeat it with the whole chain of transforms
+        engine.logger.disabled = True
+        engine.add_event_handler(Events.STARTED, self._reload)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._commit)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fault)
+        pending = [c for c in self.discovery.cases if c["case"] not in self.finished]
+        with tqdm(total=len(pending), desc=f"{self.method.name}", unit="case") as self._bar:
+            while pending and self._stopped_by is None:
+                engine.data_loader.dataset.data = pending
+                engine.state.epoch_length = len(pending)
+                self._case_failed = False
+                engine.run()
+                done = {*self.finished, *(fault.case for fault in self.faults)}
+                pending = [c for c in pending if c["case"] not in done]
+        return self._close(time.perf_counter() - started)
+
+    def _open(self, resume: bool, overwrite: bool) -> None:
+        state_file = self.output_dir / _STATE
+        journal = self.adaptation.journal
+        if resume and state_file.is_file():
+            state = torch.load(state_file, weights_only=True)
+            if state["settings"] != json.dumps(self.settings, sort_keys=True) or state["source"] != self._source_hash:
+                raise GrataError(
+                    f"resume: the run in {self.output_dir} had other settings or other weights. Give the same ones, "
+                    "or start anew in another output_dir."
+                )
+            self.finished = list(state["finished"])
+            self.outputs.scores = json.loads(state["scores"])
+            self.adaptation.skipped = {case: tuple(flags) for case, flags in json.loads(state["skipped"]).items()}
+            self._committed = state["method"]
+            self.method.load_state_dict(self._committed)
+        elif not overwrite and not resume and (state_file.exists() or (self.output_dir / _JOURNAL).exists()):
+            raise GrataError(
+                f"output_dir: {self.output_dir} holds the results of an earlier run. Add --resume true to go on with it, "
+                "--overwrite true to replace it, or choose another folder."
+            )
+        else:
+            state_file.unlink(missing_ok=True)
+        if journal is not None:
+            journal.keep(set(self.finished))
+
+    def _reload(self, engine: Engine) -> None:
+        """After a fault the evaluator starts again, and handlers that load source weights have run once more."""
+        if self._committed is not None:
+            self.method.load_state_dict(self._committed)
+
+    def _commit(self, engine: Engine) -> None:
+        for item in engine.state.batch:
+            self.finished.append(item["case"])
+        self._committed = self.method.state_dict()
+        state = {
+            "method": self._committed,
+            "finished": list(self.finished),
+            "scores": json.dumps(self.outputs.scores),
+            "skipped": json.dumps(self.adaptation.skipped),
+            "settings": json.dumps(self.settings, sort_keys=True),
+            "source": self._source_hash,
+        }
+        with atomic_write(self.output_dir / _STATE) as temporary:
+            torch.save(state, temporary)
+        self._bar.update(len(engine.state.batch))
+
+    def _fault(self, engine: Engine, error: Exception) -> None:
+        if self._case_failed:
+            raise error
+        self._case_failed = True
+        done = {*self.finished, *(fault.case for fault in self.faults)}
+        case = next(c["case"] for c in engine.data_loader.dataset.data if c["case"] not in done)
+        if self.traceback:
+            tracebacks.print_exception(error)
+        message = explain(error)
+        tqdm.write(f"{case}: {message}")
+        self.outputs.scores.pop(case, None)
+        if isinstance(error, OutputError):
+            self._stopped_by = error
+        self.faults.append(Fault(case, message))
+        self._bar.update(1)
+        if self._committed is not None:
+            self.method.load_state_dict(self._committed)
+        else:
+            self.method.restore()
+        if self.adaptation.journal is not None and self._stopped_by is None:
+            self.adaptation.journal.append({"case": case, "fault": message, "version": __version__})
+
+    def _close(self, seconds: float) -> int:
+        order = {case["case"]: i for i, case in enumerate(self.discovery.cases)}
+        scores = [row for case in sorted(self.outputs.scores, key=order.__getitem__) for row in self.outputs.scores[case]]
+        summary = {
+            "method": self.method.name,
+            "version": __version__,
+            "cases_found": len(self.discovery.cases) + len({fault.case for fault in self.discovery.faults}),
+            "cases_finished": len(self.finished),
+            "faults": self.faults,
+            "scores": summarise_scores(scores),
+        }
+        unwritten = None
+        try:
+            if scores:
+                write_scores(scores, self.output_dir / "scores.csv")
+                overview_figure(scores, self.output_dir / "figures" / "overview.png")
+            write_summary(self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings)
+        except GrataError as error:
+            unwritten = error
+        print(format_summary(**summary, seconds=seconds, output_dir=self.output_dir))
+        for case, flags in self.adaptation.skipped.items():
+            print(f"note: {case}: adaptation skipped ({', '.join(flags)}), predicted with the parameters before it")
+        if unwritten is not None:
+            print(f"error: {unwritten}")
+        if self._stopped_by is not None:
+            left = len(self.discovery.cases) - len(self.finished)
+            print(f"stopped early: {left} cases are left. What is finished is kept; --resume true goes on with the rest.")
+        return 1 if self.faults or unwritten else 0
+
+
+def _hash(network: torch.nn.Module) -> str:
+    """Of all source weights, so that a run is never resumed with another network."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,107 @@
+"""Windows of a large volume to adapt on: where the network is least certain, and some at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from monai.data.utils import dense_patch_slices
+from monai.inferers import SliceInferer, SlidingWindowInferer
+from monai.utils import ensure_tuple_rep, fall_back_tuple
+from torch.nn import functional as F
+
+from ..errors import GrataError
+from ..methods import Method
+
+__all__ = ["WindowSelection"]
+
+
+@dataclass(frozen=True)
+class WindowSelection:
+    """Which windows of a sliding-window inferer a method adapts on; never all of them.
+
+    Args:
+        uncertain: how many of those with the highest mean entropy under the present network.
+        random: how many others, drawn by the method's own generator.
+
+    Raises:
+        GrataError: a negative number, or none at all.
+    """
+
+    uncertain: int = 2
+    random: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.uncertain, self.random) < 0 or self.uncertain + self.random < 1:
+            raise GrataError(
+                "windows: uncertain and random must not be negative and give at least one window together, "
+                f"got uncertain={self.uncertain}, random={self.random}."
+            )
+
+    def select(self, images: torch.Tensor, inferer: SlidingWindowInferer, method: Method) -> list[torch.Tensor]:
+        """Batches of at most ``sw_batch_size`` windows to adapt on.
+
+        Args:
+            images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``. One that fits into the window is taken whole, padded as the
+                inferer pads it.
+            inferer: gives roi_size, overlap, padding and sw_batch_size.
+            method: measures the uncertainty, and owns the generator for the random windows.
+
+        Returns:
+            Batches of windows ``(N, C, *roi_size)``; for a ``SliceInferer`` 2D slices.
+        """
+        x = images.as_tensor() if hasattr(images, "as_tensor") else images
+        roi_size = _roi_size(inferer, x)
+        x = _pad(x, roi_size, inferer)
+        slices = dense_patch_slices(x.shape[2:], roi_size, _interval(x.shape[2:], roi_size, inferer))
+        windows = [(sample, window) for sample in range(len(x)) for window in slices]
+        size = max(1, int(inferer.sw_batch_size))
+
+        def crop(chosen: list[tuple[int, tuple[slice, ...]]]) -> torch.Tensor:
+            batch = torch.stack([x[sample][(slice(None), *window)] for sample, window in chosen])
+            return batch.squeeze(inferer.spatial_dim + 2) if isinstance(inferer, SliceInferer) else batch
+
+        if len(slices) == 1:
+            chosen = windows
+        else:
+            entropy = torch.cat(
+                [method.uncertainty(crop(windows[i : i + size])) for i in range(0, len(windows), size)]
+            ).tolist()
+            chosen = [windows[i] for i in self._choose(entropy, method.generator)]
+        return [crop(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+
+    def _choose(self, entropy: list[float], generator: torch.Generator) -> list[int]:
+        most = len(entropy) - 1
+        ranked = sorted(range(len(entropy)), key=lambda i: (-entropy[i], i))
+        uncertain = ranked[: min(self.uncertain, most)]
+        others = sorted(ranked[len(uncertain) :])
+        drawn = torch.randperm(len(others), generator=generator)[: min(self.random, most - len(uncertain))]
+        return uncertain + [others[i] for i in drawn.tolist()]
+
+
+def _roi_size(inferer: SlidingWindowInferer, x: torch.Tensor) -> tuple[int, ...]:
+    if isinstance(inferer, SliceInferer):
+        # the inferer itself inserts the third axis only when it is called
+        size = list(inferer.orig_roi_size)
+        size.insert(inferer.spatial_dim, 1)
+        return fall_back_tuple(size, x.shape[2:])
+    return fall_back_tuple(inferer.roi_size, x.shape[2:])
+
+
+def _pad(x: torch.Tensor, roi_size: tuple[int, ...], inferer: SlidingWindowInferer) -> torch.Tensor:
+    """Pads as ``monai.inferers.sliding_window_inference`` does, so that the method sees what is predicted later."""
+    pad = []
+    for size, roi in zip(reversed(x.shape[2:]), reversed(roi_size)):
+        missing = max(roi - size, 0)
+        pad += [missing // 2, missing - missing // 2]
+    if not any(pad):
+        return x
+    mode = str(getattr(inferer.padding_mode, "value", inferer.padding_mode))
+    return F.pad(x, pad, mode=mode, value=inferer.cval) if mode == "constant" else F.pad(x, pad, mode=mode)
+
+
+def _interval(size: tuple[int, ...], roi_size: tuple[int, ...], inferer: SlidingWindowInferer) -> tuple[int, ...]:
+    overlap = ensure_tuple_rep(inferer.overlap, len(size))
+    return tuple(
+        roi if roi == length else max(1, int(roi * (1 - part))) for length, roi, part in zip(size, roi_size, overlap)
+    )

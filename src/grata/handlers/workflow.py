@@ -1,0 +1,140 @@
+"""What a bundle's workflow needs around the run: checked configuration, a device, errors in plain words."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+import traceback as tracebacks
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+
+from ..errors import GrataError
+
+__all__ = ["check_device", "explain", "start"]
+
+# Keys that MONAI itself reads; all others must be used by some other key.
+_READ_BY_MONAI = {
+    "_meta_",
+    "imports",
+    "bundle_root",
+    "device",
+    "dataset_dir",
+    "dataset",
+    "evaluator",
+    "network_def",
+    "inferer",
+    "preprocessing",
+    "postprocessing",
+    "key_metric",
+}
+_REFERENCE = re.compile(r"[@%]([A-Za-z_]\w*)")
+
+
+def start(traceback: bool = False) -> None:
+    """First line of a bundle's ``initialize``: plain error messages from here on, and no unknown key in the configuration.
+
+    Args:
+        traceback: leave Python's tracebacks as they are.
+
+    Raises:
+        GrataError: a top-level key of the configuration or of the command line is used by nothing, as a mistyped one.
+    """
+    if not traceback:
+        sys.excepthook = _plain_error
+    workflow = _running_workflow()
+    if workflow is not None:
+        check_keys(workflow.parser.get(), {workflow.init_id, workflow.run_id, workflow.final_id})
+
+
+def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
+    """Raise :class:`GrataError` for a top-level key that nothing refers to: MONAI would ignore it in silence.
+
+    Args:
+        config: a whole configuration, unresolved.
+        run_ids: the keys that the workflow runs.
+    """
+    used = {match for text in _strings(config) for match in _REFERENCE.findall(text)}
+    known = used | _READ_BY_MONAI | run_ids
+    for key in config:
+        if key.lstrip("+") not in known:
+            near = difflib.get_close_matches(key, sorted(set(config) & known), n=1)
+            hint = f"Did you mean {near[0]}?" if near else "Nothing in the configuration refers to it."
+            raise GrataError(f"--{key}: there is no such key. {hint}")
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """``device`` as torch has it.
+
+    Raises:
+        GrataError: it is no device, or this machine does not have it.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise GrataError(f"device: {device!r} is not a device; give cpu, cuda or cuda:0.") from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise GrataError(
+            f"device: {found} was asked for, but torch {torch.__version__} sees {count} CUDA devices here. "
+            "Use --device cpu, or install a CUDA build of torch and its driver."
+        )
+    return found
+
+
+def explain(error: BaseException) -> str:
+    """One sentence for a person: the message of the :class:`GrataError` behind ``error``, or the root cause's own."""
+    chain = list(_causes(error))
+    for link in chain:
+        if isinstance(link, GrataError):
+            return str(link)
+    root = chain[-1]
+    context = next((str(link) for link in chain[:-1] if str(link).startswith("Failed to")), "")
+    key = re.search(r"(?:id=|component )['\"]?([\w#:]+)", context)
+    where = f"{key.group(1)}: " if key else ""
+    return f"{where}{type(root).__name__}: {' '.join(str(root).split())} (--traceback true shows where)"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _plain_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        print("\nstopped. What is finished is kept; --resume true goes on with the rest.", file=sys.stderr)
+    elif isinstance(error, Exception):
+        print(f"error: {explain(error)}", file=sys.stderr)
+    else:
+        tracebacks.print_exception(kind, error, trace)
+
+
+def _running_workflow() -> ConfigWorkflow | None:
+    """The workflow that evaluates the expression we are called from: MONAI hands no reference to it."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigWorkflow):
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def _strings(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        for value in config.values():
+            yield from _strings(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from _strings(value)
+    elif isinstance(config, str):
+        yield config

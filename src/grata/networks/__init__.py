@@ -1,0 +1,5 @@
+"""Networks and their source weights."""
+
+from .weights import load_source
+
+__all__ = ["load_source"]
