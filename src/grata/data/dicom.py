@@ -23,7 +23,6 @@ __all__ = [
     "Instance",
     "describe_series",
     "is_named_dicom",
-    "read_header",
     "read_instance",
     "read_series",
     "read_volume",
@@ -97,18 +96,6 @@ def read_instance(path: str | os.PathLike[str]) -> Instance | None:
             return _instance(os.fspath(path), header, os.fstat(file.fileno()).st_size - file.tell())
     except OSError as error:
         raise BrokenFileError(f"it cannot be opened ({error.strerror or 'input/output error'})") from error
-
-
-def read_header(path: str | os.PathLike[str]) -> Dataset:
-    """Read a DICOM file up to its pixel data.
-
-    Raises:
-        GrataError: the file cannot be read as DICOM.
-    """
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
-    except Exception as error:
-        raise GrataError(f"DICOM file {_shown(path, ())} cannot be read: export the series again.") from error
 
 
 def sort_series(instances: Sequence[Instance]) -> list[Instance]:

@@ -10,12 +10,12 @@ import numpy as np
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.seg import Segmentation, SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
 from highdicom.sr import CodedConcept
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from grata import __version__
-from grata.data.dicom import Instance, read_header, read_series, series_geometry
+from grata.data.dicom import Instance, read_series, series_geometry
 from grata.data.geometry import order_planes
 from grata.data.nifti import load_nifti, save_nifti
 from grata.data.output import atomic_write
@@ -87,7 +87,7 @@ def write_dicom_seg(
     unknown = sorted(set(np.unique(labels).tolist()) - {0} - {int(segment["value"]) for segment in segments})
     if unknown:
         raise ValueError(f"No segment describes the label values {unknown}")
-    sources = [_completed(read_header(instance.path)) for instance in instances]
+    sources = [_completed(dcmread(instance.path, stop_before_pixels=True)) for instance in instances]
     uids = _Uids(sources[0], labels, segments, algorithm)
     date, time = _date_and_time(sources[0])
     try:
@@ -196,5 +196,7 @@ def _fix_volatile(segmentation: Segmentation, date: str, time: str, dimensions_u
     """Replace what highdicom takes from the clock or at random."""
     segmentation.InstanceCreationDate = date
     segmentation.InstanceCreationTime = time
+    for equipment in segmentation.get("ContributingEquipmentSequence", []):
+        equipment.pop("ContributionDateTime", None)
     for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimensions_uid
