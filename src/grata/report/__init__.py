@@ -1,0 +1,20 @@
+"""What is read after a run: scores, figures and the summary."""
+
+from .contact_sheet import contact_sheet
+from .overview_figure import overview_figure
+from .scores import MEAN_CLASS, SOURCE, case_scores, read_scores, summarise_scores, write_scores
+from .summary import Fault, format_summary, write_summary
+
+__all__ = [
+    "MEAN_CLASS",
+    "SOURCE",
+    "Fault",
+    "case_scores",
+    "contact_sheet",
+    "format_summary",
+    "overview_figure",
+    "read_scores",
+    "summarise_scores",
+    "write_scores",
+    "write_summary",
+]

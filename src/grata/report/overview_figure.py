@@ -1,0 +1,100 @@
+"""One page a run: the Dice of every case, before and after adaptation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..data.output import atomic_write
+from ..errors import GrataError
+from .scores import summarise_scores
+
+__all__ = ["overview_figure"]
+
+_BETTER, _WORSE, _MEAN = "#0072B2", "#D55E00", "#000000"
+_DPI = 150
+_PANEL_WIDTH, _PANEL_HEIGHT = 2.9, 3.4
+_BESIDE = 0.16
+
+
+def overview_figure(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw Dice by variant for every case, joined by lines, with means and 95 % bootstrap intervals, as PNG.
+
+    One panel a site (rows) and class (columns). A line's colour says whether the case's Dice rose or fell.
+
+    Args:
+        rows: as for :func:`~grata.report.write_scores`; variants are drawn in the order of their first row, cases
+            without a Dice are left out.
+        path: the file, in a folder that exists; an older one is replaced.
+
+    Raises:
+        GrataError: there are no scores, or the file cannot be written.
+    """
+    rows = list(rows)
+    if not rows:
+        raise GrataError(f"{path}: there are no scores to draw.")
+    summary = {(row["site"], row["class"], row["variant"]): row for row in summarise_scores(rows)}
+    sites, classes, variants = (list(dict.fromkeys(row[key] for row in rows)) for key in ("site", "class", "variant"))
+
+    size = (max(len(classes) * _PANEL_WIDTH, 6.0), len(sites) * _PANEL_HEIGHT + 0.7)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(sites), len(classes), squeeze=False, sharey=True, sharex=True)
+    for site, line in zip(sites, panels, strict=True):
+        for name, axes in zip(classes, line, strict=True):
+            _draw_cases(axes, [row for row in rows if (row["site"], row["class"]) == (site, name)], variants)
+            _draw_means(axes, [summary.get((site, name, variant)) for variant in variants])
+            axes.set_title(f"{site}: {name}" if site else name, fontsize=11, parse_math=False)
+            axes.set_xticks(range(len(variants)), variants, parse_math=False)
+            axes.set_xlim(-0.6, len(variants) - 0.4)
+            axes.grid(axis="y", color="#E3E3E3", linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        line[0].set_ylabel("Dice")
+    handles = [Line2D([], [], color=_MEAN, marker="D", markersize=5, label="mean and 95 % interval over cases")]
+    if len(variants) > 1:
+        handles += [Line2D([], [], color=_BETTER, label="Dice rose"), Line2D([], [], color=_WORSE, label="Dice fell")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
+
+
+def _draw_cases(axes: Axes, rows: list[Mapping[str, Any]], variants: list[str]) -> None:
+    dice: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if math.isfinite(row["dice"]):
+            dice.setdefault(row["case"], {})[variants.index(row["variant"])] = row["dice"]
+    for values in dice.values():
+        for start in sorted(values)[:-1]:
+            if start + 1 in values:
+                colour = _BETTER if values[start + 1] >= values[start] else _WORSE
+                axes.plot([start, start + 1], [values[start], values[start + 1]], color=colour, alpha=0.4, linewidth=0.9)
+        axes.plot(list(values), list(values.values()), "o", color="#6B6B6B", markersize=3, alpha=0.7)
+
+
+def _draw_means(axes: Axes, summaries: list[Mapping[str, Any] | None]) -> None:
+    for position, row in enumerate(summaries):
+        if row is None or not math.isfinite(row["dice"]):
+            continue
+        # The first variant's mean stands left of its dots, clear of the lines that leave them to the right.
+        side = 1 if position else -1
+        place = position + side * _BESIDE
+        axes.plot(place, row["dice"], "D", color=_MEAN, markersize=5)
+        if math.isfinite(row["dice_low"]):
+            axes.plot([place, place], [row["dice_low"], row["dice_high"]], color=_MEAN, linewidth=1.6)
+        axes.annotate(
+            f"{row['dice']:.3f}",
+            (place, row["dice"]),
+            xytext=(side * 6, 0),
+            textcoords="offset points",
+            fontsize=8,
+            ha="left" if position else "right",
+            va="center",
+        )

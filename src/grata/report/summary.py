@@ -1,0 +1,149 @@
+"""What a run did, for programs (``summary.json``) and for the person at the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..data.output import atomic_write
+
+__all__ = ["Fault", "format_summary", "write_summary"]
+
+
+class Fault(Protocol):
+    """A case that could not be finished: ``case`` names it, ``message`` says what is wrong and what to do."""
+
+    @property
+    def case(self) -> str: ...
+
+    @property
+    def message(self) -> str: ...
+
+
+def write_summary(
+    path: str | Path,
+    *,
+    method: str,
+    version: str,
+    cases_found: int,
+    cases_finished: int,
+    faults: Sequence[Fault],
+    scores: Sequence[Mapping[str, Any]],
+    seconds: float,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write the outcome of a run as JSON, whole or not at all.
+
+    Two runs that did the same differ in the key ``timing`` alone. A number that is not finite becomes null, and what
+    JSON has no type for (a path, a device) its text.
+
+    Args:
+        path: the file, in a folder that exists; an older one is replaced.
+        method: name of the adaptation method.
+        version: version of this package.
+        cases_found: number of cases that the run was given.
+        cases_finished: number of cases whose outputs are complete.
+        faults: one for each thing that went wrong.
+        scores: as :func:`~grata.report.summarise_scores` returns them; empty without labels.
+        seconds: wall-clock time of the run.
+        settings: what the run was configured with.
+
+    Raises:
+        GrataError: the file cannot be written.
+    """
+    content = {
+        "method": method,
+        "version": version,
+        "cases_found": cases_found,
+        "cases_finished": cases_finished,
+        "faults": [{"case": fault.case, "message": fault.message} for fault in faults],
+        "scores": scores,
+        "settings": settings,
+        "timing": {"seconds": round(seconds, 3)},
+    }
+    text = json.dumps(_jsonable(content), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)
+
+
+def format_summary(
+    *,
+    method: str,
+    version: str,
+    cases_found: int,
+    cases_finished: int,
+    faults: Sequence[Fault],
+    scores: Sequence[Mapping[str, Any]],
+    seconds: float,
+    output_dir: str | Path,
+) -> str:
+    """The text that ends a run: counts, the table of scores where there were labels, each fault, the output folder.
+
+    Args:
+        method, version, cases_found, cases_finished, faults, scores, seconds: as for :func:`write_summary`.
+        output_dir: where the outputs are.
+
+    Returns:
+        Lines without a closing newline.
+    """
+    lines = [f"{method} (grata {version}): {cases_finished} of {cases_found} cases finished in {seconds:.1f} s"]
+    if scores:
+        lines += ["", *_score_table(scores)]
+    if faults:
+        lines += ["", f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'}:"]
+        lines += [f"  {fault.case}: {' '.join(fault.message.split())}" for fault in faults]
+    return "\n".join([*lines, "", f"Outputs: {output_dir}"])
+
+
+def _score_table(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    header = ["site", "variant", "class", "cases", "Dice [95 % CI]", "HD95 mm", "ASSD mm", "Dice - source [95 % CI]"]
+    cells = [
+        [
+            str(row["site"]) or "-",
+            str(row["variant"]),
+            str(row["class"]),
+            str(row["cases"]),
+            _estimate(row["dice"], row["dice_low"], row["dice_high"], ".3f"),
+            _number(row["hd95"], ".2f"),
+            _number(row["assd"], ".2f"),
+            _estimate(row["difference"], row["difference_low"], row["difference_high"], "+.3f"),
+        ]
+        for row in scores
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    lines = ["  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in (header, *cells)]
+    left_out = sum(row["distances_left_out"] for row in scores)
+    if left_out:
+        lines += ["  HD95 and ASSD are means over the finite distances; left out, because a structure was missing:"]
+        lines += [
+            f"    {row['site'] or '-'}, {row['variant']}, {row['class']}: {row['distances_left_out']} of {row['cases']}"
+            for row in scores
+            if row["distances_left_out"]
+        ]
+    return lines
+
+
+def _number(value: float, spec: str) -> str:
+    return format(value, spec) if math.isfinite(value) else "-"
+
+
+def _estimate(mean: float, low: float, high: float, spec: str) -> str:
+    interval = f" [{low:{spec}}, {high:{spec}}]" if math.isfinite(low) else ""
+    return _number(mean, spec) + interval
