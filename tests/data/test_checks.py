@@ -1,0 +1,49 @@
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from grata.data import CheckScand
+from grata.errors import GrataError
+
+
+def image(*shape):
+    values = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    return MetaTensor(values, meta={"filename_or_obj": "scans/a.nii.gz"})
+
+
+@pytest.mark.parametrize(("shape", "spatial_dims"), [((1, 4, 5, 6), 3), ((2, 4, 5), 2)])
+def test_a_good_scan_passes_unchanged(shape, spatial_dims):
+    scan = image(*shape)
+    checked = CheckScand("image", channels=shape[0], spatial_dims=spatial_dims)({"image": scan, "other": 1})
+    assert checked["image"] is scan and checked["other"] == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5), (1, 4, 5, 1), (1, 2, 3, 4, 5)])
+def test_wrong_number_of_dimensions(shape):
+    with pytest.raises(GrataError, match="a.nii.gz.*wants 3D"):
+        CheckScand("image")({"image": image(*shape)})
+
+
+def test_wrong_number_of_channels():
+    with pytest.raises(GrataError, match="has 4 channels, but this bundle wants 1"):
+        CheckScand("image")({"image": image(4, 3, 3, 3)})
+
+
+def test_not_finite():
+    scan = image(1, 4, 4, 4)
+    scan[0, 0, 0, :2] = torch.tensor([float("nan"), float("inf")])
+    with pytest.raises(GrataError, match="2 NaN or infinite values among 64"):
+        CheckScand("image")({"image": scan})
+
+
+def test_constant():
+    with pytest.raises(GrataError, match=r"Case 'c7'.*same value \(0\)"):
+        CheckScand("image")({"image": image(1, 3, 3, 3) * 0, "case": "c7"})
+
+
+def test_a_dicom_file_is_not_named():
+    scan = image(1, 3, 3, 3) * 0
+    scan.meta["filename_or_obj"] = "/Mustermann/Mustermann.dcm"
+    with pytest.raises(GrataError) as caught:
+        CheckScand("image")({"image": scan})
+    assert "Mustermann" not in str(caught.value)

@@ -1,0 +1,344 @@
+import copy
+import os
+import re
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, RLELossless, SegmentationStorage
+
+from grata.data import discover
+from grata.errors import GrataError
+
+
+def only_fault(folder, **selection):
+    found = discover(folder, **selection)
+    assert not found.cases
+    (fault,) = found.faults
+    return fault
+
+
+def without_patient(scans, text):
+    return not any(word in text.lower() for word in scans.patient)
+
+
+def test_two_series_in_one_folder_and_one_over_two_folders(tmp_path, scans):
+    scans.save(scans.series("axial", "one"), tmp_path / "flat")
+    scans.save(scans.series("axial", "two"), tmp_path / "flat")
+    spread = scans.series("sagittal", "three")
+    scans.save(spread[::2], tmp_path / "a" / "b")
+    scans.save(spread[1::2], tmp_path / "c")
+    found = discover(tmp_path)
+    assert not found.faults
+    assert [len(case["image"]) for case in found.cases] == [6, 6, 6]
+    for case in found.cases:
+        assert re.fullmatch(r"mr-series007-[0-9a-f]{8}", case["case"])
+        assert case["format"] == "dicom" and case["site"] == "unknown" and "label" not in case
+        headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in case["image"]]
+        assert [header.InstanceNumber for header in headers] == [1, 2, 3, 4, 5, 6]
+
+
+def test_dicom_is_told_by_content_and_results_are_passed_over(tmp_path, scans):
+    for dataset, path in zip(scans.series(), "abcdef", strict=True):
+        dataset.save_as(tmp_path / path, enforce_file_format=True)
+    (tmp_path / "README.txt").write_text("notes")
+    (tmp_path / ".hidden.dcm").write_bytes(b"junk")
+    (tmp_path / "._a").write_bytes(b"junk")
+    result = scans.series(series="result")[0]
+    result.SOPClassUID, result.Modality = SegmentationStorage, "SEG"
+    scans.save([result], tmp_path / "result")
+    report = scans.series(series="report")[0]
+    for keyword in ("Rows", "Columns", "PixelData"):
+        del report[keyword]
+    scans.save([report], tmp_path / "report")
+    directory = pydicom.Dataset()
+    directory.file_meta = pydicom.dataset.FileMetaDataset()
+    directory.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    directory.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    directory.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    pydicom.dcmwrite(tmp_path / "DICOMDIR", directory, enforce_file_format=True)
+    found = discover(tmp_path)
+    assert not found.faults
+    assert [len(case["image"]) for case in found.cases] == [6]
+
+
+def test_selection_by_modality_and_description(tmp_path, scans):
+    computed = scans.series("axial", "ct")
+    for dataset in computed:
+        dataset.Modality, dataset.SeriesDescription = "CT", "Thorax of Mustermann"
+    scans.save(scans.series("axial", "mr"), tmp_path)
+    scans.save(computed, tmp_path)
+    scans.nifti(tmp_path / "x.nii.gz")
+
+    def ids(**selection):
+        return [case["case"][:2] for case in discover(tmp_path, **selection).cases]
+
+    assert ids() == ["ct", "mr", "x"]
+    assert ids(modality="mr") == ["mr", "x"]
+    assert ids(description="mprage") == ids(description="T1*POST") == ["mr", "x"]
+    with pytest.raises(GrataError, match="modality 'PT'.*1 of modality CT.*1 of modality MR") as caught:
+        discover(tmp_path, modality="PT")
+    assert without_patient(scans, str(caught.value))
+
+
+def test_a_fault_in_a_series_that_is_not_selected_does_not_matter(tmp_path, scans):
+    localizer = scans.series("axial", "localizer", 2)
+    for dataset in localizer:
+        dataset.SeriesDescription = "localizer"
+    localizer[1].ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    scans.save(localizer + scans.series("axial", "good"), tmp_path)
+    assert len(discover(tmp_path).faults) == 1
+    assert not discover(tmp_path, description="MPRAGE").faults
+
+
+def drop(datasets, index):
+    del datasets[index]
+
+
+def repeat(datasets):
+    twin = copy.deepcopy(datasets[2])
+    twin.SOPInstanceUID = "1.2.3.4"
+    datasets.append(twin)
+
+
+def set_one(keyword, value):
+    def change(datasets):
+        setattr(datasets[1], keyword, value)
+
+    return change
+
+
+def set_all(keyword, value):
+    def change(datasets):
+        for dataset in datasets:
+            setattr(dataset, keyword, value)
+
+    return change
+
+
+def shift_one(datasets):
+    datasets[3].ImagePositionPatient = [*datasets[3].ImagePositionPatient[:2], 24.9]
+
+
+def tilt(datasets):
+    for k, dataset in enumerate(datasets):
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y + 0.6 * k, z]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda datasets: drop(datasets, 2), r"a slice is missing between 19\.50 mm and 24\.50 mm.* 2\.50 mm"),
+        (lambda datasets: (drop(datasets, 2), drop(datasets, 2)), r"2 slices are missing between 19\.50 mm and 27\.00"),
+        (set_all("SpacingBetweenSlices", 1.25), "slices are missing: .* 2.50 mm apart, but the header says 1.25 mm"),
+        (repeat, "duplicate slices: 1 of 7"),
+        (shift_one, "spacing is not uniform"),
+        (tilt, "shifted against each other"),
+        (set_one("ImageOrientationPatient", [0, 1, 0, 0, 0, -1]), r"mixed orientations \(5 like the first, 1 others\)"),
+        (set_one("PixelSpacing", [1, 1]), "different pixel spacings"),
+        (set_one("Rows", 4), "different sizes"),
+        (set_one("FrameOfReferenceUID", "1.2.3"), "different frames of reference"),
+        (set_one("ImagePositionPatient", None), "lack the position"),
+        (set_all("ImageOrientationPatient", [1, 0, 0, 1, 0, 0]), "not a pair of perpendicular unit vectors"),
+        (set_all("PixelSpacing", [0, 0]), "not positive"),
+        (set_all("SamplesPerPixel", 3), "colour image"),
+        (lambda datasets: datasets[0].__delitem__("PixelData"), "no pixel data"),
+        (lambda datasets: datasets.__delitem__(slice(1, None)), "single slice"),
+    ],
+)
+def test_faulty_series(tmp_path, scans, change, message):
+    datasets = scans.series()
+    change(datasets)
+    scans.save(datasets, tmp_path / "Mustermann_Erika" / "1961-08-24 KH-4711")
+    fault = only_fault(tmp_path)
+    assert re.search(message, fault.message), fault.message
+    assert "[removed]" in fault.message
+    assert without_patient(scans, fault.message + fault.case)
+    assert fault.case.startswith("mr-series007-")
+
+
+def test_rounded_headers_are_no_fault(tmp_path, scans):
+    datasets = scans.series("oblique")
+    for k, dataset in enumerate(datasets):
+        dataset.ImageOrientationPatient = [round(float(c), 4 + k % 2) for c in dataset.ImageOrientationPatient]
+        dataset.ImagePositionPatient = [round(float(c), 3) for c in dataset.ImagePositionPatient]
+    scans.save(datasets, tmp_path)
+    assert len(discover(tmp_path).cases) == 1
+
+
+def test_a_copied_file_is_a_duplicate(tmp_path, scans):
+    paths = scans.save(scans.series(), tmp_path)
+    (tmp_path / "copy.dcm").write_bytes(paths[0].read_bytes())
+    assert "same instances" in only_fault(tmp_path).message
+
+
+@pytest.mark.parametrize("kept", [0, 100, 300, 700])
+def test_a_broken_file_makes_the_series_around_it_incomplete(tmp_path, scans, kept):
+    paths = scans.save(scans.series(), tmp_path / "KH-4711", shuffle=False)
+    # The last slice: without it the rest would still look like a good series.
+    paths[-1].write_bytes(paths[-1].read_bytes()[:kept])
+    fault = only_fault(tmp_path)
+    assert re.search("0 bytes|truncated|garbage|damaged|no pixel data", fault.message)
+    assert without_patient(scans, fault.message)
+
+
+def test_a_file_without_extension_that_is_empty_is_missed(tmp_path, scans):
+    for dataset, name in zip(scans.series(), "abcdef", strict=True):
+        dataset.save_as(tmp_path / name, enforce_file_format=True)
+    (tmp_path / "f").write_bytes(b"")
+    assert "0 bytes" in only_fault(tmp_path).message
+
+
+def test_a_broken_file_beside_two_series_is_named_and_the_series_stay(tmp_path, scans):
+    scans.save(scans.series("axial", "one") + scans.series("axial", "two"), tmp_path)
+    (tmp_path / "Mustermann.dcm").write_bytes(b"garbage")
+    found = discover(tmp_path)
+    assert len(found.cases) == 2
+    assert "[removed].dcm" in found.faults[0].message and "2 series" in found.faults[0].message
+
+
+def test_missing_decoder_is_told(tmp_path, scans, monkeypatch):
+    datasets = scans.series()
+    for dataset in datasets:
+        dataset.compress(RLELossless)
+    scans.save(datasets, tmp_path)
+    monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", False)
+    assert "no decoder for its transfer syntax (RLE Lossless)" in only_fault(tmp_path).message
+
+
+def test_multiframe_with_a_missing_or_double_frame(tmp_path, scans):
+    for name, change in (("missing", lambda frames: frames.pop(2)), ("double", lambda frames: frames)):
+        dataset = scans.enhanced()
+        frames = dataset.PerFrameFunctionalGroupsSequence
+        positions = [frame.PlanePositionSequence[0] for frame in frames]
+        change(frames)
+        if name == "double":
+            positions[0].ImagePositionPatient = positions[1].ImagePositionPatient
+        dataset.NumberOfFrames = len(frames)
+        dataset.PixelData = dataset.PixelData[: len(frames) * 160]
+        scans.save([dataset], tmp_path / name)
+        assert ("missing" if name == "missing" else "duplicate") in only_fault(tmp_path / name).message
+
+
+def test_nifti_ids_are_as_short_as_they_can_be(tmp_path, scans):
+    for name in ("images/a.nii.gz", "images/b.nii", "x/c.nii.gz", "images/y/c.nii.gz", "d.nii", "d.nii.gz"):
+        scans.nifti(tmp_path / name)
+    ids = {case["case"]: os.path.relpath(case["image"], tmp_path) for case in discover(tmp_path).cases}
+    assert ids.pop("a") == "images/a.nii.gz" and ids.pop("b") == "images/b.nii"
+    assert ids.pop("x-c") == "x/c.nii.gz" and ids.pop("y-c") == "images/y/c.nii.gz"
+    assert sorted(re.sub("[0-9a-f]{8}$", "#", name) for name in ids) == ["d-#", "d-#"]
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/a.nii.gz", "labels/a.nii.gz"),
+        ("imagesTr/a.nii.gz", "labelsTr/a.nii"),
+        ("site/images/sub/a.nii.gz", "site/labels/sub/a.nii.gz"),
+        ("site/images/sub/a.nii.gz", "site/labels/a.nii.gz"),
+        ("p/a.nii.gz", "p/a_seg.nii.gz"),
+        ("p/a.nii", "p/a_label.nii.gz"),
+    ],
+)
+def test_labels_are_matched_by_name(tmp_path, scans, image, label):
+    scans.nifti(tmp_path / image)
+    scans.nifti(tmp_path / label)
+    (case,) = discover(tmp_path, site="Vanderbilt").cases
+    assert case == {
+        "case": "a", "image": str(tmp_path / image), "label": str(tmp_path / label), "site": "Vanderbilt",
+        "format": "nifti",
+    }  # fmt: skip
+
+
+def test_labels_dir(tmp_path, scans):
+    scans.nifti(tmp_path / "scans" / "a.nii.gz")
+    scans.nifti(tmp_path / "scans" / "b.nii.gz")
+    scans.nifti(tmp_path / "truth" / "a.nii.gz")
+    first, second = discover(tmp_path / "scans", labels_dir=tmp_path / "truth").cases
+    assert first["label"] == str(tmp_path / "truth" / "a.nii.gz") and "label" not in second
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GrataError, match="labels_dir"):
+        discover(tmp_path / "scans", labels_dir=tmp_path / "empty")
+    with pytest.raises(GrataError, match="labels_dir"):
+        discover(tmp_path / "scans", labels_dir=tmp_path / "nowhere")
+
+
+def test_label_of_a_dicom_series(tmp_path, scans):
+    scans.save(scans.series("coronal"), tmp_path / "scans")
+    (case,) = discover(tmp_path / "scans").cases
+    path = scans.nifti(tmp_path / "truth" / f"{case['case']}.nii.gz", (10, 8, 6), scans.affine("coronal"))
+    (case,) = discover(tmp_path / "scans", labels_dir=tmp_path / "truth").cases
+    assert case["label"] == str(path)
+    scans.nifti(path, (10, 8, 6), scans.affine("axial"))
+    assert "affine" in only_fault(tmp_path / "scans", labels_dir=tmp_path / "truth").message
+
+
+@pytest.mark.parametrize(
+    ("shape", "shift", "message"), [((9, 8, 6), 0, "shape 9 × 8 × 6"), ((9, 8, 7), 0.5, "displaces it by 0.50 mm")]
+)
+def test_label_on_another_grid(tmp_path, scans, shape, shift, message):
+    affine = np.diag([-1.0, 1.0, 2.0, 1.0])
+    scans.nifti(tmp_path / "images" / "a.nii.gz", affine=affine)
+    affine[0, 3] = shift
+    scans.nifti(tmp_path / "labels" / "a.nii.gz", shape, affine)
+    scans.nifti(tmp_path / "images" / "b.nii.gz")
+    found = discover(tmp_path)
+    assert [case["case"] for case in found.cases] == ["b"]
+    assert found.faults[0].case == "a" and message in found.faults[0].message
+
+
+def test_faulty_nifti(tmp_path, scans):
+    scans.nifti(tmp_path / "flat.nii.gz", (9, 8))
+    scans.nifti(tmp_path / "slice.nii.gz", (9, 8, 1))
+    (tmp_path / "empty.nii.gz").write_bytes(b"")
+    (tmp_path / "garbage.nii").write_bytes(b"garbage" * 100)
+    whole = scans.nifti(tmp_path / "headless.nii.gz")
+    whole.write_bytes(whole.read_bytes()[:40])
+    image = nibabel.load(scans.nifti(tmp_path / "nowhere.nii.gz"))
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    nibabel.save(image, tmp_path / "nowhere.nii.gz")
+    contradictory = nibabel.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4))
+    contradictory.header["pixdim"][1:4] = 3
+    contradictory.to_filename(tmp_path / "contradictory.nii.gz")
+    found = discover(tmp_path)
+    messages = {fault.case: fault.message for fault in found.faults}
+    assert not found.cases
+    assert "2D (9 × 8 voxels)" in messages["flat"] and "2D (9 × 8 × 1 voxels)" in messages["slice"]
+    assert "empty" in messages["empty"]
+    assert "cannot be read" in messages["garbage"] and "cannot be read" in messages["headless"]
+    assert "no orientation" in messages["nowhere"]
+    assert "contradicts itself" in messages["contradictory"]
+    assert not any(str(tmp_path) in message for message in messages.values())
+    assert [case["case"] for case in discover(tmp_path, spatial_dims=2).cases] == ["flat", "slice"]
+
+
+def test_folder_that_cannot_be_used(tmp_path, scans, monkeypatch):
+    with pytest.raises(GrataError, match="does not exist"):
+        discover(tmp_path / "nowhere")
+    with pytest.raises(GrataError, match="holds no NIfTI file and no DICOM image"):
+        discover(tmp_path)
+    scans.nifti(tmp_path / "a.nii.gz")
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    scan_folder = os.scandir
+
+    def refuse(path="."):
+        if os.fspath(path) == str(locked):
+            raise PermissionError(13, "Permission denied", str(locked))
+        return scan_folder(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = discover(tmp_path)
+    assert len(found.cases) == 1
+    assert "'locked' cannot be read" in found.faults[0].message
+    with pytest.raises(GrataError, match="cannot be read"):
+        discover(locked)
+
+
+def test_links_that_lead_back_up_end(tmp_path, scans):
+    scans.nifti(tmp_path / "a" / "x.nii.gz")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert len(discover(tmp_path).cases) == 1
