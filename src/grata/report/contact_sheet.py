@@ -42,6 +42,7 @@ _DPI = 150
 _WIDTH = 12.0
 _GAP, _CAPTION, _HEADER, _FOOTER = 0.06, 0.2, 0.72, 0.3
 _TALLEST_ROW = 6.0
+_LONGEST_TITLE = 90
 _COLUMNS_3D, _SLICES = 6, 12
 _ANISOTROPIC = 1.5
 _CONTEXT = 0.25
@@ -74,7 +75,7 @@ def contact_sheet(
         outlines: integer label maps on the image's grid by name, background 0; ``"source"``, ``"adapted"`` and
             ``"label"`` have their own colours.
         path: the file, in a folder that exists; an older one is replaced.
-        title: heading, on one line.
+        title: heading; it is put on one line, and its middle left out where it is too long for that.
         spacing: distance between neighbouring voxels along each axis, in mm; its length tells a colour image from a
             volume of three slices.
         axcodes: for a volume, where its axes point in the patient, as :func:`nibabel.aff2axcodes` gives it: it is then
@@ -107,13 +108,13 @@ def contact_sheet(
 
 @dataclass(frozen=True)
 class _Grid:
-    """An image and its label maps; ``axes`` says how each axis is called, whether it was turned round and its ends."""
+    """An image and its label maps; ``axes`` and ``flipped`` say which axis of the file each one was."""
 
     pixels: np.ndarray
     outlines: Mapping[str, np.ndarray]
     spacing: tuple[float, ...]
     axes: tuple[str, ...] = ("i", "j", "k")
-    reversed: tuple[bool, ...] = (False, False, False)
+    flipped: tuple[bool, ...] = (False, False, False)
     lettered: bool = False
 
     def mask(self) -> np.ndarray:
@@ -167,7 +168,7 @@ def _plane(volume: _Grid, axis: int, index: int, view: bool = False) -> _Panel:
         plane = values.take(index, axis)
         return plane if axis == 2 else plane.T[::-1]
 
-    caption = f"{volume.axes[axis]} {volume.pixels.shape[axis] - 1 - index if volume.reversed[axis] else index}"
+    caption = f"{volume.axes[axis]} {volume.pixels.shape[axis] - 1 - index if volume.flipped[axis] else index}"
     edges = ("", "")
     if view and volume.lettered:
         caption = f"{_VIEWS[axis]}, {caption}"
@@ -298,6 +299,9 @@ def _draw(
         bottom -= _GAP
 
     heading = {"x": _GAP / _WIDTH, "color": _TEXT, "va": "center", "parse_math": False}
+    title = " ".join(title.split())
+    if len(title) > _LONGEST_TITLE:
+        title = f"{title[: _LONGEST_TITLE // 2]}…{title[-_LONGEST_TITLE // 2 :]}"
     figure.text(y=1 - 0.22 / total, s=title, fontsize=14, fontweight="bold", **heading)
     figure.text(y=0.17 / total, s=footnote, fontsize=10, **heading)
     handles = [Line2D([], [], label=name, **line) for name, line in reversed(lines.items())]

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from ..data.output import atomic_write
 from ..errors import GrataError
@@ -18,9 +19,9 @@ from .scores import summarise_scores
 
 __all__ = ["overview_figure"]
 
-_BETTER, _WORSE, _MEAN = "#0072B2", "#D55E00", "#000000"
+_BETTER, _WORSE, _SAME, _MEAN = "#0072B2", "#D55E00", "#6B6B6B", "#000000"
 _DPI = 150
-_PANEL_WIDTH, _PANEL_HEIGHT = 2.9, 3.4
+_VARIANT_WIDTH, _PANEL_HEIGHT = 1.3, 3.4
 _BESIDE = 0.16
 
 
@@ -43,7 +44,7 @@ def overview_figure(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None
     summary = {(row["site"], row["class"], row["variant"]): row for row in summarise_scores(rows)}
     sites, classes, variants = (list(dict.fromkeys(row[key] for row in rows)) for key in ("site", "class", "variant"))
 
-    size = (max(len(classes) * _PANEL_WIDTH, 6.0), len(sites) * _PANEL_HEIGHT + 0.7)
+    size = (max(len(classes) * (len(variants) + 0.5) * _VARIANT_WIDTH, 6.0), len(sites) * _PANEL_HEIGHT + 0.7)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(sites), len(classes), squeeze=False, sharey=True, sharex=True)
@@ -74,9 +75,10 @@ def _draw_cases(axes: Axes, rows: list[Mapping[str, Any]], variants: list[str]) 
     for values in dice.values():
         for start in sorted(values)[:-1]:
             if start + 1 in values:
-                colour = _BETTER if values[start + 1] >= values[start] else _WORSE
-                axes.plot([start, start + 1], [values[start], values[start + 1]], color=colour, alpha=0.4, linewidth=0.9)
-        axes.plot(list(values), list(values.values()), "o", color="#6B6B6B", markersize=3, alpha=0.7)
+                pair = [values[start], values[start + 1]]
+                colour = _SAME if pair[0] == pair[1] else _BETTER if pair[0] < pair[1] else _WORSE
+                axes.plot([start, start + 1], pair, color=colour, alpha=0.4, linewidth=0.9)
+        axes.plot(list(values), list(values.values()), "o", color=_SAME, markersize=3, alpha=0.7)
 
 
 def _draw_means(axes: Axes, summaries: list[Mapping[str, Any] | None]) -> None:
@@ -97,4 +99,5 @@ def _draw_means(axes: Axes, summaries: list[Mapping[str, Any] | None]) -> None:
             fontsize=8,
             ha="left" if position else "right",
             va="center",
+            path_effects=[withStroke(linewidth=2, foreground="white")],
         )
