@@ -326,7 +326,8 @@ def _draw_panel(
     axes: Axes, panel: _Panel, window: tuple[float, float], lines: Mapping[str, Mapping[str, Any]]
 ) -> None:
     low, high = window
-    shown = np.clip((np.nan_to_num(panel.pixels.astype(float), nan=low) - low) / (high - low), 0, 1)
+    finite = np.nan_to_num(panel.pixels.astype(float), nan=low, posinf=low, neginf=low)
+    shown = np.clip((finite - low) / (high - low), 0, 1)
     aspect = panel.spacing[0] / panel.spacing[1]
     axes.set_axis_off()
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="bilinear", aspect=aspect)
