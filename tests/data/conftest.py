@@ -48,14 +48,16 @@ def slice_dataset(index: int, pixels: np.ndarray, orientation: str, series: str)
     return dataset
 
 
-def series_datasets(orientation: str = "axial", series: str = "one", slices: int = 6) -> list[pydicom.Dataset]:
-    """Return a good series; slice k holds ``voxels(slices)[k]``."""
-    return [slice_dataset(k, pixels, orientation, series) for k, pixels in enumerate(voxels(slices))]
+def series_datasets(
+    orientation: str = "axial", series: str = "one", slices: int = 6, size: tuple[int, int] = (8, 10)
+) -> list[pydicom.Dataset]:
+    """Return a good series; slice k holds ``voxels(slices, size)[k]``."""
+    return [slice_dataset(k, pixels, orientation, series) for k, pixels in enumerate(voxels(slices, size))]
 
 
-def voxels(slices: int = 6) -> np.ndarray:
-    """Return the stored values of the synthetic series, (slices, 8 rows, 10 columns)."""
-    return np.random.default_rng(3).integers(0, 1000, (slices, 8, 10)).astype(np.uint16)
+def voxels(slices: int = 6, size: tuple[int, int] = (8, 10)) -> np.ndarray:
+    """Return the stored values of the synthetic series, (slices, rows, columns)."""
+    return np.random.default_rng(3).integers(0, 1000, (slices, *size)).astype(np.uint16)
 
 
 def save_all(datasets: list[pydicom.Dataset], folder: Path, shuffle: bool = True) -> list[Path]:

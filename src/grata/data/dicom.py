@@ -1,8 +1,11 @@
 """DICOM images: tell them by content, check a series as one volume, read it."""
 
+import logging
 import os
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +92,7 @@ def read_instance(path: str | os.PathLike[str]) -> Instance | None:
         BrokenFileError: the file is a DICOM file by content or name, but empty or unreadable.
     """
     try:
-        with open(path, "rb") as file:
+        with _silent_pydicom(), open(path, "rb") as file:
             header = _read_to_pixels(file, is_named_dicom(path))
             if header is None or not _is_image(header):
                 return None
@@ -334,9 +337,10 @@ def _read_slices(ordered: Sequence[Instance], identifiers: frozenset[str]) -> hi
     datasets = []
     for instance in ordered:
         try:
-            dataset = pydicom.dcmread(instance.path)
-            # Decoded here, where the file can be named; pydicom keeps the array for highdicom.
-            dataset.pixel_array  # noqa: B018
+            with _silent_pydicom():
+                dataset = pydicom.dcmread(instance.path)
+                # Decoded here, where the file can be named; pydicom keeps the array for highdicom.
+                dataset.pixel_array  # noqa: B018
         # Decoders raise whatever their library does.
         except Exception as error:
             raise _decode_error(instance.path, identifiers, error) from error
@@ -355,9 +359,24 @@ def _read_slices(ordered: Sequence[Instance], identifiers: frozenset[str]) -> hi
 def _read_multiframe(ordered: Sequence[Instance], identifiers: frozenset[str]) -> highdicom.Volume:
     (instance,) = ordered
     try:
-        return highdicom.imread(instance.path).get_volume(dtype=np.float32, apply_real_world_transform=False, rtol=0.02)
+        with _silent_pydicom():
+            image = highdicom.imread(instance.path)
+            return image.get_volume(dtype=np.float32, apply_real_world_transform=False, rtol=0.02)
     except Exception as error:
         raise _decode_error(instance.path, identifiers, error) from error
+
+
+@contextmanager
+def _silent_pydicom() -> Iterator[None]:
+    """Keep back pydicom's warnings: they quote paths and values, which may name the patient."""
+    logger = logging.getLogger("pydicom")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
 
 
 def _height(plane: Plane) -> float:

@@ -35,11 +35,12 @@ def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
     Raises:
         GrataError: the file is empty, truncated within its header or not NIfTI.
     """
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise GrataError(f"NIfTI file '{path}' is empty (0 bytes): copy or export it again.")
     try:
-        if not os.path.getsize(path):
-            raise GrataError(f"NIfTI file '{path}' is empty (0 bytes): copy or export it again.")
         return nibabel.load(path)
-    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+    # A damaged header makes nibabel raise any of a dozen kinds of exception, without a common base.
+    except Exception as error:
         raise GrataError(f"NIfTI file '{path}' cannot be read: it is damaged, truncated or not NIfTI.") from error
 
 
