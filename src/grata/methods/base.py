@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
-from ..normalization import BatchStatistics
+from ..normalization import BatchStatistics, ScriptedNetwork
 
 __all__ = ["Method", "StepRecord"]
 
@@ -66,6 +66,8 @@ class Method(ABC):
         seed: int = 0,
         episodic: bool = False,
     ) -> None:
+        if isinstance(network, torch.jit.ScriptModule):
+            network = ScriptedNetwork(network)
         self._network = network
         self._statistics = BatchStatistics(network, batch_statistics)
         self.parameters = parameters
@@ -78,7 +80,7 @@ class Method(ABC):
 
     @property
     def network(self) -> nn.Module:
-        """The network to predict with."""
+        """The network to predict with; a TorchScript network comes wrapped in a :class:`ScriptedNetwork`."""
         return self._network
 
     def remember_source(self) -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import GrataError
 from .affine import BATCH_NORM, INSTANCE_NORM, normalization_layers
+from .scripted import ScriptedNetwork
 
 __all__ = ["BatchStatistics"]
 
@@ -23,12 +24,12 @@ class BatchStatistics:
     keeps its keys. With several processes each normalizes by its own batch.
 
     Args:
-        network: searched for BatchNorm1d/2d/3d, SyncBatchNorm and InstanceNorm with running statistics. May be a
-            TorchScript module (``torch.jit.script``), for which only ``mix=1`` is possible.
+        network: searched for BatchNorm1d/2d/3d, SyncBatchNorm and InstanceNorm with running statistics. A
+            :class:`ScriptedNetwork` knows only 0 and 1.
         mix: weight of the batch's statistics, 0 to 1.
 
     Raises:
-        GrataError: ``mix`` outside 0..1, or below 1 for a TorchScript network.
+        GrataError: ``mix`` outside 0..1, or a mix for a TorchScript network, or a traced one.
     """
 
     def __init__(self, network: nn.Module, mix: float = 1.0) -> None:
@@ -41,14 +42,14 @@ class BatchStatistics:
             for _, kind, layer in normalization_layers(network)
             if kind in BATCH_NORM + INSTANCE_NORM and getattr(layer, "running_mean", None) is not None
         ]
-        self._scripted = [layer for _, layer in self._layers if isinstance(layer, torch.jit.ScriptModule)]
-        if self._scripted and self.mix < 1.0:
-            raise GrataError(
-                "A TorchScript network can use the batch's statistics, not a mix with the source's: "
-                "set batch_statistics to 1, or use the Python network (model.pt) instead of model.ts."
-            )
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._attached = False
+        if isinstance(network, ScriptedNetwork) and self._layers and self.mix > 0.0:
+            network.check_switchable()
+            if self.mix < 1.0:
+                raise GrataError(
+                    "A TorchScript network can use the batch's statistics, not a mix with the source's: "
+                    "set batch_statistics to 1, or use the Python network (model.pt) instead of model.ts."
+                )
 
     @property
     def layers(self) -> int:
@@ -60,44 +61,27 @@ class BatchStatistics:
         if self._attached:
             return
         self._attached = True
-        if self._scripted:
-            self._hooks = [
-                self._network.register_forward_pre_hook(self._enter_scripted),
-                self._network.register_forward_hook(self._leave_scripted, always_call=True),
-            ]
+        if isinstance(self._network, ScriptedNetwork):
+            self._network.use_batch_statistics = self.mix == 1.0
             return
         for kind, layer in self._layers:
             layer.forward = partial(_batch_norm if kind in BATCH_NORM else _instance_norm, layer, self.mix)
 
     def detach(self) -> None:
         """Back to the layers' own behaviour, exactly."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        if self._attached and not self._scripted:
+        if isinstance(self._network, ScriptedNetwork):
+            self._network.use_batch_statistics = False
+        elif self._attached:
             for _, layer in self._layers:
                 del layer.forward
         self._attached = False
-
-    # A scripted layer's forward cannot be replaced, but its training flag can be set: that selects the batch's
-    # statistics, and moves the running ones, which are therefore put back.
-    def _enter_scripted(self, *_: object) -> None:
-        self._flags = [layer.training for layer in self._scripted]
-        self._buffers = [[b.clone() for b in layer.buffers()] for layer in self._scripted]
-        for layer in self._scripted:
-            layer.train()
-
-    def _leave_scripted(self, *_: object) -> None:
-        for layer, flag, buffers in zip(self._scripted, self._flags, self._buffers):
-            layer.train(flag)
-            with torch.no_grad():
-                for buffer, before in zip(layer.buffers(), buffers):
-                    buffer.copy_(before)
 
 
 def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
     if mix == 1.0:
         return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
+    if mix == 0.0:
+        return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps)
     dims = [d for d in range(x.ndim) if d != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
     batch = x.float()

@@ -1,0 +1,64 @@
+"""TorchScript networks, whose normalization cannot be replaced but can be switched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import GrataError
+from .affine import BATCH_NORM, INSTANCE_NORM, normalization_layers
+
+__all__ = ["ScriptedNetwork"]
+
+
+class ScriptedNetwork(nn.Module):
+    """A scripted network that can normalize by the batch's statistics in evaluation mode.
+
+    A scripted layer chooses its statistics by its training flag; while the flag is set it also moves its running
+    statistics, which are therefore exchanged for copies during each forward.
+
+    Args:
+        scripted: from ``torch.jit.script`` or ``torch.jit.load``.
+
+    Attributes:
+        use_batch_statistics: whether layers with running statistics use the batch's instead.
+    """
+
+    def __init__(self, scripted: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.scripted = scripted
+        self.use_batch_statistics = False
+        self._layers = [
+            layer
+            for _, kind, layer in normalization_layers(scripted)
+            if kind in BATCH_NORM + INSTANCE_NORM and getattr(layer, "running_mean", None) is not None
+        ]
+
+    def check_switchable(self) -> None:
+        """Raise :class:`GrataError` for a traced network: tracing turned the choice of statistics into a constant."""
+        if any("training" not in layer.code for layer in self._layers):
+            raise GrataError(
+                "This TorchScript network was traced in evaluation mode: its batch normalization can only use the source's "
+                "statistics. Export it by scripting (python -m monai.bundle ckpt_export without use_trace)."
+            )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the scripted network's."""
+        if not self.use_batch_statistics:
+            return self.scripted(*args, **kwargs)
+        flags = [layer.training for layer in self._layers]
+        buffers = [dict(layer.named_buffers(recurse=False)) for layer in self._layers]
+        try:
+            for layer, kept in zip(self._layers, buffers):
+                layer.train()
+                # copies take the update: autograd keeps hold of them until the backward pass
+                for name, buffer in kept.items():
+                    setattr(layer, name, buffer.clone())
+            return self.scripted(*args, **kwargs)
+        finally:
+            for layer, flag, kept in zip(self._layers, flags, buffers):
+                layer.train(flag)
+                for name, buffer in kept.items():
+                    setattr(layer, name, buffer)

@@ -1,0 +1,105 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from grata.errors import GrataError
+from grata.normalization import BatchStatistics, ScriptedNetwork
+
+
+def reference(x, layer, mix):
+    """Batch normalization written out, float64."""
+    dims = [d for d in range(x.ndim) if d != 1]
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    x = x.double()
+    mean = mix * x.mean(dims) + (1 - mix) * layer.running_mean
+    var = mix * ((x - x.mean(dims, keepdim=True)) ** 2).mean(dims) + (1 - mix) * layer.running_var
+    y = (x - mean.view(shape)) / (var.view(shape) + layer.eps).sqrt()
+    return y * layer.weight.view(shape) + layer.bias.view(shape)
+
+
+def a_layer(kind=nn.BatchNorm2d):
+    layer = kind(3)
+    torch.manual_seed(0)
+    for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5)
+    return layer
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(nn.BatchNorm2d, (2, 3, 5, 4)), (nn.BatchNorm3d, (1, 3, 4, 3, 5)), (nn.SyncBatchNorm, (2, 3, 6))]
+)
+def test_statistics_are_the_mix_of_batch_and_source_in_any_mode(kind, shape, mix):
+    layer = a_layer(kind)
+    network = nn.Sequential(layer)
+    x = torch.randn(shape)
+    buffers = {name: b.clone() for name, b in network.named_buffers()}
+    statistics = BatchStatistics(network, mix)
+    statistics.attach()
+    for training in (False, True):
+        network.train(training)
+        torch.testing.assert_close(network(x).double(), reference(x, layer, mix), atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(b, buffers[name]) for name, b in network.named_buffers())
+
+
+@pytest.mark.parametrize("mix", [0.5, 1.0])
+def test_instance_normalization_with_running_statistics_mixes_them_with_those_of_the_image(mix):
+    layer = nn.InstanceNorm2d(2, affine=True, track_running_stats=True)
+    nn.init.uniform_(layer.running_mean, 1, 2)
+    x = torch.randn(3, 2, 6, 5)
+    network = nn.Sequential(layer).eval()
+    BatchStatistics(network, mix).attach()
+    mean = mix * x.mean((2, 3), keepdim=True) + (1 - mix) * layer.running_mean.view(1, 2, 1, 1)
+    variance = mix * x.var((2, 3), keepdim=True, unbiased=False) + (1 - mix) * layer.running_var.view(1, 2, 1, 1)
+    torch.testing.assert_close(network(x), (x - mean) / (variance + layer.eps).sqrt())
+
+
+def test_the_gradient_flows_through_the_batch_part():
+    layer = a_layer().double()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    BatchStatistics(nn.Sequential(layer), 1.0).attach()
+    assert torch.autograd.gradcheck(layer, (x,))
+
+
+def test_detach_brings_the_layer_back_and_keys_stay():
+    network = nn.Sequential(a_layer()).eval()
+    x = torch.randn(2, 3, 4, 4)
+    before, keys = network(x), list(network.state_dict())
+    statistics = BatchStatistics(network, 1.0)
+    statistics.attach()
+    statistics.attach()
+    assert not torch.equal(network(x), before)
+    assert list(network.state_dict()) == keys
+    statistics.detach()
+    assert torch.equal(network(x), before)
+
+
+def test_a_scripted_network_uses_batch_statistics_and_keeps_its_running_ones():
+    network = nn.Sequential(nn.Conv2d(1, 3, 1), a_layer()).eval()
+    scripted = ScriptedNetwork(torch.jit.script(copy.deepcopy(network)))
+    x = torch.randn(2, 1, 5, 5)
+    source = network(x)
+    statistics = BatchStatistics(scripted, 1.0)
+    statistics.attach()
+    BatchStatistics(network, 1.0).attach()
+    torch.testing.assert_close(scripted(x), network(x))
+    assert torch.equal(scripted.scripted.state_dict()["1.running_mean"], network[1].running_mean)
+    assert not any(module.training for module in scripted.scripted.modules())
+    statistics.detach()
+    torch.testing.assert_close(scripted(x), source)
+    with pytest.raises(GrataError, match="TorchScript"):
+        BatchStatistics(scripted, 0.5)
+
+
+def test_a_traced_network_is_refused_because_its_statistics_are_frozen_in():
+    traced = ScriptedNetwork(torch.jit.trace(nn.Sequential(a_layer()).eval(), torch.randn(1, 3, 4, 4)))
+    with pytest.raises(GrataError, match="traced"):
+        BatchStatistics(traced, 1.0)
+
+
+@pytest.mark.parametrize("mix", [-0.1, 1.1])
+def test_a_mix_outside_its_range_is_refused(mix):
+    with pytest.raises(GrataError, match="batch_statistics"):
+        BatchStatistics(nn.Sequential(a_layer()), mix)
