@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
-from monai.transforms import Orientation
 
 from .. import __version__
 from ..data import write_dicom_seg, write_nifti
@@ -77,44 +76,41 @@ class OutputHandler:
     def _write_case(self, case: Mapping[str, Any], item: Mapping[str, Any]) -> None:
         name = case["case"]
         image = item[self.image_key]
-        maps = {self.variant: _label_map(item[self.pred_key])}
-        if item.get(self.source_key) is not None:
-            maps = {"source": _label_map(item[self.source_key]), **maps}
+        prediction = _label_map(item[self.pred_key])
+        source = item.get(self.source_key)
+        maps = {self.variant: prediction} if source is None else {"source": _label_map(source), self.variant: prediction}
 
         segmentations, figures = self.output_dir / "segmentations", self.output_dir / "figures"
         for folder in (segmentations, figures):
             folder.mkdir(parents=True, exist_ok=True)
-        write_nifti(maps[self.variant], case, segmentations / f"{name}.nii.gz")
+        write_nifti(prediction, case, segmentations / f"{name}.nii.gz")
         if case["format"] == "dicom":
             write_dicom_seg(
-                maps[self.variant],
+                prediction,
                 case,
                 self.segments,
                 segmentations / f"{name}.seg.dcm",
                 algorithm=(f"grata {self.variant}", __version__),
             )
 
-        spacing = np.linalg.norm(np.asarray(image.affine, dtype=float)[:3, :3], axis=0)
+        affine = np.asarray(image.affine, dtype=float)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        outlines = {"source" if key == "source" else "adapted": value for key, value in maps.items()}
         if case.get("label"):
-            label = _label_map(item[self.label_key])
+            outlines["label"] = _label_map(item[self.label_key])
             self.scores[name] = [
                 {"case": name, "site": case["site"], "variant": variant, **row}
-                for variant, prediction in maps.items()
-                for row in case_scores(prediction, label, self.class_names, spacing.tolist())
+                for variant, label_map in maps.items()
+                for row in case_scores(label_map, outlines["label"], self.class_names, spacing)
             ]
-            maps = {**maps, "label": label}
-        self._figure(name, image, maps, figures / f"{name}.png")
-
-    def _figure(self, name: str, image: MetaTensor, maps: Mapping[str, np.ndarray], path: Path) -> None:
-        """All figures show right-anterior-superior axes, whatever way a case is stored."""
-        to_ras = Orientation(axcodes="RAS", labels=None)
-        shown = to_ras(MetaTensor(image.as_tensor()[:1].float().cpu(), affine=image.affine))
-        outlines = {
-            key: to_ras(MetaTensor(torch.from_numpy(value)[None], affine=image.affine)).as_tensor()[0].numpy()
-            for key, value in maps.items()
-        }
-        spacing = np.linalg.norm(np.asarray(shown.affine, dtype=float)[:3, :3], axis=0)
-        contact_sheet(shown.as_tensor()[0].numpy(), outlines, path, title=name, spacing=spacing.tolist())
+        contact_sheet(
+            image.as_tensor()[0].float().cpu().numpy(),
+            outlines,
+            figures / f"{name}.png",
+            title=f"{name} ({self.variant})",
+            spacing=spacing,
+            axcodes=nib.aff2axcodes(affine),
+        )
 
 
 def _label_map(tensor: torch.Tensor) -> np.ndarray:
