@@ -64,15 +64,15 @@ def test_dicom_seg_lies_on_its_source(tmp_path, dicom_case):
     sources = {}
     for file in dicom_case["image"]:
         header = pydicom.dcmread(file, stop_before_pixels=True)
-        for number, frame in enumerate(header.get("PerFrameFunctionalGroupsSequence", [None]), 1):
-            position = header.ImagePositionPatient if frame is None else frame.PlanePositionSequence[0].ImagePositionPatient
-            sources[header.SOPInstanceUID, None if frame is None else number] = np.array(position, dtype=float)
+        for number, frame in enumerate(header.get("PerFrameFunctionalGroupsSequence", []), 1):
+            sources[header.SOPInstanceUID, number] = frame.PlanePositionSequence[0].ImagePositionPatient
+        sources[header.SOPInstanceUID, None] = header.get("ImagePositionPatient")
     assert segmentation.NumberOfFrames == 6
     for frame in segmentation.PerFrameFunctionalGroupsSequence:
         source = frame.DerivationImageSequence[0].SourceImageSequence[0]
-        number = source.get("ReferencedFrameNumber")
-        position = sources[source.ReferencedSOPInstanceUID, None if number is None else int(number)]
-        np.testing.assert_allclose(np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float), position, atol=1e-3)
+        expected = sources[source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber")]
+        found = frame.PlanePositionSequence[0].ImagePositionPatient
+        np.testing.assert_allclose(np.array(found, float), np.array(expected, float), atol=1e-3)
     assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == header.SeriesInstanceUID
     assert segmentation.FrameOfReferenceUID == header.FrameOfReferenceUID
     assert segmentation.PatientID == header.PatientID and segmentation.StudyInstanceUID == header.StudyInstanceUID

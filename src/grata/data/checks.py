@@ -1,7 +1,6 @@
 """Refuse scans that a network cannot make sense of, before it sees them."""
 
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,4 +72,4 @@ def _name(data: Mapping[Hashable, Any], key: Hashable) -> str:
         return f"Case '{data['case']}' ({key})"
     path = data[key].meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") if isinstance(data[key], MetaTensor) else ""
     # A DICOM file's name may be the patient's.
-    return f"File '{path}'" if is_nifti(path) else f"The scan under key '{key}' in '{Path(path).suffix}' format"
+    return f"File '{path}'" if is_nifti(path) else f"The DICOM scan under key '{key}'"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import highdicom
 import numpy as np
@@ -15,7 +16,7 @@ import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder
-from pydicom.uid import UID
+from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from grata.data.geometry import ORIENTATION_TOLERANCE, GeometryError, Plane, order_planes, spacing_tolerance
 from grata.data.identifiers import patient_identifiers, remove_identifiers
@@ -32,6 +33,8 @@ __all__ = [
     "series_geometry",
     "sort_series",
 ]
+
+_Grid = TypeVar("_Grid", highdicom.Volume, highdicom.VolumeGeometry)
 
 # Objects that have rows and columns but are results of a reading, not acquired images.
 _DERIVED_MODALITIES = {"SEG", "RTDOSE", "PR", "KO", "SR", "REG"}
@@ -121,7 +124,7 @@ def sort_series(instances: Sequence[Instance]) -> list[Instance]:
     if len({instance.frame_of_reference for instance in instances}) > 1:
         raise GeometryError("its slices have different frames of reference")
     if any(instance.multiframe for instance in instances) and len(instances) > 1:
-        raise GeometryError(f"it holds {len(instances)} objects, some of them multi-frame: several volumes in one series")
+        raise GeometryError(f"it holds {len(instances)} files, some of them multi-frame: several volumes in one series")
     planes = [plane for instance in instances for plane in instance.planes]
     order = order_planes(planes, instances[0].nominal_spacing)
     return list(instances) if instances[0].multiframe else [instances[index] for index in order]
@@ -164,7 +167,23 @@ def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
     """
     ordered = read_series(paths)
     identifiers = _identifiers(ordered)
-    return _column_row_slice((_read_multiframe if ordered[0].multiframe else _read_slices)(ordered, identifiers))
+    geometry = series_geometry(ordered)
+    # Distances were checked against their median; highdicom compares them with their mean.
+    tolerances = {"atol": 2 * spacing_tolerance(geometry.spacing[2]), "perpendicular_tol": 0.01}
+    try:
+        with _silent_pydicom():
+            read = _read_multiframe if ordered[0].multiframe else _read_slices
+            volume = read(ordered, identifiers, tolerances)
+    except GrataError:
+        raise
+    # Decoders and highdicom raise whatever their libraries do.
+    except Exception as error:
+        name = describe_series(paths, identifiers)
+        raise GrataError(
+            f"{name} cannot be read ({_reason(error, identifiers)}). Export the series again, uncompressed if need be."
+        ) from error
+    # Slices may be rounded differently from each other: the headers alone decide, as they do for what is written.
+    return geometry.with_array(_column_row_slice(volume).array)
 
 
 def series_geometry(ordered: Sequence[Instance]) -> highdicom.VolumeGeometry:
@@ -191,14 +210,14 @@ def series_geometry(ordered: Sequence[Instance]) -> highdicom.VolumeGeometry:
     return _column_row_slice(geometry)
 
 
-def _column_row_slice(volume):
+def _column_row_slice(volume: _Grid) -> _Grid:
     """Bring highdicom's (slice, row, column) order to the one of :func:`read_volume`."""
     return volume.permute_spatial_axes((2, 1, 0)).ensure_handedness(
         highdicom.AxisHandedness.RIGHT_HANDED, flip_axis=2
     )
 
 
-def _read_to_pixels(file, named_dicom: bool) -> Dataset | None:
+def _read_to_pixels(file: BinaryIO, named_dicom: bool) -> Dataset | None:
     size = os.fstat(file.fileno()).st_size
     if not size:
         # Names without an extension, or ending in a number as UIDs do, are DICOM's custom too.
@@ -206,9 +225,7 @@ def _read_to_pixels(file, named_dicom: bool) -> Dataset | None:
             raise BrokenFileError("it is empty (0 bytes)")
         return None
     try:
-        # A directory of the medium has no series; image headers have one.
-        header = pydicom.dcmread(file, stop_before_pixels=True)
-        str(header.get("SOPClassUID"))
+        return pydicom.dcmread(file, stop_before_pixels=True)
     except InvalidDicomError as error:
         if named_dicom:
             raise BrokenFileError("it is named as DICOM but has no DICOM header: truncated or garbage") from error
@@ -216,11 +233,10 @@ def _read_to_pixels(file, named_dicom: bool) -> Dataset | None:
     # pydicom lets every kind of exception out of a damaged header: struct.error, ValueError, EOFError, KeyError, ...
     except Exception as error:
         raise BrokenFileError("its DICOM header is damaged or truncated") from error
-    return header
 
 
 def _is_image(header: Dataset) -> bool:
-    if "MediaStorageDirectoryStorage" in header.file_meta.get("MediaStorageSOPClassUID", UID("")).keyword:
+    if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return False
     if "SOPClassUID" not in header or "SeriesInstanceUID" not in header:
         raise BrokenFileError("its DICOM header is truncated: it names no series")
@@ -232,16 +248,15 @@ def _instance(path: str, header: Dataset, pixel_bytes: int) -> Instance:
     try:
         planes = _frame_planes(header) if multiframe else (_slice_plane(header),)
         nominal_spacing = _nominal_spacing(header, multiframe)
-        number = int(header.get("SeriesNumber") or 0)
-    # An absent element raises AttributeError or IndexError, a malformed one ValueError or TypeError.
-    except (AttributeError, IndexError, TypeError, ValueError):
-        planes, nominal_spacing, number = (), None, 0
+    # An absent element raises AttributeError, KeyError or IndexError, a malformed one ValueError or TypeError.
+    except (AttributeError, LookupError, TypeError, ValueError):
+        planes, nominal_spacing = (), None
     return Instance(
         path=path,
         uid=str(header.get("SOPInstanceUID", "")),
         series=str(header.SeriesInstanceUID),
         modality=str(header.get("Modality", "")).upper(),
-        number=number,
+        number=_series_number(header),
         description=str(header.get("SeriesDescription") or ""),
         multiframe=multiframe,
         planes=planes,
@@ -250,6 +265,13 @@ def _instance(path: str, header: Dataset, pixel_bytes: int) -> Instance:
         defect=_defect(header, planes, pixel_bytes),
         identifiers=patient_identifiers(header),
     )
+
+
+def _series_number(header: Dataset) -> int:
+    try:
+        return int(header.get("SeriesNumber") or 0)
+    except (TypeError, ValueError):
+        return 0
 
 
 def _slice_plane(header: Dataset) -> Plane:
@@ -333,37 +355,38 @@ def _identifiers(instances: Sequence[Instance]) -> frozenset[str]:
     return frozenset().union(*(instance.identifiers for instance in instances))
 
 
-def _read_slices(ordered: Sequence[Instance], identifiers: frozenset[str]) -> highdicom.Volume:
+def _read_slices(
+    ordered: Sequence[Instance], identifiers: frozenset[str], tolerances: dict[str, float]
+) -> highdicom.Volume:
     datasets = []
     for instance in ordered:
         try:
-            with _silent_pydicom():
-                dataset = pydicom.dcmread(instance.path)
-                # Decoded here, where the file can be named; pydicom keeps the array for highdicom.
-                dataset.pixel_array  # noqa: B018
-        # Decoders raise whatever their library does.
+            dataset = pydicom.dcmread(instance.path)
+            # Decoded here, where the file can be named; pydicom keeps the array for highdicom.
+            dataset.pixel_array  # noqa: B018
         except Exception as error:
-            raise _decode_error(instance.path, identifiers, error) from error
+            raise GrataError(
+                f"DICOM file {_shown(instance.path, identifiers)}: its pixel data cannot be decoded "
+                f"({_reason(error, identifiers)}). The file is damaged or its transfer syntax is not supported: export "
+                "the series again, uncompressed if need be."
+            ) from error
         datasets.append(dataset)
-    distance = (_height(ordered[-1].planes[0]) - _height(ordered[0].planes[0])) / (len(ordered) - 1)
     return highdicom.get_volume_from_series(
         datasets,
         dtype=np.float32,
         apply_real_world_transform=False,
-        # Distances were checked against their median; highdicom compares with their mean.
-        atol=2 * spacing_tolerance(distance),
         orientation_tol=ORIENTATION_TOLERANCE,
+        **tolerances,
     )
 
 
-def _read_multiframe(ordered: Sequence[Instance], identifiers: frozenset[str]) -> highdicom.Volume:
+def _read_multiframe(
+    ordered: Sequence[Instance], identifiers: frozenset[str], tolerances: dict[str, float]
+) -> highdicom.Volume:
     (instance,) = ordered
-    try:
-        with _silent_pydicom():
-            image = highdicom.imread(instance.path)
-            return image.get_volume(dtype=np.float32, apply_real_world_transform=False, rtol=0.02)
-    except Exception as error:
-        raise _decode_error(instance.path, identifiers, error) from error
+    return highdicom.imread(instance.path).get_volume(
+        dtype=np.float32, apply_real_world_transform=False, **tolerances
+    )
 
 
 @contextmanager
@@ -384,12 +407,8 @@ def _height(plane: Plane) -> float:
     return float(np.cross(orientation[:3], orientation[3:]) @ np.asarray(plane.position))
 
 
-def _decode_error(path: str, identifiers: frozenset[str], error: Exception) -> GrataError:
-    reason = remove_identifiers(str(error).strip().split("\n")[0], identifiers)
-    return GrataError(
-        f"DICOM file {_shown(path, identifiers)}: its pixel data cannot be decoded ({reason}). The file is damaged or "
-        "its transfer syntax is not supported: export the series again, uncompressed if need be."
-    )
+def _reason(error: Exception, identifiers: frozenset[str]) -> str:
+    return remove_identifiers(str(error).strip().split("\n")[0], identifiers)
 
 
 def _shown(path: str | os.PathLike[str], identifiers: frozenset[str] | tuple) -> str:

@@ -23,6 +23,8 @@ __all__ = ["Discovery", "Fault", "discover"]
 # Below this number of files indexing is over before a progress bar can be read.
 _FILES_FOR_PROGRESS = 50
 
+_REMEDY = "Export the series again, complete and alone, or leave it out by selecting others (modality, description)."
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -129,7 +131,8 @@ def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
     try:
         os.scandir(path).close()
     except OSError as error:
-        raise GrataError(f"The folder '{path}' ({key}) cannot be read: {error.strerror}. Check its permissions.") from error
+        message = f"The folder '{path}' ({key}) cannot be read: {error.strerror}. Check its permissions."
+        raise GrataError(message) from error
     return path
 
 
@@ -282,9 +285,6 @@ def _add_series(
     found = {} if label is None else {"label": str(label)}
     image = [instance.path for instance in ordered]
     result.cases.append({"case": case, "image": image, **found, **common, "format": "dicom"})
-
-
-_REMEDY = "Export the series again, complete and alone, or leave it out by choosing others with modality or description."
 
 
 def _matches(instance: Instance, modality: str | None, description: str | None) -> bool:

@@ -40,12 +40,12 @@ class LabelIndex:
         """Return the label map of a NIfTI image below ``root``, or None."""
         name = nifti_stem(image)
         if self._labels_dir is not None:
-            return _lookup(self._labels_dir, image.relative_to(root).parent, name)
+            return _lookup(self._labels_dir, image.relative_to(root).parent, name, image)
         for folder in image.parents:
             match = re.fullmatch(r"images(\w*)", folder.name)
             labels = folder.parent / f"labels{match[1]}" if match else None
             if labels in self._label_folders:
-                return _lookup(self._label_folders[labels], image.relative_to(folder).parent, name)
+                return _lookup(self._label_folders[labels], image.relative_to(folder).parent, name, image)
         return self._beside(image)
 
     def find_named(self, name: str) -> Path | None:
@@ -83,10 +83,13 @@ def _index(folder: Path) -> dict[tuple[str, str], list[Path]]:
     return index
 
 
-def _lookup(index: dict[tuple[str, str], list[Path]], folder: Path, name: str) -> Path | None:
+def _lookup(
+    index: dict[tuple[str, str], list[Path]], folder: Path, name: str, image: Path | None = None
+) -> Path | None:
     for where in (str(folder), "*"):
         for suffix in _SUFFIXES:
-            found = index.get((where, name + suffix), [])
+            # Where labels and images share a folder, an image is not its own label.
+            found = [path for path in index.get((where, name + suffix), []) if path != image]
             if len(found) == 1:
                 return found[0]
     return None

@@ -56,9 +56,8 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
         GrataError: wrong number of spatial dimensions, no or contradictory orientation, singular affine.
     """
     header = image.header
-    depth = image.shape[2] if len(image.shape) > 2 else 1
-    found = 3 if depth > 1 else 2
-    if found != spatial_dims or len(image.shape) < 2:
+    found = sum(size > 1 for size in image.shape[:3])
+    if found != spatial_dims:
         shape = " × ".join(str(size) for size in image.shape)
         raise GrataError(f"NIfTI file '{path}' is {found}D ({shape} voxels), but a {spatial_dims}D image is wanted.")
     if not int(header["sform_code"]) and not int(header["qform_code"]):
@@ -69,10 +68,11 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
     spacing = np.sqrt((image.affine[:3, :3] ** 2).sum(axis=0))
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
         raise GrataError(f"NIfTI file '{path}' has a singular or non-finite affine matrix: convert it again.")
-    zooms = np.asarray(header.get_zooms()[:found], dtype=float)
-    if not np.allclose(spacing[:found], zooms, rtol=0.01):
+    zooms = np.asarray(header.get_zooms()[:3], dtype=float)
+    spacing = spacing[: len(zooms)]
+    if not np.allclose(spacing, zooms, rtol=0.01):
         raise GrataError(
-            f"NIfTI file '{path}' contradicts itself: voxel size {_mm(zooms)} in pixdim, {_mm(spacing[:found])} in its "
+            f"NIfTI file '{path}' contradicts itself: voxel size {_mm(zooms)} in pixdim, {_mm(spacing)} in its "
             "affine matrix. Convert it again, or correct the header."
         )
 

@@ -90,14 +90,15 @@ def write_dicom_seg(
     sources = [_completed(dcmread(instance.path, stop_before_pixels=True)) for instance in instances]
     uids = _Uids(sources[0], labels, segments, algorithm)
     date, time = _date_and_time(sources[0])
+    descriptions = [_description(number, segment, algorithm) for number, segment in enumerate(segments, 1)]
     try:
         segmentation = Segmentation(
             source_images=sources,
             pixel_array=_frames(labels, instances, segments),
             segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=[_description(number, item, algorithm) for number, item in enumerate(segments, 1)],
+            segment_descriptions=descriptions,
             series_instance_uid=uids("series"),
-            # The customary distance that keeps results behind the acquired series in a viewer's list.
+            # Behind the acquired series in a viewer's list.
             series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
             sop_instance_uid=uids("instance"),
             instance_number=1,
