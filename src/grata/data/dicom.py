@@ -100,8 +100,13 @@ def read_instance(path: str | os.PathLike[str]) -> Instance | None:
             if header is None or not _is_image(header):
                 return None
             return _instance(os.fspath(path), header, os.fstat(file.fileno()).st_size - file.tell())
+    except BrokenFileError:
+        raise
     except OSError as error:
         raise BrokenFileError(f"it cannot be opened ({error.strerror or 'input/output error'})") from error
+    # A damaged header makes pydicom raise any kind of exception, some of them only when an element is looked at.
+    except Exception as error:
+        raise BrokenFileError("its DICOM header is damaged or truncated") from error
 
 
 def sort_series(instances: Sequence[Instance]) -> list[Instance]:
@@ -212,9 +217,7 @@ def series_geometry(ordered: Sequence[Instance]) -> highdicom.VolumeGeometry:
 
 def _column_row_slice(volume: _Grid) -> _Grid:
     """Bring highdicom's (slice, row, column) order to the one of :func:`read_volume`."""
-    return volume.permute_spatial_axes((2, 1, 0)).ensure_handedness(
-        highdicom.AxisHandedness.RIGHT_HANDED, flip_axis=2
-    )
+    return volume.permute_spatial_axes((2, 1, 0)).ensure_handedness(highdicom.AxisHandedness.RIGHT_HANDED, flip_axis=2)
 
 
 def _read_to_pixels(file: BinaryIO, named_dicom: bool) -> Dataset | None:
@@ -230,9 +233,6 @@ def _read_to_pixels(file: BinaryIO, named_dicom: bool) -> Dataset | None:
         if named_dicom:
             raise BrokenFileError("it is named as DICOM but has no DICOM header: truncated or garbage") from error
         return None
-    # pydicom lets every kind of exception out of a damaged header: struct.error, ValueError, EOFError, KeyError, ...
-    except Exception as error:
-        raise BrokenFileError("its DICOM header is damaged or truncated") from error
 
 
 def _is_image(header: Dataset) -> bool:
@@ -240,7 +240,11 @@ def _is_image(header: Dataset) -> bool:
         return False
     if "SOPClassUID" not in header or "SeriesInstanceUID" not in header:
         raise BrokenFileError("its DICOM header is truncated: it names no series")
-    return "Rows" in header and "Columns" in header and header.get("Modality") not in _DERIVED_MODALITIES
+    if "Rows" in header and "Columns" in header:
+        return header.get("Modality") not in _DERIVED_MODALITIES
+    if header.SOPClassUID.name.endswith("Image Storage"):
+        raise BrokenFileError("its DICOM header is truncated: it is an image without rows and columns")
+    return False
 
 
 def _instance(path: str, header: Dataset, pixel_bytes: int) -> Instance:
@@ -384,9 +388,7 @@ def _read_multiframe(
     ordered: Sequence[Instance], identifiers: frozenset[str], tolerances: dict[str, float]
 ) -> highdicom.Volume:
     (instance,) = ordered
-    return highdicom.imread(instance.path).get_volume(
-        dtype=np.float32, apply_real_world_transform=False, **tolerances
-    )
+    return highdicom.imread(instance.path).get_volume(dtype=np.float32, apply_real_world_transform=False, **tolerances)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
-from highdicom.seg import Segmentation, SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from highdicom.sr import CodedConcept
 from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
