@@ -2,7 +2,7 @@
 
 from grata.data.checks import CheckScand
 from grata.data.discovery import Discovery, Fault, discover
-from grata.data.output import atomic_write, check_output_dir
+from grata.data.output import atomic_write, check_output_dir, remove_leftovers
 from grata.data.reader import ScanReader
 from grata.data.segmentation import write_dicom_seg, write_nifti
 
@@ -14,6 +14,7 @@ __all__ = [
     "atomic_write",
     "check_output_dir",
     "discover",
+    "remove_leftovers",
     "write_dicom_seg",
     "write_nifti",
 ]

@@ -1,15 +1,16 @@
 """Write files so that none is ever half written, and say plainly when the disk refuses."""
 
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from grata.errors import GrataError
+from grata.errors import OutputError
 
-__all__ = ["atomic_write", "check_output_dir"]
+__all__ = ["atomic_write", "check_output_dir", "remove_leftovers"]
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: the file to write; its folder exists.
 
     Raises:
-        GrataError: the folder is missing, read-only or full.
+        OutputError: the folder is missing, read-only or full.
     """
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
@@ -38,6 +39,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove what a killed process left half written by :func:`atomic_write` in a folder and its subfolders."""
+    for path in Path(folder).rglob(".*"):
+        if re.match(r"\.[0-9a-f]{12}-", path.name) and path.is_file():
+            path.unlink()
+
+
 def check_output_dir(path: str | os.PathLike[str]) -> Path:
     """Create a folder, with its parents, and prove that a file can be written into it.
 
@@ -45,7 +53,7 @@ def check_output_dir(path: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        GrataError: it cannot be created or written to.
+        OutputError: it cannot be created or written to.
     """
     folder = Path(path)
     try:
@@ -59,8 +67,8 @@ def check_output_dir(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _refusal(folder: Path, error: OSError) -> GrataError:
-    return GrataError(
+def _refusal(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
         f"Cannot write to the output folder '{folder}': {error.strerror or error}. Free some space, or name a folder "
         "that you may write to."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
 import traceback as tracebacks
@@ -16,7 +17,7 @@ from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 
 from .. import __version__
-from ..data import Discovery, Fault, atomic_write, check_output_dir
+from ..data import Discovery, Fault, atomic_write, check_output_dir, remove_leftovers
 from ..errors import GrataError, OutputError
 from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary
 from .adaptation import AdaptationHandler
@@ -132,6 +133,7 @@ class AdaptationRun:
             )
         else:
             state_file.unlink(missing_ok=True)
+        remove_leftovers(self.output_dir)
         if journal is not None:
             journal.keep(set(self.finished))
 
@@ -141,19 +143,22 @@ class AdaptationRun:
             self.method.load_state_dict(self._committed)
 
     def _commit(self, engine: Engine) -> None:
-        for item in engine.state.batch:
-            self.finished.append(item["case"])
-        self._committed = self.method.state_dict()
+        finished = [*self.finished, *(item["case"] for item in engine.state.batch)]
+        method = self.method.state_dict()
         state = {
-            "method": self._committed,
-            "finished": list(self.finished),
+            "method": method,
+            "finished": finished,
             "scores": json.dumps(self.outputs.scores),
             "skipped": json.dumps(self.adaptation.skipped),
             "settings": json.dumps(self.settings, sort_keys=True),
             "source": self._source_hash,
         }
+        # torch.save itself answers a full disk with a RuntimeError about its archive
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
         with atomic_write(self.output_dir / _STATE) as temporary:
-            torch.save(state, temporary)
+            temporary.write_bytes(buffer.getvalue())
+        self.finished, self._committed = finished, method
         self._bar.update(len(engine.state.batch))
 
     def _fault(self, engine: Engine, error: Exception) -> None:
@@ -176,7 +181,11 @@ class AdaptationRun:
         else:
             self.method.restore()
         if self.adaptation.journal is not None and self._stopped_by is None:
-            self.adaptation.journal.append({"case": case, "fault": message, "version": __version__})
+            try:
+                self.adaptation.journal.append({"case": case, "fault": message, "version": __version__})
+            except OutputError as unwritten:
+                self._stopped_by = unwritten
+                self.faults.append(Fault(case, str(unwritten)))
 
     def _close(self, seconds: float) -> int:
         order = {case["case"]: i for i, case in enumerate(self.discovery.cases)}

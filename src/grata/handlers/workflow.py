@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigWorkflow
+from monai.bundle.utils import ID_SEP_KEY
 
 from ..errors import GrataError
 
@@ -36,8 +37,8 @@ _READ_BY_MONAI = {
 _REFERENCE = re.compile(r"[@%]([A-Za-z_]\w*)")
 
 
-def start(traceback: bool = False) -> None:
-    """First line of a bundle's ``initialize``: plain error messages from here on, and no unknown key in the configuration.
+def start(traceback: bool | str = False) -> None:
+    """First line of a bundle's ``initialize``: plain error messages, no unknown key, and true, false and null as in YAML.
 
     Args:
         traceback: leave Python's tracebacks as they are.
@@ -45,11 +46,15 @@ def start(traceback: bool = False) -> None:
     Raises:
         GrataError: a top-level key of the configuration or of the command line is used by nothing, as a mistyped one.
     """
-    if not traceback:
+    if not _constant(traceback):
         sys.excepthook = _plain_error
     workflow = _running_workflow()
     if workflow is not None:
         check_keys(workflow.parser.get(), {workflow.init_id, workflow.run_id, workflow.final_id})
+        # the command line hands these words over as text, and the text "false" counts as true
+        for key, value in list(_leaves(workflow.parser.get())):
+            if _constant(value) is not value:
+                workflow.parser.set(_constant(value), key)
 
 
 def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
@@ -59,7 +64,7 @@ def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
         config: a whole configuration, unresolved.
         run_ids: the keys that the workflow runs.
     """
-    used = {match for text in _strings(config) for match in _REFERENCE.findall(text)}
+    used = {match for _, text in _leaves(config) if isinstance(text, str) for match in _REFERENCE.findall(text)}
     known = used | _READ_BY_MONAI | run_ids
     for key in config:
         if key.lstrip("+") not in known:
@@ -94,10 +99,26 @@ def explain(error: BaseException) -> str:
         if isinstance(link, GrataError):
             return str(link)
     root = chain[-1]
-    context = next((str(link) for link in chain[:-1] if str(link).startswith("Failed to")), "")
-    key = re.search(r"(?:id=|component )['\"]?([\w#:]+)", context)
-    where = f"{key.group(1)}: " if key else ""
+    key, component = _config_item(error)
+    argument = re.search(r"unexpected keyword argument '(\w+)'", str(root))
+    if argument and inspect.isclass(component) and argument[1] not in inspect.signature(component).parameters:
+        known = list(inspect.signature(component).parameters)
+        near = difflib.get_close_matches(argument[1], known, n=1)
+        hint = f"Did you mean {key}#{near[0]}?" if near else f"Its arguments are {', '.join(known)}."
+        return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {component.__name__}. {hint}"
+    where = f"{key}: " if key else ""
     return f"{where}{type(root).__name__}: {' '.join(str(root).split())} (--traceback true shows where)"
+
+
+def _config_item(error: BaseException) -> tuple[str, Any]:
+    """Key and class of what MONAI was building from the configuration when it failed: its messages tell no key."""
+    key, component = "", None
+    for frame, _ in tracebacks.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_resolve_one_item":
+            key = str(frame.f_locals.get("id", "")).replace(ID_SEP_KEY, "#")
+        elif frame.f_code.co_name == "instantiate":
+            component = frame.f_locals.get("component", component)
+    return key, component
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -129,12 +150,15 @@ def _running_workflow() -> ConfigWorkflow | None:
     return None
 
 
-def _strings(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        for value in config.values():
-            yield from _strings(value)
-    elif isinstance(config, list | tuple):
-        for value in config:
-            yield from _strings(value)
-    elif isinstance(config, str):
-        yield config
+def _leaves(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """All values that are neither dict nor list, with their ids."""
+    if not isinstance(config, dict | list | tuple):
+        yield key, config
+        return
+    items = config.items() if isinstance(config, dict) else enumerate(config)
+    for name, value in items:
+        yield from _leaves(value, f"{key}{ID_SEP_KEY}{name}" if key else str(name))
+
+
+def _constant(value: Any) -> Any:
+    return {"true": True, "false": False, "null": None}.get(value, value) if isinstance(value, str) else value

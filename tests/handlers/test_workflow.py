@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from grata.errors import GrataError
+from grata.handlers import check_device
+from grata.handlers.workflow import check_keys, explain
+
+
+def test_a_key_that_nothing_refers_to_is_refused_with_the_one_that_was_meant():
+    config = {"method": "grata", "run": ["$@method"], "bundle_root": "."}
+    check_keys(config, {"run"})
+    with pytest.raises(GrataError, match="--metod.*Did you mean method"):
+        check_keys({**config, "metod": "ptbn"}, {"run"})
+
+
+def test_references_inside_expressions_lists_and_components_count_as_use():
+    config = {"a": 1, "b": 2, "c": 3, "run": [{"_target_": "dict", "x": ["@a"], "y": "$len(@b) + 1"}, "%c"]}
+    check_keys(config, {"run"})
+
+
+def test_devices_that_are_not_there_are_refused():
+    assert check_device("cpu") == torch.device("cpu")
+    with pytest.raises(GrataError, match="device: 'gpu'"):
+        check_device("gpu")
+    with pytest.raises(GrataError, match="--device cpu"):
+        check_device(f"cuda:{torch.cuda.device_count()}")
+
+
+def test_the_message_for_the_user_is_found_wherever_it_is_in_the_chain():
+    try:
+        try:
+            raise GrataError("file x is empty: copy it anew")
+        except GrataError as error:
+            raise RuntimeError("applying transform LoadImaged") from error
+    except RuntimeError as error:
+        assert explain(error) == "file x is empty: copy it anew"
+    assert "ValueError: bad" in explain(ValueError("bad"))
