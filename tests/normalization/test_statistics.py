@@ -103,3 +103,10 @@ def test_a_traced_network_is_refused_because_its_statistics_are_frozen_in():
 def test_a_mix_outside_its_range_is_refused(mix):
     with pytest.raises(GrataError, match="batch_statistics"):
         BatchStatistics(nn.Sequential(a_layer()), mix)
+
+
+def test_a_single_value_has_no_statistics():
+    network = nn.Sequential(a_layer())
+    BatchStatistics(network, 0.5).attach()
+    with pytest.raises(GrataError, match="too small for batch statistics"):
+        network(torch.zeros(1, 3, 1, 1))

@@ -78,6 +78,11 @@ class BatchStatistics:
 
 
 def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
+    if mix > 0.0 and x.numel() == x.shape[1]:
+        raise GrataError(
+            f"The image is too small for batch statistics: a layer of {x.shape[1]} channels sees a single value of each. "
+            "Use larger images or windows (roi_size), larger batches, or batch_statistics 0."
+        )
     if mix == 1.0:
         return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
     if mix == 0.0:

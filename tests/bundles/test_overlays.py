@@ -1,0 +1,48 @@
+"""Overlays: configs/ on top of a bundle's adapt.yaml, and the handler that the README adds to any bundle."""
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from grata.handlers.workflow import check_keys
+from grata.methods import METHODS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_an_overlay_that_selects_it_in_a_bundle(bundle, name):
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / "adapt.yaml"), str(ROOT / "configs" / f"{name}.yaml")])
+    parser["bundle_root"] = str(bundle)
+    check_keys(parser.get(), {"initialize", "adapt"})
+    handler = parser.get_parsed_content("adaptation")
+    assert handler.method.name == name
+    assert handler.method.adapt(torch.rand(1, 1, 32, 32, 16)).flags == ()
+
+
+def test_every_method_has_a_row_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for name, method in METHODS.items():
+        assert re.search(rf"^\| `{name}` \| .*{re.escape(method.changes)}", readme, flags=re.M), name
+
+
+def test_the_readmes_handler_adapts_a_plain_inference_bundle(bundle, tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    (overlay,) = [block for block in blocks if "GraTaHandler" in block]
+    (tmp_path / "overlay.yaml").write_text(textwrap.dedent(overlay))
+    files = str([str(bundle / "configs" / "inference.json"), str(tmp_path / "overlay.yaml")])
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, "--bundle_root", str(bundle)]
+    meta = ["--meta_file", str(bundle / "configs" / "metadata.json"), "--output_dir", str(tmp_path / "eval")]
+    result = subprocess.run([*command, *meta], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "adaptation.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and all(line["parameter_change"]["l2"] > 0 for line in lines)
+    assert len(list((tmp_path / "eval").glob("*.nii.gz"))) == 2
