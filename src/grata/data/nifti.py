@@ -33,15 +33,22 @@ def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
     """Open a NIfTI file; the voxels are read later.
 
     Raises:
-        GrataError: the file is empty, truncated within its header or not NIfTI.
+        GrataError: the file is empty, truncated within its header, not NIfTI, or may not be read.
     """
     if os.path.isfile(path) and not os.path.getsize(path):
         raise GrataError(f"NIfTI file '{path}' is empty (0 bytes): copy or export it again.")
     try:
+        # nibabel takes a file that it may not read for one of an unknown format.
+        open(path, "rb").close()
+    except OSError as error:
+        raise GrataError(f"NIfTI file '{path}' cannot be read: {error.strerror}. Check its permissions.") from error
+    try:
         return nibabel.load(path)
     # A damaged header makes nibabel raise any of a dozen kinds of exception, without a common base.
     except Exception as error:
-        raise GrataError(f"NIfTI file '{path}' cannot be read: it is damaged, truncated or not NIfTI.") from error
+        raise GrataError(
+            f"NIfTI file '{path}' cannot be read: it is damaged, truncated or not NIfTI. Copy or export it again."
+        ) from error
 
 
 def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatial_dims: int = 3) -> None:
@@ -59,7 +66,10 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
     found = sum(size > 1 for size in image.shape[:3])
     if found != spatial_dims:
         shape = " × ".join(str(size) for size in image.shape)
-        raise GrataError(f"NIfTI file '{path}' is {found}D ({shape} voxels), but a {spatial_dims}D image is wanted.")
+        raise GrataError(
+            f"NIfTI file '{path}' is {found}D ({shape} voxels), but a {spatial_dims}D image is wanted. Give one, or leave "
+            "this file out."
+        )
     if not int(header["sform_code"]) and not int(header["qform_code"]):
         raise GrataError(
             f"NIfTI file '{path}' has no orientation (sform and qform codes are 0): left and right would be a guess. "
@@ -92,7 +102,8 @@ def read_nifti(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     # zlib.error is no OSError; RGB voxels raise TypeError or ValueError.
     except Exception as error:
         raise GrataError(
-            f"NIfTI file '{path}': its voxels cannot be read. It is truncated or damaged, or has no grey values."
+            f"NIfTI file '{path}': its voxels cannot be read. It is truncated or damaged, or has no grey values: copy or "
+            "export it again."
         ) from error
 
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -92,27 +94,28 @@ def write_dicom_seg(
     date, time = _date_and_time(sources[0])
     descriptions = [_description(number, segment, algorithm) for number, segment in enumerate(segments, 1)]
     try:
-        segmentation = Segmentation(
-            source_images=sources,
-            pixel_array=_frames(labels, instances, segments),
-            segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=descriptions,
-            series_instance_uid=uids("series"),
-            # Behind the acquired series in a viewer's list.
-            series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
-            sop_instance_uid=uids("instance"),
-            instance_number=1,
-            manufacturer=algorithm[0],
-            manufacturer_model_name=algorithm[0],
-            software_versions=algorithm[1],
-            device_serial_number="none",
-            content_description=f"Segmentation by {algorithm[0]}",
-            content_label="SEGMENTATION",
-            series_description=f"{algorithm[0]} segmentation",
-            content_date=date,
-            content_time=time,
-            omit_empty_frames=bool(labels.any()),
-        )
+        with _quiet_highdicom():
+            segmentation = Segmentation(
+                source_images=sources,
+                pixel_array=_frames(labels, instances, segments),
+                segmentation_type=SegmentationTypeValues.BINARY,
+                segment_descriptions=descriptions,
+                series_instance_uid=uids("series"),
+                # Behind the acquired series in a viewer's list.
+                series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+                sop_instance_uid=uids("instance"),
+                instance_number=1,
+                manufacturer=algorithm[0],
+                manufacturer_model_name=algorithm[0],
+                software_versions=algorithm[1],
+                device_serial_number="none",
+                content_description=f"Segmentation by {algorithm[0]}",
+                content_label="SEGMENTATION",
+                series_description=f"{algorithm[0]} segmentation",
+                content_date=date,
+                content_time=time,
+                omit_empty_frames=bool(labels.any()),
+            )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise GrataError(
             f"No DICOM SEG can be made for case '{case['case']}': its series lacks or misstates what the format needs "
@@ -121,6 +124,18 @@ def write_dicom_seg(
     _fix_volatile(segmentation, date, time, uids("dimensions"))
     with atomic_write(path) as temporary:
         segmentation.save_as(temporary)
+
+
+@contextmanager
+def _quiet_highdicom() -> Iterator[None]:
+    """Keep back highdicom's account of its work: it names the instances of the patient."""
+    logger = logging.getLogger("highdicom")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Uids:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import SupervisedEvaluator
+from monai.engines import IterationEvents, SupervisedEvaluator
+from monai.utils import CommonKeys
 from tqdm import tqdm
 
 from .. import __version__
@@ -98,6 +99,7 @@ class AdaptationRun:
         # a fault is told by this run; the engine's own log would repeat it with the whole chain of transforms
         engine.logger.disabled = True
         engine.add_event_handler(Events.STARTED, self._reload)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check_prediction)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._commit)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fault)
         pending = [c for c in self.discovery.cases if c["case"] not in self.finished]
@@ -141,6 +143,15 @@ class AdaptationRun:
         """After a fault the evaluator starts again, and handlers that load source weights have run once more."""
         if self._committed is not None:
             self.method.load_state_dict(self._committed)
+
+    def _check_prediction(self, engine: Engine) -> None:
+        """Postprocessing would turn a prediction of NaN into an empty segmentation, which reads like a finding."""
+        prediction = engine.state.output[CommonKeys.PRED]
+        if isinstance(prediction, torch.Tensor) and not torch.isfinite(prediction).all():
+            raise GrataError(
+                "The prediction holds NaN or infinite values. Export the scan again with values in their usual range, or "
+                "check the weights."
+            )
 
     def _commit(self, engine: Engine) -> None:
         finished = [*self.finished, *(item["case"] for item in engine.state.batch)]

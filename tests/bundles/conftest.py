@@ -1,0 +1,95 @@
+"""The bundles' commands as a user types them, and scans to give them."""
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+# Python, not a preexec_fn, sets the limits up: a fork of this process, full of threads, could hang. Without the two
+# capabilities root is refused what a user is refused.
+LAUNCHER = """
+import ctypes, os, resource, sys
+largest_file, folder, *command = sys.argv[1:]
+if os.geteuid() == 0:
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+if int(largest_file):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_file), int(largest_file)))
+os.chdir(folder)
+os.execv(command[0], command)
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit status, and stdout and stderr together."""
+
+    status: int
+    text: str
+
+
+class Scans(runpy.run_path(str(Path(__file__).parents[1] / "data" / "conftest.py"))["Scans"]):
+    """The writers of synthetic scans of tests/data (pytest's importlib mode has no imports between test files)."""
+
+    @staticmethod
+    def volume(shape: Sequence[int] = (32, 40, 32), seed: int = 0) -> np.ndarray:
+        """Two bright blobs on a noisy background."""
+        grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape[:3]), indexing="ij"))
+        blobs = sum(np.exp(-8 * ((grid.T - centre) ** 2).sum(-1).T) for centre in ((0.3, 0.2, 0.0), (-0.4, -0.3, 0.1)))
+        return (300 * blobs + 20 * np.random.default_rng(seed).random(shape[:3])).astype(np.float32)
+
+    @staticmethod
+    def save_volume(volume: np.ndarray, path: Path) -> Path:
+        """Write a NIfTI image of 1 mm voxels."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = nibabel.Nifti1Image(volume, np.eye(4))
+        image.set_qform(np.eye(4), code=1)
+        nibabel.save(image, path)
+        return path
+
+
+@pytest.fixture(scope="session")
+def scans() -> type[Scans]:
+    """Writers of synthetic scans."""
+    return Scans
+
+
+@pytest.fixture(scope="session")
+def run_adapt(bundle):
+    """``python -m monai.bundle run adapt`` from another working directory, as a user without privileges."""
+
+    def run(folder: Path, *arguments: object, largest_file: int = 0) -> Outcome:
+        command = [sys.executable, "-m", "monai.bundle", "run", "adapt", "--bundle_root", bundle]
+        if "--config_file" not in arguments:
+            command += ["--config_file", bundle / "configs" / "adapt.yaml"]
+        process = subprocess.run(
+            [sys.executable, "-c", LAUNCHER, str(largest_file), str(folder), *map(str, [*command, *arguments])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+            timeout=300,
+        )
+        return Outcome(process.returncode, process.stdout)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def in_background():
+    """Run functions two at a time: most of a command's seconds are imports, on one core."""
+    pool = ThreadPoolExecutor(2)
+
+    def submit(function, *arguments, **options) -> Future:
+        return pool.submit(function, *arguments, **options)
+
+    yield submit
+    pool.shutdown(cancel_futures=True)
