@@ -18,6 +18,18 @@ def test_references_inside_expressions_lists_and_components_count_as_use():
     check_keys(config, {"run"})
 
 
+def test_a_reference_to_a_missing_key_is_refused_with_its_place():
+    config = {"inferer": 1, "evaluator": {"_target_": "dict", "inferer": "@infererr"}, "run": ["$@evaluator"]}
+    with pytest.raises(GrataError, match="evaluator#inferer: it refers to @infererr.*Did you mean @inferer"):
+        check_keys(config, {"run"})
+    with pytest.raises(GrataError, match="run#0: it refers to @evaluater"):
+        check_keys({"evaluator": 1, "run": ["$@evaluater + 1"]}, {"run"})
+
+
+def test_text_with_an_at_sign_is_no_reference():
+    check_keys({"run": ["$print(1)"], "initialize": [{"mail": "imaging@hospital.org", "time": "%H"}, "$'%d' % 1"]}, {"run", "initialize"})
+
+
 def test_devices_that_are_not_there_are_refused():
     assert check_device("cpu") == torch.device("cpu")
     with pytest.raises(GrataError, match="device: 'gpu'"):

@@ -7,12 +7,13 @@ import inspect
 import re
 import sys
 import traceback as tracebacks
+import warnings
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY
 
 from ..errors import GrataError
@@ -38,7 +39,7 @@ _REFERENCE = re.compile(r"[@%]([A-Za-z_]\w*)")
 
 
 def start(traceback: bool | str = False) -> None:
-    """First line of a bundle's ``initialize``: plain error messages, no unknown key, and true, false and null as in YAML.
+    """First line of a bundle's ``initialize``: plain messages, no unknown key, and true, false and null as in YAML.
 
     Args:
         traceback: leave Python's tracebacks as they are.
@@ -48,6 +49,8 @@ def start(traceback: bool | str = False) -> None:
     """
     if not _constant(traceback):
         sys.excepthook = _plain_error
+    # MONAI's image loading says so of a decoder that no scan is read with here
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
     workflow = _running_workflow()
     if workflow is not None:
         check_keys(workflow.parser.get(), {workflow.init_id, workflow.run_id, workflow.final_id})
@@ -58,12 +61,23 @@ def start(traceback: bool | str = False) -> None:
 
 
 def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
-    """Raise :class:`GrataError` for a top-level key that nothing refers to: MONAI would ignore it in silence.
+    """Check that every reference leads to a key, and every top-level key is used by something.
 
     Args:
         config: a whole configuration, unresolved.
         run_ids: the keys that the workflow runs.
+
+    Raises:
+        GrataError: a reference to a key that is not there, or a top-level key that nothing refers to, which MONAI
+            would ignore in silence.
     """
+    for key, text in _leaves(config):
+        for reference in ReferenceResolver.match_refs_pattern(text) if isinstance(text, str) else ():
+            name = reference.split(ID_SEP_KEY)[0]
+            if name not in config:
+                near = difflib.get_close_matches(name, list(config), n=1)
+                hint = f"Did you mean @{near[0]}?" if near else "Define that key, or correct the reference."
+                raise GrataError(f"{_shown(key)}: it refers to @{name}, and there is no such key. {hint}")
     used = {match for _, text in _leaves(config) if isinstance(text, str) for match in _REFERENCE.findall(text)}
     known = used | _READ_BY_MONAI | run_ids
     for key in config:
@@ -115,7 +129,7 @@ def _config_item(error: BaseException) -> tuple[str, Any]:
     key, component = "", None
     for frame, _ in tracebacks.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_resolve_one_item":
-            key = str(frame.f_locals.get("id", "")).replace(ID_SEP_KEY, "#")
+            key = _shown(str(frame.f_locals.get("id", "")))
         elif frame.f_code.co_name == "instantiate":
             component = frame.f_locals.get("component", component)
     return key, component
@@ -158,6 +172,11 @@ def _leaves(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     items = config.items() if isinstance(config, dict) else enumerate(config)
     for name, value in items:
         yield from _leaves(value, f"{key}{ID_SEP_KEY}{name}" if key else str(name))
+
+
+def _shown(key: str) -> str:
+    """An id as users write it on the command line."""
+    return key.replace(ID_SEP_KEY, "#")
 
 
 def _constant(value: Any) -> Any:
