@@ -9,6 +9,7 @@ __version__ = version("grata")
 _ROOMS = (
     "alignment",
     "data",
+    "files",
     "handlers",
     "methods",
     "networks",
@@ -17,6 +18,7 @@ _ROOMS = (
     "report",
     "styles",
     "views",
+    "workflows",
 )
 
 __all__ = ["__version__", *_ROOMS]

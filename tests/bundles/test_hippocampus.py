@@ -132,7 +132,7 @@ def test_the_dicom_seg_is_read_back_with_the_geometry_of_its_series(from_anywher
     assert {uids[2] for uids in seg.get_source_image_uids()} == {s.SOPInstanceUID for s in slices}
     volume = seg.get_volume(combine_segments=True)
     normal = np.cross(slices[0].ImageOrientationPatient[3:], slices[0].ImageOrientationPatient[:3])
-    positions = sorted((float(np.dot(s.ImagePositionPatient, normal)) for s in slices))
+    positions = sorted(float(np.dot(s.ImagePositionPatient, normal)) for s in slices)
     np.testing.assert_allclose(volume.pixel_spacing, slices[0].PixelSpacing, atol=1e-3)
     np.testing.assert_allclose(volume.spacing_between_slices, np.diff(positions).mean(), atol=1e-3)
     (nifti,) = (output / "segmentations").glob("mr-*.nii.gz")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from grata.handlers.workflow import check_keys
 from grata.methods import METHODS
+from grata.workflows.configuration import check_keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,11 +31,11 @@ def test_every_method_has_an_overlay_that_selects_it_in_a_bundle(bundle, name):
 def test_every_method_has_a_row_in_the_readme():
     readme = (ROOT / "README.md").read_text()
     for name, method in METHODS.items():
-        assert re.search(rf"^\| `{name}` \| .*{re.escape(method.changes)}", readme, flags=re.M), name
+        assert re.search(rf"^\| `{name}` \| .*{re.escape(method.changes)}", readme, flags=re.MULTILINE), name
 
 
 def test_the_readmes_handler_adapts_a_plain_inference_bundle(bundle, tmp_path):
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     (overlay,) = [block for block in blocks if "GraTaHandler" in block]
     (tmp_path / "overlay.yaml").write_text(textwrap.dedent(overlay))
     files = str([str(bundle / "configs" / "inference.json"), str(tmp_path / "overlay.yaml")])

@@ -2,9 +2,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
+
 from grata.errors import GrataError
 from grata.report import contact_sheet, overview_figure
-from matplotlib.image import imread
 
 BLUE, ORANGE, GREEN = (0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00), (0x00, 0x9E, 0x73)
 BELOW_LEGEND = 110

@@ -3,9 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+
 from grata.errors import GrataError
 from grata.report import MEAN_CLASS, case_scores, read_scores, summarise_scores, write_scores
-from scipy import ndimage
 
 CLASSES = {1: "anterior", 2: "posterior"}
 

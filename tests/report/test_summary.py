@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from grata.errors import GrataError
 from grata.report import format_summary, summarise_scores, write_summary
 

@@ -9,8 +9,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey
 
-from grata.data.nifti import is_nifti
-from grata.errors import GrataError
+from ..errors import GrataError
+from .nifti import is_nifti
 
 __all__ = ["CheckScand"]
 

@@ -18,9 +18,9 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
-from grata.data.geometry import ORIENTATION_TOLERANCE, GeometryError, Plane, order_planes, spacing_tolerance
-from grata.data.identifiers import patient_identifiers, remove_identifiers
-from grata.errors import GrataError
+from ..errors import GrataError
+from .geometry import ORIENTATION_TOLERANCE, GeometryError, Plane, order_planes, spacing_tolerance
+from .identifiers import patient_identifiers, remove_identifiers
 
 __all__ = [
     "BrokenFileError",

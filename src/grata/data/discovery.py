@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from grata.data.dicom import BrokenFileError, Instance, is_named_dicom, read_instance, series_geometry, sort_series
-from grata.data.geometry import GeometryError
-from grata.data.identifiers import remove_identifiers
-from grata.data.labels import LabelIndex, is_label_folder
-from grata.data.nifti import check_nifti, grid_difference, is_nifti, load_nifti, nifti_stem
-from grata.errors import GrataError
+from ..errors import GrataError
+from .dicom import BrokenFileError, Instance, is_named_dicom, read_instance, series_geometry, sort_series
+from .geometry import GeometryError
+from .identifiers import remove_identifiers
+from .labels import LabelIndex, is_label_folder
+from .nifti import check_nifti, grid_difference, is_nifti, load_nifti, nifti_stem
 
 __all__ = ["Discovery", "Fault", "discover"]
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from grata.data.nifti import is_nifti, nifti_stem
+from .nifti import is_nifti, nifti_stem
 
 __all__ = ["LabelIndex", "is_label_folder"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from grata.data.output import atomic_write
-from grata.errors import GrataError
+from ..errors import GrataError
+from ..files import atomic_write
 
 __all__ = ["check_nifti", "grid_difference", "is_nifti", "load_nifti", "nifti_stem", "read_nifti", "save_nifti"]
 

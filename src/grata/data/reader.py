@@ -9,8 +9,8 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from grata.data.dicom import read_volume
-from grata.data.nifti import is_nifti, read_nifti
+from .dicom import read_volume
+from .nifti import is_nifti, read_nifti
 
 __all__ = ["ScanReader"]
 

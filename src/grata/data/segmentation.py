@@ -16,12 +16,12 @@ from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from grata import __version__
-from grata.data.dicom import Instance, read_series, series_geometry
-from grata.data.geometry import order_planes
-from grata.data.nifti import load_nifti, save_nifti
-from grata.data.output import atomic_write
-from grata.errors import GrataError
+from .. import __version__
+from ..errors import GrataError
+from ..files import atomic_write
+from .dicom import Instance, read_series, series_geometry
+from .geometry import order_planes
+from .nifti import load_nifti, save_nifti
 
 __all__ = ["write_dicom_seg", "write_nifti"]
 

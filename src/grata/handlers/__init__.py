@@ -1,19 +1,7 @@
-"""What connects methods with MONAI's engines and its bundle command line."""
+"""What plugs methods into MONAI's engines."""
 
 from .adaptation import AdaptationHandler, GraTaHandler
 from .journal import Journal
-from .outputs import OutputHandler
-from .run import AdaptationRun
 from .windows import WindowSelection
-from .workflow import check_device, start
 
-__all__ = [
-    "AdaptationHandler",
-    "AdaptationRun",
-    "GraTaHandler",
-    "Journal",
-    "OutputHandler",
-    "WindowSelection",
-    "check_device",
-    "start",
-]
+__all__ = ["AdaptationHandler", "GraTaHandler", "Journal", "WindowSelection"]

@@ -9,8 +9,8 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from ..data import atomic_write
 from ..errors import OutputError
+from ..files import atomic_write
 
 __all__ = ["Journal"]
 

@@ -15,7 +15,7 @@ from .grata import GraTa, GraTaRecord
 from .ptbn import PTBN
 from .source import Source
 
-__all__ = ["METHODS", "GraTa", "GraTaRecord", "Method", "PTBN", "Source", "StepRecord", "create"]
+__all__ = ["METHODS", "PTBN", "GraTa", "GraTaRecord", "Method", "Source", "StepRecord", "create"]
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Source, PTBN, GraTa)}
 """Every method by the name that configs use; a class tells what it is in ``summary`` and ``changes``."""

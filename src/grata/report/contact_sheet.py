@@ -22,8 +22,8 @@ from matplotlib.patheffects import withStroke
 from monai.utils import convert_to_numpy
 from skimage.measure import find_contours
 
-from ..data.output import atomic_write
 from ..errors import GrataError
+from ..files import atomic_write
 
 __all__ = ["contact_sheet"]
 

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from ..data.output import atomic_write
 from ..errors import GrataError
+from ..files import atomic_write
 from .scores import summarise_scores
 
 __all__ = ["overview_figure"]

@@ -15,8 +15,8 @@ from monai.metrics import compute_average_surface_distance, compute_dice, comput
 from monai.utils import convert_to_numpy
 from scipy.stats import bootstrap
 
-from ..data.output import atomic_write
 from ..errors import GrataError
+from ..files import atomic_write
 
 __all__ = ["MEAN_CLASS", "SOURCE", "case_scores", "read_scores", "summarise_scores", "write_scores"]
 

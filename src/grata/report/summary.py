@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.output import atomic_write
+from ..files import atomic_write
 
 __all__ = ["Fault", "format_summary", "write_summary"]
 

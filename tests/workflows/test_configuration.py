@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from grata.errors import GrataError
-from grata.handlers import check_device
-from grata.handlers.workflow import check_keys, explain
+from grata.workflows import check_device
+from grata.workflows.configuration import check_keys, explain
 
 
 def test_a_key_that_nothing_refers_to_is_refused_with_the_one_that_was_meant():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from grata.errors import OutputError
+from .errors import OutputError
 
 __all__ = ["atomic_write", "check_output_dir", "remove_leftovers"]
 

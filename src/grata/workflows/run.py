@@ -18,12 +18,13 @@ from monai.utils import CommonKeys
 from tqdm import tqdm
 
 from .. import __version__
-from ..data import Discovery, Fault, atomic_write, check_output_dir, remove_leftovers
+from ..data import Discovery, Fault
 from ..errors import GrataError, OutputError
+from ..files import atomic_write, check_output_dir, remove_leftovers
+from ..handlers import AdaptationHandler
 from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary
-from .adaptation import AdaptationHandler
+from .configuration import explain
 from .outputs import OutputHandler
-from .workflow import explain
 
 __all__ = ["AdaptationRun"]
 

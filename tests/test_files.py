@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from grata.data import atomic_write, check_output_dir
 from grata.errors import GrataError
+from grata.files import atomic_write, check_output_dir
 
 
 def test_file_appears_whole_or_not_at_all(tmp_path):
