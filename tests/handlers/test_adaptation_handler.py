@@ -240,6 +240,107 @@ def test_prepare_batch_of_the_engine_is_used(make_network):
     assert torch.equal(method.batches_seen[0], items[0]["scan"][None])
 
 
+def test_further_inputs_of_the_network_are_refused_where_they_cannot_be_mapped_to_views(make_network):
+    def prepare(batch, device, non_blocking, **kwargs):
+        return batch["image"].to(device), None, (torch.ones(1),), {}
+
+    class Conditioned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = make_network(3)
+
+        def forward(self, x, scale):
+            return self.inner(x) * scale
+
+    network = Conditioned()
+    with pytest.raises(GrataError, match="prepare_batch"):
+        evaluator(network, volumes(1), [GraTaHandler(network)], prepare_batch=prepare).run()
+    network = Conditioned()
+    evaluator(network, volumes(1), [AdaptationHandler(PTBN(network))], prepare_batch=prepare).run()
+
+
+class WithActivation(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x).sigmoid()
+
+
+def test_a_module_around_the_network_stays_the_one_that_predicts(make_network):
+    inner = make_network(3)
+    handler = GraTaHandler(inner, lr=1e-2, source_key="source_pred")
+    engine = evaluator(WithActivation(inner), volumes(2), [handler])
+    sources = []
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: sources.append(e.state.batch[0]["source_pred"]))
+    seen = predictions(engine)
+    alone = make_network(3)
+    logits = predictions(evaluator(alone, volumes(2), [GraTaHandler(alone, lr=1e-2)]))
+    source = make_network(3).eval()
+    for wrapped, plain, before, item in zip(seen, logits, sources, volumes(2)):
+        torch.testing.assert_close(wrapped, plain.sigmoid())
+        torch.testing.assert_close(before, source(item["image"][None])[0].sigmoid().detach())
+
+
+def test_another_network_than_the_method_adapts_is_refused(make_network):
+    with pytest.raises(GrataError, match="another UNet"):
+        evaluator(make_network(3), volumes(1), [GraTaHandler(make_network(3))]).run()
+
+
+class LoadOnStart:
+    """As MONAI's CheckpointLoader does."""
+
+    def __init__(self, network):
+        self.network, self.weights = network, copy.deepcopy(network.state_dict())
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.STARTED, lambda e: self.network.load_state_dict(self.weights))
+
+
+def test_weights_loaded_on_start_do_not_undo_what_a_resumed_method_had_learnt(make_network):
+    whole = make_network(3)
+    evaluator(whole, volumes(4), [LoadOnStart(whole), GraTaHandler(whole, lr=1e-2)]).run()
+
+    begun = make_network(3)
+    handler = GraTaHandler(begun, lr=1e-2)
+    evaluator(begun, volumes(4)[:2], [LoadOnStart(begun), handler]).run()
+    again = make_network(3)
+    resumed = GraTaHandler(again, lr=1e-2)
+    engine = evaluator(again, volumes(4)[2:], [LoadOnStart(again), resumed])
+    resumed.method.load_state_dict(handler.method.state_dict())
+    engine.run()
+    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in again.state_dict().items())
+
+
+@pytest.mark.parametrize("episodic", [False, True])
+def test_a_run_after_one_that_failed_at_its_first_case_goes_well(make_network, episodic):
+    network = make_network(3)
+    handler = GraTaHandler(network, lr=1e-2, episodic=episodic)
+    broken = [{"image": torch.rand(3, *ROI), "case": "three channels"}]
+    with pytest.raises(RuntimeError):
+        evaluator(network, broken, [handler]).run()
+    seen = predictions(evaluator(network, volumes(1), [handler]))
+    fresh = make_network(3)
+    expected = predictions(evaluator(fresh, volumes(1), [GraTaHandler(fresh, lr=1e-2, episodic=episodic)]))
+    torch.testing.assert_close(seen, expected)
+
+
+def test_batches_without_case_ids_are_journalled_image_by_image(make_network, tmp_path):
+    network = make_network(3)
+    images = torch.stack([item["image"] for item in volumes(2)])
+    handler = GraTaHandler(network, journal=tmp_path / "j.jsonl")
+    SupervisedEvaluator(
+        "cpu",
+        [[images]],
+        network,
+        prepare_batch=lambda batch, device, non_blocking, **kwargs: (batch[0], None),
+        val_handlers=[handler],
+        decollate=False,
+    ).run()
+    assert [line["case"] for line in Journal(tmp_path / "j.jsonl").lines()] == ["iteration-1-0", "iteration-1-1"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_engines_amp_and_device_are_used(make_network):
     network = make_network(3).cuda()

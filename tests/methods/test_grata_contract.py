@@ -127,6 +127,51 @@ def test_a_run_that_goes_on_in_another_process_is_the_same_to_the_last_bit(make_
         assert torch.equal(resumed.network(batch(9)), whole.network(batch(9)))
 
 
+@pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
+def test_a_case_that_is_rolled_back_leaves_no_trace(make_network, optimizer):
+    options = {"momentum": 0.9} if optimizer == "SGD" else {}
+    plain, rolled = (GraTa(make_network(), optimizer=optimizer, lr=1e-1, optimizer_options=options) for _ in range(2))
+    for method in (plain, rolled):
+        method.adapt(batch(0))
+    state = rolled.state_dict()
+    for _ in range(2):
+        rolled.load_state_dict(state)
+        rolled.adapt(batch(1))
+    rolled.load_state_dict(state)
+    assert rolled.adapt(batch(2)) == plain.adapt(batch(2))
+    assert same(snapshot(rolled.network), snapshot(plain.network))
+
+
+def test_an_optimizer_resumes_bit_for_bit_in_float64_too(make_network):
+    """torch takes some of NAdam's state to the parameters' type when it is loaded."""
+    whole, begun = (GraTa(make_network().double(), optimizer="NAdam", lr=1e-2) for _ in range(2))
+    records = [whole.adapt(batch(i)) for i in range(3)]
+    begun.adapt(batch(0))
+    resumed = GraTa(make_network().double(), optimizer="NAdam", lr=1e-2)
+    resumed.load_state_dict(begun.state_dict())
+    assert [resumed.adapt(batch(i)) for i in (1, 2)] == records[1:]
+    assert same(snapshot(resumed.network), snapshot(whole.network))
+
+
+@pytest.mark.parametrize("other", [{"lr": 1e-3}, {"optimizer": "SGD"}, {"optimizer_options": {"betas": [0.8, 0.999]}}])
+def test_a_state_of_other_optimizer_settings_is_refused(make_network, other):
+    method = GraTa(make_network())
+    method.adapt(batch())
+    with pytest.raises(GrataError, match="another optimizer or other settings"):
+        GraTa(make_network(), **other).load_state_dict(method.state_dict())
+
+
+def test_a_copy_of_a_method_goes_on_by_itself(make_network):
+    method = GraTa(make_network(), lr=1e-2)
+    method.adapt(batch())
+    twin = copy.deepcopy(method)
+    assert twin.adapt(batch(1)) == method.adapt(batch(1))
+    adapted = snapshot(method.network)
+    twin.restore()
+    twin.adapt(batch(2))
+    assert same(snapshot(method.network), adapted)
+
+
 def test_a_state_of_other_weights_or_of_another_network_is_refused(make_network):
     state = GraTa(make_network()).state_dict()
     other = make_network()
@@ -280,6 +325,12 @@ def test_logits_are_found_in_a_dict_or_a_list_only_when_they_are_named(make_netw
         assert GraTa(Wrapped(wrap), output=output).adapt(batch()) == plain
         with pytest.raises(GrataError, match="output"):
             GraTa(Wrapped(wrap)).adapt(batch())
+        with pytest.raises(GrataError, match="output: .* is not in what the network returns"):
+            GraTa(Wrapped(wrap), output="segg").adapt(batch())
+    # a network with deep supervision returns a list in training alone
+    assert GraTa(make_network(), output=0).adapt(batch(shape=(2, 1, 16, 16))) == GraTa(make_network()).adapt(
+        batch(shape=(2, 1, 16, 16))
+    )
 
 
 WRONG = [
@@ -294,11 +345,17 @@ WRONG = [
     ({"strong_view": {"blurr": [0, 1]}}, "blurr"),
     ({"strong_view": {"noise": [1, 0]}}, "noise"),
     ({"batch_statistics": 2.0}, "batch_statistics"),
+    ({"batch_statistics": "1.0"}, "batch_statistics"),
     ({"steps": 0}, "steps"),
+    ({"steps": True}, "steps"),
     ({"autocast": "int8"}, "autocast"),
     ({"optimizer": "Adamm"}, "Adamm"),
     ({"optimizer": "LBFGS"}, "LBFGS"),
     ({"optimizer_options": {"bettas": 1}}, "bettas"),
+    ({"optimizer_options": {"betas": [0.9]}}, "optimizer_options"),
+    ({"optimizer_options": "betas"}, "optimizer_options"),
+    ({"optimizer": lambda named: None}, "NoneType"),
+    ({"optimizer": lambda named: torch.optim.LBFGS([p for _, p in named])}, "LBFGS"),
 ]
 
 
@@ -333,3 +390,95 @@ def test_the_source_network_can_be_asked_in_between(make_network):
         assert torch.equal(plain(batch(3)), source)
     with torch.no_grad():
         assert torch.equal(method.network(batch(3)), adapted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_too_coarse_for_small_steps_are_refused(make_network, dtype):
+    with pytest.raises(GrataError, match="autocast"):
+        GraTa(make_network().to(dtype))
+
+
+def test_the_strong_view_is_drawn_in_full_precision_whatever_surrounds_it(make_network):
+    seen = []
+
+    def view(images, generator):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        images.mul_(2)
+        return images
+
+    x = batch()
+    kept = x.clone()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        GraTa(make_network(), strong_view=view).adapt(x)
+    assert seen == [False]
+    assert torch.equal(x, kept)
+
+
+def test_a_gradient_that_spoils_the_optimizer_is_skipped_and_the_next_step_is_as_if_it_had_not_been(make_network):
+    clean, hit = GraTa(make_network(), lr=1e-2), GraTa(make_network(), lr=1e-2)
+    head = [p for p in hit.network.parameters() if p.ndim == 4][-1]
+    for method in (clean, hit):
+        method.adapt(batch(), strong_view=batch(4))
+    with torch.no_grad():
+        head.mul_(1e24)
+    record = hit.adapt(batch(1), strong_view=batch(5))
+    with torch.no_grad():
+        head.copy_([p for p in clean.network.parameters() if p.ndim == 4][-1])
+    assert record.flags[-1] == "step_skipped"
+    assert hit.adapt(batch(2), strong_view=batch(6)) == clean.adapt(batch(2), strong_view=batch(6))
+    assert same(snapshot(hit.network), snapshot(clean.network))
+
+
+def test_a_network_is_adapted_by_one_method_at_a_time(make_network):
+    network = make_network()
+    first = GraTa(network)
+    first.adapt(batch())
+    with pytest.raises(GrataError, match="another method"):
+        GraTa(network).adapt(batch())
+    first.restore()
+    assert GraTa(network).adapt(batch()).flags == ()
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seg = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+        self.other = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        return {"seg": self.seg(x), "other": self.other(x)}
+
+
+def test_layers_that_the_prediction_does_not_depend_on_are_left_alone():
+    network = TwoHeads()
+    method = GraTa(network, "sigmoid", "AdamW", lr=1e-1, optimizer_options={"weight_decay": 0.1}, output="seg")
+    method.adapt(batch())
+    assert torch.equal(network.other[1].weight, torch.ones(4))
+    assert not torch.equal(network.seg[1].weight, torch.ones(4))
+
+
+def test_a_network_whose_adapted_layers_take_no_part_is_refused():
+    class Frozen(TwoHeads):
+        def forward(self, x):
+            with torch.no_grad():
+                return self.seg(x)
+
+    with pytest.raises(GrataError, match="does not depend on any adapted parameter"):
+        GraTa(Frozen()).adapt(batch())
+
+
+def test_weights_loaded_before_the_first_batch_are_the_source(make_network):
+    network, trained = make_network(), make_network()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(1.5)
+    method = GraTa(network, lr=1e-2)
+    network.load_state_dict(trained.state_dict())
+    method.adapt(batch())
+    method.restore()
+    assert same(snapshot(network), snapshot(trained))
+
+
+def test_signals_are_adapted_to_as_images_are():
+    network = nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1))
+    assert GraTa(network).adapt(batch(shape=(2, 1, 32))).flags == ()

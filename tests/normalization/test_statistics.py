@@ -110,3 +110,80 @@ def test_a_single_value_has_no_statistics():
     BatchStatistics(network, 0.5).attach()
     with pytest.raises(GrataError, match="too small for batch statistics"):
         network(torch.zeros(1, 3, 1, 1))
+
+
+class NormAct(nn.BatchNorm2d):
+    """As some libraries have it: normalization and activation in one."""
+
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+class InstanceNormAct(nn.InstanceNorm2d):
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", [NormAct, InstanceNormAct])
+def test_a_layer_with_a_forward_of_its_own_keeps_it(kind):
+    layer = kind(3, affine=True, track_running_stats=True)
+    nn.init.uniform_(layer.running_mean, 1, 2)
+    network = nn.Sequential(layer).eval()
+    x = torch.randn(2, 3, 5, 4)
+    source, keys = network(x), list(network.state_dict())
+    expected = copy.deepcopy(network).train()(x)
+    statistics = BatchStatistics(network, 1.0)
+    statistics.attach()
+    torch.testing.assert_close(network(x), expected)
+    assert list(network.state_dict()) == keys
+    statistics.detach()
+    assert torch.equal(network(x), source)
+    with pytest.raises(GrataError, match=f"0 is a {kind.__name__}"):
+        BatchStatistics(network, 0.5)
+
+
+def test_a_scripted_part_of_a_python_network_is_refused():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.jit.script(nn.Sequential(nn.Conv2d(1, 3, 1), a_layer()))
+
+        def forward(self, x):
+            return self.inner(x)
+
+    with pytest.raises(GrataError, match=r"inner\.1 belongs to a TorchScript network"):
+        BatchStatistics(Around(), 1.0)
+
+
+def test_a_scripted_layer_of_an_unknown_class_is_refused():
+    class Unknown(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("running_mean", torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x - self.running_mean.view(1, -1, 1, 1)
+
+    scripted = ScriptedNetwork(torch.jit.script(nn.Sequential(a_layer(), Unknown())))
+    with pytest.raises(GrataError, match="1 of this TorchScript network is a Unknown"):
+        BatchStatistics(scripted, 1.0)
+
+
+def test_layers_are_adapted_by_one_at_a_time():
+    network = nn.Sequential(a_layer()).eval()
+    first, second = BatchStatistics(network, 1.0), BatchStatistics(network, 0.5)
+    first.attach()
+    with pytest.raises(GrataError, match="another method"):
+        second.attach()
+    first.detach()
+    second.attach()
+    second.detach()
+    assert "forward" not in vars(network[0])
+
+
+def test_a_mix_is_as_exact_as_its_input():
+    layer = a_layer().double()
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    network = nn.Sequential(layer)
+    BatchStatistics(network, 0.3).attach()
+    torch.testing.assert_close(network(x), reference(x, layer, 0.3), atol=1e-14, rtol=1e-13)

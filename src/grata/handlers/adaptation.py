@@ -30,8 +30,12 @@ class AdaptationHandler:
     On ``ITERATION_STARTED`` the batch is prepared as the engine prepares it (``prepare_batch``, device, AMP), the method
     adapts the network to it, and the engine goes on to predict it with the adapted network. With a
     ``SlidingWindowInferer`` and a volume larger than its window, the method adapts on some windows, never on all, so
-    that memory stays that of one window batch. The source weights are taken on ``STARTED``: attach this handler after
-    those that load weights.
+    that memory stays that of one window batch. The source weights are those at the first batch: handlers may load them
+    on ``STARTED``. When the engine runs again, or goes on with a method's saved state, what such handlers loaded over the
+    adapted parameters is undone: attach this handler after them.
+
+    The evaluator's network may also be a module around the method's, such as one that ends in the activation or a
+    compiled one.
 
     Args:
         method: what adapts the network.
@@ -67,6 +71,7 @@ class AdaptationHandler:
         self.site_key = site_key
         self.skipped: dict[str, tuple[str, ...]] = {}
         self._line: dict[str, Any] = {}
+        self._images = 1
 
     def attach(self, engine: Engine) -> None:
         """Register on the engine's events.
@@ -79,10 +84,19 @@ class AdaptationHandler:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.record)
 
     def start(self, engine: Engine) -> None:
-        """Take the loaded weights as the source, unless the method is at work already (a resumed run)."""
-        if not self.method.batches:
-            self.method.remember_source()
-        engine.network = self.method.network
+        """Let the engine predict with the method's network.
+
+        Raises:
+            GrataError: the engine predicts with another network than the one that the method was given.
+        """
+        self.method.reassert()
+        if engine.network is self.method.given:
+            engine.network = self.method.network
+        elif all(module is not self.method.network for module in engine.network.modules()):
+            raise GrataError(
+                f"network: the evaluator predicts with another {type(engine.network).__name__} than the network that "
+                f"method {self.method.name} adapts. Give both the same."
+            )
 
     def adapt(self, engine: Engine) -> None:
         """Adapt to ``engine.state.batch``."""
@@ -90,12 +104,18 @@ class AdaptationHandler:
             engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
         )
         images, _, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
+        if self.method.learns and (args or kwargs or getattr(engine.inferer, "with_coord", False)):
+            raise GrataError(
+                "prepare_batch, inferer: the network is given more than the image, which adaptation cannot map to its "
+                "views. Use method source or ptbn, or a network of the image alone."
+            )
         if self.source_key is not None:
-            with self.method.source_network() as network, engine.mode(network), _precision(engine):
-                engine.state.batch[self.source_key] = engine.inferer(images, network, *args, **kwargs)
+            with self.method.source_network(), engine.mode(engine.network), _precision(engine):
+                engine.state.batch[self.source_key] = engine.inferer(images, engine.network, *args, **kwargs)
         started = time.perf_counter()
         with _peak_memory(images.device) as peak:
             records = self._adapt(images, engine)
+        self._images = len(images)
         self._line = {
             **_journal_fields(records),
             "parameter_change": self.method.parameter_change(),
@@ -123,7 +143,8 @@ class AdaptationHandler:
     def record(self, engine: Engine) -> None:
         """Write the journal's lines for the batch that was just predicted."""
         cases, sites = (self._items(engine, key) for key in (self.case_key, self.site_key))
-        for index, case in enumerate(cases or [f"iteration-{engine.state.iteration}"]):
+        unnamed = [f"iteration-{engine.state.iteration}-{index}" for index in range(self._images)]
+        for index, case in enumerate(cases or unnamed):
             if self._line["flags"]:
                 self.skipped[case] = tuple(self._line["flags"])
             if self.journal is not None:
@@ -142,7 +163,8 @@ class AdaptationHandler:
         if isinstance(batch, Mapping):
             value = batch.get(key, [])
             return [str(v) for v in ([value] if isinstance(value, str) else value)]
-        return [str(item[key]) for item in batch if key in item] if isinstance(batch, list) else []
+        items = batch if isinstance(batch, list) else []
+        return [str(item[key]) for item in items if isinstance(item, Mapping) and key in item]
 
 
 class GraTaHandler(AdaptationHandler):

@@ -59,7 +59,8 @@ class WindowSelection:
 
         def crop(chosen: list[tuple[int, tuple[slice, ...]]]) -> torch.Tensor:
             batch = torch.stack([x[sample][(slice(None), *window)] for sample, window in chosen])
-            return batch.squeeze(inferer.spatial_dim + 2) if isinstance(inferer, SliceInferer) else batch
+            batch = batch.squeeze(inferer.spatial_dim + 2) if isinstance(inferer, SliceInferer) else batch
+            return batch.to(inferer.sw_device or batch.device)
 
         if len(slices) == 1:
             chosen = windows

@@ -35,9 +35,9 @@ class StepRecord:
 class Method(ABC):
     """A test-time adaptation method for one network.
 
-    Constructing a method changes nothing. The first :meth:`adapt` puts the network into evaluation mode, switches its
-    batch normalization to ``batch_statistics`` and lets gradients be computed for the adapted parameters alone;
-    :meth:`restore` undoes all of that.
+    Constructing a method changes nothing. The first :meth:`adapt` takes the network's present weights as the source,
+    puts it into evaluation mode, switches its batch normalization to ``batch_statistics`` and lets gradients be computed
+    for the adapted parameters alone; :meth:`restore` undoes all of that.
 
     Args:
         network: the source network, its weights loaded.
@@ -51,6 +51,12 @@ class Method(ABC):
         summary: one line on what it does.
         changes: what it changes in the network.
         learns: whether ``adapt`` looks at the images; if not, any call only switches the network's statistics.
+        given: the network as it was given.
+        parameters: those the method changes, by name.
+        batches: how many batches it has adapted to since the source.
+
+    Raises:
+        GrataError: ``batch_statistics`` is out of range, or the parameters are too coarse to take small steps.
     """
 
     name: ClassVar[str]
@@ -66,6 +72,13 @@ class Method(ABC):
         seed: int = 0,
         episodic: bool = False,
     ) -> None:
+        coarse = {p.dtype for p in parameters.values()} & {torch.float16, torch.bfloat16}
+        if coarse:
+            raise GrataError(
+                f"The network's normalization layers are {coarse.pop()}, in which steps as small as those of adaptation "
+                "are lost. Give float32 weights, and compute in half precision by autocast."
+            )
+        self.given = network
         if isinstance(network, torch.jit.ScriptModule):
             network = ScriptedNetwork(network)
         self._network = network
@@ -76,22 +89,11 @@ class Method(ABC):
         self.generator = torch.Generator().manual_seed(self._seed)
         self.batches = 0
         self._active = False
-        self.remember_source()
 
     @property
     def network(self) -> nn.Module:
         """The network to predict with; a TorchScript network comes wrapped in a :class:`ScriptedNetwork`."""
         return self._network
-
-    def remember_source(self) -> None:
-        """Take the network's present weights as the source; for weights that were loaded after construction.
-
-        Raises:
-            GrataError: the network was adapted already.
-        """
-        if self._active:
-            raise GrataError("The network is adapted already: call restore() before its weights count as the source.")
-        self._source = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def adapt(self, images: torch.Tensor, same_case: bool = False, **options: Any) -> StepRecord:
         """Adapt the network to one batch; call before predicting that batch with :attr:`network`.
@@ -110,6 +112,7 @@ class Method(ABC):
         self._network.eval()
         with torch.inference_mode(False), torch.enable_grad():
             record = self._adapt(self._plain(images), **options)
+        self._adapted = self._copy()
         self.batches += 1
         return record
 
@@ -127,40 +130,45 @@ class Method(ABC):
 
     def restore(self) -> None:
         """Bring back the source network, exactly: parameters, statistics, modes, and the method as if just constructed."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(self._source[name])
-                parameter.grad = None
         self.generator.manual_seed(self._seed)
         self.batches = 0
+        if not self._active:
+            return
+        self._active = False
+        self._write(self._source)
         self._statistics.detach()
+        for parameter, flag in self._gradient_flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        for module, training in self._modes:
+            module.training = training
+
+    def reassert(self) -> None:
+        """Write the adapted parameters again, where weights were loaded over them since; nothing before the first batch."""
         if self._active:
-            for parameter, flag in self._gradient_flags:
-                parameter.requires_grad_(flag)
-            for module, training in self._modes:
-                module.training = training
-            self._active = False
+            self._write(self._adapted)
 
     @contextlib.contextmanager
     def source_network(self) -> Iterator[nn.Module]:
         """The network as it was before any adaptation, for the time of a ``with`` block; no gradients inside."""
-        adapted = {name: p.detach().clone() for name, p in self.parameters.items()}
         with torch.no_grad():
+            if not self._active:
+                yield self._network
+                return
+            adapted = self._copy()
             try:
                 self._write(self._source)
                 self._statistics.detach()
                 yield self._network
             finally:
                 self._write(adapted)
-                if self._active:
-                    self._statistics.attach()
+                self._statistics.attach()
 
     def parameter_change(self) -> dict[str, float]:
         """Distance of the adapted parameters from the source: Euclidean (``l2``) and relative to the source's norm."""
-        change = sum(
-            (p.detach().double() - self._source[n].double()).square().sum() for n, p in self.parameters.items()
-        )
-        norm = sum(s.double().square().sum() for s in self._source.values())
+        source = self._source if self._active else self._copy()
+        change = sum((p.detach().double() - source[n].double()).square().sum() for n, p in self.parameters.items())
+        norm = sum(s.double().square().sum() for s in source.values())
         l2 = float(change) ** 0.5
         return {"l2": l2, "relative": l2 / (float(norm) ** 0.5 + 1e-12)}
 
@@ -168,8 +176,8 @@ class Method(ABC):
         """All that another process needs to go on, bit for bit; safe for ``torch.load(weights_only=True)``."""
         return {
             "method": self.name,
-            "parameters": {name: p.detach().clone() for name, p in self.parameters.items()},
-            "source": {name: s.clone() for name, s in self._source.items()},
+            "parameters": self._copy(),
+            "source": {name: s.clone() for name, s in self._source.items()} if self._active else self._copy(),
             "generator": self.generator.get_state(),
             "batches": self.batches,
             "active": self._active,
@@ -186,15 +194,19 @@ class Method(ABC):
         shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
         if {name: tuple(p.shape) for name, p in state["parameters"].items()} != shapes:
             raise GrataError("This state belongs to another network: its adapted parameters have other names or shapes.")
-        for name, source in state["source"].items():
-            if not torch.equal(source.to(self._source[name]), self._source[name]):
-                raise GrataError(f"This state was adapted from other source weights: {name} differs.")
         self.restore()
-        self._write(state["parameters"])
-        self.generator.set_state(state["generator"].cpu())
-        self.batches = int(state["batches"])
+        for name, source in state["source"].items():
+            if not torch.equal(source.to(self.parameters[name]), self.parameters[name]):
+                raise GrataError(f"This state was adapted from other source weights: {name} differs.")
         if state["active"]:
             self._activate()
+        self._write(state["parameters"])
+        self._adapted = self._copy()
+        self.generator.set_state(state["generator"].cpu())
+        self.batches = int(state["batches"])
+
+    def _copy(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def _write(self, values: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
@@ -204,14 +216,16 @@ class Method(ABC):
     def _activate(self) -> None:
         if self._active:
             return
+        self._statistics.attach()
         self._active = True
+        self._source = self._copy()
+        self._adapted = self._copy()
         adapted = {id(p) for p in self.parameters.values()}
         self._gradient_flags = [(p, p.requires_grad) for p in self._network.parameters()]
         for parameter, _ in self._gradient_flags:
             parameter.requires_grad_(id(parameter) in adapted)
         self._modes = [(module, module.training) for module in self._network.modules()]
         self._network.eval()
-        self._statistics.attach()
 
     def _plain(self, images: torch.Tensor) -> torch.Tensor:
         """A plain tensor of the network's dtype: metadata tensors slow a step down, inference tensors cannot enter it."""

@@ -127,14 +127,14 @@ class GraTa(Method):
         resolve_views(views, (1, 1, 1))
         self.views = views
         self.strong_view = _strong_view(strong_view)
-        if not isinstance(steps, int) or steps < 1:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise GrataError(f"steps must be a whole number of at least 1, got {steps!r}.")
         self.steps = steps
         if autocast is not None and autocast not in _AUTOCAST:
             raise GrataError(f"autocast must be one of {', '.join(_AUTOCAST)}, or null, got {autocast!r}.")
         self.autocast = None if autocast is None else _AUTOCAST[autocast]
         self.output = output
-        self._new_optimizer = lambda: _optimizer(optimizer, lr, optimizer_options or {}, list(self.parameters.items()))
+        self._optimizer_settings = (optimizer, lr, optimizer_options or {})
         self._reset_optimizer()
 
     def _adapt(self, images: torch.Tensor, strong_view: torch.Tensor | None = None) -> GraTaRecord:
@@ -159,10 +159,13 @@ class GraTa(Method):
         try:
             with torch.no_grad():
                 for parameter, gradient in zip(self.parameters.values(), g_aux):
-                    parameter.sub_(gradient, alpha=self.rho)
+                    if gradient is not None:
+                        parameter.sub_(gradient, alpha=self.rho)
             pseudo_label = self._pseudo_label(x)
             if strong is None:
-                strong = self.strong_view(x, self.generator)
+                # In full precision, whatever the surrounding autocast: the view is an image, and may be in any unit.
+                with torch.autocast(x.device.type, enabled=False):
+                    strong = self.strong_view(x.clone(), self.generator)
             pseudo_loss, g_pse = self._loss_and_gradient(
                 strong, lambda logits: consistency_loss(logits, pseudo_label, self.activation)
             )
@@ -195,14 +198,15 @@ class GraTa(Method):
 
     def _loss_and_gradient(
         self, x: torch.Tensor, loss_of: Callable[[torch.Tensor], torch.Tensor]
-    ) -> tuple[float, list[torch.Tensor]]:
+    ) -> tuple[float, list[torch.Tensor | None]]:
         loss = loss_of(self._logits(x))
         parameters = list(self.parameters.values())
         if not self._half_precision(x):
             return loss.item(), _gradient(loss, parameters)
         # The gradient of a mean over voxels is below what float16 resolves: scale the loss, less where that overflows.
         for exponent in (16, 12, 8, 4, 0):
-            gradient = [g / 2.0**exponent for g in _gradient(loss * 2.0**exponent, parameters, retain_graph=True)]
+            scaled = _gradient(loss * 2.0**exponent, parameters, retain_graph=True)
+            gradient = [None if g is None else g / 2.0**exponent for g in scaled]
             if math.isfinite(gradient_norm(gradient)):
                 break
         return loss.item(), gradient
@@ -215,12 +219,7 @@ class GraTa(Method):
             else torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type))
         )
         with precision:
-            logits = self._network(x)
-        if self.output is not None:
-            logits = logits[self.output]
-        if not isinstance(logits, torch.Tensor):
-            has = f"keys {list(logits)}" if isinstance(logits, Mapping) else f"{len(logits)} items"
-            raise GrataError(f"The network returns a {type(logits).__name__} with {has}: name the logits by output.")
+            logits = _item(self._network(x), self.output)
         if self.activation == "softmax" and logits.shape[1] < 2:
             raise GrataError("activation=softmax needs two or more output channels; a single one is for sigmoid.")
         return logits if logits.dtype == torch.float64 else logits.float()
@@ -231,7 +230,7 @@ class GraTa(Method):
         device = x.device.type
         return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
 
-    def _optimizer_step(self, gradient: list[torch.Tensor], factor: float) -> float | None:
+    def _optimizer_step(self, gradient: list[torch.Tensor | None], factor: float) -> float | None:
         """One step at ``factor`` times the base learning rates; None (and the optimizer as before) when it overflows."""
         before = copy.deepcopy(self.optimizer.state_dict())
         for group, base in zip(self.optimizer.param_groups, self._base_lr):
@@ -240,13 +239,15 @@ class GraTa(Method):
             parameter.grad = g
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if all(torch.isfinite(p).all() for p in self.parameters.values()):
+        moments = (value for state in self.optimizer.state.values() for value in state.values())
+        values = (*self.parameters.values(), *(m for m in moments if isinstance(m, torch.Tensor)))
+        if all(torch.isfinite(value).all() for value in values):
             return self.optimizer.param_groups[0]["lr"]
-        self.optimizer.load_state_dict(before)
+        _load_optimizer(self.optimizer, before)
         return None
 
     def _reset_optimizer(self) -> None:
-        self.optimizer = self._new_optimizer()
+        self.optimizer = _optimizer(*self._optimizer_settings, list(self.parameters.items()))
         self._base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def restore(self) -> None:
@@ -254,16 +255,79 @@ class GraTa(Method):
         self._reset_optimizer()
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"optimizer": copy.deepcopy(self.optimizer.state_dict())}
+        return super().state_dict() | {
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "optimizer_settings": self._optimizer_signature(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``.
+
+        Raises:
+            GrataError: it is of another method, network, optimizer, or of other settings of the optimizer.
+        """
+        if state.get("method") == self.name and state["optimizer_settings"] != self._optimizer_signature():
+            raise GrataError(
+                f"This state was written with another optimizer or other settings of it ({state['optimizer_settings']}, "
+                f"here {self._optimizer_signature()}): give the same ones, or start anew."
+            )
         super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        _load_optimizer(self.optimizer, state["optimizer"])
+
+    def _optimizer_signature(self) -> str:
+        groups = [
+            {key: lr if key == "lr" else value for key, value in group.items() if key not in ("params", "param_names")}
+            for group, lr in zip(self.optimizer.param_groups, self._base_lr)
+        ]
+        return f"{type(self.optimizer).__name__} {groups}"
 
 
-def _gradient(loss: torch.Tensor, parameters: list[nn.Parameter], retain_graph: bool = False) -> list[torch.Tensor]:
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
+def _item(output: Any, which: str | int | None) -> torch.Tensor:
+    """The logits in what a network returns."""
+    # A network with deep supervision returns a list in training alone.
+    if isinstance(output, torch.Tensor) and not isinstance(which, str):
+        return output
+    if which is not None:
+        try:
+            output = output[which]
+        except (LookupError, TypeError, ValueError) as error:
+            raise GrataError(f"output: {which!r} is not in what the network returns, {_described(output)}.") from error
+    if not isinstance(output, torch.Tensor):
+        raise GrataError(f"The network returns {_described(output)}: name the logits by output.")
+    return output
+
+
+def _described(output: Any) -> str:
+    has = f" with keys {list(output)}" if isinstance(output, Mapping) else ""
+    has = f" of {len(output)} items" if isinstance(output, list | tuple) else has
+    return f"a {type(output).__name__}{has}"
+
+
+def _gradient(
+    loss: torch.Tensor, parameters: list[nn.Parameter], retain_graph: bool = False
+) -> list[torch.Tensor | None]:
+    """None for a parameter that the loss does not depend on: an optimizer then leaves it alone, weight decay and all."""
+    gradients: Sequence[torch.Tensor | None] = [None]
+    if loss.requires_grad:
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
+    if all(g is None for g in gradients):
+        raise GrataError(
+            "The network's prediction does not depend on any adapted parameter: its normalization layers are not used, run "
+            "without gradients, or were replaced since the method was made."
+        )
+    return list(gradients)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """``optimizer.load_state_dict`` that neither shares tensors with ``state`` nor changes their types, as torch's does."""
+    state = copy.deepcopy(state)
+    optimizer.load_state_dict(state)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, saved in state["state"].items():
+        loaded = optimizer.state[parameters[index]]
+        for key, value in saved.items():
+            if isinstance(value, torch.Tensor):
+                loaded[key] = value.to(loaded[key].device, copy=True)
 
 
 def _non_finite(part: str, loss: float, norm: float) -> tuple[str, ...]:
@@ -299,15 +363,25 @@ def _optimizer(
     options: Mapping[str, Any],
     parameters: list[tuple[str, nn.Parameter]],
 ) -> torch.optim.Optimizer:
+    if not isinstance(options, Mapping):
+        raise GrataError(f"optimizer_options must be a mapping such as {{'betas': [0.9, 0.999]}}, got {options!r}.")
     if callable(optimizer):
-        return optimizer(parameters)
-    lr = _number("lr", lr, low=0.0)
-    optimizer_class = getattr(torch.optim, optimizer, None)
-    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)):
-        raise GrataError(f"optimizer: torch.optim has no {optimizer!r}; for example Adam, AdamW or SGD.")
-    if optimizer_class is torch.optim.LBFGS:
-        raise GrataError("optimizer: LBFGS evaluates the loss several times a step, which GraTa does not define.")
-    try:
-        return optimizer_class(parameters, lr=lr, **options)
-    except (TypeError, ValueError) as error:
-        raise GrataError(f"optimizer_options: {optimizer} refuses {dict(options)}: {error}.") from error
+        made = optimizer(parameters)
+    else:
+        lr = _number("lr", lr, low=0.0)
+        optimizer_class = getattr(torch.optim, str(optimizer), None)
+        if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)):
+            raise GrataError(f"optimizer: torch.optim has no {optimizer!r}; for example Adam, AdamW or SGD.")
+        try:
+            made = optimizer_class(parameters, lr=lr, **options)
+        # Optimizers check their arguments each in its own way.
+        except (TypeError, ValueError, LookupError, RuntimeError) as error:
+            raise GrataError(f"optimizer_options: {optimizer} refuses {dict(options)}: {error}.") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise GrataError(f"optimizer must be a name or make a torch.optim.Optimizer, got a {type(made).__name__}.")
+    if isinstance(made, torch.optim.LBFGS | torch.optim.SparseAdam):
+        raise GrataError(
+            f"optimizer: {type(made).__name__} does not fit: LBFGS evaluates the loss several times a step, SparseAdam takes "
+            "sparse gradients. Use for example Adam, AdamW or SGD."
+        )
+    return made

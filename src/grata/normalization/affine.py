@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import GrataError
 
-__all__ = ["collect_affine_parameters", "layer_kind", "normalization_layers"]
+__all__ = ["collect_affine_parameters", "keeps_own_forward", "layer_kind", "normalization_layers"]
 
 BATCH_NORM = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 INSTANCE_NORM = ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d")
@@ -39,6 +39,11 @@ def layer_kind(module: nn.Module) -> str | None:
     return next((kind for kind, base in _BASES.items() if isinstance(module, base)), None)
 
 
+def keeps_own_forward(layer: nn.Module, kind: str) -> bool:
+    """Whether ``layer`` is of a class that does more, or other things, than the torch class ``kind`` it derives from."""
+    return type(layer).forward is not _BASES[kind].forward
+
+
 def normalization_layers(network: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """Yield ``(name, kind, layer)`` for every normalization layer of ``network``, with or without affine parameters."""
     for name, module in network.named_modules():
@@ -56,12 +61,13 @@ def collect_affine_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
         GrataError: when there is none; the message tells which layers the network has.
     """
     layers = list(normalization_layers(network))
-    parameters = {
-        f"{name}.{part}" if name else part: parameter
-        for name, _, layer in layers
-        for part in ("weight", "bias")
-        if (parameter := getattr(layer, part, None)) is not None
-    }
+    parameters: dict[str, nn.Parameter] = {}
+    for name, _, layer in layers:
+        for part in ("weight", "bias"):
+            parameter = getattr(layer, part, None)
+            # Layers may share a parameter: it is one, and takes one step.
+            if parameter is not None and all(parameter is not known for known in parameters.values()):
+                parameters[f"{name}.{part}" if name else part] = parameter
     if parameters:
         return parameters
     if layers:

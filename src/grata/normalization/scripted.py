@@ -30,14 +30,29 @@ class ScriptedNetwork(nn.Module):
         super().__init__()
         self.scripted = scripted
         self.use_batch_statistics = False
-        self._layers = [
-            layer
-            for _, kind, layer in normalization_layers(scripted)
+        layers = {
+            name: layer
+            for name, kind, layer in normalization_layers(scripted)
             if kind in BATCH_NORM + INSTANCE_NORM and getattr(layer, "running_mean", None) is not None
-        ]
+        }
+        self._layers = list(layers.values())
+        self._unknown = {
+            name: getattr(module, "original_name", type(module).__name__)
+            for name, module in scripted.named_modules()
+            if name not in layers and "running_mean" in dict(module.named_buffers(recurse=False))
+        }
 
     def check_switchable(self) -> None:
-        """Raise :class:`GrataError` for a traced network: tracing turned the choice of statistics into a constant."""
+        """Raise :class:`GrataError` where a layer's statistics cannot be switched.
+
+        Tracing turned the choice of statistics into a constant, and a layer of an unknown class may keep statistics in
+        another way.
+        """
+        for name, kind in self._unknown.items():
+            raise GrataError(
+                f"{name} of this TorchScript network is a {kind}, not one of torch's normalization layers: adapt the "
+                "Python network instead, or set batch_statistics to 0."
+            )
         if any("training" not in layer.code for layer in self._layers):
             raise GrataError(
                 "This TorchScript network was traced in evaluation mode: its batch normalization can only use the source's "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import GrataError
-from .affine import BATCH_NORM, INSTANCE_NORM, normalization_layers
+from .affine import BATCH_NORM, INSTANCE_NORM, keeps_own_forward, normalization_layers
 from .scripted import ScriptedNetwork
 
 __all__ = ["BatchStatistics"]
@@ -25,30 +26,47 @@ class BatchStatistics:
 
     Args:
         network: searched for BatchNorm1d/2d/3d, SyncBatchNorm and InstanceNorm with running statistics. A
-            :class:`ScriptedNetwork` knows only 0 and 1.
+            :class:`ScriptedNetwork` and layers that derive from these classes with a forward of their own (one that
+            holds the activation as well) know only 0 and 1.
         mix: weight of the batch's statistics, 0 to 1.
 
     Raises:
-        GrataError: ``mix`` outside 0..1, or a mix for a TorchScript network, or a traced one.
+        GrataError: ``mix`` outside 0..1, or a mix for such a network or layer, a traced network, or a scripted part of
+            a Python network.
     """
 
     def __init__(self, network: nn.Module, mix: float = 1.0) -> None:
-        if not 0.0 <= mix <= 1.0:
-            raise GrataError(f"batch_statistics must lie between 0 (source) and 1 (batch), got {mix}.")
+        if isinstance(mix, bool) or not isinstance(mix, int | float) or not 0.0 <= mix <= 1.0:
+            raise GrataError(f"batch_statistics must be a number between 0 (source) and 1 (batch), got {mix!r}.")
         self.mix = float(mix)
         self._network = network
-        self._layers = [
-            (kind, layer)
-            for _, kind, layer in normalization_layers(network)
+        found = [
+            (name, kind, layer)
+            for name, kind, layer in normalization_layers(network)
             if kind in BATCH_NORM + INSTANCE_NORM and getattr(layer, "running_mean", None) is not None
         ]
+        self._layers = [(kind, layer) for _, kind, layer in found]
         self._attached = False
-        if isinstance(network, ScriptedNetwork) and self._layers and self.mix > 0.0:
+        if not found or self.mix == 0.0:
+            return
+        if isinstance(network, ScriptedNetwork):
             network.check_switchable()
             if self.mix < 1.0:
                 raise GrataError(
                     "A TorchScript network can use the batch's statistics, not a mix with the source's: "
                     "set batch_statistics to 1, or use the Python network (model.pt) instead of model.ts."
+                )
+            return
+        for name, kind, layer in found:
+            if isinstance(layer, torch.jit.ScriptModule):
+                raise GrataError(
+                    f"{name} belongs to a TorchScript network inside a Python one, where its statistics cannot be chosen: "
+                    "give the TorchScript network itself, or set batch_statistics to 0."
+                )
+            if self.mix < 1.0 and keeps_own_forward(layer, kind):
+                raise GrataError(
+                    f"{name} is a {type(layer).__name__}, a {kind} with a forward of its own: it can use the batch's "
+                    "statistics, not a mix with the source's. Set batch_statistics to 1 or 0."
                 )
 
     @property
@@ -57,15 +75,21 @@ class BatchStatistics:
         return len(self._layers)
 
     def attach(self) -> None:
-        """Use the batch's statistics from the next forward on. Attaching twice is the same as once."""
+        """Use the batch's statistics from the next forward on. Attaching twice is the same as once.
+
+        Raises:
+            GrataError: the layers belong to another method at present.
+        """
         if self._attached:
             return
-        self._attached = True
         if isinstance(self._network, ScriptedNetwork):
             self._network.use_batch_statistics = self.mix == 1.0
-            return
-        for kind, layer in self._layers:
-            layer.forward = partial(_batch_norm if kind in BATCH_NORM else _instance_norm, layer, self.mix)
+        elif any("forward" in vars(layer) for _, layer in self._layers):
+            raise GrataError("The network is being adapted by another method: call that method's restore() first.")
+        else:
+            for kind, layer in self._layers:
+                layer.forward = partial(_forward(kind, layer), layer, self.mix)
+        self._attached = True
 
     def detach(self) -> None:
         """Back to the layers' own behaviour, exactly."""
@@ -75,6 +99,28 @@ class BatchStatistics:
             for _, layer in self._layers:
                 del layer.forward
         self._attached = False
+
+
+def _forward(kind: str, layer: nn.Module) -> Callable[[nn.Module, float, torch.Tensor], torch.Tensor]:
+    if keeps_own_forward(layer, kind):
+        return _own_forward
+    return _batch_norm if kind in BATCH_NORM else _instance_norm
+
+
+def _own_forward(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
+    """The forward of the layer's own class; without running statistics at hand it takes the batch's."""
+    if mix == 0.0:
+        return type(layer).forward(layer, x)
+    names = [name for name in ("running_mean", "running_var") if name in layer._buffers]
+    kept = {name: layer._buffers[name] for name in names}
+    tracked = layer.track_running_stats
+    try:
+        layer._buffers.update(dict.fromkeys(names))
+        layer.track_running_stats = False
+        return type(layer).forward(layer, x)
+    finally:
+        layer._buffers.update(kept)
+        layer.track_running_stats = tracked
 
 
 def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
@@ -89,7 +135,7 @@ def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
         return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps)
     dims = [d for d in range(x.ndim) if d != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
-    batch = x.float()
+    batch = _at_least_float32(x)
     mean = mix * batch.mean(dims) + (1 - mix) * layer.running_mean
     variance = mix * batch.var(dims, unbiased=False) + (1 - mix) * layer.running_var
     y = (batch - mean.view(shape)) * torch.rsqrt(variance.view(shape) + layer.eps)
@@ -103,11 +149,16 @@ def _instance_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tenso
         return F.instance_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
     n, c = x.shape[:2]
     shape = [n, c] + [1] * (x.ndim - 2)
-    flat = x.float().flatten(2)
+    instances = _at_least_float32(x)
+    flat = instances.flatten(2)
     mean = mix * flat.mean(2) + (1 - mix) * layer.running_mean
     variance = mix * flat.var(2, unbiased=False) + (1 - mix) * layer.running_var
-    y = (x.float() - mean.view(shape)) * torch.rsqrt(variance.view(shape) + layer.eps)
+    y = (instances - mean.view(shape)) * torch.rsqrt(variance.view(shape) + layer.eps)
     if layer.affine:
         affine_shape = [1, c] + [1] * (x.ndim - 2)
         y = y * layer.weight.view(affine_shape) + layer.bias.view(affine_shape)
     return y.to(x.dtype)
+
+
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -78,8 +78,10 @@ def default_views(spatial_shape: Sequence[int]) -> tuple[View, ...]:
     2D, square: identity, both flips, rotations by 90°, 180° and 270° (GraTa, AAAI 2025). 2D, not square: without the
     quarter turns, which would change the shape that the network sees. 3D: identity, the three flips, and the rotations
     in the H,W plane by the same rule; the depth axis is never turned into the plane, because slices are often thicker
-    than pixels.
+    than pixels. 1D: identity and flip.
     """
+    if len(spatial_shape) == 1:
+        return VIEWS["identity"], VIEWS["flip_w"]
     height, width = spatial_shape[-2:]
     names = ["identity", "flip_w", "flip_h"]
     if len(spatial_shape) == 3:

@@ -99,7 +99,6 @@ class AdaptationRun:
         engine = self.evaluator
         # a fault is told by this run; the engine's own log would repeat it with the whole chain of transforms
         engine.logger.disabled = True
-        engine.add_event_handler(Events.STARTED, self._reload)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check_prediction)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._commit)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fault)
@@ -139,11 +138,6 @@ class AdaptationRun:
         remove_leftovers(self.output_dir)
         if journal is not None:
             journal.keep(set(self.finished))
-
-    def _reload(self, engine: Engine) -> None:
-        """After a fault the evaluator starts again, and handlers that load source weights have run once more."""
-        if self._committed is not None:
-            self.method.load_state_dict(self._committed)
 
     def _check_prediction(self, engine: Engine) -> None:
         """Postprocessing would turn a prediction of NaN into an empty segmentation, which reads like a finding."""
