@@ -17,9 +17,17 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, MediaStorageDirectoryStorage
+from pydicom.valuerep import DSfloat
 
 from ..errors import GrataError
-from .geometry import ORIENTATION_TOLERANCE, GeometryError, Plane, order_planes, spacing_tolerance
+from .geometry import (
+    ORIENTATION_TOLERANCE,
+    GeometryError,
+    Plane,
+    order_planes,
+    perpendicular,
+    spacing_tolerance,
+)
 from .identifiers import patient_identifiers, remove_identifiers
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "Instance",
     "describe_series",
     "is_named_dicom",
+    "quiet_libraries",
     "read_instance",
     "read_series",
     "read_volume",
@@ -41,7 +50,15 @@ _DERIVED_MODALITIES = {"SEG", "RTDOSE", "PR", "KO", "SR", "REG"}
 
 
 class BrokenFileError(Exception):
-    """A file that is meant to be a DICOM image but cannot be used; the message says why, without naming the file."""
+    """A file that is meant to be a DICOM image but cannot be used; the message says why, without naming the file.
+
+    Attributes:
+        identifiers: strings that must not be shown; empty when the header could not be read.
+    """
+
+    def __init__(self, message: str, identifiers: frozenset[str] = frozenset()) -> None:
+        super().__init__(message)
+        self.identifiers = identifiers
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,7 @@ class Instance:
         planes: one plane a frame; empty when the header lacks position, orientation or pixel spacing.
         frame_of_reference: Frame of Reference UID, empty when absent.
         nominal_spacing: Spacing Between Slices (mm), None when absent.
+        thickness: Slice Thickness (mm), None when absent.
         defect: why the pixels cannot be used, empty when nothing speaks against them.
         identifiers: strings that must not be shown.
     """
@@ -73,6 +91,7 @@ class Instance:
     planes: tuple[Plane, ...]
     frame_of_reference: str
     nominal_spacing: float | None
+    thickness: float | None
     defect: str
     identifiers: frozenset[str]
 
@@ -95,7 +114,7 @@ def read_instance(path: str | os.PathLike[str]) -> Instance | None:
         BrokenFileError: the file is a DICOM file by content or name, but empty or unreadable.
     """
     try:
-        with _silent_pydicom(), open(path, "rb") as file:
+        with quiet_libraries(), open(path, "rb") as file:
             header = _read_to_pixels(file, is_named_dicom(path))
             if header is None or not _is_image(header):
                 return None
@@ -131,7 +150,7 @@ def sort_series(instances: Sequence[Instance]) -> list[Instance]:
     if any(instance.multiframe for instance in instances) and len(instances) > 1:
         raise GeometryError(f"it holds {len(instances)} files, some of them multi-frame: several volumes in one series")
     planes = [plane for instance in instances for plane in instance.planes]
-    order = order_planes(planes, instances[0].nominal_spacing)
+    order = order_planes(planes, instances[0].nominal_spacing, instances[0].thickness)
     return list(instances) if instances[0].multiframe else [instances[index] for index in order]
 
 
@@ -147,7 +166,7 @@ def read_series(paths: Sequence[str | os.PathLike[str]]) -> list[Instance]:
     Raises:
         GrataError: a file cannot be read, or the files are not one regular volume.
     """
-    instances = [_read_known_instance(path) for path in paths]
+    instances = [_read_known_instance(path, number, len(paths)) for number, path in enumerate(paths, 1)]
     name = describe_series(paths, _identifiers(instances))
     if len({instance.series for instance in instances}) > 1:
         raise GrataError(f"{name}: the files belong to several series. Give the files of one series.")
@@ -176,7 +195,7 @@ def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
     # Distances were checked against their median; highdicom compares them with their mean.
     tolerances = {"atol": 2 * spacing_tolerance(geometry.spacing[2]), "perpendicular_tol": 0.01}
     try:
-        with _silent_pydicom():
+        with quiet_libraries():
             read = _read_multiframe if ordered[0].multiframe else _read_slices
             volume = read(ordered, identifiers, tolerances)
     except GrataError:
@@ -239,11 +258,13 @@ def _is_image(header: Dataset) -> bool:
     if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return False
     if "SOPClassUID" not in header or "SeriesInstanceUID" not in header:
-        raise BrokenFileError("its DICOM header is truncated: it names no series")
+        raise BrokenFileError("its DICOM header is truncated: it names no series", patient_identifiers(header))
     if "Rows" in header and "Columns" in header:
         return header.get("Modality") not in _DERIVED_MODALITIES
     if header.SOPClassUID.name.endswith("Image Storage"):
-        raise BrokenFileError("its DICOM header is truncated: it is an image without rows and columns")
+        raise BrokenFileError(
+            "its DICOM header is truncated: it is an image without rows and columns", patient_identifiers(header)
+        )
     return False
 
 
@@ -251,24 +272,31 @@ def _instance(path: str, header: Dataset, pixel_bytes: int) -> Instance:
     multiframe = "SharedFunctionalGroupsSequence" in header
     try:
         planes = _frame_planes(header) if multiframe else (_slice_plane(header),)
-        nominal_spacing = _nominal_spacing(header, multiframe)
+        nominal_spacing = _slice_length(header, multiframe, "SpacingBetweenSlices")
+        thickness = _slice_length(header, multiframe, "SliceThickness")
     # An absent element raises AttributeError, KeyError or IndexError, a malformed one ValueError or TypeError.
     except (AttributeError, LookupError, TypeError, ValueError):
-        planes, nominal_spacing = (), None
+        planes, nominal_spacing, thickness = (), None, None
     return Instance(
         path=path,
-        uid=str(header.get("SOPInstanceUID", "")),
+        uid=str(header.get("SOPInstanceUID") or path),
         series=str(header.SeriesInstanceUID),
-        modality=str(header.get("Modality", "")).upper(),
+        modality=_modality(header),
         number=_series_number(header),
         description=str(header.get("SeriesDescription") or ""),
         multiframe=multiframe,
         planes=planes,
         frame_of_reference=str(header.get("FrameOfReferenceUID") or ""),
         nominal_spacing=nominal_spacing,
+        thickness=thickness,
         defect=_defect(header, planes, pixel_bytes),
         identifiers=patient_identifiers(header),
     )
+
+
+def _modality(header: Dataset) -> str:
+    """Upper case letters and digits alone: it becomes part of the case's id, and of file names."""
+    return re.sub(r"[^A-Z0-9]+", "", str(header.get("Modality") or "").upper()) or "DICOM"
 
 
 def _series_number(header: Dataset) -> int:
@@ -303,20 +331,23 @@ def _plane(header: Dataset, position: Sequence, orientation: Sequence, spacing: 
     numbers = [tuple(float(value) for value in values) for values in (position, orientation, spacing)]
     if [len(values) for values in numbers] != [3, 6, 2]:
         raise ValueError("wrong number of values")
+    numbers[1] = perpendicular(numbers[1])
     return Plane(*numbers, size=(int(header.Rows), int(header.Columns)))
 
 
-def _nominal_spacing(header: Dataset, multiframe: bool) -> float | None:
+def _slice_length(header: Dataset, multiframe: bool, keyword: str) -> float | None:
     if multiframe:
         measures = header.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence")
         header = measures[0] if measures else Dataset()
-    spacing = header.get("SpacingBetweenSlices")
-    return None if spacing is None else float(spacing)
+    length = header.get(keyword)
+    return None if length is None else float(length)
 
 
 def _defect(header: Dataset, planes: tuple[Plane, ...], pixel_bytes: int) -> str:
     if header.get("SamplesPerPixel", 1) != 1:
         return f"it is a colour image ({header.SamplesPerPixel} samples a pixel), but grey values are wanted"
+    if header.get("PhotometricInterpretation", "MONOCHROME2") not in ("MONOCHROME1", "MONOCHROME2"):
+        return f"its pixels are {header.PhotometricInterpretation}, but grey values are wanted"
     if not planes or not header.get("FrameOfReferenceUID"):
         return (
             "its headers lack the position in the patient (Image Position, Image Orientation, Pixel Spacing or Frame "
@@ -345,13 +376,15 @@ def _decoder_defect(syntax: UID) -> str:
     return f"no decoder for its transfer syntax ({syntax.name}) is installed"
 
 
-def _read_known_instance(path: str | os.PathLike[str]) -> Instance:
+def _read_known_instance(path: str | os.PathLike[str], number: int, count: int) -> Instance:
+    # The header that would tell which parts of the name are the patient's is what cannot be read.
+    name = f"File {number} of {count} of the DICOM series"
     try:
         instance = read_instance(path)
     except BrokenFileError as error:
-        raise GrataError(f"DICOM file {_shown(path, ())} cannot be used: {error}. Export the series again.") from error
+        raise GrataError(f"{name} cannot be used: {error}. Make it readable, or export the series again.") from error
     if instance is None:
-        raise GrataError(f"File {_shown(path, ())} is no DICOM image. Give the image files of one DICOM series.")
+        raise GrataError(f"{name} is no DICOM image. Give the image files of one DICOM series.")
     return instance
 
 
@@ -366,6 +399,7 @@ def _read_slices(
     for instance in ordered:
         try:
             dataset = pydicom.dcmread(instance.path)
+            dataset.ImageOrientationPatient = [DSfloat(value, auto_format=True) for value in instance.planes[0].orientation]
             # Decoded here, where the file can be named; pydicom keeps the array for highdicom.
             dataset.pixel_array  # noqa: B018
         except Exception as error:
@@ -379,6 +413,8 @@ def _read_slices(
         datasets,
         dtype=np.float32,
         apply_real_world_transform=False,
+        # It would turn the values of MONOCHROME1 around.
+        apply_presentation_lut=False,
         orientation_tol=ORIENTATION_TOLERANCE,
         **tolerances,
     )
@@ -388,20 +424,26 @@ def _read_multiframe(
     ordered: Sequence[Instance], identifiers: frozenset[str], tolerances: dict[str, float]
 ) -> highdicom.Volume:
     (instance,) = ordered
-    return highdicom.imread(instance.path).get_volume(dtype=np.float32, apply_real_world_transform=False, **tolerances)
+    return highdicom.imread(instance.path).get_volume(
+        dtype=np.float32, apply_real_world_transform=False, apply_presentation_lut=False, **tolerances
+    )
 
 
 @contextmanager
-def _silent_pydicom() -> Iterator[None]:
-    """Keep back pydicom's warnings: they quote paths and values, which may name the patient."""
-    logger = logging.getLogger("pydicom")
-    disabled, logger.disabled = logger.disabled, True
+def quiet_libraries() -> Iterator[None]:
+    """Keep back what pydicom and highdicom warn of and log: they quote paths and values, which may name the patient."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
     try:
+        # Of a parent, so that it holds for the loggers below it too.
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.disabled = disabled
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _height(plane: Plane) -> float:
@@ -410,7 +452,8 @@ def _height(plane: Plane) -> float:
 
 
 def _reason(error: Exception, identifiers: frozenset[str]) -> str:
-    return remove_identifiers(str(error).strip().split("\n")[0], identifiers)
+    text = " ".join(str(error).split()) or type(error).__name__
+    return remove_identifiers(text if len(text) <= 200 else f"{text[:200]}…", identifiers)
 
 
 def _shown(path: str | os.PathLike[str], identifiers: frozenset[str] | tuple) -> str:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["GeometryError", "Plane", "order_planes", "spacing_tolerance"]
+__all__ = ["GeometryError", "Plane", "order_planes", "perpendicular", "spacing_tolerance"]
 
 # Headers carry direction cosines with as few as four digits.
 ORIENTATION_TOLERANCE = 1e-3
 # A stack may lean by this part of a pixel over its whole length: headers round, a tilted gantry leans by far more.
 _DRIFT_IN_PIXELS = 0.1
+# No slice may lie farther from its place in a regular grid than this part of the spacing.
+_DRIFT_IN_SLICES = 0.1
 
 
 class GeometryError(ValueError):
@@ -39,13 +41,34 @@ def spacing_tolerance(spacing: float) -> float:
     return max(0.01 * spacing, 0.01)
 
 
-def order_planes(planes: Sequence[Plane], nominal_spacing: float | None = None) -> list[int]:
+def perpendicular(orientation: Sequence[float]) -> tuple[float, ...]:
+    """Return direction cosines without the error of their rounding: perpendicular unit vectors.
+
+    Args:
+        orientation: direction cosines along a row and along a column, (6,).
+
+    Returns:
+        The nearest pair of perpendicular unit vectors; ``orientation`` itself where it deviates by more than rounding
+        to three digits explains.
+    """
+    vectors = np.asarray(orientation, dtype=float).reshape(2, 3)
+    if not np.isfinite(vectors).all() or not np.allclose(vectors @ vectors.T, np.eye(2), atol=2 * ORIENTATION_TOLERANCE):
+        return tuple(float(value) for value in orientation)
+    left, _, right = np.linalg.svd(vectors, full_matrices=False)
+    return tuple((left @ right).ravel().tolist())
+
+
+def order_planes(
+    planes: Sequence[Plane], nominal_spacing: float | None = None, thickness: float | None = None
+) -> list[int]:
     """Return the order of the planes along their normal, from low to high.
 
     Args:
         planes: the planes of one series, in any order.
         nominal_spacing: the header's Spacing Between Slices (mm), used only to notice slices that are missing
             regularly.
+        thickness: the header's Slice Thickness (mm), used only to tell a nominal spacing from a gap between slices,
+            which some scanners write in its place.
 
     Returns:
         Indices into ``planes``; the normal is the cross product of the row and the column direction.
@@ -62,7 +85,7 @@ def order_planes(planes: Sequence[Plane], nominal_spacing: float | None = None) 
     positions = np.asarray([plane.position for plane in planes], dtype=float)
     heights = positions @ normal
     order = np.argsort(heights, kind="stable")
-    _check_distances(heights[order], nominal_spacing)
+    _check_distances(heights[order], nominal_spacing, thickness)
     _check_alignment(positions[order], heights[order], normal, min(planes[0].spacing))
     return order.tolist()
 
@@ -74,13 +97,13 @@ def _check_alike(planes: Sequence[Plane]) -> None:
     if not np.isfinite([(*p.position, *p.orientation, *p.spacing) for p in planes]).all():
         raise GeometryError("a position, orientation or pixel spacing in its headers is not a finite number")
     spacings = sorted({plane.spacing for plane in planes})
-    if len(spacings) > 1:
+    if not np.allclose(spacings, spacings[0], rtol=1e-4):
         raise GeometryError(f"its slices have different pixel spacings (mm): {_listed(spacings, ' × ')}")
     if min(spacings[0]) <= 0:
         raise GeometryError(f"its pixel spacing is not positive (mm): {_listed(spacings, ' × ')}")
     orientations = np.asarray([plane.orientation for plane in planes], dtype=float)
     gram = orientations[0].reshape(2, 3) @ orientations[0].reshape(2, 3).T
-    if not np.allclose(gram, np.eye(2), atol=10 * ORIENTATION_TOLERANCE):
+    if not np.allclose(gram, np.eye(2), atol=2 * ORIENTATION_TOLERANCE):
         raise GeometryError("its Image Orientation (Patient) is not a pair of perpendicular unit vectors")
     deviating = int((np.abs(orientations - orientations[0]).max(axis=1) > ORIENTATION_TOLERANCE).sum())
     if deviating:
@@ -90,7 +113,7 @@ def _check_alike(planes: Sequence[Plane]) -> None:
         )
 
 
-def _check_distances(heights: np.ndarray, nominal_spacing: float | None) -> None:
+def _check_distances(heights: np.ndarray, nominal_spacing: float | None, thickness: float | None) -> None:
     distances = np.diff(heights)
     duplicates = int((distances < 1e-3).sum())
     if duplicates:
@@ -107,6 +130,14 @@ def _check_distances(heights: np.ndarray, nominal_spacing: float | None) -> None
     irregular = np.flatnonzero(np.abs(distances - spacing) > spacing_tolerance(spacing))
     if irregular.size:
         _raise_irregular(heights, int(irregular[0]), spacing)
+    places = np.linspace(heights[0], heights[-1], len(heights))
+    drift = float(np.abs(heights - places).max())
+    if drift > max(_DRIFT_IN_SLICES * spacing, 0.01):
+        raise GeometryError(
+            f"its slice spacing is not uniform: a slice lies {drift:.2f} mm from where equal distances would put it"
+        )
+    if thickness and nominal_spacing and abs(thickness + nominal_spacing - spacing) <= spacing_tolerance(spacing):
+        return
     steps = spacing / nominal_spacing if nominal_spacing and nominal_spacing > 0 else 1.0
     if round(steps) > 1 and abs(steps - round(steps)) < 0.01 * steps:
         raise GeometryError(

@@ -1,15 +1,24 @@
 """Keep the patient's identity out of everything that is shown, logged or named."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 from pydicom import Dataset
 
-__all__ = ["patient_identifiers", "remove_identifiers"]
+__all__ = ["patient_identifiers", "remove_identifiers", "safe_path"]
 
 REMOVED = "[removed]"
-# Shorter strings ("Li", "3") would blank out half of every path.
-_SHORTEST = 3
+# A single letter or digit would blank out half of every path.
+_SHORTEST = 2
+_TRANSLITERATED = {"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "æ": "ae", "ø": "oe", "å": "aa", "œ": "oe", "ł": "l", "đ": "d"}
+# What scanners and archives call files and folders: a prefix, a number too short for a date or an ID, an extension.
+_HARMLESS = re.compile(
+    r"(dicom(dir)?|dcm|images?|im|img|i|mr|ct|se|ser|series|s|st|study|studies|slice|sl|z|e|vol|volume|frame|scans?|data|raw|"
+    r"in|input|t1|t2|flair|dwi|pd)?[-_. ]?0*\d{0,4}(\.(dcm|dicom|ima))?",
+    re.IGNORECASE,
+)
 
 
 def patient_identifiers(header: Dataset) -> frozenset[str]:
@@ -20,7 +29,7 @@ def patient_identifiers(header: Dataset) -> frozenset[str]:
 
     Returns:
         The components of the patient's and the physicians' names, the patient IDs, the accession number and the
-        dates (``YYYYMMDD``), each at least three characters long.
+        dates (``YYYYMMDD``), each at least two characters long, or one that is not ASCII.
     """
     found: set[str] = set()
     for keyword in ("PatientName", "OtherPatientNames", "ReferringPhysicianName", "PatientBirthName"):
@@ -29,26 +38,61 @@ def patient_identifiers(header: Dataset) -> frozenset[str]:
         found.update(re.split(r"[\s\\\[\]',]+", str(header.get(keyword) or "")))
     for keyword in ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"):
         found.add(str(header.get(keyword) or ""))
-    return frozenset(text for text in found if len(text) >= _SHORTEST)
+    return frozenset(text for text in found if len(text) >= _SHORTEST or not text.isascii())
 
 
 def remove_identifiers(text: str, identifiers: Iterable[str]) -> str:
-    """Replace every identifier in a text by ``[removed]``, whatever its case; dates also with separators.
+    """Replace every identifier in a text by ``[removed]``.
+
+    Case, accents and the usual transliterations (``Mueller`` for ``Müller``) make no difference; dates are found with
+    separators, in any order and with two digits of the year. Two letters or digits count only as a word of their own.
 
     Args:
         text: a path, a description or a message.
         identifiers: strings as :func:`patient_identifiers` returns them.
     """
+    text = unicodedata.normalize("NFC", text)
     # The longest first, so that no remainder of a long identifier stays behind a short one.
     for identifier in sorted(identifiers, key=lambda item: (-len(item), item)):
-        text = re.sub(_pattern(identifier), REMOVED, text, flags=re.IGNORECASE)
+        for variant in _variants(identifier):
+            text = re.sub(_pattern(variant), REMOVED, text, flags=re.IGNORECASE)
     return text
 
 
+def safe_path(path: Path, identifiers: Iterable[str], known: bool) -> str:
+    """Return a path of DICOM data that may be shown.
+
+    Args:
+        path: relative to the data set's folder.
+        identifiers: strings that must not be shown.
+        known: whether ``identifiers`` hold those of the patient whom the files belong to. If not, all parts of the path
+            that are no usual names of DICOM folders and files are removed as well.
+    """
+    parts = path.parts if known else [part if _HARMLESS.fullmatch(part) else _masked(part) for part in path.parts]
+    return remove_identifiers("/".join(parts) or ".", identifiers)
+
+
+def _masked(part: str) -> str:
+    suffix = Path(part).suffix
+    return REMOVED + (suffix if suffix.lower() in (".dcm", ".dicom", ".ima") else "")
+
+
+def _variants(identifier: str) -> list[str]:
+    composed = unicodedata.normalize("NFC", identifier)
+    spelt = "".join(_TRANSLITERATED.get(letter.lower(), letter) for letter in composed)
+    plain = "".join(c for c in unicodedata.normalize("NFKD", composed) if not unicodedata.combining(c))
+    return list(dict.fromkeys((composed, spelt, plain)))
+
+
 def _pattern(identifier: str) -> str:
-    if not re.fullmatch(r"\d{8}", identifier):
-        return re.escape(identifier)
-    year, month, day = identifier[:4], identifier[4:6], identifier[6:]
-    separator = r"[-_./ ]?"
-    orders = (year, month, day), (day, month, year), (month, day, year)
-    return "|".join(separator.join(order) for order in orders)
+    if re.fullmatch(r"\d{8}", identifier):
+        year, month, day = identifier[:4], identifier[4:6], identifier[6:]
+        separator = r"[-_./ ]?"
+        orders = [order for y in (year, year[2:]) for order in ((y, month, day), (day, month, y), (month, day, y))]
+        # Digits beside a date with two digits of the year make it another number.
+        dates = "|".join(separator.join(order) for order in orders[:3])
+        return f"{dates}|(?<!\\d)(?:{'|'.join(separator.join(order) for order in orders[3:])})(?!\\d)"
+    escaped = re.escape(identifier)
+    if len(identifier) <= _SHORTEST and identifier.isascii():
+        return rf"(?<![^\W_]){escaped}(?![^\W_])"
+    return escaped

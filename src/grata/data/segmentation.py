@@ -2,25 +2,32 @@
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
-from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.seg import (
+    SegmentAlgorithmTypeValues,
+    Segmentation,
+    SegmentationTypeValues,
+    SegmentDescription,
+    segread,
+)
 from highdicom.sr import CodedConcept
-from pydicom import Dataset, dcmread
+from pydicom import DataElement, Dataset, dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
+from pydicom.valuerep import DSfloat
 
 from .. import __version__
 from ..errors import GrataError
 from ..files import atomic_write
-from .dicom import Instance, read_series, series_geometry
+from .dicom import Instance, quiet_libraries, read_series, series_geometry
 from .geometry import order_planes
+from .identifiers import remove_identifiers
 from .nifti import load_nifti, save_nifti
 
 __all__ = ["write_dicom_seg", "write_nifti"]
@@ -85,57 +92,61 @@ def write_dicom_seg(
         ValueError: ``labels`` has another shape than the scan, or values that no segment describes.
     """
     instances = read_series(case["image"])
-    labels = _checked(labels, series_geometry(instances).spatial_shape)
+    geometry = series_geometry(instances)
+    labels = _checked(labels, geometry.spatial_shape)
+    thickness = float(geometry.spacing[2])
     unknown = sorted(set(np.unique(labels).tolist()) - {0} - {int(segment["value"]) for segment in segments})
     if unknown:
         raise ValueError(f"No segment describes the label values {unknown}")
-    sources = [_completed(dcmread(instance.path, stop_before_pixels=True)) for instance in instances]
-    uids = _Uids(sources[0], labels, segments, algorithm)
-    date, time = _date_and_time(sources[0])
-    descriptions = [_description(number, segment, algorithm) for number, segment in enumerate(segments, 1)]
+    identifiers = frozenset().union(*(instance.identifiers for instance in instances))
     try:
-        with _quiet_highdicom():
-            segmentation = Segmentation(
-                source_images=sources,
-                pixel_array=_frames(labels, instances, segments),
-                segmentation_type=SegmentationTypeValues.BINARY,
-                segment_descriptions=descriptions,
-                series_instance_uid=uids("series"),
-                # Behind the acquired series in a viewer's list.
-                series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
-                sop_instance_uid=uids("instance"),
-                instance_number=1,
-                manufacturer=algorithm[0],
-                manufacturer_model_name=algorithm[0],
-                software_versions=algorithm[1],
-                device_serial_number="none",
-                content_description=f"Segmentation by {algorithm[0]}",
-                content_label="SEGMENTATION",
-                series_description=f"{algorithm[0]} segmentation",
-                content_date=date,
-                content_time=time,
-                omit_empty_frames=bool(labels.any()),
-            )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        with quiet_libraries():
+            sources = [_completed(instance, thickness) for instance in instances]
+            segmentation = _segmentation(sources, instances, labels, segments, algorithm)
+            with atomic_write(path) as temporary:
+                segmentation.save_as(temporary)
+                segread(temporary)
+    # highdicom raises whatever the missing or malformed attribute leads to.
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise GrataError(
             f"No DICOM SEG can be made for case '{case['case']}': its series lacks or misstates what the format needs "
-            f"({type(error).__name__} from highdicom). Export the series again, or use the NIfTI output."
+            f"({remove_identifiers(' '.join(str(error).split()), identifiers)}). Export the series again, or convert it to "
+            "NIfTI, for which no DICOM SEG is written."
         ) from error
+
+
+def _segmentation(
+    sources: Sequence[Dataset],
+    instances: Sequence[Instance],
+    labels: np.ndarray,
+    segments: Sequence[Mapping[str, Any]],
+    algorithm: tuple[str, str],
+) -> Segmentation:
+    uids = _Uids(sources[0], labels, segments, algorithm)
+    date, time = _date_and_time(sources[0])
+    segmentation = Segmentation(
+        source_images=sources,
+        pixel_array=_frames(labels, instances, segments),
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=[_description(number, segment, algorithm) for number, segment in enumerate(segments, 1)],
+        series_instance_uid=uids("series"),
+        # Behind the acquired series in a viewer's list.
+        series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+        sop_instance_uid=uids("instance"),
+        instance_number=1,
+        manufacturer=algorithm[0],
+        manufacturer_model_name=algorithm[0],
+        software_versions=algorithm[1],
+        device_serial_number="none",
+        content_description=f"Segmentation by {algorithm[0]}",
+        content_label="SEGMENTATION",
+        series_description=f"{algorithm[0]} segmentation",
+        content_date=date,
+        content_time=time,
+        omit_empty_frames=bool(labels.any()),
+    )
     _fix_volatile(segmentation, date, time, uids("dimensions"))
-    with atomic_write(path) as temporary:
-        segmentation.save_as(temporary)
-
-
-@contextmanager
-def _quiet_highdicom() -> Iterator[None]:
-    """Keep back highdicom's account of its work: it names the instances of the patient."""
-    logger = logging.getLogger("highdicom")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return segmentation
 
 
 class _Uids:
@@ -191,19 +202,47 @@ def _description(number: int, segment: Mapping[str, Any], algorithm: tuple[str, 
     return description
 
 
-def _completed(header: Dataset) -> Dataset:
+def _completed(instance: Instance, spacing: float) -> Dataset:
+    """Read a source's header and put right what does not touch the image but keeps highdicom from referring to it."""
+    header = dcmread(instance.path, stop_before_pixels=True)
+    # Text in several character sets, as Japanese and Korean headers have it.
+    header.decode()
+    header.SpecificCharacterSet = "ISO_IR 192"
     for keyword in _TYPE_2:
-        if keyword not in header:
+        if keyword not in header or not _valid(header[keyword]):
             setattr(header, keyword, "")
     if header.PatientSex not in ("M", "F", "O"):
         header.PatientSex = ""
+    if not instance.multiframe:
+        header.ImageOrientationPatient = [DSfloat(value, auto_format=True) for value in instance.planes[0].orientation]
+        if not header.get("SliceThickness"):
+            header.SliceThickness = DSfloat(spacing, auto_format=True)
+        return header
+    shared = header.SharedFunctionalGroupsSequence[0]
+    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        # The frames were found to be alike, so one group can speak for all.
+        if keyword not in shared:
+            setattr(shared, keyword, header.PerFrameFunctionalGroupsSequence[0][keyword].value)
+    if not shared.PixelMeasuresSequence[0].get("SliceThickness"):
+        shared.PixelMeasuresSequence[0].SliceThickness = DSfloat(spacing, auto_format=True)
     return header
+
+
+def _valid(element: DataElement) -> bool:
+    """Whether a date or time is one; archives that remove identities leave others behind."""
+    pattern = {"DA": r"(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?", "TM": r"(\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?)?"}
+    if element.VR not in pattern:
+        return True
+    text = str(element.value or "").strip()
+    return re.fullmatch(pattern[element.VR], text) is not None and not text.startswith("0000")
 
 
 def _date_and_time(header: Dataset) -> tuple[str, str]:
     for prefix in ("Content", "Acquisition", "Series", "Study"):
-        if header.get(f"{prefix}Date"):
-            return str(header[f"{prefix}Date"].value), str(header.get(f"{prefix}Time") or "000000")
+        if header.get(f"{prefix}Date") and _valid(header[f"{prefix}Date"]):
+            time = header[f"{prefix}Time"] if f"{prefix}Time" in header else None
+            valid = time is not None and time.value and _valid(time)
+            return str(header[f"{prefix}Date"].value), str(time.value) if valid else "000000"
     # The standard asks for a date where the source has none; the clock would make every file differ.
     return "19000101", "000000"
 
