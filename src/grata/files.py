@@ -1,5 +1,7 @@
 """Write files so that none is ever half written, and say plainly when the disk refuses."""
 
+import contextlib
+import errno
 import os
 import re
 import tempfile
@@ -8,9 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import OutputError
+from .errors import GrataError, OutputError
 
-__all__ = ["atomic_write", "check_output_dir", "remove_leftovers"]
+__all__ = ["JOURNAL", "SEGMENTATIONS", "atomic_write", "check_output_dir", "remove_leftovers"]
+
+JOURNAL = "journal.jsonl"
+SEGMENTATIONS = "segmentations"
+"""Names in an output folder, by which one is told from a folder of scans."""
 
 
 @contextmanager
@@ -25,6 +31,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         OutputError: the folder is missing, read-only or full.
+        GrataError: the name is too long for the file system.
     """
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
@@ -36,7 +43,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise _refusal(path.parent, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
@@ -67,7 +75,9 @@ def check_output_dir(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _refusal(folder: Path, error: OSError) -> OutputError:
+def _refusal(folder: Path, error: OSError) -> GrataError:
+    if error.errno == errno.ENAMETOOLONG:
+        return GrataError(f"A name in the output folder '{folder}' would be too long: give the scan a shorter file name.")
     return OutputError(
         f"Cannot write to the output folder '{folder}': {error.strerror or error}. Free some space, or name a folder "
         "that you may write to."

@@ -3,6 +3,8 @@
 import fnmatch
 import hashlib
 import os
+import re
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import GrataError
+from ..files import JOURNAL, SEGMENTATIONS
 from .dicom import BrokenFileError, Instance, is_named_dicom, read_instance, series_geometry, sort_series
 from .geometry import GeometryError
-from .identifiers import remove_identifiers
+from .identifiers import remove_identifiers, safe_path
 from .labels import LabelIndex, is_label_folder
 from .nifti import check_nifti, grid_difference, is_nifti, load_nifti, nifti_stem
 
@@ -73,7 +76,8 @@ def discover(
     """Index the NIfTI files and DICOM series of a folder and its subfolders.
 
     NIfTI is told by its extension, DICOM by its content. Hidden files are passed over, and so are DICOM objects that
-    are no images (DICOMDIR, SEG, SR, RTSTRUCT, ...). One item is made per Series Instance UID, however the files lie.
+    are no images (DICOMDIR, SEG, SR, RTSTRUCT, ...) and the segmentations of earlier runs (``segmentations`` beside a
+    ``journal.jsonl``). One item is made per Series Instance UID, however the files lie.
 
     Args:
         dataset_dir: the folder.
@@ -82,7 +86,7 @@ def discover(
             (``"*T1*post*"``), in any case. NIfTI files carry neither: they are kept whatever is selected.
         labels_dir: folder of label maps (NIfTI) named like the images, or like the cases for DICOM. Without it labels
             are looked for in a ``labels`` folder beside ``images`` (also ``labelsTr``, ``imagesTr``) and beside the
-            image as ``<name>_seg`` or ``<name>_label``.
+            image as ``<name>_seg``, ``<name>_label`` or ``<name>_mask``.
         site: name of the site the scans come from; ``"unknown"`` by default.
         spatial_dims: 3 for volumes; 2 for NIfTI images of a single slice. DICOM series are always volumes.
 
@@ -96,6 +100,7 @@ def discover(
     """
     root = _existing_folder(dataset_dir, "dataset_dir")
     labels_root = None if labels_dir is None else _existing_folder(labels_dir, "labels_dir")
+    modality, description = (None if value is None else str(value) for value in (modality, description))
     files = _walk(root, labels_root)
     labels = LabelIndex(files.nifti, files.label_folders, labels_root)
     common = {"site": site or "unknown"}
@@ -104,10 +109,14 @@ def discover(
     identifiers = frozenset().union(*(instance.identifiers for instance in instances))
     result = Discovery()
     for folder in files.unreadable:
-        name = remove_identifiers(_relative(folder, root), identifiers)
+        name = safe_path(folder.relative_to(root), identifiers, known=not instances)
         result.faults.append(Fault(_hashed("folder", name), f"Folder '{name}' cannot be read: check its permissions."))
-    for path, case in _nifti_ids([path for path in files.nifti if not labels.is_label(path)], root):
-        _add_nifti(result, path, case, labels.find(path, root), root, spatial_dims, common)
+    named = _nifti_ids([path for path in files.nifti if not labels.is_label(path)], root, identifiers)
+    found = {path: labels.find(path, root, case) for path, case in named}
+    shared = Counter(label for label in found.values() if label is not None)
+    for path, case in named:
+        label = found[path] if shared[found[path]] == 1 else None
+        _add_nifti(result, path, case, label, root, spatial_dims, identifiers, common)
     _add_dicom(result, instances, broken, modality, description, labels, root, identifiers, common)
 
     if not result.cases and not result.faults:
@@ -126,6 +135,8 @@ def discover(
 
 def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
     path = Path(folder).expanduser()
+    if path.is_file():
+        raise GrataError(f"'{path}' ({key}) is a file. Name the folder that holds it.")
     if not path.is_dir():
         raise GrataError(f"The folder '{path}' ({key}) does not exist. Name an existing folder.")
     try:
@@ -138,6 +149,9 @@ def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
 
 def _walk(root: Path, labels_root: Path | None) -> _Files:
     files = _Files()
+    if labels_root is None:
+        beside = [path for path in root.resolve().parent.iterdir() if path.is_dir()]
+        files.label_folders += [path for path in beside if is_label_folder(path, [root.resolve().name])]
     visited = set()
     walker = os.walk(root, onerror=lambda error: files.unreadable.append(Path(error.filename)), followlinks=True)
     for parent, folders, names in walker:
@@ -149,16 +163,30 @@ def _walk(root: Path, labels_root: Path | None) -> _Files:
         visited.add(folder.resolve())
         children = [folder / name for name in sorted(folders) if not name.startswith(".")]
         labelled = [child for child in children if is_label_folder(child, folders)]
+        # The segmentations of an earlier run whose output folder lies among the scans.
+        earlier = SEGMENTATIONS if JOURNAL in names else None
         files.label_folders += labelled
         skipped = {labels_root.resolve()} if labels_root is not None else set()
-        folders[:] = [c.name for c in children if c not in labelled and c.resolve() not in skipped]
+        folders[:] = [
+            child.name
+            for child in children
+            if child not in labelled and child.name != earlier and child.resolve() not in skipped
+        ]
         for name in sorted(names):
-            if not name.startswith("."):
+            if not name.startswith(".") and _is_regular(folder / name):
                 (files.nifti if is_nifti(name) else files.other).append(folder / name)
     return files
 
 
-def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[Path, str]]]:
+def _is_regular(path: Path) -> bool:
+    """Whether a file can be read to an end; one that cannot be looked at is left to those who read it."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+
+
+def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[Path, BrokenFileError]]]:
     instances, broken = [], []
     # None leaves the decision to tqdm: no bar unless a person is watching.
     disable = True if len(paths) < _FILES_FOR_PROGRESS else None
@@ -166,17 +194,21 @@ def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[P
         try:
             instance = read_instance(path)
         except BrokenFileError as error:
-            broken.append((path, str(error)))
+            broken.append((path, error))
         else:
             if instance is not None:
                 instances.append(instance)
     return instances, broken
 
 
-def _nifti_ids(paths: Sequence[Path], root: Path) -> list[tuple[Path, str]]:
+def _nifti_ids(paths: Sequence[Path], root: Path, identifiers: frozenset[str]) -> list[tuple[Path, str]]:
     """Name NIfTI cases by their stem, with as much of the path as makes them unique."""
+
+    def folder(path: Path) -> list[str]:
+        return [re.sub(r"[\[\]]", "", remove_identifiers(part, identifiers)) for part in _folders(path, root)]
+
     ids = [nifti_stem(path) for path in paths]
-    longer = ["-".join((*_folders(path, root), nifti_stem(path))) for path in paths]
+    longer = ["-".join((*folder(path), nifti_stem(path))) for path in paths]
     hashed = [f"{name}-{_digest(_relative(path, root))}" for name, path in zip(longer, paths, strict=True)]
     for replacement in (longer, hashed):
         counts = Counter(ids)
@@ -190,7 +222,14 @@ def _folders(path: Path, root: Path) -> tuple[str, ...]:
 
 
 def _add_nifti(
-    result: Discovery, path: Path, case: str, label: Path | None, root: Path, spatial_dims: int, common: dict
+    result: Discovery,
+    path: Path,
+    case: str,
+    label: Path | None,
+    root: Path,
+    spatial_dims: int,
+    identifiers: frozenset[str],
+    common: dict,
 ) -> None:
     try:
         image = load_nifti(path)
@@ -198,7 +237,9 @@ def _add_nifti(
         if label is not None:
             _check_label(label, image.shape, image.affine, f"NIfTI file '{_relative(path, root)}'")
     except GrataError as error:
-        result.faults.append(Fault(case, str(error).replace(f"{root}{os.sep}", "")))
+        parent = _relative(path.parent, root)
+        message = str(error).replace(f"{root}{os.sep}", "").replace(parent, remove_identifiers(parent, identifiers))
+        result.faults.append(Fault(case, message))
         return
     found = {} if label is None else {"label": str(label)}
     result.cases.append({"case": case, "image": str(path), **found, **common, "format": "nifti"})
@@ -217,7 +258,7 @@ def _check_label(label: Path, shape: Sequence[int], affine: np.ndarray, image_na
 def _add_dicom(
     result: Discovery,
     instances: Sequence[Instance],
-    broken: Sequence[tuple[Path, str]],
+    broken: Sequence[tuple[Path, BrokenFileError]],
     modality: str | None,
     description: str | None,
     labels: LabelIndex,
@@ -237,8 +278,9 @@ def _add_dicom(
 
     defects = {}
     for path, reason in broken:
-        name = remove_identifiers(_relative(path, root), identifiers)
         neighbours = by_folder.get(path.parent, set())
+        known = bool(neighbours or reason.identifiers)
+        name = safe_path(path.relative_to(root), identifiers | reason.identifiers, known)
         if not neighbours and not is_named_dicom(path):
             continue
         message = f"DICOM file '{name}' cannot be used: {reason}. Copy or export it again."
@@ -270,13 +312,14 @@ def _add_series(
         if defect:
             raise GeometryError(f"it is incomplete. {defect}")
         ordered = sort_series(group)
-    except GeometryError as error:
+        geometry = series_geometry(ordered)
+    # highdicom raises ValueError for a grid that it does not take.
+    except ValueError as error:
         message = f"{name} cannot be used: {str(error).removesuffix('.')}. {_REMEDY}"
         result.faults.append(Fault(case, message))
         return
     label = labels.find_named(case)
     if label is not None:
-        geometry = series_geometry(ordered)
         try:
             _check_label(label, geometry.spatial_shape, geometry.get_affine("RAS"), name)
         except GrataError as error:

@@ -9,65 +9,77 @@ from .nifti import is_nifti, nifti_stem
 
 __all__ = ["LabelIndex", "is_label_folder"]
 
-_SUFFIXES = ("", "_seg", "_label")
+_SUFFIX = re.compile(r"[-_.](seg|segmentation|labels?|mask)$")
+# nnU-Net numbers the channels of an image.
+_CHANNEL = re.compile(r"_0000$")
 
 
 def is_label_folder(folder: Path, siblings: Iterable[str]) -> bool:
     """Return whether a folder is the ``labels`` (``labelsTr``, ...) beside an ``images`` (``imagesTr``, ...) folder."""
-    match = re.fullmatch(r"labels(\w*)", folder.name)
-    return match is not None and f"images{match[1]}" in siblings
+    match = re.fullmatch(r"labels(\w*)", folder.name.lower())
+    return match is not None and f"images{match[1]}" in [sibling.lower() for sibling in siblings]
+
+
+def label_stem(path: str | os.PathLike[str]) -> str:
+    """Return the name of the image that a label map belongs to, lower case: its own without ``_seg`` and the like."""
+    return _SUFFIX.sub("", nifti_stem(path).lower())
+
+
+def image_stem(path: str | os.PathLike[str]) -> str:
+    """Return the name by which an image's label is looked for, lower case."""
+    return _CHANNEL.sub("", nifti_stem(path).lower())
 
 
 class LabelIndex:
-    """Label maps by name.
+    """Label maps by name, in any case of letters.
 
     Looked for, in this order: in ``labels_dir``; in the ``labels`` folder beside an ``images`` folder (``labelsTr``
-    beside ``imagesTr``); beside the image as ``<name>_seg`` or ``<name>_label``. In a folder of labels the same
-    relative folder goes before the same name alone; a name found twice there belongs to neither.
+    beside ``imagesTr``); beside the image as ``<name>_seg``, ``<name>_segmentation``, ``<name>_label`` or
+    ``<name>_mask`` (also with ``-`` or ``.``). In a folder of labels the same relative folder goes before the same name
+    alone; a name found twice there belongs to neither, and neither does a label of two images' name.
 
     Args:
         nifti_files: all NIfTI files of the data set.
-        label_folders: folders of labels within the data set.
+        label_folders: folders of labels within the data set, or beside it.
         labels_dir: a further folder of labels, or None.
     """
 
     def __init__(self, nifti_files: Iterable[Path], label_folders: Iterable[Path], labels_dir: Path | None):
-        self._files = set(nifti_files)
         self._labels_dir = None if labels_dir is None else _index(labels_dir)
-        self._label_folders = {folder: _index(folder) for folder in label_folders}
+        self._label_folders = {_folded(folder): _index(folder) for folder in label_folders}
+        self._images = {(path.parent, nifti_stem(path).lower()) for path in nifti_files}
+        self._images |= {(path.parent, image_stem(path)) for path in nifti_files}
+        self._labels: dict[tuple[Path, str], list[Path]] = {}
+        for path in nifti_files:
+            if self.is_label(path):
+                self._labels.setdefault((path.parent, label_stem(path)), []).append(path)
 
-    def find(self, image: Path, root: Path) -> Path | None:
-        """Return the label map of a NIfTI image below ``root``, or None."""
-        name = nifti_stem(image)
+    def find(self, image: Path, root: Path, case: str) -> Path | None:
+        """Return the label map of a NIfTI image below ``root``, known as ``case``, or None."""
+        name = image_stem(image)
         if self._labels_dir is not None:
-            return _lookup(self._labels_dir, image.relative_to(root).parent, name, image)
+            label = _lookup(self._labels_dir, image.relative_to(root).parent, name, image)
+            return label or self.find_named(case)
         for folder in image.parents:
-            match = re.fullmatch(r"images(\w*)", folder.name)
-            labels = folder.parent / f"labels{match[1]}" if match else None
+            match = re.fullmatch(r"images(\w*)", folder.name.lower())
+            labels = _folded(folder.parent / f"labels{match[1]}") if match else None
             if labels in self._label_folders:
                 return _lookup(self._label_folders[labels], image.relative_to(folder).parent, name, image)
-        return self._beside(image)
+        beside = self._labels.get((image.parent, name), [])
+        return beside[0] if len(beside) == 1 else None
 
-    def find_named(self, name: str) -> Path | None:
+    def find_named(self, case: str) -> Path | None:
         """Return the label map in ``labels_dir`` with the name of a case, or None."""
-        return None if self._labels_dir is None else _lookup(self._labels_dir, Path(), name)
+        return None if self._labels_dir is None else _lookup(self._labels_dir, Path(), case.lower())
 
     def is_label(self, path: Path) -> bool:
         """Return whether a NIfTI file is the label map of an image beside it."""
-        name = nifti_stem(path)
-        for suffix in _SUFFIXES[1:]:
-            if name.endswith(suffix):
-                stem = name.removesuffix(suffix)
-                return any(path.with_name(stem + end) in self._files for end in (".nii.gz", ".nii"))
-        return False
+        name = nifti_stem(path).lower()
+        return label_stem(path) != name and (path.parent, label_stem(path)) in self._images
 
-    def _beside(self, image: Path) -> Path | None:
-        for suffix in _SUFFIXES[1:]:
-            for extension in (".nii.gz", ".nii"):
-                candidate = image.with_name(nifti_stem(image) + suffix + extension)
-                if candidate in self._files:
-                    return candidate
-        return None
+
+def _folded(folder: Path) -> Path:
+    return folder.with_name(folder.name.lower())
 
 
 def _index(folder: Path) -> dict[tuple[str, str], list[Path]]:
@@ -78,8 +90,9 @@ def _index(folder: Path) -> dict[tuple[str, str], list[Path]]:
         for file in sorted(files):
             if is_nifti(file) and not file.startswith("."):
                 path = Path(parent, file)
-                index.setdefault((str(path.parent.relative_to(folder)), nifti_stem(file)), []).append(path)
-                index.setdefault(("*", nifti_stem(file)), []).append(path)
+                for name in dict.fromkeys((nifti_stem(file).lower(), label_stem(file))):
+                    index.setdefault((str(path.parent.relative_to(folder)), name), []).append(path)
+                    index.setdefault(("*", name), []).append(path)
     return index
 
 
@@ -87,9 +100,10 @@ def _lookup(
     index: dict[tuple[str, str], list[Path]], folder: Path, name: str, image: Path | None = None
 ) -> Path | None:
     for where in (str(folder), "*"):
-        for suffix in _SUFFIXES:
-            # Where labels and images share a folder, an image is not its own label.
-            found = [path for path in index.get((where, name + suffix), []) if path != image]
-            if len(found) == 1:
-                return found[0]
+        # Where labels and images share a folder, an image is not its own label.
+        found = [path for path in index.get((where, name), []) if path != image]
+        exact = [path for path in found if nifti_stem(path).lower() == name]
+        for candidates in (exact, found):
+            if len(candidates) == 1:
+                return candidates[0]
     return None

@@ -40,6 +40,8 @@ def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
     try:
         # nibabel takes a file that it may not read for one of an unknown format.
         open(path, "rb").close()
+    except FileNotFoundError as error:
+        raise GrataError(f"NIfTI file '{path}' is gone: it was there before. Put it back, or run again.") from error
     except OSError as error:
         raise GrataError(f"NIfTI file '{path}' cannot be read: {error.strerror}. Check its permissions.") from error
     try:
@@ -60,7 +62,8 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
         spatial_dims: 3 refuses images of a single slice, 2 refuses volumes.
 
     Raises:
-        GrataError: wrong number of spatial dimensions, no or contradictory orientation, singular affine.
+        GrataError: wrong number of spatial dimensions, complex values, another unit than mm, no or contradictory
+            orientation, singular affine.
     """
     header = image.header
     found = sum(size > 1 for size in image.shape[:3])
@@ -70,6 +73,11 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
             f"NIfTI file '{path}' is {found}D ({shape} voxels), but a {spatial_dims}D image is wanted. Give one, or leave "
             "this file out."
         )
+    if image.get_data_dtype().kind == "c":
+        raise GrataError(f"NIfTI file '{path}' holds complex values: convert it to a magnitude image.")
+    unit = header.get_xyzt_units()[0]
+    if unit not in ("mm", "unknown"):
+        raise GrataError(f"NIfTI file '{path}' is measured in {unit}, not in mm: convert it.")
     if not int(header["sform_code"]) and not int(header["qform_code"]):
         raise GrataError(
             f"NIfTI file '{path}' has no orientation (sform and qform codes are 0): left and right would be a guess. "
@@ -78,6 +86,8 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
     spacing = np.sqrt((image.affine[:3, :3] ** 2).sum(axis=0))
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
         raise GrataError(f"NIfTI file '{path}' has a singular or non-finite affine matrix: convert it again.")
+    if int(header["sform_code"]) and int(header["qform_code"]):
+        _check_agreement(image, path)
     zooms = np.asarray(header.get_zooms()[:3], dtype=float)
     spacing = spacing[: len(zooms)]
     if not np.allclose(spacing, zooms, rtol=0.01):
@@ -85,6 +95,30 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
             f"NIfTI file '{path}' contradicts itself: voxel size {_mm(zooms)} in pixdim, {_mm(spacing)} in its "
             "affine matrix. Convert it again, or correct the header."
         )
+
+
+def _check_agreement(image: nibabel.Nifti1Image, path: str | os.PathLike[str]) -> None:
+    """Refuse a qform and an sform that cannot both be right; the sform counts where they describe different spaces."""
+    qform, sform = image.get_qform(), image.get_sform()
+    mirrored = np.linalg.det(qform[:3, :3]) * np.linalg.det(sform[:3, :3]) < 0
+    same_space = int(image.header["sform_code"]) == int(image.header["qform_code"])
+    displaced = 0.0
+    if same_space:
+        corners = _corners(image.shape)
+        displaced = float(np.linalg.norm(corners @ (qform - sform).T, axis=1).max())
+    # A qform is stored as a quaternion in single precision, and headers round both.
+    if mirrored or displaced > max(1.0, 0.5 * float(np.abs(image.header["pixdim"][1:4]).min())):
+        what = "left and right are exchanged" if mirrored else f"they differ by {displaced:.1f} mm"
+        raise GrataError(
+            f"NIfTI file '{path}' contradicts itself between its qform and its sform: {what}. Convert it again, or remove "
+            "the wrong one (its code set to 0)."
+        )
+
+
+def _corners(shape: Sequence[int]) -> np.ndarray:
+    """Homogeneous indices of the corner voxels, (8, 4)."""
+    sizes = (*shape[:3], *[1] * (3 - len(shape)))
+    return np.stack(np.meshgrid(*([0, size - 1] for size in sizes), [1], indexing="ij"), axis=-1).reshape(-1, 4)
 
 
 def read_nifti(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -122,8 +156,7 @@ def grid_difference(
     first, second = ((*sizes[:3], *[1] * (3 - len(sizes))) for sizes in (shape, other_shape))
     if first != second:
         return f"shape {' × '.join(map(str, second))} instead of {' × '.join(map(str, first))}"
-    corners = np.stack(np.meshgrid(*([0, size - 1] for size in first), [1], indexing="ij"), axis=-1).reshape(-1, 4)
-    displacement = float(np.linalg.norm(corners @ (affine - other_affine).T, axis=1).max())
+    displacement = float(np.linalg.norm(_corners(first) @ (affine - other_affine).T, axis=1).max())
     return f"an affine that displaces it by {displacement:.2f} mm" if displacement > 0.01 else ""
 
 
