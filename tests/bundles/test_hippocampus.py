@@ -212,7 +212,6 @@ def test_verify_metadata_accepts_the_bundle_and_refuses_a_broken_one(bundle, tmp
             "version": {"type": "string", "pattern": r"^\d+\.\d+\.\d+$"},
             "changelog": {"type": "object", "minProperties": 1},
             "required_packages_version": {"type": "object", "additionalProperties": {"type": "string"}},
-            "optional_packages_version": {"type": "object", "additionalProperties": {"type": "string"}},
             "network_data_format": {
                 "type": "object",
                 "required": ["inputs", "outputs"],

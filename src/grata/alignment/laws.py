@@ -28,6 +28,6 @@ def learning_rate_factor(law: str, cosine: float) -> float:
     Raises:
         GrataError: unknown law.
     """
-    if law not in LAWS:
+    if not isinstance(law, str) or law not in LAWS:
         raise GrataError(f"learning_rate_law: there is no law {law!r}; the laws are {', '.join(LAWS)}.")
     return LAWS[law](cosine)

@@ -1,6 +1,6 @@
 """Refuse scans that a network cannot make sense of, before it sees them."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from monai.utils import ImageMetaKey
 from ..errors import GrataError
 from .nifti import is_nifti
 
-__all__ = ["CheckScand"]
+__all__ = ["CheckLabeld", "CheckScand"]
 
 
 class CheckScand(MapTransform):
@@ -65,6 +65,42 @@ class CheckScand(MapTransform):
             )
         if values.min() == values.max():
             raise GrataError(f"{name} has the same value ({values.min().item():g}) everywhere. Export it again.")
+
+
+class CheckLabeld(MapTransform):
+    """Check label maps after they were loaded, before anything is computed for their scan.
+
+    Args:
+        keys: keys of the label maps, each of shape (1, H, W[, D]).
+        values: the values that a class has, without the background 0.
+        allow_missing_keys: whether a key may be absent.
+
+    Raises:
+        GrataError: when called on a label map with another value, one that is no whole number, or several channels. The
+            message names the file.
+    """
+
+    def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.values = [0, *(int(value) for value in values)]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        checked = dict(data)
+        for key in self.key_iterator(checked):
+            self._check(torch.as_tensor(checked[key]), checked[key].meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))
+        return checked
+
+    def _check(self, label: torch.Tensor, path: str) -> None:
+        known = ", ".join(map(str, self.values))
+        if len(label) != 1:
+            raise GrataError(f"Label '{path}' has {len(label)} channels. Give one label map with the values {known}.")
+        other = label[~torch.isin(label, torch.tensor(self.values, dtype=label.dtype))].unique()
+        if len(other):
+            found = ", ".join(f"{value:g}" for value in other[:5].tolist())
+            raise GrataError(
+                f"Label '{path}' holds the values {found}, but the classes of this bundle are {known}. Correct the label, or "
+                "the segments of the configuration, or remove the label."
+            )
 
 
 def _name(data: Mapping[Hashable, Any], key: Hashable) -> str:

@@ -197,6 +197,8 @@ class GraTaHandler(AdaptationHandler):
 def _window_selection(windows: WindowSelection | Mapping[str, Any] | None) -> WindowSelection:
     if isinstance(windows, WindowSelection):
         return windows
+    if not isinstance(windows, Mapping | None):
+        raise GrataError(f"windows: it holds the settings uncertain and random, got {windows!r}.")
     known = [field.name for field in dataclasses.fields(WindowSelection)]
     for key in windows or {}:
         if key not in known:

@@ -32,6 +32,10 @@ class WindowSelection:
     random: int = 2
 
     def __post_init__(self) -> None:
+        for name in ("uncertain", "random"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise GrataError(f"windows#{name}: it is a whole number, got {value!r}.")
         if min(self.uncertain, self.random) < 0 or self.uncertain + self.random < 1:
             raise GrataError(
                 "windows: uncertain and random must not be negative and give at least one window together, "

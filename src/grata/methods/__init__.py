@@ -15,7 +15,7 @@ from .grata import GraTa, GraTaRecord
 from .ptbn import PTBN
 from .source import Source
 
-__all__ = ["METHODS", "PTBN", "GraTa", "GraTaRecord", "Method", "Source", "StepRecord", "create"]
+__all__ = ["METHODS", "PTBN", "GraTa", "GraTaRecord", "Method", "Source", "StepRecord", "check_settings", "create"]
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Source, PTBN, GraTa)}
 """Every method by the name that configs use; a class tells what it is in ``summary`` and ``changes``."""
@@ -30,14 +30,34 @@ def create(name: str, network: nn.Module, settings: Mapping[str, Any] | None = N
         settings: keyword arguments of the method's class.
 
     Raises:
-        GrataError: unknown name or setting (with the nearest known one), or whatever the method refuses.
+        GrataError: unknown name or setting (with the nearest known one), or whatever the method refuses; no activation,
+            where the method needs one: what a network ends in cannot be guessed.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise GrataError(f"method: there is no {name!r}; the methods are {', '.join(METHODS)}.")
-    known = [p for p in inspect.signature(METHODS[name]).parameters if p != "network"]
-    for key in settings or {}:
+    settings = dict(settings or {})
+    check_settings(name, settings)
+    if "activation" in _settings(name) and "activation" not in settings:
+        raise GrataError(
+            f"{name}#activation: say sigmoid or softmax, as the network was trained. (On the command line --{name} replaces "
+            f"all settings at once; override one as --{name}#<setting>.)"
+        )
+    try:
+        return METHODS[name](network, **settings)
+    except GrataError as error:
+        key = str(error).split(" ")[0].rstrip(":")
+        raise GrataError(f"{name}#{error}" if key in settings else str(error)) from error
+
+
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Raise :class:`GrataError` for a setting that method ``name`` does not have, naming the one that may be meant."""
+    known = _settings(name)
+    for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {name}#{near[0]}?" if near else f"the settings are {', '.join(known) or 'none'}."
             raise GrataError(f"{name}#{key}: {METHODS[name].__name__} has no such setting; {hint}")
-    return METHODS[name](network, **(settings or {}))
+
+
+def _settings(name: str) -> list[str]:
+    return [parameter for parameter in inspect.signature(METHODS[name]).parameters if parameter != "network"]

@@ -84,8 +84,12 @@ class Method(ABC):
         self._network = network
         self._statistics = BatchStatistics(network, batch_statistics)
         self.parameters = parameters
-        self.episodic = bool(episodic)
-        self._seed = int(seed)
+        if not isinstance(episodic, bool):
+            raise GrataError(f"episodic must be true or false, got {episodic!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise GrataError(f"seed must be a whole number of at least 0, got {seed!r}.")
+        self.episodic = episodic
+        self._seed = seed
         self.generator = torch.Generator().manual_seed(self._seed)
         self.batches = 0
         self._active = False

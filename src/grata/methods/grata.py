@@ -130,7 +130,7 @@ class GraTa(Method):
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise GrataError(f"steps must be a whole number of at least 1, got {steps!r}.")
         self.steps = steps
-        if autocast is not None and autocast not in _AUTOCAST:
+        if autocast is not None and str(autocast) not in _AUTOCAST:
             raise GrataError(f"autocast must be one of {', '.join(_AUTOCAST)}, or null, got {autocast!r}.")
         self.autocast = None if autocast is None else _AUTOCAST[autocast]
         self.output = output
@@ -349,6 +349,8 @@ def _strong_view(
 ) -> Callable[[torch.Tensor, torch.Generator], torch.Tensor]:
     if callable(view):
         return view
+    if not isinstance(view, Mapping | None):
+        raise GrataError(f"strong_view must be a mapping of settings such as {{'noise': [0, 0.05]}}, got {view!r}.")
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in (view or {}).items()}
     known = [field.name for field in dataclasses.fields(StrongView)]
     unknown = [key for key in settings if key not in known]

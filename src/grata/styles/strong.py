@@ -5,8 +5,10 @@ The transforms take one sample ``(C, H, W)`` or ``(C, D, H, W)`` and one value f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
@@ -14,6 +16,10 @@ from monai.networks.layers import gaussian_1d, separable_filtering
 from ..errors import GrataError
 
 __all__ = ["StrongView", "brightness", "contrast", "gamma_inverted", "gaussian_blur", "min_max"]
+
+
+# A kernel this wide already takes longer than the network.
+_WIDEST_BLUR = 100
 
 
 def _per_channel(values: Sequence[float] | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -108,10 +114,16 @@ class StrongView:
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "gamma", "noise", "blur"):
             interval = getattr(self, name)
-            if len(interval) != 2 or interval[0] > interval[1] or interval[0] < 0:
+            if not _are_numbers(interval, 2) or not 0 <= interval[0] <= interval[1] < math.inf:
                 raise GrataError(f"strong_view: {name} must be [low, high] with 0 ≤ low ≤ high, got {interval}.")
-        if len(self.probabilities) != 5 or not all(0 <= p <= 1 for p in self.probabilities):
+        if self.blur[1] > _WIDEST_BLUR:
+            raise GrataError(f"strong_view: blur must not exceed {_WIDEST_BLUR} voxels, got {self.blur}.")
+        if not _are_numbers(self.probabilities, 5) or not all(0 <= p <= 1 for p in self.probabilities):
             raise GrataError(f"strong_view: probabilities must be five numbers in 0..1, got {self.probabilities}.")
+        if not _are_numbers((self.blur_channel_probability,), 1) or not 0 <= self.blur_channel_probability <= 1:
+            raise GrataError(
+                f"strong_view: blur_channel_probability must lie in 0..1, got {self.blur_channel_probability}."
+            )
         if self.output_range not in ("unit", "input"):
             raise GrataError(f"strong_view: output_range must be unit or input, got {self.output_range!r}.")
 
@@ -160,6 +172,14 @@ class StrongView:
         blurred = _chance([self.blur_channel_probability] * len(x), generator)
         sigmas = _uniform(self.blur, len(x), generator)
         return gaussian_blur(x, torch.where(blurred, sigmas, torch.zeros_like(sigmas)).tolist())
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and len(values) == count
+        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    )
 
 
 def _uniform(interval: tuple[float, float], n: int, generator: torch.Generator) -> torch.Tensor:

@@ -8,17 +8,19 @@ import re
 import sys
 import traceback as tracebacks
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from monai.bundle import ConfigWorkflow, ReferenceResolver
+from monai.bundle import ConfigExpression, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY
 
 from ..errors import GrataError
+from ..methods import METHODS, check_settings
 
-__all__ = ["check_device", "explain", "start"]
+__all__ = ["causes", "check_device", "check_keys", "check_method_settings", "effective_settings", "explain", "start"]
 
 # Keys that MONAI itself reads; all others must be used by some other key.
 _READ_BY_MONAI = {
@@ -38,26 +40,71 @@ _READ_BY_MONAI = {
 _REFERENCE = re.compile(r"[@%]([A-Za-z_]\w*)")
 
 
-def start(traceback: bool | str = False) -> None:
+def start(
+    traceback: bool | str = False,
+    flags: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Any] | None = None,
+    paths: Mapping[str, Any] | None = None,
+) -> None:
     """First line of a bundle's ``initialize``: plain messages, no unknown key, and true, false and null as in YAML.
 
     Args:
         traceback: leave Python's tracebacks as they are.
+        flags: keys that are true or false, with their values.
+        counts: keys that are whole numbers of at least 0, with their values.
+        paths: keys that name a file or a folder, with their values; null is left to those who read them.
 
     Raises:
-        GrataError: a top-level key of the configuration or of the command line is used by nothing, as a mistyped one.
+        GrataError: a key of the configuration or of the command line is used by nothing, as a mistyped one; a reference
+            leads nowhere; a value is of the wrong kind.
     """
-    if not _constant(traceback):
+    if _constant(traceback) is not True:
         sys.excepthook = _plain_error
     # MONAI's image loading says so of a decoder that no scan is read with here
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+    for key, value in {"traceback": traceback, **(flags or {})}.items():
+        if not isinstance(_constant(value), bool):
+            raise GrataError(f"{key}: it is true or false, got {value!r}.")
+    for key, value in (counts or {}).items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+            raise GrataError(f"{key}: it is a whole number of at least 0, got {value!r}.")
+    for key, value in (paths or {}).items():
+        if not isinstance(_constant(value), str | Path | None):
+            raise GrataError(f"{key}: the command line reads {value!r} as a {type(value).__name__}. Write ./ before the name.")
     workflow = _running_workflow()
     if workflow is not None:
-        check_keys(workflow.parser.get(), {workflow.init_id, workflow.run_id, workflow.final_id})
+        config = workflow.parser.get()
+        check_keys(config, {workflow.init_id, workflow.run_id, workflow.final_id})
+        check_method_settings(config)
         # the command line hands these words over as text, and the text "false" counts as true
-        for key, value in list(_leaves(workflow.parser.get())):
+        for key, value in list(_leaves(config)):
             if _constant(value) is not value:
                 workflow.parser.set(_constant(value), key)
+
+
+def effective_settings(ignored: Iterable[str] = ()) -> dict[str, Any]:
+    """The running workflow's configuration with all overrides, unresolved, for the record of a run.
+
+    Args:
+        ignored: top-level keys to leave out.
+
+    Returns:
+        Plain values by id, such as ``{"grata#lr": 0.0001}``; empty when no workflow is running.
+    """
+    workflow = _running_workflow()
+    leaves = _leaves(workflow.parser.get()) if workflow is not None else ()
+    left_out = {*ignored, "imports", "_meta_"}
+    return {_shown(key): value for key, value in leaves if key.split(ID_SEP_KEY)[0] not in left_out}
+
+
+def check_method_settings(config: Mapping[str, Any]) -> None:
+    """Raise :class:`GrataError` for a setting that its method does not have, also of methods that are not selected."""
+    for name in METHODS:
+        settings = config.get(name)
+        if name in config and not isinstance(settings, Mapping):
+            raise GrataError(f"{name}: it holds the settings of the method, got {settings!r}. Override one as --{name}#<setting>.")
+        if settings:
+            check_settings(name, settings)
 
 
 def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
@@ -65,7 +112,7 @@ def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
 
     Args:
         config: a whole configuration, unresolved.
-        run_ids: the keys that the workflow runs.
+        run_ids: the keys that the workflow runs; further lists of expressions count as such too.
 
     Raises:
         GrataError: a reference to a key that is not there, or a top-level key that nothing refers to, which MONAI
@@ -79,7 +126,8 @@ def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
                 hint = f"Did you mean @{near[0]}?" if near else "Define that key, or correct the reference."
                 raise GrataError(f"{_shown(key)}: it refers to @{name}, and there is no such key. {hint}")
     used = {match for _, text in _leaves(config) if isinstance(text, str) for match in _REFERENCE.findall(text)}
-    known = used | _READ_BY_MONAI | run_ids
+    workflows = {key for key, value in config.items() if isinstance(value, list) and all(map(_is_expression, value))}
+    known = used | _READ_BY_MONAI | run_ids | workflows
     for key in config:
         if key.lstrip("+") not in known:
             near = difflib.get_close_matches(key, sorted(set(config) & known), n=1)
@@ -98,6 +146,13 @@ def check_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise GrataError(f"device: {device!r} is not a device; give cpu, cuda or cuda:0.") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=found).item()
+        except (RuntimeError, NotImplementedError, AssertionError) as error:
+            raise GrataError(
+                f"device: {found} was asked for, but torch {torch.__version__} cannot compute on it here. Use --device cpu."
+            ) from error
     if found.type == "cuda" and (found.index or 0) >= count:
         raise GrataError(
             f"device: {found} was asked for, but torch {torch.__version__} sees {count} CUDA devices here. "
@@ -108,18 +163,22 @@ def check_device(device: str | torch.device) -> torch.device:
 
 def explain(error: BaseException) -> str:
     """One sentence for a person: the message of the :class:`GrataError` behind ``error``, or the root cause's own."""
-    chain = list(_causes(error))
+    chain = list(causes(error))
     for link in chain:
         if isinstance(link, GrataError):
             return str(link)
     root = chain[-1]
+    # A worker process of the data loader hands its exception over as the text of its traceback.
+    if "in DataLoader worker process" in str(root):
+        own = re.search(r"^grata\.errors\.\w+: (.*)$", str(root), flags=re.MULTILINE)
+        return own[1] if own else str(root).strip().splitlines()[-1]
     key, component = _config_item(error)
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(root))
-    if argument and inspect.isclass(component) and argument[1] not in inspect.signature(component).parameters:
+    if argument and callable(component) and argument[1] not in inspect.signature(component).parameters:
         known = list(inspect.signature(component).parameters)
         near = difflib.get_close_matches(argument[1], known, n=1)
         hint = f"Did you mean {key}#{near[0]}?" if near else f"Its arguments are {', '.join(known)}."
-        return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {component.__name__}. {hint}"
+        return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {getattr(component, '__name__', component)}. {hint}"
     where = f"{key}: " if key else ""
     return f"{where}{type(root).__name__}: {' '.join(str(root).split())} (--traceback true shows where)"
 
@@ -135,7 +194,8 @@ def _config_item(error: BaseException) -> tuple[str, Any]:
     return key, component
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and what led to it, the first cause last."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
@@ -174,10 +234,14 @@ def _leaves(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{key}{ID_SEP_KEY}{name}" if key else str(name))
 
 
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, str) and ConfigExpression.is_expression(value)
+
+
 def _shown(key: str) -> str:
     """An id as users write it on the command line."""
     return key.replace(ID_SEP_KEY, "#")
 
 
 def _constant(value: Any) -> Any:
-    return {"true": True, "false": False, "null": None}.get(value, value) if isinstance(value, str) else value
+    return {"true": True, "false": False, "null": None}.get(value.lower(), value) if isinstance(value, str) else value

@@ -13,6 +13,8 @@ from ignite.engine import Engine, Events
 
 from .. import __version__
 from ..data import write_dicom_seg, write_nifti
+from ..errors import GrataError
+from ..files import SEGMENTATIONS
 from ..report import case_scores, contact_sheet
 
 __all__ = ["OutputHandler"]
@@ -36,6 +38,9 @@ class OutputHandler:
 
     Attributes:
         scores: rows for :func:`grata.report.write_scores`, by case.
+
+    Raises:
+        GrataError: a segment is incomplete, or has a key that nothing reads.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class OutputHandler:
         label_key: str = "label",
         image_key: str = "original",
     ) -> None:
+        _check_segments(segments)
         self.cases = {case["case"]: case for case in cases}
         self.output_dir = Path(output_dir)
         self.segments = segments
@@ -73,6 +79,17 @@ class OutputHandler:
         for batch, output in zip(engine.state.batch, engine.state.output):
             self._write_case(self.cases[batch["case"]], {**batch, **output})
 
+    def remove(self, case: str) -> None:
+        """Take back all that was written for a case."""
+        self.scores.pop(case, None)
+        for path in self.paths(case):
+            path.unlink(missing_ok=True)
+
+    def paths(self, case: str) -> list[Path]:
+        """The files that a case may leave."""
+        segmentations, figures = self.output_dir / SEGMENTATIONS, self.output_dir / "figures"
+        return [segmentations / f"{case}.nii.gz", segmentations / f"{case}.seg.dcm", figures / f"{case}.png"]
+
     def _write_case(self, case: Mapping[str, Any], item: Mapping[str, Any]) -> None:
         name = case["case"]
         image = item[self.image_key]
@@ -80,16 +97,16 @@ class OutputHandler:
         source = item.get(self.source_key)
         maps = {self.variant: prediction} if source is None else {"source": _label_map(source), self.variant: prediction}
 
-        segmentations, figures = self.output_dir / "segmentations", self.output_dir / "figures"
-        for folder in (segmentations, figures):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_nifti(prediction, case, segmentations / f"{name}.nii.gz")
+        nifti, dicom_seg, figure = self.paths(name)
+        for path in (nifti, figure):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_nifti(prediction, case, nifti)
         if case["format"] == "dicom":
             write_dicom_seg(
                 prediction,
                 case,
                 self.segments,
-                segmentations / f"{name}.seg.dcm",
+                dicom_seg,
                 algorithm=(f"grata {self.variant}", __version__),
             )
 
@@ -106,11 +123,24 @@ class OutputHandler:
         contact_sheet(
             image.as_tensor()[0].float().cpu().numpy(),
             outlines,
-            figures / f"{name}.png",
+            figure,
             title=f"{name} ({self.variant})",
             spacing=spacing,
             axcodes=nib.aff2axcodes(affine),
         )
+
+
+def _check_segments(segments: Any) -> None:
+    required, optional = {"value", "label", "category", "type"}, {"modifier", "anatomic_region"}
+    if not isinstance(segments, list | tuple) or not segments:
+        raise GrataError("segments: give a list with an entry for each label value: value, label, category and type.")
+    for index, segment in enumerate(segments):
+        keys = set(segment) if isinstance(segment, Mapping) else set()
+        if missing := sorted(required - keys):
+            raise GrataError(f"segments#{index}: {', '.join(missing)} is missing.")
+        if unknown := sorted(keys - required - optional):
+            known = ", ".join(sorted(required | optional))
+            raise GrataError(f"segments#{index}#{unknown[0]}: there is no such key; the keys are {known}.")
 
 
 def _label_map(tensor: torch.Tensor) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -12,24 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.utils import CommonKeys
+from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
 from .. import __version__
 from ..data import Discovery, Fault
 from ..errors import GrataError, OutputError
-from ..files import atomic_write, check_output_dir, remove_leftovers
-from ..handlers import AdaptationHandler
+from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
+from ..handlers import AdaptationHandler, Journal
 from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary
-from .configuration import explain
+from .configuration import causes, explain
 from .outputs import OutputHandler
 
 __all__ = ["AdaptationRun"]
 
 _STATE = "state.pt"
-_JOURNAL = "journal.jsonl"
+_TABLES = (_STATE, "scores.csv", "summary.json", "overview.png", JOURNAL)
 
 
 class AdaptationRun:
@@ -48,13 +52,14 @@ class AdaptationRun:
         output_dir: of this run; created when missing.
         settings: plain values that a resumed run must share with the stopped one (method, seed, ...); also shown in
             the summary.
-        resume: go on with the run that was stopped in ``output_dir``.
-        overwrite: replace what an earlier run left in ``output_dir``.
+        resume: go on with the run that was stopped in ``output_dir``; where there is none, start one.
+        overwrite: remove what an earlier run left in ``output_dir``, then start anew.
         traceback: show the Python traceback of each fault.
 
     Raises:
-        GrataError: ``output_dir`` cannot be written, or holds an earlier run that was neither to be resumed nor to be
-            overwritten, or one with other settings.
+        GrataError: ``output_dir`` cannot be written, is in use by another run, or holds an earlier run that was neither
+            to be resumed nor to be overwritten, or one with other settings; the evaluator takes cases in another way
+            than one at a time, in order; the handlers are not attached.
     """
 
     def __init__(
@@ -82,6 +87,15 @@ class AdaptationRun:
         self._committed: dict[str, Any] | None = None
         self._stopped_by: OutputError | None = None
         self._source_hash = _hash(self.method.network)
+        self._check_evaluator()
+        # Held as long as the process lives, also when it is killed.
+        self._lock = FileLock(self.output_dir / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise GrataError(
+                f"output_dir: another run is writing to {self.output_dir}. Wait for it, or choose another folder."
+            ) from error
         self._open(resume, overwrite)
 
     def run(self) -> int:
@@ -105,6 +119,10 @@ class AdaptationRun:
         pending = [c for c in self.discovery.cases if c["case"] not in self.finished]
         with tqdm(total=len(pending), desc=f"{self.method.name}", unit="case") as self._bar:
             while pending and self._stopped_by is None:
+                # A loader's iterator that a fault left behind must be gone before the next one forks its workers, which
+                # would try to shut down those of the first.
+                engine._dataloader_iter = None
+                gc.collect()
                 engine.data_loader.dataset.data = pending
                 engine.state.epoch_length = len(pending)
                 self._case_failed = False
@@ -113,31 +131,58 @@ class AdaptationRun:
                 pending = [c for c in pending if c["case"] not in done]
         return self._close(time.perf_counter() - started)
 
-    def _open(self, resume: bool, overwrite: bool) -> None:
-        state_file = self.output_dir / _STATE
-        journal = self.adaptation.journal
-        if resume and state_file.is_file():
-            state = torch.load(state_file, weights_only=True)
-            if state["settings"] != json.dumps(self.settings, sort_keys=True) or state["source"] != self._source_hash:
-                raise GrataError(
-                    f"resume: the run in {self.output_dir} had other settings or other weights. Give the same ones, "
-                    "or start anew in another output_dir."
-                )
-            self.finished = list(state["finished"])
-            self.outputs.scores = json.loads(state["scores"])
-            self.adaptation.skipped = {case: tuple(flags) for case, flags in json.loads(state["skipped"]).items()}
-            self._committed = state["method"]
-            self.method.load_state_dict(self._committed)
-        elif not overwrite and not resume and (state_file.exists() or (self.output_dir / _JOURNAL).exists()):
+    def _check_evaluator(self) -> None:
+        engine = self.evaluator
+        if engine.data_loader.batch_size != 1:
             raise GrataError(
-                f"output_dir: {self.output_dir} holds the results of an earlier run. Add --resume true to go on with it, "
-                "--overwrite true to replace it, or choose another folder."
+                f"dataloader#batch_size: cases are taken one at a time here, got {engine.data_loader.batch_size}. Leave it at 1."
             )
-        else:
-            state_file.unlink(missing_ok=True)
+        if not isinstance(engine.data_loader.sampler, SequentialSampler):
+            raise GrataError("dataloader#shuffle: cases are taken in order here, so that a run can go on. Leave it false.")
+        for handler, event in (
+            (self.adaptation.adapt, Events.ITERATION_STARTED),
+            (self.outputs.write, Events.ITERATION_COMPLETED),
+        ):
+            if not engine.has_event_handler(handler, event):
+                name = type(handler.__self__).__name__
+                raise GrataError(f"handlers: {name} is not among the evaluator's handlers. Give @outputs and @adaptation.")
+
+    def _open(self, resume: bool, overwrite: bool) -> None:
+        state_file, journal = self.output_dir / _STATE, self.output_dir / JOURNAL
+        if resume and state_file.is_file():
+            self._resume(_read_state(state_file))
+        elif overwrite:
+            self._remove_earlier_run()
+        elif state_file.exists() or journal.exists():
+            advice = "its state.pt is missing, so it cannot be resumed; add" if resume else "add --resume true to go on with it,"
+            raise GrataError(
+                f"output_dir: {self.output_dir} holds the results of an earlier run: {advice} --overwrite true to replace it, "
+                "or choose another folder."
+            )
         remove_leftovers(self.output_dir)
-        if journal is not None:
-            journal.keep(set(self.finished))
+        if self.adaptation.journal is not None:
+            self.adaptation.journal.keep(set(self.finished))
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        before = json.loads(state["settings"])
+        changed = sorted(key for key in {*before, *self.settings} if before.get(key) != self.settings.get(key))
+        if changed or state["source"] != self._source_hash:
+            other = f"other settings ({', '.join(changed)})" if changed else "other weights"
+            raise GrataError(
+                f"resume: the run in {self.output_dir} had {other}. Give the same ones, or start anew in another output_dir."
+            )
+        self.finished = list(state["finished"])
+        self.outputs.scores = json.loads(state["scores"])
+        self.adaptation.skipped = {case: tuple(flags) for case, flags in json.loads(state["skipped"]).items()}
+        self._committed = state["method"]
+        self.method.load_state_dict(self._committed)
+
+    def _remove_earlier_run(self) -> None:
+        """Remove what an earlier run wrote, and nothing else."""
+        journal = Journal(self.output_dir / JOURNAL)
+        cases = {str(line["case"]) for line in journal.lines() if "case" in line}
+        for path in (*(self.output_dir / name for name in _TABLES), *(p for c in cases for p in self.outputs.paths(c))):
+            path.unlink(missing_ok=True)
 
     def _check_prediction(self, engine: Engine) -> None:
         """Postprocessing would turn a prediction of NaN into an empty segmentation, which reads like a finding."""
@@ -168,7 +213,8 @@ class AdaptationRun:
         self._bar.update(len(engine.state.batch))
 
     def _fault(self, engine: Engine, error: Exception) -> None:
-        if self._case_failed:
+        # Engines hand interruptions to their handlers too, and a library that was interrupted may raise its own error.
+        if self._case_failed or any(not isinstance(cause, Exception) for cause in causes(error)):
             raise error
         self._case_failed = True
         done = {*self.finished, *(fault.case for fault in self.faults)}
@@ -177,9 +223,10 @@ class AdaptationRun:
             tracebacks.print_exception(error)
         message = explain(error)
         tqdm.write(f"{case}: {message}")
-        self.outputs.scores.pop(case, None)
-        if isinstance(error, OutputError):
-            self._stopped_by = error
+        if stopped := next((cause for cause in causes(error) if isinstance(cause, OutputError)), None):
+            self._stopped_by = stopped
+        with contextlib.suppress(OSError):
+            self.outputs.remove(case)
         self.faults.append(Fault(case, message))
         self._bar.update(1)
         if self._committed is not None:
@@ -194,12 +241,12 @@ class AdaptationRun:
                 self.faults.append(Fault(case, str(unwritten)))
 
     def _close(self, seconds: float) -> int:
-        order = {case["case"]: i for i, case in enumerate(self.discovery.cases)}
-        scores = [row for case in sorted(self.outputs.scores, key=order.__getitem__) for row in self.outputs.scores[case]]
+        scores = [row for case in sorted(self.outputs.scores) for row in self.outputs.scores[case]]
+        found = {*self.finished, *(case["case"] for case in self.discovery.cases), *(fault.case for fault in self.faults)}
         summary = {
             "method": self.method.name,
             "version": __version__,
-            "cases_found": len(self.discovery.cases) + len({fault.case for fault in self.discovery.faults}),
+            "cases_found": len(found),
             "cases_finished": len(self.finished),
             "faults": self.faults,
             "scores": summarise_scores(scores),
@@ -208,7 +255,7 @@ class AdaptationRun:
         try:
             if scores:
                 write_scores(scores, self.output_dir / "scores.csv")
-                overview_figure(scores, self.output_dir / "figures" / "overview.png")
+                overview_figure(scores, self.output_dir / "overview.png")
             write_summary(self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings)
         except GrataError as error:
             unwritten = error
@@ -218,8 +265,11 @@ class AdaptationRun:
         if unwritten is not None:
             print(f"error: {unwritten}")
         if self._stopped_by is not None:
-            left = len(self.discovery.cases) - len(self.finished)
+            left = sum(case["case"] not in self.finished for case in self.discovery.cases)
             print(f"stopped early: {left} cases are left. What is finished is kept; --resume true goes on with the rest.")
+        self._lock.release()
+        with contextlib.suppress(OSError):
+            Path(self._lock.lock_file).unlink(missing_ok=True)
         return 1 if self.faults or unwritten else 0
 
 
@@ -230,3 +280,14 @@ def _hash(network: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, weights_only=True)
+        if {"method", "finished", "scores", "skipped", "settings", "source"} <= state.keys():
+            return state
+    # A damaged archive or pickle raises any of many kinds of exception.
+    except Exception:
+        state = None
+    raise GrataError(f"resume: {path} is damaged or not the state of a run. Add --overwrite true to start anew.")
