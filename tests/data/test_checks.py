@@ -2,7 +2,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from grata.data import CheckScand
+from grata.data import CheckLabeld, CheckScand
 from grata.errors import GrataError
 
 
@@ -47,3 +47,22 @@ def test_a_dicom_file_is_not_named():
     with pytest.raises(GrataError) as caught:
         CheckScand("image")({"image": scan})
     assert "Mustermann" not in str(caught.value)
+
+
+def label(values):
+    return MetaTensor(torch.tensor(values)[None], meta={"filename_or_obj": "labels/a.nii.gz"})
+
+
+def test_a_good_label_passes_unchanged_and_a_missing_one_too():
+    check = CheckLabeld("label", values=[1, 2], allow_missing_keys=True)
+    good = label([[0.0, 1.0], [2.0, 0.0]])
+    assert check({"label": good})["label"] is good
+    assert check({"image": 1}) == {"image": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "found"), [([0.0, 3.0], "3"), ([0.3, 1.0], "0.3"), ([float("nan"), 1.0], "nan"), ([65537.0, 0.0], "65537")]
+)
+def test_a_label_with_other_values_is_named(values, found):
+    with pytest.raises(GrataError, match=rf"a\.nii\.gz' holds the values {found}, but the classes .* are 0, 1, 2"):
+        CheckLabeld("label", values=[1, 2])({"label": label([values])})

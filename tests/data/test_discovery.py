@@ -14,8 +14,14 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from grata.data import discover
+from grata.data import ScanReader, discover, write_dicom_seg
 from grata.errors import GrataError
+
+
+SEGMENTS = [
+    {"value": 1, "label": "Hippocampus", "category": ["91723000", "SCT", "Anatomical Structure"],
+     "type": ["5366008", "SCT", "Hippocampus"]}
+]  # fmt: skip
 
 
 def only_fault(folder, **selection):
@@ -238,9 +244,125 @@ def test_nifti_ids_are_as_short_as_they_can_be(tmp_path, scans):
     assert sorted(re.sub("[0-9a-f]{8}$", "#", name) for name in ids) == ["d-#", "d-#"]
 
 
+@pytest.mark.parametrize("digits", [3, 4, 6])
+def test_rounded_direction_cosines_are_made_perpendicular(tmp_path, scans, digits):
+    datasets = scans.series("oblique")
+    for dataset in datasets:
+        dataset.ImageOrientationPatient = [round(float(c), digits) for c in dataset.ImageOrientationPatient]
+    scans.save(datasets, tmp_path / "scans")
+    (case,) = discover(tmp_path / "scans").cases
+    volume = ScanReader().get_data(case["image"])
+    axes = volume[1]["affine"][:3, :3] / np.linalg.norm(volume[1]["affine"][:3, :3], axis=0)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(volume[1]["affine"], scans.affine("oblique"), atol=3 * 10.0**-digits)
+    write_dicom_seg(np.ones((10, 8, 6), np.uint8), case, SEGMENTS, tmp_path / "seg.dcm")
+    label = scans.nifti(tmp_path / "truth" / f"{case['case']}.nii.gz", (10, 8, 6), volume[1]["affine"])
+    assert discover(tmp_path / "scans", labels_dir=tmp_path / "truth").cases[0]["label"] == str(label)
+
+
+def test_distances_that_add_up_are_not_uniform(tmp_path, scans):
+    datasets = scans.series("axial", slices=60)
+    height = 0.0
+    for k, dataset in enumerate(datasets):
+        dataset.ImagePositionPatient = [-30, -42, height]
+        height += 2.5 if k < 30 else 2.524
+    scans.save(datasets, tmp_path)
+    assert "not uniform" in only_fault(tmp_path).message
+
+
+def test_a_gap_in_the_place_of_the_spacing_is_no_missing_slice(tmp_path, scans):
+    datasets = scans.series()
+    for dataset in datasets:
+        dataset.SliceThickness, dataset.SpacingBetweenSlices = 2.0, 0.5
+    scans.save(datasets, tmp_path)
+    assert len(discover(tmp_path).cases) == 1
+
+
+@pytest.mark.parametrize("modality", ["../../MR", "", "M R"])
+def test_a_modality_never_leads_out_of_the_output_folder(tmp_path, scans, modality):
+    datasets = scans.series()
+    for dataset in datasets:
+        dataset.Modality = modality
+    scans.save(datasets, tmp_path)
+    (case,) = discover(tmp_path).cases
+    assert re.fullmatch(r"(mr|dicom)-series007-[0-9a-f]{8}", case["case"])
+
+
+def test_a_folder_of_broken_files_is_named_without_its_patient(tmp_path):
+    folder = tmp_path / "Mustermann_Erika_19610824"
+    folder.mkdir()
+    (folder / "Mustermann.dcm").write_bytes(b"garbage")
+    message = only_fault(tmp_path).message
+    assert "Mustermann" not in message and "1961" not in message and "no. 1 of 1 by name" in message
+
+
+def test_a_truncated_header_that_names_the_patient_hides_the_name(tmp_path, scans):
+    (dataset,) = scans.series(slices=1)
+    for keyword in ("Rows", "Columns", "PixelData"):
+        del dataset[keyword]
+    (path,) = scans.save([dataset], tmp_path / "Erika Mustermann")
+    path.rename(path.with_name("KH-4711.dcm"))
+    message = only_fault(tmp_path).message
+    assert "truncated" in message and without_patient(scans, message)
+
+
+def test_what_is_neither_file_nor_folder_is_passed_over(tmp_path, scans):
+    os.mkfifo(tmp_path / "pipe")
+    scans.nifti(tmp_path / "a.nii.gz")
+    assert [case["case"] for case in discover(tmp_path).cases] == ["a"]
+
+
+def test_segmentations_of_an_earlier_run_are_no_scans(tmp_path, scans):
+    scans.nifti(tmp_path / "a.nii.gz")
+    for folder in (tmp_path, tmp_path / "results"):
+        scans.nifti(folder / "segmentations" / "a.nii.gz")
+        (folder / "journal.jsonl").touch()
+    scans.nifti(tmp_path / "somebody" / "segmentations" / "b.nii.gz")
+    assert [case["case"] for case in discover(tmp_path).cases] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("qform", "message"),
+    [(np.diag([1.0, 1, 2, 1]), "left and right are exchanged"), (np.diag([-1.0, 1, 1, 1]), "differ by 6.0 mm")],
+)
+def test_a_qform_that_contradicts_the_sform_is_refused(tmp_path, scans, qform, message):
+    image = nibabel.load(scans.nifti(tmp_path / "a.nii.gz"))
+    affine = image.affine.copy()
+    if message.startswith("differ"):
+        affine[2, 3], qform = 6, np.diag([-1.0, 1, 2, 1])
+    image.set_qform(qform, code=1)
+    image.set_sform(affine, code=1)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert message in only_fault(tmp_path).message
+
+
+def test_another_space_in_the_sform_is_no_contradiction(tmp_path, scans):
+    image = nibabel.load(scans.nifti(tmp_path / "a.nii.gz"))
+    affine = image.affine.copy()
+    affine[:3, 3] += 20
+    image.set_sform(affine, code=4)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert len(discover(tmp_path).cases) == 1
+
+
+def test_other_units_and_complex_values_are_refused(tmp_path, scans):
+    image = nibabel.load(scans.nifti(tmp_path / "a.nii.gz"))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.complex64), np.eye(4)), tmp_path / "b.nii.gz")
+    messages = [fault.message for fault in discover(tmp_path).faults]
+    assert "micron" in messages[0] and "complex" in messages[1]
+
+
 @pytest.mark.parametrize(
     ("image", "label"),
     [
+        ("Images/a.nii.gz", "Labels/a.nii.gz"),
+        ("A.NII.GZ", "A_seg.NII.GZ"),
+        ("p/a.nii.gz", "p/a_SEG.nii.gz"),
+        ("p/a.nii.gz", "p/a-label.nii.gz"),
+        ("p/a.nii.gz", "p/a_mask.nii.gz"),
+        ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"),
         ("images/a.nii.gz", "labels/a.nii.gz"),
         ("imagesTr/a.nii.gz", "labelsTr/a.nii"),
         ("site/images/sub/a.nii.gz", "site/labels/sub/a.nii.gz"),
@@ -253,10 +375,35 @@ def test_labels_are_matched_by_name(tmp_path, scans, image, label):
     scans.nifti(tmp_path / image)
     scans.nifti(tmp_path / label)
     (case,) = discover(tmp_path, site="Vanderbilt").cases
+    assert case["case"].lower().removesuffix("_0000") == "a"
     assert case == {
-        "case": "a", "image": str(tmp_path / image), "label": str(tmp_path / label), "site": "Vanderbilt",
+        "case": case["case"], "image": str(tmp_path / image), "label": str(tmp_path / label), "site": "Vanderbilt",
         "format": "nifti",
     }  # fmt: skip
+
+
+def test_labels_beside_the_folder_that_is_given(tmp_path, scans):
+    scans.nifti(tmp_path / "images" / "a.nii.gz")
+    label = scans.nifti(tmp_path / "labels" / "a.nii.gz")
+    (case,) = discover(tmp_path / "images").cases
+    assert case["label"] == str(label)
+
+
+def test_a_label_of_two_images_name_belongs_to_neither(tmp_path, scans):
+    for name in ("images/s1/a", "images/s2/a", "labels/a"):
+        scans.nifti(tmp_path / f"{name}.nii.gz")
+    assert not any("label" in case for case in discover(tmp_path).cases)
+    scans.nifti(tmp_path / "labels" / "s1" / "a.nii.gz")
+    first, second = discover(tmp_path).cases
+    assert first["label"].endswith("labels/s1/a.nii.gz")
+
+
+def test_labels_dir_by_the_names_of_the_cases(tmp_path, scans):
+    for name in ("p1", "p2"):
+        scans.nifti(tmp_path / "scans" / name / "T1.nii.gz")
+        scans.nifti(tmp_path / "truth" / f"{name}-T1.nii.gz")
+    found = discover(tmp_path / "scans", labels_dir=tmp_path / "truth").cases
+    assert [case["label"] for case in found] == [str(tmp_path / "truth" / f"{n}-T1.nii.gz") for n in ("p1", "p2")]
 
 
 def test_labels_dir(tmp_path, scans):

@@ -74,6 +74,28 @@ def test_slope_and_intercept_are_applied_slice_by_slice(tmp_path, scans):
     np.testing.assert_allclose(load(case["image"])[0], expected.transpose(2, 1, 0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_values_of_monochrome1_are_not_turned_around(tmp_path, scans, enhanced):
+    datasets = [scans.enhanced()] if enhanced else scans.series()
+    for dataset in datasets:
+        dataset.PhotometricInterpretation = "MONOCHROME1"
+    scans.save(datasets, tmp_path)
+    slopes = np.arange(1, 7)[:, None, None] if enhanced else 1
+    (case,) = discover(tmp_path).cases
+    np.testing.assert_allclose(load(case["image"])[0], (scans.voxels() * slopes).transpose(2, 1, 0))
+
+
+def test_a_file_that_is_gone_by_now_is_told_by_its_place_and_not_by_its_name(tmp_path, scans):
+    paths = scans.save(scans.series(), tmp_path, shuffle=False)
+    gone = paths[2].with_name("mustermann.dcm")
+    paths[2].rename(gone)
+    (case,) = discover(tmp_path).cases
+    gone.unlink()
+    with pytest.raises(GrataError, match="File 3 of 6 of the DICOM series") as refused:
+        ScanReader().get_data(case["image"])
+    assert "mustermann" not in str(refused.value)
+
+
 def test_metadata_collate_and_hold_nothing_of_the_patient(tmp_path, scans):
     scans.save(scans.series(), tmp_path / "dicom")
     path = scans.nifti(tmp_path / "nifti" / "a.nii.gz")

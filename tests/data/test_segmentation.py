@@ -123,6 +123,86 @@ def test_a_source_that_lacks_type_2_attributes_will_do(tmp_path, scans):
     assert highdicom.seg.segread(tmp_path / "seg.dcm").ContentDate == "19000101"
 
 
+def thickness_empty(datasets):
+    for dataset in datasets:
+        dataset.SliceThickness = None
+
+
+def thickness_absent(datasets):
+    for dataset in datasets:
+        del dataset.SliceThickness
+
+
+def odd_dates(datasets):
+    for dataset in datasets:
+        dataset.PatientBirthDate, dataset.StudyDate = "1961", "00000000"
+
+
+def japanese(datasets):
+    for dataset in datasets:
+        dataset.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+        dataset.PatientName = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+
+
+def korean(datasets):
+    for dataset in datasets:
+        dataset.SpecificCharacterSet = ["", "ISO 2022 IR 149"]
+        dataset.PatientName = "Hong^Gildong=洪^吉洞=홍^길동"
+
+
+def cosines_differ_in_the_last_digit(datasets):
+    datasets[1].ImageOrientationPatient = [1, 1e-5, 0, -1e-5, 1, 0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "change",
+    [thickness_empty, thickness_absent, odd_dates, japanese, korean, cosines_differ_in_the_last_digit],
+)
+def test_headers_as_they_are_found_make_a_file_that_can_be_read(tmp_path, scans, change):
+    datasets = scans.series()
+    change(datasets)
+    scans.save(datasets, tmp_path / "in")
+    (case,) = discover(tmp_path / "in").cases
+    write_dicom_seg(some_labels(), case, SEGMENTS, tmp_path / "seg.dcm")
+    segmentation = highdicom.seg.segread(tmp_path / "seg.dcm")
+    volume = segmentation.get_volume(combine_segments=True)
+    assert int((volume.array > 0).sum()) == int((some_labels() > 0).sum())
+    np.testing.assert_allclose(sorted(volume.spacing), [0.9, 1.1, 2.5], atol=1e-3)
+    if change in (japanese, korean):
+        source = pydicom.dcmread(case["image"][0]).PatientName
+        assert segmentation.PatientName.ideographic == source.ideographic != ""
+
+
+def test_measures_that_each_frame_gives_for_itself(tmp_path, scans):
+    dataset = scans.enhanced("oblique")
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        frame.PixelMeasuresSequence, frame.PlaneOrientationSequence = (
+            shared.PixelMeasuresSequence,
+            shared.PlaneOrientationSequence,
+        )
+    dataset.SharedFunctionalGroupsSequence = [pydicom.Dataset()]
+    scans.save([dataset], tmp_path / "in")
+    (case,) = discover(tmp_path / "in").cases
+    write_dicom_seg(some_labels(), case, SEGMENTS, tmp_path / "seg.dcm")
+    assert highdicom.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True).array.any()
+
+
+def test_nothing_of_the_patient_is_warned_of_or_logged(tmp_path, scans, capfd, caplog, recwarn):
+    datasets = scans.series()
+    for dataset in datasets:
+        dataset.PatientName = "MUSTERMANN ERIKA"
+    scans.save(datasets, tmp_path / "in")
+    recwarn.clear()
+    capfd.readouterr()
+    (case,) = discover(tmp_path / "in").cases
+    read(case)
+    write_dicom_seg(some_labels(), case, SEGMENTS, tmp_path / "seg.dcm")
+    shown = "".join(capfd.readouterr()) + caplog.text + "".join(str(warning.message) for warning in recwarn)
+    assert "mustermann" not in shown.lower()
+
+
 def test_what_cannot_be_written_is_refused(tmp_path, scans):
     datasets = scans.series()
     for dataset in datasets:

@@ -20,12 +20,17 @@ def test_a_state_dict_is_loaded_whole(make_network, tmp_path, nested):
     assert equal(load_source(fresh, tmp_path / "model.pt", "cpu"), trained)
 
 
-def test_a_scripted_network_brings_its_own_definition(make_network, tmp_path):
+def test_a_scripted_network_brings_its_own_definition_and_has_to_fit_one_that_is_given(make_network, tmp_path):
     trained = make_network(3).eval()
     torch.jit.script(trained).save(tmp_path / "model.ts")
-    loaded = load_source(make_network(2), tmp_path / "model.ts", "cpu")
     x = torch.rand(1, 1, 8, 8, 8)
-    torch.testing.assert_close(loaded(x), trained(x))
+    for network_def in (None, make_network(3)):
+        torch.testing.assert_close(load_source(network_def, tmp_path / "model.ts", "cpu")(x), trained(x))
+    with pytest.raises(GrataError, match="does not belong to this UNet"):
+        load_source(make_network(2), tmp_path / "model.ts", "cpu")
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(GrataError, match="network_def"):
+        load_source(None, tmp_path / "model.pt", "cpu")
 
 
 def test_foreign_weights_are_refused_telling_what_does_not_fit(make_network, tmp_path):
@@ -51,10 +56,15 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(make_network, tmp_path, 
     torch.save({"model": Malicious()}, tmp_path / "model.pt")
     with pytest.raises(GrataError, match="cannot be read as a state dict"):
         load_source(make_network(3), tmp_path / "model.pt", "cpu")
+    # torch's own advice, to allow pickles, must not be passed on
+    torch.save(make_network(3), tmp_path / "model.pt")
+    with pytest.raises(GrataError) as refused:
+        load_source(make_network(3), tmp_path / "model.pt", "cpu")
+    assert "weights_only" not in str(refused.value)
     assert "executed" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["missing.pt", "empty.pt", "text.ts", "list.pt"])
+@pytest.mark.parametrize("name", ["missing.pt", "empty.pt", "text.ts", "list.pt", ""])
 def test_files_that_are_no_weights_are_named(make_network, tmp_path, name):
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "text.ts").write_text("not a network")

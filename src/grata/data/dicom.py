@@ -33,6 +33,7 @@ from .identifiers import patient_identifiers, remove_identifiers
 __all__ = [
     "BrokenFileError",
     "Instance",
+    "align_header",
     "describe_series",
     "is_named_dicom",
     "quiet_libraries",
@@ -234,6 +235,12 @@ def series_geometry(ordered: Sequence[Instance]) -> highdicom.VolumeGeometry:
     return _column_row_slice(geometry)
 
 
+def align_header(header: Dataset, plane: Plane) -> None:
+    """Write a plane's orientation and pixel spacing into a slice's header: slices of one series may round differently."""
+    header.ImageOrientationPatient = [DSfloat(value, auto_format=True) for value in plane.orientation]
+    header.PixelSpacing = [DSfloat(value, auto_format=True) for value in plane.spacing]
+
+
 def _column_row_slice(volume: _Grid) -> _Grid:
     """Bring highdicom's (slice, row, column) order to the one of :func:`read_volume`."""
     return volume.permute_spatial_axes((2, 1, 0)).ensure_handedness(highdicom.AxisHandedness.RIGHT_HANDED, flip_axis=2)
@@ -399,7 +406,7 @@ def _read_slices(
     for instance in ordered:
         try:
             dataset = pydicom.dcmread(instance.path)
-            dataset.ImageOrientationPatient = [DSfloat(value, auto_format=True) for value in instance.planes[0].orientation]
+            align_header(dataset, ordered[0].planes[0])
             # Decoded here, where the file can be named; pydicom keeps the array for highdicom.
             dataset.pixel_array  # noqa: B018
         except Exception as error:

@@ -109,7 +109,7 @@ def discover(
     identifiers = frozenset().union(*(instance.identifiers for instance in instances))
     result = Discovery()
     for folder in files.unreadable:
-        name = safe_path(folder.relative_to(root), identifiers, known=not instances)
+        name = safe_path(folder, root, identifiers, known=not instances)
         result.faults.append(Fault(_hashed("folder", name), f"Folder '{name}' cannot be read: check its permissions."))
     named = _nifti_ids([path for path in files.nifti if not labels.is_label(path)], root, identifiers)
     found = {path: labels.find(path, root, case) for path, case in named}
@@ -280,7 +280,7 @@ def _add_dicom(
     for path, reason in broken:
         neighbours = by_folder.get(path.parent, set())
         known = bool(neighbours or reason.identifiers)
-        name = safe_path(path.relative_to(root), identifiers | reason.identifiers, known)
+        name = safe_path(path, root, identifiers | reason.identifiers, known)
         if not neighbours and not is_named_dicom(path):
             continue
         message = f"DICOM file '{name}' cannot be used: {reason}. Copy or export it again."

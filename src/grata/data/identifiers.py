@@ -1,5 +1,6 @@
 """Keep the patient's identity out of everything that is shown, logged or named."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -59,22 +60,31 @@ def remove_identifiers(text: str, identifiers: Iterable[str]) -> str:
     return text
 
 
-def safe_path(path: Path, identifiers: Iterable[str], known: bool) -> str:
-    """Return a path of DICOM data that may be shown.
+def safe_path(path: Path, root: Path, identifiers: Iterable[str], known: bool) -> str:
+    """Return a path of DICOM data, relative to the data set's folder, that may be shown.
 
     Args:
-        path: relative to the data set's folder.
+        path: of a file or folder.
+        root: the data set's folder.
         identifiers: strings that must not be shown.
         known: whether ``identifiers`` hold those of the patient whom the files belong to. If not, all parts of the path
-            that are no usual names of DICOM folders and files are removed as well.
+            that are no usual names of DICOM folders and files are replaced by their place among their neighbours.
     """
-    parts = path.parts if known else [part if _HARMLESS.fullmatch(part) else _masked(part) for part in path.parts]
-    return remove_identifiers("/".join(parts) or ".", identifiers)
+    relative = path.relative_to(root)
+    if known:
+        return remove_identifiers(str(relative), identifiers)
+    parents = [root / parent for parent in reversed(relative.parents)]
+    parts = [
+        part if _HARMLESS.fullmatch(part) else _place(parent, part)
+        for parent, part in zip(parents, relative.parts, strict=True)
+    ]
+    return "/".join(parts) or "."
 
 
-def _masked(part: str) -> str:
-    suffix = Path(part).suffix
-    return REMOVED + (suffix if suffix.lower() in (".dcm", ".dicom", ".ima") else "")
+def _place(folder: Path, name: str) -> str:
+    """Say which of a folder's entries is meant, without its name."""
+    names = sorted(os.listdir(folder))
+    return f"[removed: no. {names.index(name) + 1} of {len(names)} by name]"
 
 
 def _variants(identifier: str) -> list[str]:

@@ -25,8 +25,8 @@ from pydicom.valuerep import DSfloat
 from .. import __version__
 from ..errors import GrataError
 from ..files import atomic_write
-from .dicom import Instance, quiet_libraries, read_series, series_geometry
-from .geometry import order_planes
+from .dicom import Instance, align_header, quiet_libraries, read_series, series_geometry
+from .geometry import Plane, order_planes
 from .identifiers import remove_identifiers
 from .nifti import load_nifti, save_nifti
 
@@ -101,7 +101,7 @@ def write_dicom_seg(
     identifiers = frozenset().union(*(instance.identifiers for instance in instances))
     try:
         with quiet_libraries():
-            sources = [_completed(instance, thickness) for instance in instances]
+            sources = [_completed(instance, instances[0].planes[0], thickness) for instance in instances]
             segmentation = _segmentation(sources, instances, labels, segments, algorithm)
             with atomic_write(path) as temporary:
                 segmentation.save_as(temporary)
@@ -202,7 +202,7 @@ def _description(number: int, segment: Mapping[str, Any], algorithm: tuple[str, 
     return description
 
 
-def _completed(instance: Instance, spacing: float) -> Dataset:
+def _completed(instance: Instance, plane: Plane, spacing: float) -> Dataset:
     """Read a source's header and put right what does not touch the image but keeps highdicom from referring to it."""
     header = dcmread(instance.path, stop_before_pixels=True)
     # Text in several character sets, as Japanese and Korean headers have it.
@@ -214,7 +214,7 @@ def _completed(instance: Instance, spacing: float) -> Dataset:
     if header.PatientSex not in ("M", "F", "O"):
         header.PatientSex = ""
     if not instance.multiframe:
-        header.ImageOrientationPatient = [DSfloat(value, auto_format=True) for value in instance.planes[0].orientation]
+        align_header(header, plane)
         if not header.get("SliceThickness"):
             header.SliceThickness = DSfloat(spacing, auto_format=True)
         return header

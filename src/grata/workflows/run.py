@@ -96,7 +96,11 @@ class AdaptationRun:
             raise GrataError(
                 f"output_dir: another run is writing to {self.output_dir}. Wait for it, or choose another folder."
             ) from error
-        self._open(resume, overwrite)
+        try:
+            self._open(resume, overwrite)
+        except BaseException:
+            self._unlock()
+            raise
 
     def run(self) -> int:
         """Run all cases that are not done yet, write the tables, print the summary.
@@ -109,6 +113,12 @@ class AdaptationRun:
         """
         if not self.discovery.cases and not self.discovery.faults:
             raise GrataError("dataset_dir: no scan was found in it. Give a folder with NIfTI files or DICOM series.")
+        try:
+            return self._run()
+        finally:
+            self._unlock()
+
+    def _run(self) -> int:
         started = time.perf_counter()
         engine = self.evaluator
         # a fault is told by this run; the engine's own log would repeat it with the whole chain of transforms
@@ -130,6 +140,11 @@ class AdaptationRun:
                 done = {*self.finished, *(fault.case for fault in self.faults)}
                 pending = [c for c in pending if c["case"] not in done]
         return self._close(time.perf_counter() - started)
+
+    def _unlock(self) -> None:
+        self._lock.release()
+        with contextlib.suppress(OSError):
+            Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def _check_evaluator(self) -> None:
         engine = self.evaluator
@@ -153,15 +168,24 @@ class AdaptationRun:
             self._resume(_read_state(state_file))
         elif overwrite:
             self._remove_earlier_run()
-        elif state_file.exists() or journal.exists():
-            advice = "its state.pt is missing, so it cannot be resumed; add" if resume else "add --resume true to go on with it,"
+        elif resume and self._finished_without_state():
             raise GrataError(
-                f"output_dir: {self.output_dir} holds the results of an earlier run: {advice} --overwrite true to replace it, "
+                f"resume: the run in {self.output_dir} has lost its {_STATE}. Put it back, add --overwrite true to start anew, "
                 "or choose another folder."
+            )
+        elif not resume and (state_file.exists() or journal.exists()):
+            raise GrataError(
+                f"output_dir: {self.output_dir} holds the results of an earlier run. Add --resume true to go on with it, "
+                "--overwrite true to replace it, or choose another folder."
             )
         remove_leftovers(self.output_dir)
         if self.adaptation.journal is not None:
             self.adaptation.journal.keep(set(self.finished))
+
+    def _finished_without_state(self) -> bool:
+        """Whether cases were finished; the first line alone may stem from a run that was killed before its first commit."""
+        lines = [line for line in Journal(self.output_dir / JOURNAL).lines() if "fault" not in line]
+        return len(lines) > 1 or (len(lines) == 1 and (self.output_dir / "summary.json").exists())
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         before = json.loads(state["settings"])
@@ -267,9 +291,6 @@ class AdaptationRun:
         if self._stopped_by is not None:
             left = sum(case["case"] not in self.finished for case in self.discovery.cases)
             print(f"stopped early: {left} cases are left. What is finished is kept; --resume true goes on with the rest.")
-        self._lock.release()
-        with contextlib.suppress(OSError):
-            Path(self._lock.lock_file).unlink(missing_ok=True)
         return 1 if self.faults or unwritten else 0
 
 

@@ -1,0 +1,55 @@
+import unicodedata
+
+import pydicom
+import pytest
+
+from grata.data.identifiers import patient_identifiers, remove_identifiers, safe_path
+
+
+def header(**elements):
+    dataset = pydicom.Dataset()
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Müller^Jürgen", "Mueller_Juergen"),
+        ("Müller^Jürgen", unicodedata.normalize("NFD", "MÜLLER_JÜRGEN")),
+        ("Müller^Jürgen", "Muller-Jurgen"),
+        ("Wu^Li", "Wu_Li"),
+        ("Yamada^Tarou=山田^太郎", "山田太郎"),
+        ("MUSTERMANN ERIKA", "erika.mustermann"),
+    ],
+)
+def test_names_are_found_however_they_are_written(name, text):
+    dataset = header(PatientName=name)
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    shown = remove_identifiers(text, patient_identifiers(dataset))
+    assert not set(shown.replace("[removed]", "")) & set(text) - set("_-. ")
+
+
+@pytest.mark.parametrize("text", ["19610824", "1961-08-24", "24.08.1961", "08/24/1961", "610824", "24.08.61"])
+def test_dates_are_found_in_any_order(text):
+    assert remove_identifiers(text, patient_identifiers(header(PatientBirthDate="19610824"))) == "[removed]"
+
+
+def test_two_letters_are_a_name_only_as_a_word_of_their_own():
+    identifiers = patient_identifiers(header(PatientName="Li^Bo"))
+    assert remove_identifiers("public/Li/slices-Bo", identifiers) == "public/[removed]/slices-[removed]"
+
+
+def test_paths_of_an_unknown_patient_show_usual_names_alone(tmp_path):
+    folder = tmp_path / "Erika_Mustermann" / "SE0003"
+    folder.mkdir(parents=True)
+    (tmp_path / "Anton").mkdir()
+    for name in ("IM0001.dcm", "mustermann.dcm"):
+        (folder / name).touch()
+    shown = [safe_path(path, tmp_path, frozenset(), known=False) for path in sorted(folder.iterdir())]
+    assert shown == [
+        "[removed: no. 2 of 2 by name]/SE0003/IM0001.dcm",
+        "[removed: no. 2 of 2 by name]/SE0003/[removed: no. 2 of 2 by name]",
+    ]
+    assert safe_path(folder, tmp_path, {"Mustermann"}, known=True) == "Erika_[removed]/SE0003"
