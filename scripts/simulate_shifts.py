@@ -33,7 +33,7 @@ SHIFTS: dict[str, Callable] = {
     "darker": AdjustContrast(gamma=2.0),
     "brighter": AdjustContrast(gamma=0.5),
     "histogram": RandHistogramShift(num_control_points=5, prob=1.0),
-    "bias_field": RandBiasField(coeff_range=(0.3, 0.5), prob=1.0),
+    "bias_field": RandBiasField(coeff_range=(0.0, 0.15), prob=1.0),
     "blur": GaussianSmooth(sigma=1.0),
     "low_resolution": RandSimulateLowResolution(prob=1.0, zoom_range=(0.4, 0.5)),
     "gibbs": GibbsNoise(alpha=0.6),

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from monai.networks.nets import UNet
 from pydicom.uid import generate_uid
 
@@ -28,6 +29,7 @@ SCAN_FAULTS = {
     "constant NIfTI": ("'constant'", "the same value (7) everywhere", "Export it again"),
     "prediction that is not finite": ("overflow", "prediction holds NaN", "Export the scan again"),
     "NIfTI of two channels": ("'two_channels'", "2 channels, but this bundle wants 1", "Give it the sequence"),
+    "label with another class": ("miscoded.nii.gz", "holds the values 4", "Correct the label"),
     "label of another shape": ("mislabelled.nii.gz", "shape 30 × 40 × 32 instead of 32 × 40 × 32", "Resample the label"),
     "unreadable folder": ("'scan_17'", "cannot be read", "check its permissions"),
     "unreadable NIfTI": ("locked.nii.gz", "Permission denied", "Check its permissions"),
@@ -156,6 +158,26 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
         ),
         ("evaluator#inferer", "@infererr", "no such key", "Did you mean @inferer?"),
     ),
+    "mistyped setting of another method": (
+        lambda folder, bundle: ("--method", "ptbn", "--grata#lrr", 1),
+        ("grata#lrr", "did you mean grata#lr?"),
+    ),
+    "all settings at once": (lambda folder, bundle: ("--grata", "{'lr': 0.1}"), ("grata#activation", "--grata#<setting>")),
+    "word for a switch": (lambda folder, bundle: ("--overwrite", "no"), ("overwrite", "true or false", "'no'")),
+    "word for a switch of a method": (lambda folder, bundle: ("--grata#episodic", "on"), ("grata#episodic", "'on'")),
+    "word for a number": (lambda folder, bundle: ("--grata#lr", "fast"), ("grata#lr", "finite number", "'fast'")),
+    "word for the seed": (lambda folder, bundle: ("--seed", "abc"), ("seed", "whole number", "'abc'")),
+    "number for a folder": (lambda folder, bundle: ("--dataset_dir", 20240611), ("dataset_dir", "Write ./ before")),
+    "file for a folder": (
+        lambda folder, bundle: ("--dataset_dir", bundle / "sample_scans" / "nifti" / "icbm152_left.nii.gz"),
+        ("dataset_dir", "is a file", "Name the folder"),
+    ),
+    "folder for the weights": (lambda folder, bundle: ("--weights", folder), ("weights", "is a folder", "Name the file")),
+    "several cases at once": (lambda folder, bundle: ("--dataloader#batch_size", 2), ("dataloader#batch_size", "got 2")),
+    "shuffled cases": (lambda folder, bundle: ("--dataloader#shuffle", "true"), ("dataloader#shuffle", "in order")),
+    "no handlers": (lambda folder, bundle: ("--handlers", "[]"), ("handlers", "@outputs and @adaptation")),
+    "incomplete segment": (lambda folder, bundle: ("--segments#0#valu", 3), ("segments#0#valu", "the keys are")),
+    "device of another kind": (lambda folder, bundle: ("--device", "meta"), ("device: meta", "Use --device cpu")),
     "unknown learning rate law": (
         lambda folder, bundle: ("--grata#learning_rate_law", "cubic"),
         ("learning_rate_law", "'cubic'", "quadratic, linear, softplus, constant"),
@@ -204,6 +226,8 @@ def write_scans(root: Path, scans: type) -> None:
     scans.save_volume(np.stack([volume, volume], axis=-1), root / "two_channels.nii.gz")
     scans.save_volume(volume, root / "images" / "mislabelled.nii.gz")
     scans.save_volume(np.zeros((30, 40, 32), np.uint8), root / "labels" / "mislabelled.nii.gz")
+    scans.save_volume(volume, root / "images" / "miscoded.nii.gz")
+    scans.save_volume(np.full(volume.shape, 4, np.uint8), root / "labels" / "miscoded.nii.gz")
     scans.save_volume(volume, root / "scan_17" / "scan.nii.gz").parent.chmod(0)
     scans.save_volume(volume, root / "locked.nii.gz").chmod(0)
 
@@ -336,9 +360,10 @@ def test_weights_that_run_code_were_not_executed(refusals):
     [
         ((), ("holds the results of an earlier run", "--resume true", "--overwrite true")),
         (("--overwrite", "false"), ("holds the results of an earlier run",)),
-        (("--resume", "true", "--seed", 2), ("other settings", "another output_dir")),
+        (("--resume", "true", "--seed", 2), ("other settings (seed)", "another output_dir")),
+        (("--resume", "true", "--inferer#overlap", 0.25), ("other settings (inferer#overlap)", "another output_dir")),
     ],
-    ids=["without a word on it", "overwrite false", "resumed with another seed"],
+    ids=["without a word on it", "overwrite false", "resumed with another seed", "resumed with another overlap"],
 )
 def test_an_earlier_run_is_not_lost(faulty_run, folder, run_adapt, arguments, words):
     before = tree(folder / "results")
@@ -399,3 +424,74 @@ def test_a_step_that_is_not_finite_is_skipped_and_journalled(folder, scans, run_
         assert line["flags"] == ["non_finite_pseudo_loss", "step_skipped"]
         assert line["pseudo_loss"] is None and line["parameter_change"]["l2"] == 0
         assert f"{case}: adaptation skipped (non_finite_pseudo_loss" in run.text
+
+
+def test_an_earlier_run_is_replaced_whole_and_nothing_else_is_touched(folder, scans, run_adapt):
+    output = folder / "replaced"
+    for name in ("first", "second"):
+        scans.save_volume(scans.volume(), folder / name / f"{name}.nii.gz")
+    (folder / "first" / "labels").mkdir()
+    scans.save_volume((scans.volume() > 150).astype(np.uint8), folder / "first" / "first_seg.nii.gz")
+    assert run_adapt(folder, "--dataset_dir", folder / "first", "--output_dir", output).status == 0
+    assert (output / "scores.csv").exists() and (output / "overview.png").exists()
+    (output / "segmentations" / "mine.txt").write_text("notes")
+    arguments = ("--dataset_dir", folder / "second", "--output_dir", output, "--overwrite", "true", "--method", "source")
+    assert run_adapt(folder, *arguments).status == 0
+    assert set(tree(output)) == {
+        "segmentations/mine.txt", "segmentations/second.nii.gz", "figures/second.png", "journal.jsonl", "state.pt",
+        "summary.json",
+    }  # fmt: skip
+
+
+def test_results_among_the_scans_are_not_taken_for_scans(folder, scans, run_adapt):
+    dataset = folder / "with_results"
+    scans.save_volume(scans.volume(), dataset / "scan.nii.gz")
+    for output in (dataset / "results", dataset, dataset / "again"):
+        run = run_adapt(folder, "--dataset_dir", dataset, "--output_dir", output, "--method", "source")
+        assert run.status == 0 and "1 of 1 cases finished" in run.text
+
+
+def test_a_run_goes_on_when_finished_scans_have_been_taken_away(folder, scans, run_adapt):
+    dataset, output = folder / "shrinking", folder / "shrunk"
+    for name in ("a", "b"):
+        scans.save_volume(scans.volume(), dataset / f"{name}.nii.gz")
+        scans.save_volume((scans.volume() > 150).astype(np.uint8), dataset / f"{name}_seg.nii.gz")
+    arguments = ("--dataset_dir", dataset, "--output_dir", output)
+    assert run_adapt(folder, *arguments).status == 0
+    for path in dataset.glob("a*"):
+        path.unlink()
+    run = run_adapt(folder, *arguments, "--resume", "true")
+    assert run.status == 0 and "2 of 2 cases finished" in run.text
+    (output / "state.pt").write_bytes(b"damaged")
+    run = run_adapt(folder, *arguments, "--resume", "true")
+    assert run.status == 1 and "state.pt is damaged" in run.text and "weights_only" not in run.text
+    (output / "state.pt").unlink()
+    run = run_adapt(folder, *arguments, "--resume", "true")
+    assert run.status == 1 and "has lost its state.pt" in run.text
+    check_complete(output, "a")
+
+
+def test_faults_in_worker_processes_read_like_any_other(folder, scans, run_adapt):
+    dataset = folder / "for_workers"
+    for name in ("a", "b", "c", "d"):
+        scans.save_volume(scans.volume(), dataset / f"{name}.nii.gz")
+    for name in ("a", "c"):
+        path = dataset / f"{name}.nii.gz"
+        path.write_bytes(path.read_bytes()[:-2000])
+    arguments = ("--dataset_dir", dataset, "--output_dir", folder / "workers", "--num_workers", 2)
+    run = run_adapt(folder, *arguments)
+    assert run.status == 1 and "2 of 4 cases finished" in run.text
+    assert "Traceback" not in run.text and "Caught" not in run.text
+    for fault in json.loads((folder / "workers" / "summary.json").read_text())["faults"]:
+        assert fault["message"].startswith("NIfTI file") and "truncated" in fault["message"]
+    for case in ("b", "d"):
+        check_complete(folder / "workers", case)
+
+
+def test_two_runs_do_not_share_an_output_folder(folder, scans, run_adapt):
+    scans.save_volume(scans.volume(), folder / "for_lock" / "scan.nii.gz")
+    output = folder / "locked_output"
+    output.mkdir()
+    with FileLock(output / ".lock"):
+        run = run_adapt(folder, "--dataset_dir", folder / "for_lock", "--output_dir", output)
+    assert run.status == 1 and "another run is writing" in run.text and str(output) in run.text

@@ -171,14 +171,14 @@ def test_methods_and_settings_are_chosen_on_the_command_line(bundle, dataset, un
     assert len(rows) == 1 + 4 * 2 * 2
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_a_killed_run_that_is_resumed_ends_as_if_it_had_never_stopped(
-    bundle, dataset, uninterrupted, tmp_path, after
+@pytest.mark.parametrize(("after", "stop"), [(1, signal.SIGKILL), (3, signal.SIGKILL), (2, signal.SIGINT)])
+def test_a_stopped_run_that_is_resumed_ends_as_if_it_had_never_stopped(
+    bundle, dataset, uninterrupted, tmp_path, after, stop
 ):
     output = tmp_path / "output"
     command = [*COMMAND, "run", "adapt", "--config_file", str(bundle / "configs" / "adapt.yaml")]
     command += ["--bundle_root", str(bundle), "--dataset_dir", str(dataset), "--output_dir", str(output)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 240
     path = output / "journal.jsonl"
     while time.monotonic() < deadline and process.poll() is None:
@@ -186,8 +186,10 @@ def test_a_killed_run_that_is_resumed_ends_as_if_it_had_never_stopped(
             break
         time.sleep(0.005)
     assert process.poll() is None, "the run ended before it could be stopped"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, stop)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == -stop
+    assert ("--resume true goes on with the rest" in shown) == (stop == signal.SIGINT)
     begun = len(journal(output))
     assert after <= begun < 4 or after == 3
     result = adapt(bundle, output, "--dataset_dir", dataset, "--resume", "true", cwd=tmp_path)

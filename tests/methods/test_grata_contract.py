@@ -367,7 +367,11 @@ def test_a_wrong_setting_is_refused_at_once_by_its_name(make_network, settings, 
 
 def test_create_knows_the_methods_and_suggests_the_setting_that_was_meant(make_network):
     assert set(METHODS) >= {"source", "ptbn", "grata"}
-    assert isinstance(create("grata", make_network(), {"lr": 1e-3}), GraTa)
+    assert isinstance(create("grata", make_network(), {"activation": "sigmoid", "lr": 1e-3}), GraTa)
+    with pytest.raises(GrataError, match="grata#activation"):
+        create("grata", make_network(), {"lr": 1e-3})
+    with pytest.raises(GrataError, match="grata#lr must be"):
+        create("grata", make_network(), {"activation": "sigmoid", "lr": "fast"})
     with pytest.raises(GrataError, match="grata#rho"):
         create("grata", make_network(), {"rhoo": 1})
     with pytest.raises(GrataError, match="source, ptbn, grata"):
