@@ -65,6 +65,7 @@ class Trace:
             "cosine, relative": 2e-3,
             "learning rate, relative": 2e-3,
             "gradient norms, relative": 2e-3,
+            "gradients, relative": 2e-3,
             "parameters, absolute": 5e-7,
             "move, relative": 0.02,
             "probabilities, absolute": 1e-5,
@@ -84,9 +85,7 @@ def test_the_public_api_reproduces_the_trace(name):
             trace.compare(step, record, trace.method.network(images).sigmoid())
         for kind, got in zip(("aux", "pse"), gradients[-2:]):
             reference = torch.cat([trace(step, f"{kind}_grad/{n}").flatten() for n in trace.method.parameters])
-            trace.worst[f"{kind} gradient, relative"] = float((got - reference).norm() / reference.norm())
-    assert trace.worst.pop("aux gradient, relative") < 2e-3
-    assert trace.worst.pop("pse gradient, relative") < 2e-3
+            trace.note("gradients, relative", (got - reference).norm() / reference.norm())
     trace.check(f"{name}, API:")
 
 
