@@ -102,6 +102,9 @@ def test_both_kinds_of_sample_scans_end_as_segmentations_and_figures(from_anywhe
         assert set(np.unique(labels)) == {0, 1, 2}
         assert 1500 < volume < 8000  # mm³, a hippocampus
         assert (output / "figures" / f"{line['case']}.png").stat().st_size > 10_000
+    rows = (output / "volumes.csv").read_text().splitlines()
+    assert rows[0] == "case,site,variant,class,voxels,volume_ml"
+    assert len(rows) == 1 + 3 * 2 * 2 and any(",grata,Anterior hippocampus," in row for row in rows)
     for name in ("icbm152_left", "icbm152_right"):
         image = nib.load(bundle / "sample_scans" / "nifti" / f"{name}.nii.gz")
         segmentation = nib.load(output / "segmentations" / f"{name}.nii.gz")

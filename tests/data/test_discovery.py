@@ -17,7 +17,6 @@ from pydicom.uid import (
 from grata.data import ScanReader, discover, write_dicom_seg
 from grata.errors import GrataError
 
-
 SEGMENTS = [
     {"value": 1, "label": "Hippocampus", "category": ["91723000", "SCT", "Anatomical Structure"],
      "type": ["5366008", "SCT", "Hippocampus"]}

@@ -4,12 +4,14 @@ from .contact_sheet import contact_sheet
 from .overview_figure import overview_figure
 from .scores import MEAN_CLASS, SOURCE, case_scores, read_scores, summarise_scores, write_scores
 from .summary import Fault, format_summary, write_summary
+from .volumes import case_volumes, write_volumes
 
 __all__ = [
     "MEAN_CLASS",
     "SOURCE",
     "Fault",
     "case_scores",
+    "case_volumes",
     "contact_sheet",
     "format_summary",
     "overview_figure",
@@ -17,4 +19,5 @@ __all__ = [
     "summarise_scores",
     "write_scores",
     "write_summary",
+    "write_volumes",
 ]

@@ -16,7 +16,7 @@ from monai.utils import convert_to_numpy
 from scipy.stats import bootstrap
 
 from ..errors import GrataError
-from ..files import atomic_write
+from .tables import write_table
 
 __all__ = ["MEAN_CLASS", "SOURCE", "case_scores", "read_scores", "summarise_scores", "write_scores"]
 
@@ -109,10 +109,7 @@ def write_scores(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     Raises:
         GrataError: the file cannot be written.
     """
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **{metric: f"{row[metric]:.6f}" for metric in _METRICS}} for row in rows)
+    write_table(({**row, **{metric: float(row[metric]) for metric in _METRICS}} for row in rows), _COLUMNS, path)
 
 
 def read_scores(path: str | Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from .. import __version__
 from ..data import write_dicom_seg, write_nifti
 from ..errors import GrataError
 from ..files import SEGMENTATIONS
-from ..report import case_scores, contact_sheet
+from ..report import case_scores, case_volumes, contact_sheet
 
 __all__ = ["OutputHandler"]
 
@@ -38,6 +38,7 @@ class OutputHandler:
 
     Attributes:
         scores: rows for :func:`grata.report.write_scores`, by case.
+        volumes: rows for :func:`grata.report.write_volumes`, by case.
 
     Raises:
         GrataError: a segment is incomplete, or has a key that nothing reads.
@@ -65,6 +66,7 @@ class OutputHandler:
         self.label_key = label_key
         self.image_key = image_key
         self.scores: dict[str, list[dict[str, Any]]] = {}
+        self.volumes: dict[str, list[dict[str, Any]]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Register on ``ITERATION_COMPLETED``.
@@ -82,6 +84,7 @@ class OutputHandler:
     def remove(self, case: str) -> None:
         """Take back all that was written for a case."""
         self.scores.pop(case, None)
+        self.volumes.pop(case, None)
         for path in self.paths(case):
             path.unlink(missing_ok=True)
 
@@ -112,6 +115,11 @@ class OutputHandler:
 
         affine = np.asarray(image.affine, dtype=float)
         spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        self.volumes[name] = [
+            {"case": name, "site": case["site"], "variant": variant, **row}
+            for variant, label_map in maps.items()
+            for row in case_volumes(label_map, self.class_names, spacing)
+        ]
         outlines = {"source" if key == "source" else "adapted": value for key, value in maps.items()}
         if case.get("label"):
             outlines["label"] = _label_map(item[self.label_key])

@@ -26,14 +26,14 @@ from ..data import Discovery, Fault
 from ..errors import GrataError, OutputError
 from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
 from ..handlers import AdaptationHandler, Journal
-from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary
+from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary, write_volumes
 from .configuration import causes, explain
 from .outputs import OutputHandler
 
 __all__ = ["AdaptationRun"]
 
 _STATE = "state.pt"
-_TABLES = (_STATE, "scores.csv", "summary.json", "overview.png", JOURNAL)
+_TABLES = (_STATE, "scores.csv", "volumes.csv", "summary.json", "overview.png", JOURNAL)
 
 
 class AdaptationRun:
@@ -197,6 +197,7 @@ class AdaptationRun:
             )
         self.finished = list(state["finished"])
         self.outputs.scores = json.loads(state["scores"])
+        self.outputs.volumes = json.loads(state["volumes"])
         self.adaptation.skipped = {case: tuple(flags) for case, flags in json.loads(state["skipped"]).items()}
         self._committed = state["method"]
         self.method.load_state_dict(self._committed)
@@ -224,6 +225,7 @@ class AdaptationRun:
             "method": method,
             "finished": finished,
             "scores": json.dumps(self.outputs.scores),
+            "volumes": json.dumps(self.outputs.volumes),
             "skipped": json.dumps(self.adaptation.skipped),
             "settings": json.dumps(self.settings, sort_keys=True),
             "source": self._source_hash,
@@ -265,7 +267,9 @@ class AdaptationRun:
                 self.faults.append(Fault(case, str(unwritten)))
 
     def _close(self, seconds: float) -> int:
-        scores = [row for case in sorted(self.outputs.scores) for row in self.outputs.scores[case]]
+        scores, volumes = (
+            [row for case in sorted(rows) for row in rows[case]] for rows in (self.outputs.scores, self.outputs.volumes)
+        )
         found = {*self.finished, *(case["case"] for case in self.discovery.cases), *(fault.case for fault in self.faults)}
         summary = {
             "method": self.method.name,
@@ -277,6 +281,7 @@ class AdaptationRun:
         }
         unwritten = None
         try:
+            write_volumes(volumes, self.output_dir / "volumes.csv")
             if scores:
                 write_scores(scores, self.output_dir / "scores.csv")
                 overview_figure(scores, self.output_dir / "overview.png")
@@ -306,7 +311,7 @@ def _hash(network: torch.nn.Module) -> str:
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, weights_only=True)
-        if {"method", "finished", "scores", "skipped", "settings", "source"} <= state.keys():
+        if {"method", "finished", "scores", "volumes", "skipped", "settings", "source"} <= state.keys():
             return state
     # A damaged archive or pickle raises any of many kinds of exception.
     except Exception:
