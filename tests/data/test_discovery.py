@@ -208,7 +208,8 @@ def test_a_broken_file_beside_two_series_is_named_and_the_series_stay(tmp_path, 
     (tmp_path / "Mustermann.dcm").write_bytes(b"garbage")
     found = discover(tmp_path)
     assert len(found.cases) == 2
-    assert "[removed].dcm" in found.faults[0].message and "2 series" in found.faults[0].message
+    message = found.faults[0].message
+    assert "no. 13 of 13 by name" in message and "2 series" in message and "Mustermann" not in message
 
 
 def test_missing_decoder_is_told(tmp_path, scans, monkeypatch):
@@ -381,11 +382,61 @@ def test_labels_are_matched_by_name(tmp_path, scans, image, label):
     }  # fmt: skip
 
 
-def test_labels_beside_the_folder_that_is_given(tmp_path, scans):
+@pytest.mark.parametrize("given", ["images", "./images/", "images/../images", "link/images"])
+def test_labels_beside_the_folder_that_is_given(tmp_path, scans, monkeypatch, given):
     scans.nifti(tmp_path / "images" / "a.nii.gz")
-    label = scans.nifti(tmp_path / "labels" / "a.nii.gz")
-    (case,) = discover(tmp_path / "images").cases
-    assert case["label"] == str(label)
+    scans.nifti(tmp_path / "labels" / "a.nii.gz")
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (case,) = discover(given).cases
+    assert os.path.samefile(case["label"], "labels/a.nii.gz")
+    monkeypatch.chdir(tmp_path / "images")
+    assert "label" in discover(".").cases[0]
+
+
+def test_numbers_that_begin_with_zero_are_no_channels(tmp_path, scans):
+    for number in range(3):
+        for name in (f"images/case_{number:04d}", f"labels/case_{number:04d}", f"b/x_{number:04d}", f"b/x_{number:04d}_seg"):
+            scans.nifti(tmp_path / f"{name}.nii.gz")
+    cases = discover(tmp_path).cases
+    assert len(cases) == 6 and all("label" in case for case in cases)
+
+
+def test_a_label_in_the_folder_of_its_image_is_not_lost_to_others_of_that_name(tmp_path, scans):
+    for name in ("images/x/t1", "images/y/t1", "images/z/t1", "labels/x/t1"):
+        scans.nifti(tmp_path / f"{name}.nii.gz")
+    assert ["label" in case for case in discover(tmp_path).cases] == [True, False, False]
+
+
+def test_a_name_that_is_no_utf8_is_used_all_the_same(tmp_path, scans):
+    path = scans.nifti(tmp_path / "a.nii.gz")
+    os.rename(path, os.path.join(os.fsencode(tmp_path), b"M\xfcller.nii.gz"))
+    (tmp_path / "empty.nii.gz").touch()
+    found = discover(tmp_path)
+    (case,) = found.cases
+    case["case"].encode()
+    assert ScanReader().get_data([case["image"]])[0].shape == (9, 8, 7)
+
+
+def test_an_invalid_quaternion_is_a_fault_of_its_file(tmp_path, scans):
+    scans.nifti(tmp_path / "good.nii.gz")
+    image = nibabel.load(scans.nifti(tmp_path / "bad.nii.gz"))
+    image.set_sform(image.affine, code=1)
+    image.header["quatern_b"] = image.header["quatern_c"] = 0.9
+    image.to_filename(tmp_path / "bad.nii.gz")
+    found = discover(tmp_path)
+    assert [case["case"] for case in found.cases] == ["good"]
+    assert "invalid qform" in found.faults[0].message
+
+
+@pytest.mark.parametrize("kept", range(440, 640, 8))
+def test_a_header_cut_short_never_names_the_patient(tmp_path, scans, kept):
+    path = scans.save(scans.series(), tmp_path / "Mustermann_Erika")[0]
+    cut = tmp_path / "alone" / "Mustermann_Erika"
+    cut.mkdir(parents=True)
+    (cut / "Erika.dcm").write_bytes(path.read_bytes()[:kept])
+    found = discover(tmp_path / "alone")
+    assert found.faults and without_patient(scans, "".join(f.message for f in found.faults))
 
 
 def test_a_label_of_two_images_name_belongs_to_neither(tmp_path, scans):
@@ -486,7 +537,7 @@ def test_folder_that_cannot_be_used(tmp_path, scans, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     found = discover(tmp_path)
     assert len(found.cases) == 1
-    assert "'locked' cannot be read" in found.faults[0].message
+    assert "no. 2 of 2 by name]' cannot be read" in found.faults[0].message
     with pytest.raises(GrataError, match="cannot be read"):
         discover(locked)
 

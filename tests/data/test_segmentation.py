@@ -150,6 +150,26 @@ def korean(datasets):
         dataset.PatientName = "Hong^Gildong=洪^吉洞=홍^길동"
 
 
+def spacing_zero(datasets):
+    for dataset in datasets:
+        dataset.SpacingBetweenSlices = 0
+
+
+def spacing_wrong(datasets):
+    for dataset in datasets:
+        dataset.SpacingBetweenSlices = 7
+
+
+def spacing_is_the_gap(datasets):
+    for dataset in datasets:
+        dataset.SliceThickness, dataset.SpacingBetweenSlices = 2.0, 0.5
+
+
+def impossible_day(datasets):
+    for dataset in datasets:
+        dataset.ContentDate = "20170230"
+
+
 def cosines_differ_in_the_last_digit(datasets):
     datasets[1].ImageOrientationPatient = [1, 1e-5, 0, -1e-5, 1, 0]
 
@@ -157,7 +177,10 @@ def cosines_differ_in_the_last_digit(datasets):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "change",
-    [thickness_empty, thickness_absent, odd_dates, japanese, korean, cosines_differ_in_the_last_digit],
+    [
+        *(thickness_empty, thickness_absent, odd_dates, impossible_day, japanese, korean),
+        *(spacing_zero, spacing_wrong, spacing_is_the_gap, cosines_differ_in_the_last_digit),
+    ],
 )
 def test_headers_as_they_are_found_make_a_file_that_can_be_read(tmp_path, scans, change):
     datasets = scans.series()
@@ -172,6 +195,28 @@ def test_headers_as_they_are_found_make_a_file_that_can_be_read(tmp_path, scans,
     if change in (japanese, korean):
         source = pydicom.dcmread(case["image"][0]).PatientName
         assert segmentation.PatientName.ideographic == source.ideographic != ""
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_rounded_cosines_of_an_enhanced_object_are_read_and_written_alike(tmp_path, scans, per_frame):
+    dataset = scans.enhanced("oblique")
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    cosines = list(shared.PlaneOrientationSequence[0].ImageOrientationPatient)
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [round(float(c), 3) for c in cosines]
+    if per_frame:
+        for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+            orientation = pydicom.Dataset()
+            orientation.ImageOrientationPatient = [round(float(c), 4 + number % 2) for c in cosines]
+            frame.PlaneOrientationSequence = [orientation]
+        del shared.PlaneOrientationSequence
+    scans.save([dataset], tmp_path / "in")
+    (case,) = discover(tmp_path / "in").cases
+    affine = read(case)[1]["affine"]
+    write_dicom_seg(some_labels(), case, SEGMENTS, tmp_path / "seg.dcm")
+    volume = highdicom.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
+    found = nibabel.affines.apply_affine(volume.get_affine("RAS"), np.argwhere(volume.array == 1)).mean(0)
+    expected = nibabel.affines.apply_affine(affine, np.argwhere(some_labels() == 1)).mean(0)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_measures_that_each_frame_gives_for_itself(tmp_path, scans):

@@ -4,7 +4,6 @@ import torch
 from grata.errors import GrataError
 from grata.views import VIEWS, default_views, resolve_views
 
-
 SHAPES = [(1, 2, 9), (2, 3, 6, 6), (1, 2, 4, 7), (2, 1, 4, 6, 6), (1, 2, 3, 5, 7)]
 
 

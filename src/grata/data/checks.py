@@ -87,7 +87,8 @@ class CheckLabeld(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         checked = dict(data)
         for key in self.key_iterator(checked):
-            self._check(torch.as_tensor(checked[key]), checked[key].meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))
+            meta = checked[key].meta if isinstance(checked[key], MetaTensor) else {}
+            self._check(torch.as_tensor(checked[key]), meta.get(ImageMetaKey.FILENAME_OR_OBJ, key))
         return checked
 
     def _check(self, label: torch.Tensor, path: str) -> None:
@@ -98,8 +99,8 @@ class CheckLabeld(MapTransform):
         if len(other):
             found = ", ".join(f"{value:g}" for value in other[:5].tolist())
             raise GrataError(
-                f"Label '{path}' holds the values {found}, but the classes of this bundle are {known}. Correct the label, or "
-                "the segments of the configuration, or remove the label."
+                f"Label '{path}' holds the values {found}, but the classes of this bundle are {known}. Correct the label, "
+                "or the segments of the configuration, or remove the label."
             )
 
 

@@ -198,7 +198,7 @@ def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
     try:
         with quiet_libraries():
             read = _read_multiframe if ordered[0].multiframe else _read_slices
-            volume = read(ordered, identifiers, tolerances)
+            volume = read(ordered, identifiers, geometry.spacing[2], tolerances)
     except GrataError:
         raise
     # Decoders and highdicom raise whatever their libraries do.
@@ -218,16 +218,16 @@ def series_geometry(ordered: Sequence[Instance]) -> highdicom.VolumeGeometry:
         ordered: instances as :func:`sort_series` returns them.
     """
     planes = [plane for instance in ordered for plane in instance.planes]
-    heights = [_height(plane) for plane in planes]
-    # highdicom stacks frames against the normal.
-    top = planes[int(np.argmax(heights))]
+    first = planes[0]
+    heights = np.asarray([plane.position for plane in planes]) @ np.cross(first.orientation[:3], first.orientation[3:])
     geometry = highdicom.VolumeGeometry.from_attributes(
-        image_position=top.position,
-        image_orientation=top.orientation,
-        rows=top.size[0],
-        columns=top.size[1],
-        pixel_spacing=top.spacing,
-        spacing_between_slices=(max(heights) - min(heights)) / (len(heights) - 1),
+        # highdicom stacks frames against the normal.
+        image_position=planes[int(np.argmax(heights))].position,
+        image_orientation=first.orientation,
+        rows=first.size[0],
+        columns=first.size[1],
+        pixel_spacing=first.spacing,
+        spacing_between_slices=float(np.ptp(heights)) / (len(heights) - 1),
         number_of_frames=len(heights),
         coordinate_system="PATIENT",
         frame_of_reference_uid=ordered[0].frame_of_reference,
@@ -235,10 +235,30 @@ def series_geometry(ordered: Sequence[Instance]) -> highdicom.VolumeGeometry:
     return _column_row_slice(geometry)
 
 
-def align_header(header: Dataset, plane: Plane) -> None:
-    """Write a plane's orientation and pixel spacing into a slice's header: slices of one series may round differently."""
-    header.ImageOrientationPatient = [DSfloat(value, auto_format=True) for value in plane.orientation]
-    header.PixelSpacing = [DSfloat(value, auto_format=True) for value in plane.spacing]
+def align_header(header: Dataset, plane: Plane, spacing: float) -> None:
+    """Write a plane's orientation and pixel spacing into a header: slices and frames of one series may round differently.
+
+    Args:
+        header: of a slice, or of an enhanced multi-frame object.
+        plane: the one that speaks for all.
+        spacing: distance between slices, in mm; also the slice thickness where the header gives none.
+    """
+    orientation, measures = header, header
+    if "SharedFunctionalGroupsSequence" in header:
+        shared = header.SharedFunctionalGroupsSequence[0]
+        for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+            frames = header.PerFrameFunctionalGroupsSequence
+            if keyword not in shared:
+                setattr(shared, keyword, frames[0][keyword].value)
+            for frame in frames:
+                frame.pop(keyword, None)
+        orientation, measures = shared.PlaneOrientationSequence[0], shared.PixelMeasuresSequence[0]
+    orientation.ImageOrientationPatient = [DSfloat(value, auto_format=True) for value in plane.orientation]
+    measures.PixelSpacing = [DSfloat(value, auto_format=True) for value in plane.spacing]
+    # Some scanners write the gap between slices, or nothing that fits.
+    measures.SpacingBetweenSlices = DSfloat(spacing, auto_format=True)
+    if not measures.get("SliceThickness"):
+        measures.SliceThickness = DSfloat(spacing, auto_format=True)
 
 
 def _column_row_slice(volume: _Grid) -> _Grid:
@@ -360,6 +380,8 @@ def _defect(header: Dataset, planes: tuple[Plane, ...], pixel_bytes: int) -> str
             "its headers lack the position in the patient (Image Position, Image Orientation, Pixel Spacing or Frame "
             "of Reference)"
         )
+    if "NumberOfFrames" in header and int(header.NumberOfFrames) != len(planes):
+        return f"its header announces {header.NumberOfFrames} frames, but places {len(planes)}"
     if pixel_bytes <= 0:
         return "a file has no pixel data: it is truncated or holds the header alone"
     syntax = header.file_meta.get("TransferSyntaxUID")
@@ -400,13 +422,13 @@ def _identifiers(instances: Sequence[Instance]) -> frozenset[str]:
 
 
 def _read_slices(
-    ordered: Sequence[Instance], identifiers: frozenset[str], tolerances: dict[str, float]
+    ordered: Sequence[Instance], identifiers: frozenset[str], spacing: float, tolerances: dict[str, float]
 ) -> highdicom.Volume:
     datasets = []
     for instance in ordered:
         try:
             dataset = pydicom.dcmread(instance.path)
-            align_header(dataset, ordered[0].planes[0])
+            align_header(dataset, ordered[0].planes[0], spacing)
             # Decoded here, where the file can be named; pydicom keeps the array for highdicom.
             dataset.pixel_array  # noqa: B018
         except Exception as error:
@@ -428,10 +450,12 @@ def _read_slices(
 
 
 def _read_multiframe(
-    ordered: Sequence[Instance], identifiers: frozenset[str], tolerances: dict[str, float]
+    ordered: Sequence[Instance], identifiers: frozenset[str], spacing: float, tolerances: dict[str, float]
 ) -> highdicom.Volume:
     (instance,) = ordered
-    return highdicom.imread(instance.path).get_volume(
+    dataset = pydicom.dcmread(instance.path)
+    align_header(dataset, instance.planes[0], spacing)
+    return highdicom.Image.from_dataset(dataset, copy=False).get_volume(
         dtype=np.float32, apply_real_world_transform=False, apply_presentation_lut=False, **tolerances
     )
 
@@ -451,11 +475,6 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _height(plane: Plane) -> float:
-    orientation = np.asarray(plane.orientation)
-    return float(np.cross(orientation[:3], orientation[3:]) @ np.asarray(plane.position))
 
 
 def _reason(error: Exception, identifiers: frozenset[str]) -> str:

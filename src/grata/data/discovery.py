@@ -1,5 +1,6 @@
 """Find the scans in a folder, one item per scan, and say which ones cannot be used and why."""
 
+import contextlib
 import fnmatch
 import hashlib
 import os
@@ -17,7 +18,7 @@ from ..errors import GrataError
 from ..files import JOURNAL, SEGMENTATIONS
 from .dicom import BrokenFileError, Instance, is_named_dicom, read_instance, series_geometry, sort_series
 from .geometry import GeometryError
-from .identifiers import remove_identifiers, safe_path
+from .identifiers import printable, remove_identifiers, safe_path
 from .labels import LabelIndex, is_label_folder
 from .nifti import check_nifti, grid_difference, is_nifti, load_nifti, nifti_stem
 
@@ -109,15 +110,12 @@ def discover(
     identifiers = frozenset().union(*(instance.identifiers for instance in instances))
     result = Discovery()
     for folder in files.unreadable:
-        name = safe_path(folder, root, identifiers, known=not instances)
+        name = safe_path(folder, root)
         result.faults.append(Fault(_hashed("folder", name), f"Folder '{name}' cannot be read: check its permissions."))
     named = _nifti_ids([path for path in files.nifti if not labels.is_label(path)], root, identifiers)
-    found = {path: labels.find(path, root, case) for path, case in named}
-    shared = Counter(label for label in found.values() if label is not None)
-    for path, case in named:
-        label = found[path] if shared[found[path]] == 1 else None
+    for (path, case), label in zip(named, labels.assign(named, root), strict=True):
         _add_nifti(result, path, case, label, root, spatial_dims, identifiers, common)
-    _add_dicom(result, instances, broken, modality, description, labels, root, identifiers, common)
+    _add_dicom(result, instances, broken, modality, description, labels, root, common)
 
     if not result.cases and not result.faults:
         raise GrataError(
@@ -134,7 +132,7 @@ def discover(
 
 
 def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
-    path = Path(folder).expanduser()
+    path = Path(os.path.abspath(Path(folder).expanduser()))
     if path.is_file():
         raise GrataError(f"'{path}' ({key}) is a file. Name the folder that holds it.")
     if not path.is_dir():
@@ -150,8 +148,10 @@ def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
 def _walk(root: Path, labels_root: Path | None) -> _Files:
     files = _Files()
     if labels_root is None:
-        beside = [path for path in root.resolve().parent.iterdir() if path.is_dir()]
-        files.label_folders += [path for path in beside if is_label_folder(path, [root.resolve().name])]
+        # The folder above may be closed to the user.
+        with contextlib.suppress(OSError):
+            beside = [path for path in sorted(root.parent.iterdir()) if path.is_dir()]
+            files.label_folders += [path for path in beside if is_label_folder(path, [root.name])]
     visited = set()
     walker = os.walk(root, onerror=lambda error: files.unreadable.append(Path(error.filename)), followlinks=True)
     for parent, folders, names in walker:
@@ -207,8 +207,8 @@ def _nifti_ids(paths: Sequence[Path], root: Path, identifiers: frozenset[str]) -
     def folder(path: Path) -> list[str]:
         return [re.sub(r"[\[\]]", "", remove_identifiers(part, identifiers)) for part in _folders(path, root)]
 
-    ids = [nifti_stem(path) for path in paths]
-    longer = ["-".join((*folder(path), nifti_stem(path))) for path in paths]
+    ids = [printable(nifti_stem(path)) for path in paths]
+    longer = [printable("-".join((*folder(path), nifti_stem(path)))) for path in paths]
     hashed = [f"{name}-{_digest(_relative(path, root))}" for name, path in zip(longer, paths, strict=True)]
     for replacement in (longer, hashed):
         counts = Counter(ids)
@@ -235,22 +235,22 @@ def _add_nifti(
         image = load_nifti(path)
         check_nifti(image, path, spatial_dims)
         if label is not None:
-            _check_label(label, image.shape, image.affine, f"NIfTI file '{_relative(path, root)}'")
+            _check_label(label, str(label), image.shape, image.affine, f"NIfTI file '{_relative(path, root)}'")
     except GrataError as error:
         parent = _relative(path.parent, root)
         message = str(error).replace(f"{root}{os.sep}", "").replace(parent, remove_identifiers(parent, identifiers))
-        result.faults.append(Fault(case, message))
+        result.faults.append(Fault(case, printable(message)))
         return
     found = {} if label is None else {"label": str(label)}
     result.cases.append({"case": case, "image": str(path), **found, **common, "format": "nifti"})
 
 
-def _check_label(label: Path, shape: Sequence[int], affine: np.ndarray, image_name: str) -> None:
+def _check_label(label: Path, shown: str, shape: Sequence[int], affine: np.ndarray, image_name: str) -> None:
     label_image = load_nifti(label)
     difference = grid_difference(shape, affine, label_image.shape, label_image.affine)
     if difference:
         raise GrataError(
-            f"Label '{label}' does not lie on the voxels of its image, {image_name}: it has {difference}. Resample the "
+            f"Label '{shown}' does not lie on the voxels of its image, {image_name}: it has {difference}. Resample the "
             "label onto the image, or remove it."
         )
 
@@ -263,7 +263,6 @@ def _add_dicom(
     description: str | None,
     labels: LabelIndex,
     root: Path,
-    identifiers: frozenset[str],
     common: dict,
 ) -> None:
     series: dict[str, list[Instance]] = defaultdict(list)
@@ -271,7 +270,7 @@ def _add_dicom(
         series[instance.series].append(instance)
     selected = {uid: group for uid, group in series.items() if _matches(group[0], modality, description)}
     if series and not selected:
-        raise GrataError(_nothing_selected(series.values(), modality, description, identifiers))
+        raise GrataError(_nothing_selected(series.values(), modality, description))
     by_folder: dict[Path, set[str]] = defaultdict(set)
     for instance in instances:
         by_folder[Path(instance.path).parent].add(instance.series)
@@ -279,8 +278,8 @@ def _add_dicom(
     defects = {}
     for path, reason in broken:
         neighbours = by_folder.get(path.parent, set())
-        known = bool(neighbours or reason.identifiers)
-        name = safe_path(path, root, identifiers | reason.identifiers, known)
+        # Its own header cannot be trusted to name the patient, and its neighbours may be of others.
+        name = safe_path(path, root)
         if not neighbours and not is_named_dicom(path):
             continue
         message = f"DICOM file '{name}' cannot be used: {reason}. Copy or export it again."
@@ -292,7 +291,7 @@ def _add_dicom(
                 message += f" It may belong to one of the {len(neighbours)} series in its folder: check their extent."
             result.faults.append(Fault(_hashed("file", _relative(path, root)), message))
     for uid, group in selected.items():
-        _add_series(result, group, defects.get(uid), labels, root, identifiers, common)
+        _add_series(result, group, defects.get(uid), labels, root, common)
 
 
 def _add_series(
@@ -301,12 +300,12 @@ def _add_series(
     defect: str | None,
     labels: LabelIndex,
     root: Path,
-    identifiers: frozenset[str],
     common: dict,
 ) -> None:
     first = group[0]
+    identifiers = frozenset().union(*(instance.identifiers for instance in group))
     case = f"{first.modality.lower()}-series{first.number:03d}-{_digest(first.series)}"
-    folder = remove_identifiers(_relative(Path(first.path).parent, root), identifiers)
+    folder = printable(remove_identifiers(_relative(Path(first.path).parent, root), identifiers))
     name = f"DICOM series {case} ({len(group)} file{'s' * (len(group) > 1)}, in '{folder}')"
     try:
         if defect:
@@ -321,9 +320,10 @@ def _add_series(
     label = labels.find_named(case)
     if label is not None:
         try:
-            _check_label(label, geometry.spatial_shape, geometry.get_affine("RAS"), name)
+            shown = printable(remove_identifiers(str(label), identifiers))
+            _check_label(label, shown, geometry.spatial_shape, geometry.get_affine("RAS"), name)
         except GrataError as error:
-            result.faults.append(Fault(case, remove_identifiers(str(error), identifiers)))
+            result.faults.append(Fault(case, str(error)))
             return
     found = {} if label is None else {"label": str(label)}
     image = [instance.path for instance in ordered]
@@ -340,11 +340,11 @@ def _matches(instance: Instance, modality: str | None, description: str | None) 
 
 
 def _nothing_selected(
-    series: Iterable[Sequence[Instance]], modality: str | None, description: str | None, identifiers: frozenset[str]
+    series: Iterable[Sequence[Instance]], modality: str | None, description: str | None
 ) -> str:
     found: dict[str, list[str]] = defaultdict(list)
     for group in series:
-        found[group[0].modality].append(remove_identifiers(group[0].description, identifiers) or "none")
+        found[group[0].modality].append(remove_identifiers(group[0].description, group[0].identifiers) or "none")
     wanted = " and ".join(
         f"{key} '{value}'" for key, value in (("modality", modality), ("description", description)) if value
     )
@@ -360,7 +360,7 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def _hashed(kind: str, text: str) -> str:

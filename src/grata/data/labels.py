@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .nifti import is_nifti, nifti_stem
@@ -25,9 +26,10 @@ def label_stem(path: str | os.PathLike[str]) -> str:
     return _SUFFIX.sub("", nifti_stem(path).lower())
 
 
-def image_stem(path: str | os.PathLike[str]) -> str:
-    """Return the name by which an image's label is looked for, lower case."""
-    return _CHANNEL.sub("", nifti_stem(path).lower())
+def image_stems(path: str | os.PathLike[str]) -> list[str]:
+    """Return the names by which an image's label is looked for, lower case, in this order."""
+    name = nifti_stem(path).lower()
+    return list(dict.fromkeys((name, _CHANNEL.sub("", name))))
 
 
 class LabelIndex:
@@ -35,8 +37,8 @@ class LabelIndex:
 
     Looked for, in this order: in ``labels_dir``; in the ``labels`` folder beside an ``images`` folder (``labelsTr``
     beside ``imagesTr``); beside the image as ``<name>_seg``, ``<name>_segmentation``, ``<name>_label`` or
-    ``<name>_mask`` (also with ``-`` or ``.``). In a folder of labels the same relative folder goes before the same name
-    alone; a name found twice there belongs to neither, and neither does a label of two images' name.
+    ``<name>_mask`` (also with ``-`` or ``.``). In a folder of labels the same relative folder goes before the folder
+    itself, which serves images that have a name of their own; a name found twice belongs to neither.
 
     Args:
         nifti_files: all NIfTI files of the data set.
@@ -48,29 +50,54 @@ class LabelIndex:
         self._labels_dir = None if labels_dir is None else _index(labels_dir)
         self._label_folders = {_folded(folder): _index(folder) for folder in label_folders}
         self._images = {(path.parent, nifti_stem(path).lower()) for path in nifti_files}
-        self._images |= {(path.parent, image_stem(path)) for path in nifti_files}
+        self._images |= {(path.parent, name) for path in nifti_files for name in image_stems(path)}
         self._labels: dict[tuple[Path, str], list[Path]] = {}
         for path in nifti_files:
             if self.is_label(path):
                 self._labels.setdefault((path.parent, label_stem(path)), []).append(path)
 
-    def find(self, image: Path, root: Path, case: str) -> Path | None:
-        """Return the label map of a NIfTI image below ``root``, known as ``case``, or None."""
-        name = image_stem(image)
+    def assign(self, images: Sequence[tuple[Path, str]], root: Path) -> list[Path | None]:
+        """Return the label map of each NIfTI image below ``root``, or None.
+
+        Args:
+            images: each image with the name of its case.
+            root: the data set's folder.
+        """
+        found = [self._find(image, root, case) for image, case in images]
+        claims = Counter(label for label, _ in found)
+        owned = {label for label, own in found if own}
+        return [label if own or (claims[label] == 1 and label not in owned) else None for label, own in found]
+
+    def find_named(self, case: str) -> Path | None:
+        """Return the label map in ``labels_dir`` with the name of a case, or None."""
+        return None if self._labels_dir is None else _lookup(self._labels_dir, ".", case.lower())
+
+    def _find(self, image: Path, root: Path, case: str) -> tuple[Path | None, bool]:
+        """The label map, and whether its folder or full name tells that it is of this image and no other."""
+        for name in image_stems(image):
+            index, folder = self._index_of(image, root)
+            if index is None:
+                beside = self._labels.get((image.parent, name), [])
+                label, own = (beside[0], True) if len(beside) == 1 else (None, False)
+            else:
+                label, own = _lookup(index, folder, name, image), True
+                if label is None:
+                    # Labels may lie in one folder although the images do not, and the other way round.
+                    label, own = _lookup(index, "*" if folder == "." else ".", name, image), False
+            if label is not None:
+                return label, own
+        return self.find_named(case), True
+
+    def _index_of(self, image: Path, root: Path) -> tuple[dict[tuple[str, str], list[Path]] | None, str]:
+        """The folder of labels that an image's label lies in, and the image's place relative to it."""
         if self._labels_dir is not None:
-            label = _lookup(self._labels_dir, image.relative_to(root).parent, name, image)
-            return label or self.find_named(case)
+            return self._labels_dir, str(image.relative_to(root).parent)
         for folder in image.parents:
             match = re.fullmatch(r"images(\w*)", folder.name.lower())
             labels = _folded(folder.parent / f"labels{match[1]}") if match else None
             if labels in self._label_folders:
-                return _lookup(self._label_folders[labels], image.relative_to(folder).parent, name, image)
-        beside = self._labels.get((image.parent, name), [])
-        return beside[0] if len(beside) == 1 else None
-
-    def find_named(self, case: str) -> Path | None:
-        """Return the label map in ``labels_dir`` with the name of a case, or None."""
-        return None if self._labels_dir is None else _lookup(self._labels_dir, Path(), case.lower())
+                return self._label_folders[labels], str(image.relative_to(folder).parent)
+        return None, "."
 
     def is_label(self, path: Path) -> bool:
         """Return whether a NIfTI file is the label map of an image beside it."""
@@ -97,13 +124,9 @@ def _index(folder: Path) -> dict[tuple[str, str], list[Path]]:
 
 
 def _lookup(
-    index: dict[tuple[str, str], list[Path]], folder: Path, name: str, image: Path | None = None
+    index: dict[tuple[str, str], list[Path]], folder: str, name: str, image: Path | None = None
 ) -> Path | None:
-    for where in (str(folder), "*"):
-        # Where labels and images share a folder, an image is not its own label.
-        found = [path for path in index.get((where, name), []) if path != image]
-        exact = [path for path in found if nifti_stem(path).lower() == name]
-        for candidates in (exact, found):
-            if len(candidates) == 1:
-                return candidates[0]
-    return None
+    # Where labels and images share a folder, an image is not its own label.
+    found = [path for path in index.get((folder, name), []) if path != image]
+    exact = [path for path in found if nifti_stem(path).lower() == name]
+    return next((candidates[0] for candidates in (exact, found) if len(candidates) == 1), None)

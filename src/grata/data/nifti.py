@@ -99,15 +99,23 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
 
 def _check_agreement(image: nibabel.Nifti1Image, path: str | os.PathLike[str]) -> None:
     """Refuse a qform and an sform that cannot both be right; the sform counts where they describe different spaces."""
-    qform, sform = image.get_qform(), image.get_sform()
+    try:
+        qform, sform = image.get_qform(), image.get_sform()
+    except ValueError:
+        qform = sform = np.full((4, 4), np.nan)
+    if not np.isfinite([qform, sform]).all():
+        raise GrataError(
+            f"NIfTI file '{path}' has an invalid qform or sform: convert it again, or set the code of the invalid one to 0."
+        )
     mirrored = np.linalg.det(qform[:3, :3]) * np.linalg.det(sform[:3, :3]) < 0
+    corners = _corners(image.shape)
+    extent = float(np.linalg.norm((sform @ (corners[-1] - corners[0]))[:3]))
     same_space = int(image.header["sform_code"]) == int(image.header["qform_code"])
     displaced = 0.0
     if same_space:
-        corners = _corners(image.shape)
         displaced = float(np.linalg.norm(corners @ (qform - sform).T, axis=1).max())
-    # A qform is stored as a quaternion in single precision, and headers round both.
-    if mirrored or displaced > max(1.0, 0.5 * float(np.abs(image.header["pixdim"][1:4]).min())):
+    # A qform is stored as a quaternion in single precision, headers round both, and a qform has no shear.
+    if mirrored or displaced > max(1.0, 0.01 * extent):
         what = "left and right are exchanged" if mirrored else f"they differ by {displaced:.1f} mm"
         raise GrataError(
             f"NIfTI file '{path}' contradicts itself between its qform and its sform: {what}. Convert it again, or remove "
@@ -151,13 +159,15 @@ def grid_difference(
         affine, other_affine: (4, 4) matrices, mm.
 
     Returns:
-        What differs, empty when the shapes are equal and no corner voxel is displaced by more than 0.01 mm.
+        What differs, empty when the shapes are equal and no corner voxel is displaced by more than a tenth of a voxel:
+        headers round.
     """
     first, second = ((*sizes[:3], *[1] * (3 - len(sizes))) for sizes in (shape, other_shape))
     if first != second:
         return f"shape {' × '.join(map(str, second))} instead of {' × '.join(map(str, first))}"
     displacement = float(np.linalg.norm(_corners(first) @ (affine - other_affine).T, axis=1).max())
-    return f"an affine that displaces it by {displacement:.2f} mm" if displacement > 0.01 else ""
+    tolerance = 0.1 * float(np.linalg.norm(affine[:3, :3], axis=0).min())
+    return f"an affine that displaces it by {displacement:.2f} mm" if displacement > tolerance else ""
 
 
 def save_nifti(labels: np.ndarray, reference: nibabel.Nifti1Image | np.ndarray, path: str | os.PathLike[str]) -> None:

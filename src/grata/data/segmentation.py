@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from highdicom.sr import CodedConcept
 from pydicom import DataElement, Dataset, dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
-from pydicom.valuerep import DSfloat
 
 from .. import __version__
 from ..errors import GrataError
@@ -213,28 +213,22 @@ def _completed(instance: Instance, plane: Plane, spacing: float) -> Dataset:
             setattr(header, keyword, "")
     if header.PatientSex not in ("M", "F", "O"):
         header.PatientSex = ""
-    if not instance.multiframe:
-        align_header(header, plane)
-        if not header.get("SliceThickness"):
-            header.SliceThickness = DSfloat(spacing, auto_format=True)
-        return header
-    shared = header.SharedFunctionalGroupsSequence[0]
-    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
-        # The frames were found to be alike, so one group can speak for all.
-        if keyword not in shared:
-            setattr(shared, keyword, header.PerFrameFunctionalGroupsSequence[0][keyword].value)
-    if not shared.PixelMeasuresSequence[0].get("SliceThickness"):
-        shared.PixelMeasuresSequence[0].SliceThickness = DSfloat(spacing, auto_format=True)
+    align_header(header, plane, spacing)
     return header
 
 
 def _valid(element: DataElement) -> bool:
     """Whether a date or time is one; archives that remove identities leave others behind."""
-    pattern = {"DA": r"(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?", "TM": r"(\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?)?"}
-    if element.VR not in pattern:
-        return True
     text = str(element.value or "").strip()
-    return re.fullmatch(pattern[element.VR], text) is not None and not text.startswith("0000")
+    if not text or element.VR not in ("DA", "TM"):
+        return True
+    if element.VR == "TM":
+        return re.fullmatch(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?", text) is not None
+    try:
+        datetime.strptime(text, "%Y%m%d")
+    except ValueError:
+        return False
+    return True
 
 
 def _date_and_time(header: Dataset) -> tuple[str, str]:

@@ -17,6 +17,7 @@ import torch
 from monai.bundle import ConfigExpression, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY
 
+from ..data.identifiers import printable
 from ..errors import GrataError
 from ..methods import METHODS, check_settings
 
@@ -163,6 +164,10 @@ def check_device(device: str | torch.device) -> torch.device:
 
 def explain(error: BaseException) -> str:
     """One sentence for a person: the message of the :class:`GrataError` behind ``error``, or the root cause's own."""
+    return printable(_explained(error))
+
+
+def _explained(error: BaseException) -> str:
     chain = list(causes(error))
     for link in chain:
         if isinstance(link, GrataError):
