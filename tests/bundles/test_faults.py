@@ -175,6 +175,10 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
     "folder for the weights": (lambda folder, bundle: ("--weights", folder), ("weights", "is a folder", "Name the file")),
     "several cases at once": (lambda folder, bundle: ("--dataloader#batch_size", 2), ("dataloader#batch_size", "got 2")),
     "shuffled cases": (lambda folder, bundle: ("--dataloader#shuffle", "true"), ("dataloader#shuffle", "in order")),
+    "two ways with an earlier run": (
+        lambda folder, bundle: ("--resume", "true", "--overwrite", "true"),
+        ("resume, overwrite", "Give one of them"),
+    ),
     "no handlers": (lambda folder, bundle: ("--handlers", "[]"), ("handlers", "@outputs and @adaptation")),
     "incomplete segment": (lambda folder, bundle: ("--segments#0#valu", 3), ("segments#0#valu", "the keys are")),
     "device of another kind": (lambda folder, bundle: ("--device", "meta"), ("device: meta", "Use --device cpu")),
@@ -391,7 +395,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(faulty_run, folder
     assert "File too large" in run.text and "Free some space" in run.text
     assert "2 cases are left" in run.text and "--resume true" in run.text
     check_complete(output, "a_first")
-    assert not list(output.rglob(".*"))
+    assert [path.name for path in output.rglob(".*")] == [".lock"]
 
     finished = tree(output / "figures")
     run = run_adapt(folder, *arguments, "--resume", "true")
@@ -439,7 +443,7 @@ def test_an_earlier_run_is_replaced_whole_and_nothing_else_is_touched(folder, sc
     assert run_adapt(folder, *arguments).status == 0
     assert set(tree(output)) == {
         "segmentations/mine.txt", "segmentations/second.nii.gz", "figures/second.png", "journal.jsonl", "state.pt",
-        "summary.json", "volumes.csv",
+        "summary.json", "volumes.csv", ".lock",
     }  # fmt: skip
 
 
@@ -486,6 +490,18 @@ def test_faults_in_worker_processes_read_like_any_other(folder, scans, run_adapt
         assert fault["message"].startswith("NIfTI file") and "truncated" in fault["message"]
     for case in ("b", "d"):
         check_complete(folder / "workers", case)
+
+
+def test_outputs_of_a_case_that_a_killed_run_had_begun_do_not_stay_behind(folder, scans, run_adapt):
+    dataset, output = folder / "for_orphans", folder / "orphans"
+    scans.save_volume(scans.volume(), dataset / "scan.nii.gz")
+    # As a run leaves it that is killed between the first file of a case and its journal line.
+    (output / "segmentations").mkdir(parents=True)
+    (output / "segmentations" / "gone.nii.gz").touch()
+    (output / ".begun").write_text("gone")
+    assert run_adapt(folder, "--dataset_dir", dataset, "--output_dir", output, "--method", "source").status == 0
+    assert [path.name for path in (output / "segmentations").iterdir()] == ["scan.nii.gz"]
+    assert not (output / ".begun").exists()
 
 
 def test_two_runs_do_not_share_an_output_folder(folder, scans, run_adapt):

@@ -286,6 +286,9 @@ def test_a_module_around_the_network_stays_the_one_that_predicts(make_network):
 def test_another_network_than_the_method_adapts_is_refused(make_network):
     with pytest.raises(GrataError, match="another UNet"):
         evaluator(make_network(3), volumes(1), [GraTaHandler(make_network(3))]).run()
+    scripted = torch.jit.script(make_network(3).eval())
+    with pytest.raises(GrataError, match="TorchScript network inside a WithActivation"):
+        evaluator(WithActivation(scripted), volumes(1), [GraTaHandler(scripted)]).run()
 
 
 class LoadOnStart:

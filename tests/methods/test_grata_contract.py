@@ -172,6 +172,26 @@ def test_a_copy_of_a_method_goes_on_by_itself(make_network):
     assert same(snapshot(method.network), adapted)
 
 
+def test_a_state_is_loaded_inside_inference_mode_too(make_network):
+    method = GraTa(make_network(), lr=1e-2)
+    method.adapt(batch())
+    state = method.state_dict()
+    with torch.inference_mode():
+        method.load_state_dict(state)
+    assert method.adapt(batch(1)).flags == ()
+
+
+def test_a_state_that_is_refused_changes_nothing(make_network):
+    method, other = GraTa(make_network(), lr=1e-2), make_network()
+    with torch.no_grad():
+        next(p for p in GraTa(other).parameters.values()).add_(1)
+    method.adapt(batch())
+    before = snapshot(method.network)
+    with pytest.raises(GrataError, match="other source weights"):
+        method.load_state_dict(GraTa(other, lr=1e-2).state_dict())
+    assert same(snapshot(method.network), before) and method.batches == 1
+
+
 def test_a_state_of_other_weights_or_of_another_network_is_refused(make_network):
     state = GraTa(make_network()).state_dict()
     other = make_network()
@@ -307,6 +327,8 @@ def test_a_scripted_network_adapts_as_its_python_twin(make_network):
     with torch.no_grad():
         torch.testing.assert_close(theirs.network(x), ours.network(x), atol=1e-4, rtol=1e-4)
     assert list(ours.parameters) == list(theirs.parameters)
+    with pytest.raises(GrataError, match="load the file once more"):
+        copy.deepcopy(theirs)
     theirs.restore()
     torch.testing.assert_close(theirs.network(x), make_network(3, out_channels=3).eval()(x))
 

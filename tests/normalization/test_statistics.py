@@ -124,7 +124,27 @@ class InstanceNormAct(nn.InstanceNorm2d):
         return torch.relu(super().forward(x))
 
 
-@pytest.mark.parametrize("kind", [NormAct, InstanceNormAct])
+class ByFunction(nn.BatchNorm2d):
+    """Asks for its training flag alone."""
+
+    def forward(self, x):
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+
+def test_a_layer_that_cannot_do_without_running_statistics_is_refused():
+    class Frozen(nn.BatchNorm2d):
+        def forward(self, x):
+            return x * (self.running_var + self.eps).rsqrt().view(1, -1, 1, 1)
+
+    network = nn.Sequential(Frozen(3)).eval()
+    BatchStatistics(network, 1.0).attach()
+    with pytest.raises(GrataError, match="Frozen has a forward of its own"):
+        network(torch.randn(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("kind", [NormAct, InstanceNormAct, ByFunction])
 def test_a_layer_with_a_forward_of_its_own_keeps_it(kind):
     layer = kind(3, affine=True, track_running_stats=True)
     nn.init.uniform_(layer.running_mean, 1, 2)
@@ -138,6 +158,7 @@ def test_a_layer_with_a_forward_of_its_own_keeps_it(kind):
     assert list(network.state_dict()) == keys
     statistics.detach()
     assert torch.equal(network(x), source)
+    assert not any(module.training for module in network.modules())
     with pytest.raises(GrataError, match=f"0 is a {kind.__name__}"):
         BatchStatistics(network, 0.5)
 

@@ -93,6 +93,11 @@ class AdaptationHandler:
         if engine.network is self.method.given:
             engine.network = self.method.network
         elif all(module is not self.method.network for module in engine.network.modules()):
+            if any(module is self.method.given for module in engine.network.modules()):
+                raise GrataError(
+                    f"network: a TorchScript network inside a {type(engine.network).__name__} cannot be adapted. Give the "
+                    "TorchScript network itself to both the method and the evaluator."
+                )
             raise GrataError(
                 f"network: the evaluator predicts with another {type(engine.network).__name__} than the network that "
                 f"method {self.method.name} adapts. Give both the same."

@@ -39,8 +39,8 @@ def create(name: str, network: nn.Module, settings: Mapping[str, Any] | None = N
     check_settings(name, settings)
     if "activation" in _settings(name) and "activation" not in settings:
         raise GrataError(
-            f"{name}#activation: say sigmoid or softmax, as the network was trained. (On the command line --{name} replaces "
-            f"all settings at once; override one as --{name}#<setting>.)"
+            f"{name}#activation: say sigmoid or softmax, as the network was trained. (On the command line --{name} "
+            f"replaces all settings at once; override one as --{name}#<setting>.)"
         )
     try:
         return METHODS[name](network, **settings)

@@ -191,21 +191,23 @@ class Method(ABC):
         """Go on from ``state``.
 
         Raises:
-            GrataError: it is of another method or another network.
+            GrataError: it is of another method or another network; nothing is changed then.
         """
         if state.get("method") != self.name:
             raise GrataError(f"This state was written by method {state.get('method')!r}, not by {self.name!r}.")
         shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
         if {name: tuple(p.shape) for name, p in state["parameters"].items()} != shapes:
             raise GrataError("This state belongs to another network: its adapted parameters have other names or shapes.")
-        self.restore()
+        present = self._source if self._active else self._copy()
         for name, source in state["source"].items():
-            if not torch.equal(source.to(self.parameters[name]), self.parameters[name]):
+            if not torch.equal(source.to(present[name]), present[name]):
                 raise GrataError(f"This state was adapted from other source weights: {name} differs.")
-        if state["active"]:
-            self._activate()
-        self._write(state["parameters"])
-        self._adapted = self._copy()
+        with torch.inference_mode(False):
+            self.restore()
+            if state["active"]:
+                self._activate()
+            self._write(state["parameters"])
+            self._adapted = self._copy()
         self.generator.set_state(state["generator"].cpu())
         self.batches = int(state["batches"])
 

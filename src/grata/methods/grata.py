@@ -272,7 +272,8 @@ class GraTa(Method):
                 f"here {self._optimizer_signature()}): give the same ones, or start anew."
             )
         super().load_state_dict(state)
-        _load_optimizer(self.optimizer, state["optimizer"])
+        with torch.inference_mode(False):
+            _load_optimizer(self.optimizer, state["optimizer"])
 
     def _optimizer_signature(self) -> str:
         groups = [
@@ -383,7 +384,7 @@ def _optimizer(
         raise GrataError(f"optimizer must be a name or make a torch.optim.Optimizer, got a {type(made).__name__}.")
     if isinstance(made, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise GrataError(
-            f"optimizer: {type(made).__name__} does not fit: LBFGS evaluates the loss several times a step, SparseAdam takes "
-            "sparse gradients. Use for example Adam, AdamW or SGD."
+            f"optimizer: {type(made).__name__} does not fit: LBFGS evaluates the loss several times a step, SparseAdam "
+            "takes sparse gradients. Use for example Adam, AdamW or SGD."
         )
     return made

@@ -44,8 +44,8 @@ def load_source(network_def: nn.Module | None, weights: str | Path, device: str 
     # torch's own text advises to allow pickles, which run code.
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
         raise GrataError(
-            f"weights: {path} cannot be read as a state dict: it is damaged, a TorchScript file (name it .ts), or holds Python "
-            "objects, which are never loaded because they can run code. Give a file written by "
+            f"weights: {path} cannot be read as a state dict: it is damaged, a TorchScript file (name it .ts), or holds "
+            "Python objects, which are never loaded because they can run code. Give a file written by "
             "torch.save(network.state_dict(), ...), or copy it anew."
         ) from error
     if network_def is None:

@@ -42,6 +42,10 @@ class ScriptedNetwork(nn.Module):
             if name not in layers and "running_mean" in dict(module.named_buffers(recurse=False))
         }
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ScriptedNetwork:
+        """Refused: torch copies a scripted network without the parts that are held on to here."""
+        raise GrataError("A method cannot be copied together with its TorchScript network: load the file once more.")
+
     def check_switchable(self) -> None:
         """Raise :class:`GrataError` where a layer's statistics cannot be switched.
 

@@ -113,14 +113,19 @@ def _own_forward(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
         return type(layer).forward(layer, x)
     names = [name for name in ("running_mean", "running_var") if name in layer._buffers]
     kept = {name: layer._buffers[name] for name in names}
-    tracked = layer.track_running_stats
+    tracked, training = layer.track_running_stats, layer.training
     try:
         layer._buffers.update(dict.fromkeys(names))
-        layer.track_running_stats = False
+        layer.track_running_stats, layer.training = False, True
         return type(layer).forward(layer, x)
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise GrataError(
+            f"{type(layer).__name__} has a forward of its own that needs running statistics: it cannot use the batch's. Set "
+            f"batch_statistics to 0. ({type(error).__name__}: {error})"
+        ) from error
     finally:
         layer._buffers.update(kept)
-        layer.track_running_stats = tracked
+        layer.track_running_stats, layer.training = tracked, training
 
 
 def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,10 @@ def contrast(x: torch.Tensor, factors: Sequence[float]) -> torch.Tensor:
 
 
 def gamma_inverted(x: torch.Tensor, gammas: Sequence[float]) -> torch.Tensor:
-    """Gamma of the negative, each channel: with ``z = −x`` of range ``r``, ``−(((z − min z)/(r + 1e-7))^γ·(r + 1e-7) + min z)``."""
+    """Gamma of the negative, each channel.
+
+    With ``z = −x`` of range ``r``: ``−(((z − min z)/(r + 1e-7))^γ·(r + 1e-7) + min z)``.
+    """
     z = -x
     low = z.amin(_spatial(x), keepdim=True)
     span = z.amax(_spatial(x), keepdim=True) - low + 1e-7

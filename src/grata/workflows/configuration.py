@@ -71,7 +71,9 @@ def start(
             raise GrataError(f"{key}: it is a whole number of at least 0, got {value!r}.")
     for key, value in (paths or {}).items():
         if not isinstance(_constant(value), str | Path | None):
-            raise GrataError(f"{key}: the command line reads {value!r} as a {type(value).__name__}. Write ./ before the name.")
+            raise GrataError(
+                f"{key}: the command line reads {value!r} as a {type(value).__name__}. Write ./ before the name."
+            )
     workflow = _running_workflow()
     if workflow is not None:
         config = workflow.parser.get()
@@ -103,7 +105,9 @@ def check_method_settings(config: Mapping[str, Any]) -> None:
     for name in METHODS:
         settings = config.get(name)
         if name in config and not isinstance(settings, Mapping):
-            raise GrataError(f"{name}: it holds the settings of the method, got {settings!r}. Override one as --{name}#<setting>.")
+            raise GrataError(
+                f"{name}: it holds the settings of the method, got {settings!r}. Override one as --{name}#<setting>."
+            )
         if settings:
             check_settings(name, settings)
 
@@ -183,7 +187,8 @@ def _explained(error: BaseException) -> str:
         known = list(inspect.signature(component).parameters)
         near = difflib.get_close_matches(argument[1], known, n=1)
         hint = f"Did you mean {key}#{near[0]}?" if near else f"Its arguments are {', '.join(known)}."
-        return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {getattr(component, '__name__', component)}. {hint}"
+        name = getattr(component, "__name__", component)
+        return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {name}. {hint}"
     where = f"{key}: " if key else ""
     return f"{where}{type(root).__name__}: {' '.join(str(root).split())} (--traceback true shows where)"
 

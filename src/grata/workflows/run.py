@@ -33,6 +33,7 @@ from .outputs import OutputHandler
 __all__ = ["AdaptationRun"]
 
 _STATE = "state.pt"
+_BEGUN = ".begun"
 _TABLES = (_STATE, "scores.csv", "volumes.csv", "summary.json", "overview.png", JOURNAL)
 
 
@@ -88,7 +89,7 @@ class AdaptationRun:
         self._stopped_by: OutputError | None = None
         self._source_hash = _hash(self.method.network)
         self._check_evaluator()
-        # Held as long as the process lives, also when it is killed.
+        # Held as long as the process lives, also when it is killed; the file stays, since removing it would let two in.
         self._lock = FileLock(self.output_dir / ".lock")
         try:
             self._lock.acquire(timeout=0)
@@ -99,7 +100,7 @@ class AdaptationRun:
         try:
             self._open(resume, overwrite)
         except BaseException:
-            self._unlock()
+            self._lock.release()
             raise
 
     def run(self) -> int:
@@ -116,7 +117,7 @@ class AdaptationRun:
         try:
             return self._run()
         finally:
-            self._unlock()
+            self._lock.release()
 
     def _run(self) -> int:
         started = time.perf_counter()
@@ -124,6 +125,7 @@ class AdaptationRun:
         # a fault is told by this run; the engine's own log would repeat it with the whole chain of transforms
         engine.logger.disabled = True
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check_prediction)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._commit)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fault)
         pending = [c for c in self.discovery.cases if c["case"] not in self.finished]
@@ -141,16 +143,12 @@ class AdaptationRun:
                 pending = [c for c in pending if c["case"] not in done]
         return self._close(time.perf_counter() - started)
 
-    def _unlock(self) -> None:
-        self._lock.release()
-        with contextlib.suppress(OSError):
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-
     def _check_evaluator(self) -> None:
         engine = self.evaluator
         if engine.data_loader.batch_size != 1:
             raise GrataError(
-                f"dataloader#batch_size: cases are taken one at a time here, got {engine.data_loader.batch_size}. Leave it at 1."
+                f"dataloader#batch_size: cases are taken one at a time here, got {engine.data_loader.batch_size}. Leave it "
+                "at 1."
             )
         if not isinstance(engine.data_loader.sampler, SequentialSampler):
             raise GrataError("dataloader#shuffle: cases are taken in order here, so that a run can go on. Leave it false.")
@@ -164,20 +162,23 @@ class AdaptationRun:
 
     def _open(self, resume: bool, overwrite: bool) -> None:
         state_file, journal = self.output_dir / _STATE, self.output_dir / JOURNAL
+        if resume and overwrite:
+            raise GrataError("resume, overwrite: the one goes on with the earlier run, the other removes it. Give one of them.")
         if resume and state_file.is_file():
             self._resume(_read_state(state_file))
         elif overwrite:
             self._remove_earlier_run()
         elif resume and self._finished_without_state():
             raise GrataError(
-                f"resume: the run in {self.output_dir} has lost its {_STATE}. Put it back, add --overwrite true to start anew, "
-                "or choose another folder."
+                f"resume: the run in {self.output_dir} has lost its {_STATE}. Put it back, start anew with --overwrite true "
+                "instead, or choose another folder."
             )
         elif not resume and (state_file.exists() or journal.exists()):
             raise GrataError(
                 f"output_dir: {self.output_dir} holds the results of an earlier run. Add --resume true to go on with it, "
                 "--overwrite true to replace it, or choose another folder."
             )
+        self._remove_unfinished()
         remove_leftovers(self.output_dir)
         if self.adaptation.journal is not None:
             self.adaptation.journal.keep(set(self.finished))
@@ -193,7 +194,8 @@ class AdaptationRun:
         if changed or state["source"] != self._source_hash:
             other = f"other settings ({', '.join(changed)})" if changed else "other weights"
             raise GrataError(
-                f"resume: the run in {self.output_dir} had {other}. Give the same ones, or start anew in another output_dir."
+                f"resume: the run in {self.output_dir} had {other}. Give the same ones, or start anew in another "
+                "output_dir."
             )
         self.finished = list(state["finished"])
         self.outputs.scores = json.loads(state["scores"])
@@ -208,6 +210,19 @@ class AdaptationRun:
         cases = {str(line["case"]) for line in journal.lines() if "case" in line}
         for path in (*(self.output_dir / name for name in _TABLES), *(p for c in cases for p in self.outputs.paths(c))):
             path.unlink(missing_ok=True)
+
+    def _begin(self, engine: Engine) -> None:
+        """Note the case whose outputs are about to be written: a killed run must not leave them behind unnoticed."""
+        with atomic_write(self.output_dir / _BEGUN) as temporary:
+            temporary.write_text("\n".join(map(str, engine.state.batch["case"])), encoding="utf-8")
+
+    def _remove_unfinished(self) -> None:
+        begun = self.output_dir / _BEGUN
+        if begun.is_file():
+            for case in begun.read_text(encoding="utf-8").splitlines():
+                if case not in self.finished:
+                    self.outputs.remove(case)
+            begun.unlink()
 
     def _check_prediction(self, engine: Engine) -> None:
         """Postprocessing would turn a prediction of NaN into an empty segmentation, which reads like a finding."""
@@ -253,6 +268,7 @@ class AdaptationRun:
             self._stopped_by = stopped
         with contextlib.suppress(OSError):
             self.outputs.remove(case)
+            (self.output_dir / _BEGUN).unlink(missing_ok=True)
         self.faults.append(Fault(case, message))
         self._bar.update(1)
         if self._committed is not None:
@@ -285,6 +301,7 @@ class AdaptationRun:
             if scores:
                 write_scores(scores, self.output_dir / "scores.csv")
                 overview_figure(scores, self.output_dir / "overview.png")
+            (self.output_dir / _BEGUN).unlink(missing_ok=True)
             write_summary(self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings)
         except GrataError as error:
             unwritten = error
@@ -316,4 +333,4 @@ def _read_state(path: Path) -> dict[str, Any]:
     # A damaged archive or pickle raises any of many kinds of exception.
     except Exception:
         state = None
-    raise GrataError(f"resume: {path} is damaged or not the state of a run. Add --overwrite true to start anew.")
+    raise GrataError(f"resume: {path} is damaged or not the state of a run. Start anew with --overwrite true instead.")
