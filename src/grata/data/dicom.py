@@ -35,12 +35,14 @@ __all__ = [
     "Instance",
     "align_header",
     "describe_series",
+    "error_reason",
     "is_named_dicom",
     "quiet_libraries",
     "read_instance",
     "read_series",
     "read_volume",
     "series_geometry",
+    "series_identifiers",
     "sort_series",
 ]
 
@@ -51,15 +53,7 @@ _DERIVED_MODALITIES = {"SEG", "RTDOSE", "PR", "KO", "SR", "REG"}
 
 
 class BrokenFileError(Exception):
-    """A file that is meant to be a DICOM image but cannot be used; the message says why, without naming the file.
-
-    Attributes:
-        identifiers: strings that must not be shown; empty when the header could not be read.
-    """
-
-    def __init__(self, message: str, identifiers: frozenset[str] = frozenset()) -> None:
-        super().__init__(message)
-        self.identifiers = identifiers
+    """A file that is meant to be a DICOM image but cannot be used; the message says why, without naming the file."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +162,7 @@ def read_series(paths: Sequence[str | os.PathLike[str]]) -> list[Instance]:
         GrataError: a file cannot be read, or the files are not one regular volume.
     """
     instances = [_read_known_instance(path, number, len(paths)) for number, path in enumerate(paths, 1)]
-    name = describe_series(paths, _identifiers(instances))
+    name = describe_series(paths, series_identifiers(instances))
     if len({instance.series for instance in instances}) > 1:
         raise GrataError(f"{name}: the files belong to several series. Give the files of one series.")
     try:
@@ -191,7 +185,7 @@ def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
         GrataError: a file cannot be read or decoded, or the files are not one regular volume.
     """
     ordered = read_series(paths)
-    identifiers = _identifiers(ordered)
+    identifiers = series_identifiers(ordered)
     geometry = series_geometry(ordered)
     # Distances were checked against their median; highdicom compares them with their mean.
     tolerances = {"atol": 2 * spacing_tolerance(geometry.spacing[2]), "perpendicular_tol": 0.01}
@@ -205,7 +199,7 @@ def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
     except Exception as error:
         name = describe_series(paths, identifiers)
         raise GrataError(
-            f"{name} cannot be read ({_reason(error, identifiers)}). Export the series again, uncompressed if need be."
+            f"{name} cannot be read ({error_reason(error, identifiers)}). Export the series again, uncompressed if need be."
         ) from error
     # Slices may be rounded differently from each other: the headers alone decide, as they do for what is written.
     return geometry.with_array(_column_row_slice(volume).array)
@@ -285,13 +279,11 @@ def _is_image(header: Dataset) -> bool:
     if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return False
     if "SOPClassUID" not in header or "SeriesInstanceUID" not in header:
-        raise BrokenFileError("its DICOM header is truncated: it names no series", patient_identifiers(header))
+        raise BrokenFileError("its DICOM header is truncated: it names no series")
     if "Rows" in header and "Columns" in header:
         return header.get("Modality") not in _DERIVED_MODALITIES
     if header.SOPClassUID.name.endswith("Image Storage"):
-        raise BrokenFileError(
-            "its DICOM header is truncated: it is an image without rows and columns", patient_identifiers(header)
-        )
+        raise BrokenFileError("its DICOM header is truncated: it is an image without rows and columns")
     return False
 
 
@@ -417,7 +409,8 @@ def _read_known_instance(path: str | os.PathLike[str], number: int, count: int) 
     return instance
 
 
-def _identifiers(instances: Sequence[Instance]) -> frozenset[str]:
+def series_identifiers(instances: Sequence[Instance]) -> frozenset[str]:
+    """Return the strings that must not be shown, of all instances."""
     return frozenset().union(*(instance.identifiers for instance in instances))
 
 
@@ -434,7 +427,7 @@ def _read_slices(
         except Exception as error:
             raise GrataError(
                 f"DICOM file {_shown(instance.path, identifiers)}: its pixel data cannot be decoded "
-                f"({_reason(error, identifiers)}). The file is damaged or its transfer syntax is not supported: export "
+                f"({error_reason(error, identifiers)}). The file is damaged or its transfer syntax is not supported: export "
                 "the series again, uncompressed if need be."
             ) from error
         datasets.append(dataset)
@@ -477,10 +470,11 @@ def quiet_libraries() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _reason(error: Exception, identifiers: frozenset[str]) -> str:
+def error_reason(error: Exception, identifiers: frozenset[str]) -> str:
+    """Return what a library says of a failure, in one line and without the patient's identity."""
     text = " ".join(str(error).split()) or type(error).__name__
     return remove_identifiers(text if len(text) <= 200 else f"{text[:200]}…", identifiers)
 
 
-def _shown(path: str | os.PathLike[str], identifiers: frozenset[str] | tuple) -> str:
+def _shown(path: str | os.PathLike[str], identifiers: frozenset[str]) -> str:
     return f"'{remove_identifiers(Path(path).name, identifiers)}'"

@@ -16,7 +16,15 @@ from tqdm import tqdm
 
 from ..errors import GrataError
 from ..files import JOURNAL, SEGMENTATIONS
-from .dicom import BrokenFileError, Instance, is_named_dicom, read_instance, series_geometry, sort_series
+from .dicom import (
+    BrokenFileError,
+    Instance,
+    is_named_dicom,
+    read_instance,
+    series_geometry,
+    series_identifiers,
+    sort_series,
+)
 from .geometry import GeometryError
 from .identifiers import printable, remove_identifiers, safe_path
 from .labels import LabelIndex, is_label_folder
@@ -107,7 +115,7 @@ def discover(
     common = {"site": site or "unknown"}
 
     instances, broken = _read_instances(files.other)
-    identifiers = frozenset().union(*(instance.identifiers for instance in instances))
+    identifiers = series_identifiers(instances)
     result = Discovery()
     for folder in files.unreadable:
         name = safe_path(folder, root)
@@ -186,7 +194,7 @@ def _is_regular(path: Path) -> bool:
         return True
 
 
-def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[Path, BrokenFileError]]]:
+def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[Path, str]]]:
     instances, broken = [], []
     # None leaves the decision to tqdm: no bar unless a person is watching.
     disable = True if len(paths) < _FILES_FOR_PROGRESS else None
@@ -194,7 +202,7 @@ def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[P
         try:
             instance = read_instance(path)
         except BrokenFileError as error:
-            broken.append((path, error))
+            broken.append((path, str(error)))
         else:
             if instance is not None:
                 instances.append(instance)
@@ -204,15 +212,17 @@ def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[P
 def _nifti_ids(paths: Sequence[Path], root: Path, identifiers: frozenset[str]) -> list[tuple[Path, str]]:
     """Name NIfTI cases by their stem, with as much of the path as makes them unique."""
 
-    def folder(path: Path) -> list[str]:
-        return [re.sub(r"[\[\]]", "", remove_identifiers(part, identifiers)) for part in _folders(path, root)]
+    def longer(path: Path) -> str:
+        folders = [re.sub(r"[\[\]]", "", remove_identifiers(part, identifiers)) for part in _folders(path, root)]
+        return printable("-".join((*folders, nifti_stem(path))))
+
+    def hashed(path: Path) -> str:
+        return f"{longer(path)}-{_digest(_relative(path, root))}"
 
     ids = [printable(nifti_stem(path)) for path in paths]
-    longer = [printable("-".join((*folder(path), nifti_stem(path)))) for path in paths]
-    hashed = [f"{name}-{_digest(_relative(path, root))}" for name, path in zip(longer, paths, strict=True)]
-    for replacement in (longer, hashed):
+    for name in (longer, hashed):
         counts = Counter(ids)
-        ids = [new if counts[old] > 1 else old for old, new in zip(ids, replacement, strict=True)]
+        ids = [name(path) if counts[old] > 1 else old for old, path in zip(ids, paths, strict=True)]
     return list(zip(paths, ids, strict=True))
 
 
@@ -258,7 +268,7 @@ def _check_label(label: Path, shown: str, shape: Sequence[int], affine: np.ndarr
 def _add_dicom(
     result: Discovery,
     instances: Sequence[Instance],
-    broken: Sequence[tuple[Path, BrokenFileError]],
+    broken: Sequence[tuple[Path, str]],
     modality: str | None,
     description: str | None,
     labels: LabelIndex,
@@ -278,10 +288,10 @@ def _add_dicom(
     defects = {}
     for path, reason in broken:
         neighbours = by_folder.get(path.parent, set())
-        # Its own header cannot be trusted to name the patient, and its neighbours may be of others.
-        name = safe_path(path, root)
         if not neighbours and not is_named_dicom(path):
             continue
+        # Its own header cannot be trusted to name the patient, and its neighbours may be of others.
+        name = safe_path(path, root)
         message = f"DICOM file '{name}' cannot be used: {reason}. Copy or export it again."
         if len(neighbours) == 1:
             # It can only be a slice of this series, which would be read one slice short.
@@ -303,7 +313,7 @@ def _add_series(
     common: dict,
 ) -> None:
     first = group[0]
-    identifiers = frozenset().union(*(instance.identifiers for instance in group))
+    identifiers = series_identifiers(group)
     case = f"{first.modality.lower()}-series{first.number:03d}-{_digest(first.series)}"
     folder = printable(remove_identifiers(_relative(Path(first.path).parent, root), identifiers))
     name = f"DICOM series {case} ({len(group)} file{'s' * (len(group) > 1)}, in '{folder}')"

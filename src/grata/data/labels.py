@@ -49,8 +49,7 @@ class LabelIndex:
     def __init__(self, nifti_files: Iterable[Path], label_folders: Iterable[Path], labels_dir: Path | None):
         self._labels_dir = None if labels_dir is None else _index(labels_dir)
         self._label_folders = {_folded(folder): _index(folder) for folder in label_folders}
-        self._images = {(path.parent, nifti_stem(path).lower()) for path in nifti_files}
-        self._images |= {(path.parent, name) for path in nifti_files for name in image_stems(path)}
+        self._images = {(path.parent, name) for path in nifti_files for name in image_stems(path)}
         self._labels: dict[tuple[Path, str], list[Path]] = {}
         for path in nifti_files:
             if self.is_label(path):

@@ -25,9 +25,16 @@ from pydicom.uid import generate_uid
 from .. import __version__
 from ..errors import GrataError
 from ..files import atomic_write
-from .dicom import Instance, align_header, quiet_libraries, read_series, series_geometry
+from .dicom import (
+    Instance,
+    align_header,
+    error_reason,
+    quiet_libraries,
+    read_series,
+    series_geometry,
+    series_identifiers,
+)
 from .geometry import Plane, order_planes
-from .identifiers import remove_identifiers
 from .nifti import load_nifti, save_nifti
 
 __all__ = ["write_dicom_seg", "write_nifti"]
@@ -98,7 +105,6 @@ def write_dicom_seg(
     unknown = sorted(set(np.unique(labels).tolist()) - {0} - {int(segment["value"]) for segment in segments})
     if unknown:
         raise ValueError(f"No segment describes the label values {unknown}")
-    identifiers = frozenset().union(*(instance.identifiers for instance in instances))
     try:
         with quiet_libraries():
             sources = [_completed(instance, instances[0].planes[0], thickness) for instance in instances]
@@ -110,8 +116,8 @@ def write_dicom_seg(
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise GrataError(
             f"No DICOM SEG can be made for case '{case['case']}': its series lacks or misstates what the format needs "
-            f"({remove_identifiers(' '.join(str(error).split()), identifiers)}). Export the series again, or convert it to "
-            "NIfTI, for which no DICOM SEG is written."
+            f"({error_reason(error, series_identifiers(instances))}). Export the series again, or convert it to NIfTI, for "
+            "which no DICOM SEG is written."
         ) from error
 
 

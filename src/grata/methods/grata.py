@@ -147,7 +147,7 @@ class GraTa(Method):
         return dataclasses.replace(records[-1], flags=flags, steps=tuple(records))
 
     def _step(self, x: torch.Tensor, strong: torch.Tensor | None) -> GraTaRecord:
-        theta = {name: p.detach().clone() for name, p in self.parameters.items()}
+        theta = self._copy()
 
         auxiliary_loss, g_aux = self._loss_and_gradient(
             x, lambda logits: entropy_loss(logits, self.activation, self.entropy)

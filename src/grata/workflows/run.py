@@ -326,11 +326,9 @@ def _hash(network: torch.nn.Module) -> str:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    try:
+    # A damaged archive or pickle raises any of many kinds of exception.
+    with contextlib.suppress(Exception):
         state = torch.load(path, weights_only=True)
         if {"method", "finished", "scores", "volumes", "skipped", "settings", "source"} <= state.keys():
             return state
-    # A damaged archive or pickle raises any of many kinds of exception.
-    except Exception:
-        state = None
     raise GrataError(f"resume: {path} is damaged or not the state of a run. Start anew with --overwrite true instead.")
