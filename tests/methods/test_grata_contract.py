@@ -396,7 +396,7 @@ def test_create_knows_the_methods_and_suggests_the_setting_that_was_meant(make_n
         create("grata", make_network(), {"activation": "sigmoid", "lr": "fast"})
     with pytest.raises(GrataError, match="grata#rho"):
         create("grata", make_network(), {"rhoo": 1})
-    with pytest.raises(GrataError, match="source, ptbn, grata"):
+    with pytest.raises(GrataError, match="source, ptbn, tent, grata"):
         create("gratta", make_network())
 
 

@@ -14,10 +14,11 @@ from .base import Method, StepRecord
 from .grata import GraTa, GraTaRecord
 from .ptbn import PTBN
 from .source import Source
+from .tent import Tent, TentRecord
 
-__all__ = ["METHODS", "PTBN", "GraTa", "GraTaRecord", "Method", "Source", "StepRecord", "check_settings", "create"]
+__all__ = ["METHODS", "PTBN", "GraTa", "GraTaRecord", "Method", "Source", "StepRecord", "Tent", "TentRecord", "check_settings", "create"]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Source, PTBN, GraTa)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Source, PTBN, Tent, GraTa)}
 """Every method by the name that configs use; a class tells what it is in ``summary`` and ``changes``."""
 
 

@@ -1,5 +1,7 @@
 """Networks and their source weights."""
 
+from .branches import BRANCHES
+from .resunet import ResUNet
 from .weights import load_source
 
-__all__ = ["load_source"]
+__all__ = ["BRANCHES", "ResUNet", "load_source"]

@@ -1,0 +1,106 @@
+"""Auxiliary branches that learn from an image alone, on the deepest feature of an encoder (GraTa's ablation)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import GrataError
+
+__all__ = ["BRANCHES", "ROTATIONS", "make_branch"]
+
+ROTATIONS = 6
+"""Classes of the rotation branch: identity, two flips, three quarter turns."""
+
+_WIDTHS = (256, 128, 64, 32)
+
+
+class UpBlock(nn.Module):
+    """Bilinear ×2, 1×1 convolution, ReLU, BN."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, in_channels, H, W)`` to ``(B, out_channels, 2H, 2W)``."""
+        # A 1×1 convolution commutes with interpolation, and costs a quarter before it.
+        return self.norm(F.relu(_double(self.conv(x))))
+
+
+class ImageBranch(nn.Module):
+    """Deepest feature (1/32) to an image of the input's size: reconstruction, denoising."""
+
+    def __init__(self, in_channels: int, image_channels: int) -> None:
+        super().__init__()
+        self.blocks = _blocks(in_channels)
+        self.head = nn.Conv2d(_WIDTHS[-1], image_channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, H, W)`` to logits of the image ``(B, image_channels, 32H, 32W)``."""
+        return _double(self.head(self.blocks(x)))
+
+
+class SuperResolutionBranch(nn.Module):
+    """Deepest feature of an image of half the size to the image: ends in a sub-pixel convolution (ESPCN, CVPR 2016)."""
+
+    def __init__(self, in_channels: int, image_channels: int) -> None:
+        super().__init__()
+        self.blocks = _blocks(in_channels)
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(_WIDTHS[-1], 64, 5, padding=2),
+            nn.Tanh(),
+            nn.Conv2d(64, 32, 3, padding=1),
+            nn.Tanh(),
+            nn.Conv2d(32, image_channels * 4, 3, padding=1),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, H, W)`` to logits of the image ``(B, image_channels, 64H, 64W)``."""
+        return F.pixel_shuffle(self.convolutions(_double(self.blocks(x))), 2)
+
+
+class RotationBranch(nn.Module):
+    """Which of six flips and quarter turns an image was turned by: global pooling and a perceptron of three layers."""
+
+    def __init__(self, in_channels: int, image_channels: int) -> None:
+        super().__init__()
+        self.perceptron = nn.Sequential(
+            nn.Linear(in_channels, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, ROTATIONS)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, H, W)`` to logits ``(B, 6)``."""
+        return self.perceptron(x.mean((2, 3)))
+
+
+BRANCHES: dict[str, Callable[[int, int], nn.Module]] = {
+    "reconstruction": ImageBranch,
+    "denoising": ImageBranch,
+    "super_resolution": SuperResolutionBranch,
+    "rotation": RotationBranch,
+}
+"""Auxiliary branches by name."""
+
+
+def make_branch(name: str, in_channels: int, image_channels: int) -> nn.Module:
+    """The branch called ``name`` for a feature of ``in_channels``.
+
+    Raises:
+        GrataError: there is no such branch.
+    """
+    if name not in BRANCHES:
+        raise GrataError(f"network_def#branches: there is no branch {name!r}; there are {', '.join(BRANCHES)}.")
+    return BRANCHES[name](in_channels, image_channels)
+
+
+def _blocks(in_channels: int) -> nn.Sequential:
+    return nn.Sequential(*(UpBlock(a, b) for a, b in zip((in_channels, *_WIDTHS), _WIDTHS)))
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

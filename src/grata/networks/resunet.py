@@ -1,0 +1,125 @@
+"""ResUNet: the U-Net with a ResNet encoder that GraTa was published with (AAAI 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets import resnet
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import GrataError
+from .branches import BRANCHES, make_branch
+
+__all__ = ["ResUNet"]
+
+_DEPTHS = (18, 34, 50, 101, 152)
+_WIDTH = 256
+_HEAD_WIDTH = 32
+
+
+class ResUNet(nn.Module):
+    """U-Net with a ResNet encoder, the network of GraTa's experiments (there with depth 34).
+
+    Encoder: ResNet without its classifier, features at 1/2 (after the first ReLU), 1/4, 1/8, 1/16 and 1/32. Decoder: four
+    blocks of 256 channels, ``BN(ReLU(concat(transposed convolution of the deeper map, 1×1 convolution of the skip)))``,
+    then a transposed convolution to 32 channels, BN, ReLU and the 1×1 head. The keys of ``encoder`` are those of
+    torchvision's ResNet.
+
+    Args:
+        out_channels: number of segmentation channels.
+        in_channels: of the image.
+        depth: of the ResNet: 18, 34, 50, 101 or 152.
+        branches: names of auxiliary branches on the deepest feature, see :data:`grata.networks.BRANCHES`; they are
+            called by :meth:`branch`, the forward does not run them.
+
+    Raises:
+        GrataError: unknown depth or branch.
+
+    Example::
+
+        network = ResUNet(out_channels=2, depth=34)
+        logits = network(torch.rand(1, 3, 512, 512))  # (1, 2, 512, 512)
+    """
+
+    def __init__(
+        self, out_channels: int = 2, in_channels: int = 3, depth: int = 34, branches: Sequence[str] = ()
+    ) -> None:
+        super().__init__()
+        if depth not in _DEPTHS:
+            raise GrataError(f"network_def#depth: it is one of {', '.join(map(str, _DEPTHS))}, got {depth!r}.")
+        self.depth = depth
+        # The skip connections of torchvision's ResNet and of the paper are projections: shortcut type B.
+        self.encoder = getattr(resnet, f"resnet{depth}")(
+            spatial_dims=2,
+            n_input_channels=in_channels,
+            conv1_t_size=7,
+            conv1_t_stride=2,
+            shortcut_type="B",
+            bias_downsample=False,
+            feed_forward=False,
+        )
+        expansion = 1 if depth < 50 else 4
+        skips = [256 * expansion, 128 * expansion, 64 * expansion, 64]
+        deepest = 512 * expansion
+        self.decoder = nn.ModuleList(
+            DecoderBlock(channels, skip, _WIDTH) for channels, skip in zip([deepest, _WIDTH, _WIDTH, _WIDTH], skips)
+        )
+        self.up = nn.ConvTranspose2d(_WIDTH, _HEAD_WIDTH, 2, stride=2)
+        self.norm = nn.BatchNorm2d(_HEAD_WIDTH)
+        self.head = nn.Conv2d(_HEAD_WIDTH, out_channels, 1)
+        self.branches = nn.ModuleDict({name: make_branch(name, deepest, in_channels) for name in branches})
+
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Encoder features of ``x`` ``(B, C, H, W)``, from 1/2 to 1/32 of its resolution."""
+        encoder = self.encoder
+        first = encoder.act(encoder.bn1(encoder.conv1(x)))
+        maps = [first, encoder.layer1(encoder.maxpool(first))]
+        for layer in (encoder.layer2, encoder.layer3, encoder.layer4):
+            maps.append(layer(maps[-1]))
+        return maps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits ``(B, out_channels, H, W)`` of images ``(B, in_channels, H, W)``, H and W multiples of 32."""
+        *skips, y = self.features(x)
+        for block, skip in zip(self.decoder, reversed(skips)):
+            y = block(y, skip)
+        return self.head(F.relu(self.norm(self.up(y))))
+
+    def branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Output of an auxiliary branch for ``x`` ``(B, C, H, W)``: an image in logits, or the logits of the rotation.
+
+        Args:
+            name: of the branch.
+            x: what the branch takes: the image, a noisy one, one of half the size, or a view.
+
+        Raises:
+            GrataError: the network was made without this branch.
+        """
+        if name not in self.branches:
+            raise GrataError(
+                f"The network has no {name} branch (its branches: {', '.join(self.branches) or 'none'}). Name it in "
+                f"network_def#branches and train it; there are {', '.join(BRANCHES)}."
+            )
+        return self.branches[name](self.features(x)[-1])
+
+
+class DecoderBlock(nn.Module):
+    """``BN(ReLU(concat(up(y), project(skip))))``, half of the channels from either.
+
+    Args:
+        in_channels: of the deeper map.
+        skip_channels: of the encoder's map at twice the resolution.
+        out_channels: of the result.
+    """
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(in_channels, out_channels // 2, 2, stride=2)
+        self.skip = nn.Conv2d(skip_channels, out_channels // 2, 1)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, y: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """``y`` ``(B, in_channels, H, W)`` and ``skip`` ``(B, skip_channels, 2H, 2W)`` to ``(B, out_channels, 2H, 2W)``."""
+        return self.norm(F.relu(torch.cat([self.up(y), self.skip(skip)], 1)))
