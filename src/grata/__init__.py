@@ -8,6 +8,7 @@ __version__ = version("grata")
 
 _ROOMS = (
     "alignment",
+    "benchmark",
     "data",
     "files",
     "handlers",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grata.errors import GrataError
-from grata.networks import load_source
+from grata.networks import ResUNet, load_encoder, load_source
 
 
 def equal(a, b):
@@ -71,3 +71,94 @@ def test_files_that_are_no_weights_are_named(make_network, tmp_path, name):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(GrataError, match=name):
         load_source(make_network(3), tmp_path / name, "cpu")
+
+
+def split(state):
+    branches = {key: value for key, value in state.items() if key.startswith("branches.")}
+    return {key: value for key, value in state.items() if key not in branches}, branches
+
+
+@pytest.fixture
+def files(make_resunet, tmp_path):
+    """A ResUNet with two branches, and its weights in two files."""
+    network = make_resunet(branches=("denoising", "rotation"))
+    for name, state in zip(("model.pt", "branches.pt"), split(network.state_dict())):
+        torch.save(state, tmp_path / name)
+    return network, tmp_path / "model.pt", tmp_path / "branches.pt"
+
+
+def test_weights_in_several_files_are_loaded_as_one(files):
+    network, model, branches = files
+    loaded = load_source(ResUNet(depth=18, branches=["denoising", "rotation"]), [str(model), branches], "cpu")
+    assert equal(loaded, network)
+    plain = load_source(ResUNet(depth=18), [model], "cpu")
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(plain.eval()(x), network(x))
+
+
+@pytest.mark.parametrize(
+    "branches, names, message",
+    [
+        ([], ["model.pt", "branches.pt"], r"branches: denoising, rotation; network_def#branches names: none"),
+        (["rotation"], ["model.pt", "branches.pt"], r"Set network_def#branches to \['denoising', 'rotation'\]"),
+        (["denoising"], ["model.pt"], r"branches: none; network_def#branches names: denoising.*\[model.pt, branches.pt\]"),
+        (["denoising", "rotation"], ["branches.pt"], "missing, e.g. encoder.conv1.weight.*Give the weights of this"),
+        ([], ["model.pt", "model.pt"], "holds 165 weights that a file before it holds too, e.g. decoder.0.norm.bias"),
+        ([], ["model.pt", "absent.pt"], "absent.pt does not exist"),
+        ([], ["model.pt", "model.ts"], "model.ts is a whole network"),
+        ([], [], "name a file or a list of files, got"),
+        ([], [3], "name a file or a list of files, got"),
+    ],
+)
+def test_files_that_do_not_make_up_the_network_are_refused(files, branches, names, message):
+    folder = files[1].parent
+    (folder / "model.ts").write_bytes(b"")
+    names = [folder / name if isinstance(name, str) else name for name in names]
+    with pytest.raises(GrataError, match=message):
+        load_source(ResUNet(depth=18, branches=branches), names, "cpu")
+
+
+def test_half_precision_on_disk_leaves_the_network_in_single_precision(make_resunet, tmp_path):
+    network = make_resunet(branches=())
+    halves = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
+    torch.save(halves, tmp_path / "model.pt")
+    loaded = load_source(ResUNet(depth=18), tmp_path / "model.pt", "cpu").eval()
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32, torch.int64}
+    assert torch.equal(loaded.head.weight, network.head.weight.half().float())
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x).sigmoid(), network(x).sigmoid(), rtol=0, atol=0.02)
+
+
+IMAGENET = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+
+
+@pytest.mark.parametrize("counters", [True, False])
+def test_encoder_takes_imagenet_weights_but_the_classifier(make_resunet, tmp_path, counters):
+    trained, network = make_resunet(seed=1), make_resunet(seed=2)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    state = trained.encoder.state_dict() | IMAGENET
+    if not counters:
+        state = {key: value for key, value in state.items() if "num_batches" not in key}
+    torch.save(state, tmp_path / "resnet18.pth")
+    assert load_encoder(network, tmp_path / "resnet18.pth") == ["fc.weight", "fc.bias"]
+    assert equal(network.encoder, trained.encoder)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items() if not k.startswith("encoder."))
+
+
+def test_encoder_refuses_weights_of_another_network(make_resunet, make_network, tmp_path):
+    path = tmp_path / "resnet18.pth"
+    state = make_resunet(branches=()).encoder.state_dict()
+    torch.save(state | IMAGENET, path)
+    with pytest.raises(GrataError, match="missing, e.g. layer1.2.conv1.weight"):
+        load_encoder(ResUNet(depth=34), path)
+    with pytest.raises(GrataError, match="3 channels, this network takes 1"):
+        load_encoder(ResUNet(in_channels=1, depth=18), path)
+    with pytest.raises(GrataError, match="UNet has no ResNet encoder"):
+        load_encoder(make_network(2), path)
+    with pytest.raises(GrataError, match="absent.pth is no file"):
+        load_encoder(ResUNet(depth=18), tmp_path / "absent.pth")
+    for key, value in (("extra.weight", torch.rand(1)), ("bn1.weight", None)):
+        torch.save({k: v for k, v in (state | {key: value}).items() if v is not None}, path)
+        with pytest.raises(GrataError, match=f"e.g. {key}"):
+            load_encoder(ResUNet(depth=18), path)

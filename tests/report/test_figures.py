@@ -50,6 +50,16 @@ def test_each_outline_appears_in_its_colour_when_it_has_something_to_show(tmp_pa
         assert coloured(draw(tmp_path / "less.png", volume(), outlines), colour) == 0
 
 
+def test_a_picture_is_shown_in_its_own_colours(tmp_path):
+    image = np.zeros((40, 60, 3))
+    image[..., 0], image[..., 1] = 200.0, 100.0
+    pixels = draw(tmp_path / "colour.png", image, {"adapted": box((40, 60))}, (1.0, 1.0))
+    left = pixels[BELOW_LEGEND:-60, : pixels.shape[1] // 4].reshape(-1, 3)
+    colours, counts = np.unique(left, axis=0, return_counts=True)
+    assert np.abs(colours[counts.argmax()] - (255, 128, 0)).max() <= 1
+    assert coloured(pixels, BLUE) > 100
+
+
 def test_outline_lies_on_the_edge_of_the_mask(tmp_path):
     image = np.zeros((40, 40))
     image[7:34, 4:35] = 1

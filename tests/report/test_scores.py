@@ -9,6 +9,7 @@ from grata.errors import GrataError
 from grata.report import MEAN_CLASS, case_scores, read_scores, summarise_scores, write_scores
 
 CLASSES = {1: "anterior", 2: "posterior"}
+METRICS = ("dice", "hd95", "assd")
 
 
 def blobs(seed: int, shape: tuple[int, ...], threshold: float = 0.02) -> np.ndarray:
@@ -49,7 +50,7 @@ def test_two_points_are_as_far_apart_as_the_spacing_says():
     prediction, label = np.zeros((2, 9, 9, 9), int)
     prediction[4, 4, 2] = label[4, 4, 6] = 1
     (row,) = case_scores(prediction, label, {1: "organ"}, (1.0, 1.0, 2.5))
-    assert row == {"class": "organ", "dice": 0.0, "hd95": 10.0, "assd": 10.0}
+    assert row == {"class": "organ", "dice": 0.0, "hd95": 10.0, "assd": 10.0, "unit": "mm"}
 
 
 def test_scores_are_symmetric_perfect_for_equal_maps_and_blind_to_turning_the_grid():
@@ -59,8 +60,25 @@ def test_scores_are_symmetric_perfect_for_equal_maps_and_blind_to_turning_the_gr
     swapped = case_scores(b, a, CLASSES, spacing)
     turned = case_scores(a.transpose(2, 0, 1)[::-1].copy(), b.transpose(2, 0, 1)[::-1].copy(), CLASSES, (3.0, 1.0, 2.0))
     for one, other in zip(forwards * 2, swapped + turned, strict=True):
-        assert list(one.values())[1:] == pytest.approx(list(other.values())[1:], rel=1e-6)
-    assert [list(row.values())[1:] for row in case_scores(a, a, CLASSES, spacing)] == [[1.0, 0.0, 0.0]] * 2
+        assert [one[key] for key in METRICS] == pytest.approx([other[key] for key in METRICS], rel=1e-6)
+    assert [list(row.values())[1:] for row in case_scores(a, a, CLASSES, spacing)] == [[1.0, 0.0, 0.0, "mm"]] * 2
+
+
+def test_distances_on_a_picture_are_in_pixels():
+    prediction, label = np.zeros((2, 9, 9), int)
+    prediction[4, 2] = label[4, 6] = 1
+    (row,) = case_scores(prediction, label, {1: "organ"}, None)
+    assert row == {"class": "organ", "dice": 0.0, "hd95": 4.0, "assd": 4.0, "unit": "px"}
+
+
+def test_a_class_that_includes_others_is_scored_as_their_union():
+    a, b = blobs(6, (20, 20)), blobs(7, (20, 20))
+    disc, cup = case_scores(a, b, {1: "disc", 2: "cup"}, None, includes={1: (2,)})
+    (union,) = case_scores(a > 0, b > 0, {1: "disc"}, None)
+    assert disc == union != cup
+    assert cup == case_scores(a, b, {1: "rim", 2: "cup"}, None)[1]
+    # A label map may lack the part: here the cup, which belongs to the disc.
+    assert case_scores(a, (a > 0).astype(int), {1: "disc", 2: "cup"}, None, includes={1: (2,)})[0]["dice"] == 1.0
 
 
 @pytest.mark.parametrize("convert", [np.float32, np.uint16, np.int64, torch.as_tensor])
@@ -75,7 +93,7 @@ def test_absent_structures(recwarn):
     assert all(math.isnan(both[key]) for key in ("dice", "hd95", "assd"))
     for prediction, label in ((empty, full), (full, empty)):
         (row,) = case_scores(prediction, label, {1: "organ"}, (1, 1, 1))
-        assert row == {"class": "organ", "dice": 0.0, "hd95": math.inf, "assd": math.inf}
+        assert row == {"class": "organ", "dice": 0.0, "hd95": math.inf, "assd": math.inf, "unit": "mm"}
     assert not recwarn
 
 
@@ -94,17 +112,18 @@ def test_what_cannot_be_scored_is_refused(prediction, label, spacing, message):
         case_scores(prediction, label, CLASSES, spacing)
 
 
-def row(case, dice, variant="source", name="organ", hd95=1.0, assd=0.5, site="A"):
-    return {"case": case, "site": site, "variant": variant, "class": name, "dice": dice, "hd95": hd95, "assd": assd}
+def row(case, dice, variant="source", name="organ", hd95=1.0, assd=0.5, site="A", unit="mm"):
+    distances = {"hd95": hd95, "assd": assd, "unit": unit}
+    return {"case": case, "site": site, "variant": variant, "class": name, "dice": dice, **distances}
 
 
 def test_scores_survive_the_file(tmp_path):
-    rows = [row("b, 2", 0.123456789), row("a", math.nan, hd95=math.inf, assd=math.nan, site="")]
+    rows = [row("b, 2", 0.123456789), row("a", math.nan, hd95=math.inf, assd=math.nan, site="", unit="px")]
     path = tmp_path / "scores.csv"
     write_scores(rows, path)
     assert path.read_text() == (
-        'case,site,variant,class,dice,hd95,assd\n"b, 2",A,source,organ,0.123457,1.000000,0.500000\n'
-        "a,,source,organ,nan,inf,nan\n"
+        'case,site,variant,class,dice,hd95,assd,unit\n"b, 2",A,source,organ,0.123457,1.000000,0.500000,mm\n'
+        "a,,source,organ,nan,inf,nan,px\n"
     )
     first, second = read_scores(path)
     assert first == row("b, 2", 0.123457)
@@ -123,7 +142,9 @@ def test_a_failed_write_leaves_the_older_table(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("text", ["", "case,dice\na,1\n", "case,site,variant,class,dice,hd95,assd\na,b,c,d,high,1,1\n"])
+@pytest.mark.parametrize(
+    "text", ["", "case,dice\na,1\n", "case,site,variant,class,dice,hd95,assd,unit\na,b,c,d,high,1,1,mm\n"]
+)
 def test_a_file_that_is_no_score_table_is_refused(tmp_path, text):
     path = tmp_path / "scores.csv"
     path.write_text(text)
@@ -189,6 +210,14 @@ def test_missing_structures_in_the_means():
     assert math.isnan(cup["hd95"]) and math.isnan(cup["assd"])
     assert mean["class"] == MEAN_CLASS
     assert (mean["dice"], mean["hd95"], mean["distances_left_out"]) == (pytest.approx((0.8 + 0.3) / 2), 2.0, 1)
+
+
+def test_distances_in_different_units_are_not_averaged():
+    alike = summarise_scores([row("a", 0.8, unit="px"), row("b", 0.6, unit="px", hd95=3.0)])[0]
+    assert (alike["unit"], alike["hd95"], alike["distances_left_out"]) == ("px", 2.0, 0)
+    mixed = summarise_scores([row("a", 0.8, unit="px"), row("b", 0.6)])[0]
+    assert mixed["unit"] == "" and math.isnan(mixed["hd95"]) and mixed["distances_left_out"] == 2
+    assert mixed["dice"] == pytest.approx(0.7)
 
 
 def test_a_case_cannot_be_counted_twice():

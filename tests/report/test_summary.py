@@ -72,6 +72,14 @@ def test_text_for_the_terminal(tmp_path):
     assert "    -, source, posterior: 1 of 2" in lines
 
 
+def test_distances_carry_their_unit(tmp_path):
+    row = {"case": "a", "site": "", "variant": "source", "class": "disc", "dice": 0.5, "hd95": 4.0, "assd": 1.0}
+    for unit in ("mm", "px"):
+        scores = summarise_scores([{**row, "unit": unit}])
+        text = format_summary(**{**RUN, "scores": scores}, seconds=1.0, output_dir=tmp_path)
+        assert f"4.00 {unit}" in text and f"1.00 {unit}" in text and ("mm" in text) == (unit == "mm")
+
+
 def test_text_without_labels_or_faults_says_no_more_than_that(tmp_path):
     text = format_summary(**{**RUN, "faults": [], "scores": []}, seconds=1.0, output_dir=tmp_path)
     assert text == f"grata (grata 0.1.0): 2 of 3 cases finished in 1.0 s\n\nOutputs: {tmp_path}"

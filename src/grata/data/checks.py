@@ -11,6 +11,7 @@ from monai.utils import ImageMetaKey
 
 from ..errors import GrataError
 from .nifti import is_nifti
+from .pictures import is_picture
 
 __all__ = ["CheckLabeld", "CheckScand"]
 
@@ -51,6 +52,13 @@ class CheckScand(MapTransform):
             raise GrataError(
                 f"{name} is {spatial_dims}D ({shape} voxels), but this bundle wants {self.spatial_dims}D images. Give "
                 f"it a {self.spatial_dims}D image."
+            )
+        if spatial_dims == 2 and {channels, self.channels} == {1, 3}:
+            found, wanted = ("grey", "colour") if self.channels == 3 else ("in colour", "grey values")
+            raise GrataError(
+                f"{name} is {found} ({channels} channel{'s' * (channels > 1)}), but this bundle wants {wanted} "
+                f"({self.channels}). Give it the image in the form that the network was trained on: no colour is made up "
+                "here, and none left out."
             )
         if channels != self.channels:
             raise GrataError(
@@ -109,4 +117,4 @@ def _name(data: Mapping[Hashable, Any], key: Hashable) -> str:
         return f"Case '{data['case']}' ({key})"
     path = data[key].meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") if isinstance(data[key], MetaTensor) else ""
     # A DICOM file's name may be the patient's.
-    return f"File '{path}'" if is_nifti(path) else f"The DICOM scan under key '{key}'"
+    return f"File '{path}'" if is_nifti(path) or is_picture(path) else f"The DICOM scan under key '{key}'"

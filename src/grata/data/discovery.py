@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..errors import GrataError
 from ..files import JOURNAL, SEGMENTATIONS
+from .case_list import read_case_lists
 from .dicom import (
     BrokenFileError,
     Instance,
@@ -27,14 +28,19 @@ from .dicom import (
 )
 from .geometry import GeometryError
 from .identifiers import printable, remove_identifiers, safe_path
-from .labels import LabelIndex, is_label_folder
-from .nifti import check_nifti, grid_difference, is_nifti, load_nifti, nifti_stem
+from .labels import LabelIndex, is_image_folder, is_label_folder, scan_stem
+from .nifti import check_nifti, grid_difference, is_nifti, load_nifti
+from .pictures import is_label_picture, is_picture, picture_size
 
 __all__ = ["Discovery", "Fault", "discover"]
 
 # Below this number of files indexing is over before a progress bar can be read.
 _FILES_FOR_PROGRESS = 50
+# What an earlier run left in an output folder that lies among the scans.
+_EARLIER_FOLDERS = {SEGMENTATIONS, "figures"}
+_EARLIER_FIGURE = "overview.png"
 
+_REMEDY_2D = "DICOM is read as volumes alone, and this bundle wants 2D images: convert it to PNG or NIfTI."
 _REMEDY = "Export the series again, complete and alone, or leave it out by selecting others (modality, description)."
 
 
@@ -56,9 +62,9 @@ class Discovery:
     """What a folder holds.
 
     Attributes:
-        cases: one dictionary a usable scan, sorted by id. ``case``: unique id. ``image``: path of the NIfTI file, or
-            list of the files of a DICOM series along its slice normal. ``label``: path, only when one was found.
-            ``site``: name of the site. ``format``: ``"nifti"`` or ``"dicom"``.
+        cases: one dictionary a usable scan, sorted by id. ``case``: unique id. ``image``: path of the NIfTI file or of
+            the picture, or list of the files of a DICOM series along its slice normal. ``label``: path, only when one
+            was found. ``site``: name of the site. ``format``: ``"nifti"``, ``"dicom"`` or ``"picture"``.
         faults: the scans that cannot be used.
     """
 
@@ -69,6 +75,7 @@ class Discovery:
 @dataclass
 class _Files:
     nifti: list[Path] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
     other: list[Path] = field(default_factory=list)
     label_folders: list[Path] = field(default_factory=list)
     unreadable: list[Path] = field(default_factory=list)
@@ -81,62 +88,104 @@ def discover(
     labels_dir: str | os.PathLike[str] | None = None,
     site: str | None = None,
     spatial_dims: int = 3,
+    cases_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
 ) -> Discovery:
-    """Index the NIfTI files and DICOM series of a folder and its subfolders.
+    """Index the NIfTI files, DICOM series and pictures of a folder and its subfolders.
 
-    NIfTI is told by its extension, DICOM by its content. Hidden files are passed over, and so are DICOM objects that
-    are no images (DICOMDIR, SEG, SR, RTSTRUCT, ...) and the segmentations of earlier runs (``segmentations`` beside a
-    ``journal.jsonl``). One item is made per Series Instance UID, however the files lie.
+    NIfTI is told by its extension, DICOM by its content, pictures (PNG, JPEG, TIFF, BMP; only for 2D) by their
+    extension. Hidden files are passed over, and so are DICOM objects that are no images (DICOMDIR, SEG, SR, RTSTRUCT,
+    ...) and what earlier runs wrote (``segmentations``, ``figures`` and ``overview.png`` beside a ``journal.jsonl``).
+    One item is made per Series Instance UID, however the files lie. Where a folder holds an ``images`` (``imagesTr``,
+    ...) or ``image`` folder, pictures are taken from there and from nowhere else in it: beside it lie masks of the
+    field of view, drawings and the like.
 
     Args:
         dataset_dir: the folder.
         modality: keep only DICOM series of this modality (``"MR"``, ``"CT"``), in any case.
         description: keep only DICOM series whose description contains this text or matches this pattern
-            (``"*T1*post*"``), in any case. NIfTI files carry neither: they are kept whatever is selected.
-        labels_dir: folder of label maps (NIfTI) named like the images, or like the cases for DICOM. Without it labels
-            are looked for in a ``labels`` folder beside ``images`` (also ``labelsTr``, ``imagesTr``) and beside the
-            image as ``<name>_seg``, ``<name>_label`` or ``<name>_mask``.
+            (``"*T1*post*"``), in any case. NIfTI files and pictures carry neither: they are kept whatever is selected.
+        labels_dir: folder of label maps (NIfTI, or pictures for pictures) named like the images, or like the cases for
+            DICOM. Without it labels are looked for in a ``labels``, ``masks`` or ``mask`` folder beside ``images`` or
+            ``image`` (also ``labelsTr``, ``imagesTr``) and beside the image as ``<name>_seg``, ``<name>_label`` or
+            ``<name>_mask``. A picture's label may have another extension than the picture, also ``.gif``.
         site: name of the site the scans come from; ``"unknown"`` by default.
-        spatial_dims: 3 for volumes; 2 for NIfTI images of a single slice. DICOM series are always volumes.
+        spatial_dims: 3 for volumes; 2 for pictures and NIfTI images of a single slice. DICOM series are always volumes.
+        cases_file: one CSV file or several, each a path or a name in ``dataset_dir``: only the images in its column
+            ``image`` are taken, with the label maps in its column ``mask`` (empty for none), all as paths relative to
+            ``dataset_dir``. For NIfTI files and pictures.
 
     Returns:
         The usable cases and the faults. Slice distances may differ by 1 % or 0.01 mm, whichever is larger, direction
-        cosines by 0.001; no geometry is guessed.
+        cosines by 0.001; no geometry is guessed. Of pictures the beginning is read, of the others the headers: that a
+        file is cut short later on shows when it is loaded.
 
     Raises:
-        GrataError: a folder is missing, unreadable or holds no scans, or the selection or ``labels_dir`` matches
-            nothing.
+        GrataError: a folder is missing, unreadable or holds no scans, the selection or ``labels_dir`` matches nothing,
+            or a list of cases cannot be used.
     """
     root = _existing_folder(dataset_dir, "dataset_dir")
     labels_root = None if labels_dir is None else _existing_folder(labels_dir, "labels_dir")
-    modality, description = (None if value is None else str(value) for value in (modality, description))
-    files = _walk(root, labels_root)
-    labels = LabelIndex(files.nifti, files.label_folders, labels_root)
     common = {"site": site or "unknown"}
+    result = Discovery()
+    if cases_file is not None:
+        if labels_root is not None:
+            raise GrataError("cases_file, labels_dir: the list names the labels, in its column mask. Give one of them.")
+        listed = dict(read_case_lists(cases_file, root))
+        for path, case in _file_ids(list(listed), root, frozenset()):
+            missing = [file for file in (path, listed[path]) if file is not None and not file.is_file()]
+            if missing:
+                shown = printable(_relative(missing[0], root))
+                message = f"File '{shown}' is in the list of cases, but not there. Put it back, or correct the list."
+                result.faults.append(Fault(case, message))
+                continue
+            _add_file(result, path, case, listed[path], root, spatial_dims, frozenset(), common)
+        return _sorted(result)
 
+    modality, description = (None if value is None else str(value) for value in (modality, description))
+    files = _walk(root, labels_root, pictures=spatial_dims == 2)
+    nifti_labels = LabelIndex(files.nifti, files.label_folders, labels_root)
+    picture_labels = LabelIndex(files.pictures, files.label_folders, labels_root, is_label_picture)
     instances, broken = _read_instances(files.other)
     identifiers = series_identifiers(instances)
-    result = Discovery()
     for folder in files.unreadable:
         name = safe_path(folder, root)
         result.faults.append(Fault(_hashed("folder", name), f"Folder '{name}' cannot be read: check its permissions."))
-    named = _nifti_ids([path for path in files.nifti if not labels.is_label(path)], root, identifiers)
-    for (path, case), label in zip(named, labels.assign(named, root), strict=True):
-        _add_nifti(result, path, case, label, root, spatial_dims, identifiers, common)
-    _add_dicom(result, instances, broken, modality, description, labels, root, common)
+    images = [path for path in files.nifti if not nifti_labels.is_label(path)]
+    images += [path for path in files.pictures if is_picture(path) and not picture_labels.is_label(path)]
+    named = _file_ids(images, root, identifiers)
+    for index, is_format in ((nifti_labels, is_nifti), (picture_labels, is_picture)):
+        group = [(path, case) for path, case in named if is_format(path)]
+        for (path, case), label in zip(group, index.assign(group, root), strict=True):
+            _add_file(result, path, case, label, root, spatial_dims, identifiers, common)
+    _add_dicom(result, instances, broken, modality, description, nifti_labels, root, spatial_dims, common)
 
     if not result.cases and not result.faults:
-        raise GrataError(
-            f"The folder '{root}' (dataset_dir) holds no NIfTI file and no DICOM image. Name the folder of the scans."
-        )
+        raise GrataError(_nothing_found(root, files, spatial_dims))
     if labels_root is not None and result.cases and not any("label" in case for case in result.cases):
+        first = result.cases[0]
+        extension = ".png" if first["format"] == "picture" else ".nii.gz"
         raise GrataError(
             f"No label map in '{labels_root}' (labels_dir) has the name of a case. Name the labels like the images, "
-            f"here for example '{result.cases[0]['case']}.nii.gz', or leave labels_dir out."
+            f"here for example '{first['case']}{extension}', or leave labels_dir out."
         )
+    return _sorted(result)
+
+
+def _sorted(result: Discovery) -> Discovery:
     result.cases.sort(key=lambda case: case["case"])
     result.faults.sort(key=lambda fault: (fault.case, fault.message))
     return result
+
+
+def _nothing_found(root: Path, files: _Files, spatial_dims: int) -> str:
+    pictures = sum(is_picture(path) for path in files.other)
+    if pictures:
+        return (
+            f"The folder '{root}' (dataset_dir) holds pictures ({pictures}), but no NIfTI file and no DICOM image, and "
+            "this bundle wants volumes. Name the folder of the scans, or take a bundle for pictures."
+        )
+    wanted = "no picture, no NIfTI file" if spatial_dims == 2 else "no NIfTI file"
+    return f"The folder '{root}' (dataset_dir) holds {wanted} and no DICOM image. Name the folder of the scans."
 
 
 def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
@@ -153,8 +202,10 @@ def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
     return path
 
 
-def _walk(root: Path, labels_root: Path | None) -> _Files:
+def _walk(root: Path, labels_root: Path | None, pictures: bool) -> _Files:
     files = _Files()
+    # Folders that lie beside those of the images.
+    beside_images: set[Path] = set()
     if labels_root is None:
         # The folder above may be closed to the user.
         with contextlib.suppress(OSError):
@@ -171,18 +222,28 @@ def _walk(root: Path, labels_root: Path | None) -> _Files:
         visited.add(folder.resolve())
         children = [folder / name for name in sorted(folders) if not name.startswith(".")]
         labelled = [child for child in children if is_label_folder(child, folders)]
-        # The segmentations of an earlier run whose output folder lies among the scans.
-        earlier = SEGMENTATIONS if JOURNAL in names else None
+        image_folders = [child for child in children if is_image_folder(child.name)]
+        if folder in beside_images:
+            beside_images.update(children)
+        elif image_folders:
+            beside_images.update({folder, *children}.difference(image_folders))
+        earlier = _EARLIER_FOLDERS if JOURNAL in names else ()
         files.label_folders += labelled
         skipped = {labels_root.resolve()} if labels_root is not None else set()
         folders[:] = [
             child.name
             for child in children
-            if child not in labelled and child.name != earlier and child.resolve() not in skipped
+            if child not in labelled and child.name not in earlier and child.resolve() not in skipped
         ]
         for name in sorted(names):
-            if not name.startswith(".") and _is_regular(folder / name):
-                (files.nifti if is_nifti(name) else files.other).append(folder / name)
+            if name.startswith(".") or not _is_regular(folder / name):
+                continue
+            if is_nifti(name):
+                files.nifti.append(folder / name)
+            elif not pictures or not is_label_picture(name):
+                files.other.append(folder / name)
+            elif folder not in beside_images and not (JOURNAL in names and name == _EARLIER_FIGURE):
+                files.pictures.append(folder / name)
     return files
 
 
@@ -209,17 +270,17 @@ def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[P
     return instances, broken
 
 
-def _nifti_ids(paths: Sequence[Path], root: Path, identifiers: frozenset[str]) -> list[tuple[Path, str]]:
-    """Name NIfTI cases by their stem, with as much of the path as makes them unique."""
+def _file_ids(paths: Sequence[Path], root: Path, identifiers: frozenset[str]) -> list[tuple[Path, str]]:
+    """Name cases of one file by its stem, with as much of the path as makes them unique."""
 
     def longer(path: Path) -> str:
         folders = [re.sub(r"[\[\]]", "", remove_identifiers(part, identifiers)) for part in _folders(path, root)]
-        return printable("-".join((*folders, nifti_stem(path))))
+        return printable("-".join((*folders, scan_stem(path))))
 
     def hashed(path: Path) -> str:
         return f"{longer(path)}-{_digest(_relative(path, root))}"
 
-    ids = [printable(nifti_stem(path)) for path in paths]
+    ids = [printable(scan_stem(path)) for path in paths]
     for name in (longer, hashed):
         counts = Counter(ids)
         ids = [name(path) if counts[old] > 1 else old for old, path in zip(ids, paths, strict=True)]
@@ -228,10 +289,10 @@ def _nifti_ids(paths: Sequence[Path], root: Path, identifiers: frozenset[str]) -
 
 def _folders(path: Path, root: Path) -> tuple[str, ...]:
     parts = path.relative_to(root).parts[:-1]
-    return parts[1:] if parts and parts[0].startswith("images") else parts
+    return parts[1:] if parts and is_image_folder(parts[0]) else parts
 
 
-def _add_nifti(
+def _add_file(
     result: Discovery,
     path: Path,
     case: str,
@@ -242,17 +303,42 @@ def _add_nifti(
     common: dict,
 ) -> None:
     try:
-        image = load_nifti(path)
-        check_nifti(image, path, spatial_dims)
-        if label is not None:
-            _check_label(label, str(label), image.shape, image.affine, f"NIfTI file '{_relative(path, root)}'")
+        check = _check_nifti_file if is_nifti(path) else _check_picture
+        check(path, label, root, spatial_dims)
     except GrataError as error:
         parent = _relative(path.parent, root)
         message = str(error).replace(f"{root}{os.sep}", "").replace(parent, remove_identifiers(parent, identifiers))
         result.faults.append(Fault(case, printable(message)))
         return
     found = {} if label is None else {"label": str(label)}
-    result.cases.append({"case": case, "image": str(path), **found, **common, "format": "nifti"})
+    file_format = "nifti" if is_nifti(path) else "picture"
+    result.cases.append({"case": case, "image": str(path), **found, **common, "format": file_format})
+
+
+def _check_nifti_file(path: Path, label: Path | None, root: Path, spatial_dims: int) -> None:
+    image = load_nifti(path)
+    check_nifti(image, path, spatial_dims)
+    if label is not None:
+        _check_label(label, str(label), image.shape, image.affine, f"NIfTI file '{_relative(path, root)}'")
+
+
+def _check_picture(path: Path, label: Path | None, root: Path, spatial_dims: int) -> None:
+    if not is_picture(path):
+        raise GrataError(f"File '{path}' is no NIfTI file and no picture by its name. Take it off the list of cases.")
+    if spatial_dims != 2:
+        raise GrataError(f"File '{path}' is a picture, but a volume is wanted. Take it off the list of cases.")
+    size = picture_size(path)
+    if label is None:
+        return
+    if not is_label_picture(label):
+        raise GrataError(f"Label '{label}' is no picture, but its image, '{_relative(path, root)}', is. Convert it to PNG.")
+    found = picture_size(label)
+    if found != size:
+        raise GrataError(
+            f"Label '{label}' has {found[1]} × {found[0]} pixels, but its image, '{_relative(path, root)}', "
+            f"{size[1]} × {size[0]} as it is shown (after its EXIF orientation). Make the label anew at that size, or "
+            "remove it."
+        )
 
 
 def _check_label(label: Path, shown: str, shape: Sequence[int], affine: np.ndarray, image_name: str) -> None:
@@ -273,6 +359,7 @@ def _add_dicom(
     description: str | None,
     labels: LabelIndex,
     root: Path,
+    spatial_dims: int,
     common: dict,
 ) -> None:
     series: dict[str, list[Instance]] = defaultdict(list)
@@ -301,7 +388,7 @@ def _add_dicom(
                 message += f" It may belong to one of the {len(neighbours)} series in its folder: check their extent."
             result.faults.append(Fault(_hashed("file", _relative(path, root)), message))
     for uid, group in selected.items():
-        _add_series(result, group, defects.get(uid), labels, root, common)
+        _add_series(result, group, defects.get(uid), labels, root, spatial_dims, common)
 
 
 def _add_series(
@@ -310,6 +397,7 @@ def _add_series(
     defect: str | None,
     labels: LabelIndex,
     root: Path,
+    spatial_dims: int,
     common: dict,
 ) -> None:
     first = group[0]
@@ -324,7 +412,8 @@ def _add_series(
         geometry = series_geometry(ordered)
     # highdicom raises ValueError for a grid that it does not take.
     except ValueError as error:
-        message = f"{name} cannot be used: {str(error).removesuffix('.')}. {_REMEDY}"
+        remedy = _REMEDY_2D if spatial_dims == 2 else _REMEDY
+        message = f"{name} cannot be used: {str(error).removesuffix('.')}. {remedy}"
         result.faults.append(Fault(case, message))
         return
     label = labels.find_named(case)

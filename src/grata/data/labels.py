@@ -3,60 +3,86 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from .nifti import is_nifti, nifti_stem
 
-__all__ = ["LabelIndex", "is_label_folder"]
+__all__ = ["LabelIndex", "is_image_folder", "is_label_folder", "scan_stem"]
 
 _SUFFIX = re.compile(r"[-_.](seg|segmentation|labels?|mask)$")
 # nnU-Net numbers the channels of an image.
 _CHANNEL = re.compile(r"_0000$")
+_IMAGE_FOLDER = re.compile(r"image(|s\w*)")
+_LABEL_FOLDER = re.compile(r"(labels|masks)(\w*)|mask")
+
+
+def is_image_folder(name: str) -> bool:
+    """Return whether a folder of this name holds images and nothing else: ``images``, ``imagesTr``, ..., ``image``."""
+    return _IMAGE_FOLDER.fullmatch(name.lower()) is not None
 
 
 def is_label_folder(folder: Path, siblings: Iterable[str]) -> bool:
-    """Return whether a folder is the ``labels`` (``labelsTr``, ...) beside an ``images`` (``imagesTr``, ...) folder."""
-    match = re.fullmatch(r"labels(\w*)", folder.name.lower())
-    return match is not None and f"images{match[1]}" in [sibling.lower() for sibling in siblings]
+    """Return whether a folder is the ``labels``, ``masks`` or ``mask`` beside an ``images`` or ``image`` folder.
+
+    ``labelsTr`` belongs to ``imagesTr``, and so on.
+    """
+    match = _LABEL_FOLDER.fullmatch(folder.name.lower())
+    if match is None:
+        return False
+    wanted = {f"images{match[2]}"} if match[2] else {"images", "image"}
+    return not wanted.isdisjoint(sibling.lower() for sibling in siblings)
+
+
+def scan_stem(path: str | os.PathLike[str]) -> str:
+    """Return the file's name without folder and extension."""
+    return nifti_stem(path) if is_nifti(path) else Path(path).stem
 
 
 def label_stem(path: str | os.PathLike[str]) -> str:
     """Return the name of the image that a label map belongs to, lower case: its own without ``_seg`` and the like."""
-    return _SUFFIX.sub("", nifti_stem(path).lower())
+    return _SUFFIX.sub("", scan_stem(path).lower())
 
 
 def image_stems(path: str | os.PathLike[str]) -> list[str]:
     """Return the names by which an image's label is looked for, lower case, in this order."""
-    name = nifti_stem(path).lower()
+    name = scan_stem(path).lower()
     return list(dict.fromkeys((name, _CHANNEL.sub("", name))))
 
 
 class LabelIndex:
     """Label maps by name, in any case of letters.
 
-    Looked for, in this order: in ``labels_dir``; in the ``labels`` folder beside an ``images`` folder (``labelsTr``
-    beside ``imagesTr``); beside the image as ``<name>_seg``, ``<name>_segmentation``, ``<name>_label`` or
-    ``<name>_mask`` (also with ``-`` or ``.``). In a folder of labels the same relative folder goes before the folder
-    itself, which serves images that have a name of their own; a name found twice belongs to neither.
+    Looked for, in this order: in ``labels_dir``; in the ``labels``, ``masks`` or ``mask`` folder (the first that is
+    there) beside an ``images`` or ``image`` folder (``labelsTr`` beside ``imagesTr``); beside the image as
+    ``<name>_seg``, ``<name>_segmentation``, ``<name>_label`` or ``<name>_mask`` (also with ``-`` or ``.``). In a folder
+    of labels the same relative folder goes before the folder itself, which serves images that have a name of their own;
+    a name found twice belongs to neither.
 
     Args:
-        nifti_files: all NIfTI files of the data set.
+        files: the files of the data set that may be images or labels.
         label_folders: folders of labels within the data set, or beside it.
         labels_dir: a further folder of labels, or None.
+        is_label_file: tells by its name whether a file in a folder of labels is one, of the format of ``files``.
     """
 
-    def __init__(self, nifti_files: Iterable[Path], label_folders: Iterable[Path], labels_dir: Path | None):
-        self._labels_dir = None if labels_dir is None else _index(labels_dir)
-        self._label_folders = {_folded(folder): _index(folder) for folder in label_folders}
-        self._images = {(path.parent, name) for path in nifti_files for name in image_stems(path)}
+    def __init__(
+        self,
+        files: Iterable[Path],
+        label_folders: Iterable[Path],
+        labels_dir: Path | None,
+        is_label_file: Callable[[str], bool] = is_nifti,
+    ) -> None:
+        self._labels_dir = None if labels_dir is None else _index(labels_dir, is_label_file)
+        self._label_folders = {_folded(folder): _index(folder, is_label_file) for folder in label_folders}
+        self._images = {(path.parent, name) for path in files for name in image_stems(path)}
         self._labels: dict[tuple[Path, str], list[Path]] = {}
-        for path in nifti_files:
+        for path in files:
             if self.is_label(path):
                 self._labels.setdefault((path.parent, label_stem(path)), []).append(path)
 
     def assign(self, images: Sequence[tuple[Path, str]], root: Path) -> list[Path | None]:
-        """Return the label map of each NIfTI image below ``root``, or None.
+        """Return the label map of each image below ``root``, or None.
 
         Args:
             images: each image with the name of its case.
@@ -92,15 +118,16 @@ class LabelIndex:
         if self._labels_dir is not None:
             return self._labels_dir, str(image.relative_to(root).parent)
         for folder in image.parents:
-            match = re.fullmatch(r"images(\w*)", folder.name.lower())
-            labels = _folded(folder.parent / f"labels{match[1]}") if match else None
-            if labels in self._label_folders:
-                return self._label_folders[labels], str(image.relative_to(folder).parent)
+            if is_image_folder(folder.name):
+                suffix = folder.name.lower().removeprefix("image").removeprefix("s")
+                for name in (f"labels{suffix}", f"masks{suffix}", "mask"):
+                    if (labels := folder.parent / name) in self._label_folders:
+                        return self._label_folders[labels], str(image.relative_to(folder).parent)
         return None, "."
 
     def is_label(self, path: Path) -> bool:
-        """Return whether a NIfTI file is the label map of an image beside it."""
-        name = nifti_stem(path).lower()
+        """Return whether a file is the label map of an image beside it."""
+        name = scan_stem(path).lower()
         return label_stem(path) != name and (path.parent, label_stem(path)) in self._images
 
 
@@ -108,15 +135,15 @@ def _folded(folder: Path) -> Path:
     return folder.with_name(folder.name.lower())
 
 
-def _index(folder: Path) -> dict[tuple[str, str], list[Path]]:
+def _index(folder: Path, is_label_file: Callable[[str], bool]) -> dict[tuple[str, str], list[Path]]:
     """Map (relative folder, name) and (anywhere, name) to label files."""
     index: dict[tuple[str, str], list[Path]] = {}
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         for file in sorted(files):
-            if is_nifti(file) and not file.startswith("."):
+            if is_label_file(file) and not file.startswith("."):
                 path = Path(parent, file)
-                for name in dict.fromkeys((nifti_stem(file).lower(), label_stem(file))):
+                for name in dict.fromkeys((scan_stem(file).lower(), label_stem(file))):
                     index.setdefault((str(path.parent.relative_to(folder)), name), []).append(path)
                     index.setdefault(("*", name), []).append(path)
     return index
@@ -127,5 +154,5 @@ def _lookup(
 ) -> Path | None:
     # Where labels and images share a folder, an image is not its own label.
     found = [path for path in index.get((folder, name), []) if path != image]
-    exact = [path for path in found if nifti_stem(path).lower() == name]
+    exact = [path for path in found if scan_stem(path).lower() == name]
     return next((candidates[0] for candidates in (exact, found) if len(candidates) == 1), None)

@@ -62,8 +62,8 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
         spatial_dims: 3 refuses images of a single slice, 2 refuses volumes.
 
     Raises:
-        GrataError: wrong number of spatial dimensions, complex values, another unit than mm, no or contradictory
-            orientation, singular affine.
+        GrataError: wrong number of spatial dimensions, a single slice across another axis than the third, complex
+            values, another unit than mm, no or contradictory orientation, singular affine.
     """
     header = image.header
     found = sum(size > 1 for size in image.shape[:3])
@@ -72,6 +72,11 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
         raise GrataError(
             f"NIfTI file '{path}' is {found}D ({shape} voxels), but a {spatial_dims}D image is wanted. Give one, or leave "
             "this file out."
+        )
+    if spatial_dims == 2 and 1 in image.shape[:2]:
+        raise GrataError(
+            f"NIfTI file '{path}' is a single slice across its {'first' if image.shape[0] == 1 else 'second'} axis, but the "
+            "third is wanted. Reorder its axes, or leave this file out."
         )
     if image.get_data_dtype().kind == "c":
         raise GrataError(f"NIfTI file '{path}' holds complex values: convert it to a magnitude image.")
@@ -174,7 +179,7 @@ def save_nifti(labels: np.ndarray, reference: nibabel.Nifti1Image | np.ndarray, 
     """Write a label map.
 
     Args:
-        labels: uint8, (H, W, D).
+        labels: uint8, (H, W, D) or (H, W).
         reference: the NIfTI image whose geometry is copied, or a (4, 4) RAS affine in mm.
         path: the file to write, atomically.
 

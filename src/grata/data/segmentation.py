@@ -1,4 +1,4 @@
-"""Write a segmentation in the space of the scan it was made from, as NIfTI or as DICOM SEG."""
+"""Write a segmentation in the space of the scan it was made from, as NIfTI, as DICOM SEG or as PNG."""
 
 import hashlib
 import json
@@ -36,8 +36,9 @@ from .dicom import (
 )
 from .geometry import Plane, order_planes
 from .nifti import load_nifti, save_nifti
+from .pictures import picture_size, save_label_picture
 
-__all__ = ["write_dicom_seg", "write_nifti"]
+__all__ = ["write_dicom_seg", "write_nifti", "write_png"]
 
 # Attributes that a source may lack although the standard asks for them, if only empty (type 2).
 _TYPE_2 = (
@@ -54,8 +55,9 @@ def write_nifti(labels: np.ndarray, case: Mapping[str, Any], path: str | os.Path
     the same bytes.
 
     Args:
-        labels: integers from 0 to 255, (H, W, D), on the voxels of the scan as ``ScanReader`` reads it.
-        case: a case of :func:`grata.data.discover`.
+        labels: integers from 0 to 255, (H, W, D), or (H, W) for a single slice, on the voxels of the scan as
+            ``ScanReader`` reads it.
+        case: a NIfTI or DICOM case of :func:`grata.data.discover`.
         path: the file, ``.nii.gz`` or ``.nii``; its folder exists.
 
     Raises:
@@ -68,7 +70,28 @@ def write_nifti(labels: np.ndarray, case: Mapping[str, Any], path: str | os.Path
     else:
         geometry = series_geometry(read_series(case["image"]))
         reference, shape = geometry.get_affine("RAS"), geometry.spatial_shape
-    save_nifti(_checked(labels, shape), reference, path)
+    # Of a single slice the reader leaves out the third axis.
+    plane = shape[:2] if len(shape) == 3 and shape[2] == 1 else shape
+    save_nifti(_checked(labels, plane).reshape(shape), reference, path)
+
+
+def write_png(labels: np.ndarray, case: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a label map as PNG with a palette, of the size of the picture it was made from.
+
+    The pixel values are the label values; the palette shows the background black and each label in a colour. The map
+    lies on the picture as it is shown, that is, after its EXIF orientation, and carries no orientation of its own and
+    none of the picture's text. The same labels give the same bytes.
+
+    Args:
+        labels: integers from 0 to 255, (rows, columns), on the pixels of the picture as ``ScanReader`` reads it.
+        case: a picture case of :func:`grata.data.discover`.
+        path: the file; its folder exists.
+
+    Raises:
+        GrataError: the picture cannot be read any more, or the file cannot be written.
+        ValueError: ``labels`` has another shape than the picture, or values that are no integers from 0 to 255.
+    """
+    save_label_picture(_checked(labels, picture_size(case["image"])), path)
 
 
 def write_dicom_seg(
@@ -89,7 +112,8 @@ def write_dicom_seg(
         case: a DICOM case of :func:`grata.data.discover`.
         segments: one mapping a segment: ``value`` in ``labels``, ``label`` (text), ``category``, ``type`` and
             optionally ``modifier`` of the type and ``anatomic_region``, each a triplet of code value, coding scheme
-            and meaning.
+            and meaning; optionally ``includes``, further values that belong to the segment too, which then overlaps
+            with theirs.
         path: the file; its folder exists.
         algorithm: name and version of what made the segmentation.
 
@@ -179,13 +203,21 @@ def _checked(labels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def _frames(labels: np.ndarray, instances: Sequence[Instance], segments: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Return segment numbers, (frames, rows, columns), in the order of the source's files or frames."""
-    numbers = np.zeros_like(labels)
-    for number, segment in enumerate(segments, 1):
-        numbers[labels == int(segment["value"])] = number
+    """Return segment numbers, (frames, rows, columns), in the order of the source's files or frames.
+
+    Where segments may overlap: one mask a segment, (frames, rows, columns, segments).
+    """
+    if any(segment.get("includes") for segment in segments):
+        masks = [np.isin(labels, [segment["value"], *segment.get("includes", ())]) for segment in segments]
+        numbers = np.stack(masks, axis=-1).astype(np.uint8)
+    else:
+        numbers = np.zeros_like(labels)
+        for number, segment in enumerate(segments, 1):
+            numbers[labels == int(segment["value"])] = number
     order = order_planes([plane for instance in instances for plane in instance.planes])
-    frames = np.empty(numbers.shape[::-1], dtype=np.uint8)
-    frames[order] = numbers.transpose(2, 1, 0)
+    numbers = numbers.swapaxes(0, 2)
+    frames = np.empty_like(numbers)
+    frames[order] = numbers
     return frames
 
 

@@ -1,7 +1,18 @@
 """What plugs methods into MONAI's engines."""
 
 from .adaptation import AdaptationHandler, GraTaHandler
+from .joint import JointInferer
 from .journal import Journal
-from .windows import WindowSelection
+from .steps import adapt_to_case, merged_record
+from .windows import WindowSelection, window_selection
 
-__all__ = ["AdaptationHandler", "GraTaHandler", "Journal", "WindowSelection"]
+__all__ = [
+    "AdaptationHandler",
+    "GraTaHandler",
+    "JointInferer",
+    "Journal",
+    "WindowSelection",
+    "adapt_to_case",
+    "merged_record",
+    "window_selection",
+]

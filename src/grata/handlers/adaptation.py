@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -12,14 +11,14 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.inferers import SimpleInferer, SlidingWindowInferer
 from torch import nn
 
 from .. import __version__
 from ..errors import GrataError
 from ..methods import GraTa, Method, StepRecord
 from .journal import Journal
-from .windows import WindowSelection
+from .steps import adapt_to_case, merged_record
+from .windows import WindowSelection, window_selection
 
 __all__ = ["AdaptationHandler", "GraTaHandler"]
 
@@ -64,7 +63,7 @@ class AdaptationHandler:
         site_key: str = "site",
     ) -> None:
         self.method = method
-        self.windows = _window_selection(windows)
+        self.windows = window_selection(windows)
         self.journal = Journal(journal) if isinstance(journal, str | Path) else journal
         self.source_key = source_key
         self.case_key = case_key
@@ -122,28 +121,15 @@ class AdaptationHandler:
             records = self._adapt(images, engine)
         self._images = len(images)
         self._line = {
-            **_journal_fields(records),
+            **merged_record(records),
             "parameter_change": self.method.parameter_change(),
             "seconds": round(time.perf_counter() - started, 4),
             "peak_memory_mib": peak[0],
         }
 
     def _adapt(self, images: torch.Tensor, engine: Engine) -> list[StepRecord]:
-        if not self.method.learns:
-            return [self.method.adapt(images)]
-        if self.method.episodic:
-            self.method.restore()
         with _precision(engine):
-            if isinstance(engine.inferer, SlidingWindowInferer):
-                batches = self.windows.select(images, engine.inferer, self.method)
-            elif isinstance(engine.inferer, SimpleInferer):
-                batches = [images]
-            else:
-                raise GrataError(
-                    f"inferer: {type(engine.inferer).__name__} is not one that adaptation knows; "
-                    "use SimpleInferer, SlidingWindowInferer or SliceInferer."
-                )
-            return [self.method.adapt(batch, same_case=True) for batch in batches]
+            return adapt_to_case(self.method, images, engine.inferer, self.windows)
 
     def record(self, engine: Engine) -> None:
         """Write the journal's lines for the batch that was just predicted."""
@@ -197,27 +183,6 @@ class GraTaHandler(AdaptationHandler):
         **settings: Any,
     ) -> None:
         super().__init__(GraTa(network, **settings), windows, journal, source_key, case_key, site_key)
-
-
-def _window_selection(windows: WindowSelection | Mapping[str, Any] | None) -> WindowSelection:
-    if isinstance(windows, WindowSelection):
-        return windows
-    if not isinstance(windows, Mapping | None):
-        raise GrataError(f"windows: it holds the settings uncertain and random, got {windows!r}.")
-    known = [field.name for field in dataclasses.fields(WindowSelection)]
-    for key in windows or {}:
-        if key not in known:
-            raise GrataError(f"windows#{key}: there is no such setting; the settings are {', '.join(known)}.")
-    return WindowSelection(**(windows or {}))
-
-
-def _journal_fields(records: list[StepRecord]) -> dict[str, Any]:
-    """The last step's values, and every step's when there were several."""
-    steps = [step for record in records for step in (record.as_dict().pop("steps", None) or [record.as_dict()])]
-    for step in steps:
-        step.pop("steps", None)
-    flags = list(dict.fromkeys(flag for record in records for flag in record.flags))
-    return {**steps[-1], "flags": flags, **({"steps": steps} if len(steps) > 1 else {})}
 
 
 def _precision(engine: Engine) -> contextlib.AbstractContextManager:

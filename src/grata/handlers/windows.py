@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from monai.data.utils import dense_patch_slices
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 from ..errors import GrataError
 from ..methods import Method
 
-__all__ = ["WindowSelection"]
+__all__ = ["WindowSelection", "window_selection"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,23 @@ class WindowSelection:
         others = sorted(ranked[len(uncertain) :])
         drawn = torch.randperm(len(others), generator=generator)[: min(self.random, most - len(uncertain))]
         return uncertain + [others[i] for i in drawn.tolist()]
+
+
+def window_selection(windows: WindowSelection | Mapping[str, Any] | None) -> WindowSelection:
+    """A selection from its settings.
+
+    Raises:
+        GrataError: a setting that is not known, or out of range.
+    """
+    if isinstance(windows, WindowSelection):
+        return windows
+    if not isinstance(windows, Mapping | None):
+        raise GrataError(f"windows: it holds the settings uncertain and random, got {windows!r}.")
+    known = [field.name for field in fields(WindowSelection)]
+    for key in windows or {}:
+        if key not in known:
+            raise GrataError(f"windows#{key}: there is no such setting; the settings are {', '.join(known)}.")
+    return WindowSelection(**(windows or {}))
 
 
 def _roi_size(inferer: SlidingWindowInferer, x: torch.Tensor) -> tuple[int, ...]:

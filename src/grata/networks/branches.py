@@ -103,4 +103,4 @@ def _blocks(in_channels: int) -> nn.Sequential:
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)

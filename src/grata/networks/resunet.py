@@ -22,10 +22,10 @@ _HEAD_WIDTH = 32
 class ResUNet(nn.Module):
     """U-Net with a ResNet encoder, the network of GraTa's experiments (there with depth 34).
 
-    Encoder: ResNet without its classifier, features at 1/2 (after the first ReLU), 1/4, 1/8, 1/16 and 1/32. Decoder: four
-    blocks of 256 channels, ``BN(ReLU(concat(transposed convolution of the deeper map, 1×1 convolution of the skip)))``,
-    then a transposed convolution to 32 channels, BN, ReLU and the 1×1 head. The keys of ``encoder`` are those of
-    torchvision's ResNet.
+    Encoder: ResNet without its classifier, features at 1/2 (after the first ReLU), 1/4, 1/8, 1/16 and 1/32. Decoder:
+    four blocks of 256 channels, ``BN(ReLU(concat(transposed convolution of the deeper map, 1×1 convolution of the
+    skip)))``, then a transposed convolution to 32 channels, BN, ReLU and the 1×1 head. The keys of ``encoder`` are
+    those of torchvision's ResNet.
 
     Args:
         out_channels: number of segmentation channels.
@@ -76,16 +76,19 @@ class ResUNet(nn.Module):
         encoder = self.encoder
         first = encoder.act(encoder.bn1(encoder.conv1(x)))
         maps = [first, encoder.layer1(encoder.maxpool(first))]
-        for layer in (encoder.layer2, encoder.layer3, encoder.layer4):
-            maps.append(layer(maps[-1]))
+        # TorchScript loops over no tuple of layers.
+        maps.append(encoder.layer2(maps[-1]))
+        maps.append(encoder.layer3(maps[-1]))
+        maps.append(encoder.layer4(maps[-1]))
         return maps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits ``(B, out_channels, H, W)`` of images ``(B, in_channels, H, W)``, H and W multiples of 32."""
-        *skips, y = self.features(x)
-        for block, skip in zip(self.decoder, reversed(skips)):
-            y = block(y, skip)
-        return self.head(F.relu(self.norm(self.up(y))))
+        maps = self.features(x)
+        y = maps.pop()
+        for block in self.decoder:
+            y = block(y, maps.pop())
+        return self.head(F.relu(self.norm(self.up(y)), inplace=True))
 
     def branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Output of an auxiliary branch for ``x`` ``(B, C, H, W)``: an image in logits, or the logits of the rotation.
@@ -121,5 +124,5 @@ class DecoderBlock(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, y: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        """``y`` ``(B, in_channels, H, W)`` and ``skip`` ``(B, skip_channels, 2H, 2W)`` to ``(B, out_channels, 2H, 2W)``."""
-        return self.norm(F.relu(torch.cat([self.up(y), self.skip(skip)], 1)))
+        """``(B, in_channels, H, W)`` and ``(B, skip_channels, 2H, 2W)`` to ``(B, out_channels, 2H, 2W)``."""
+        return self.norm(F.relu(torch.cat([self.up(y), self.skip(skip)], 1), inplace=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,70 +11,191 @@ from torch import nn
 
 from ..errors import GrataError
 
-__all__ = ["load_source"]
+__all__ = ["check_fit", "load_encoder", "load_source", "read_state", "unwrap"]
+
+_NESTS = ("model", "state_dict", "model_state_dict", "network")
+_MEMORY_FORMATS = ("preserve_format", "contiguous_format", "channels_last", "channels_last_3d")
+_COUNTER = "num_batches_tracked"
 
 
-def load_source(network_def: nn.Module | None, weights: str | Path, device: str | torch.device) -> nn.Module:
+def load_source(
+    network_def: nn.Module | None,
+    weights: str | Path | Sequence[str | Path],
+    device: str | torch.device,
+    memory_format: str = "preserve_format",
+) -> nn.Module:
     """The source network on ``device``.
 
+    The network keeps its own number format: weights that lie on the disk in float16 are rounded float32 weights
+    afterwards.
+
     Args:
-        network_def: the network that the weights belong to; None for a TorchScript network that is to be taken as it is.
-        weights: a state dict (``.pt``, also nested under ``model`` or ``state_dict``), or a scripted network (``.ts``).
+        network_def: the network that the weights belong to; None for a TorchScript network, which is taken as it is.
+        weights: a state dict (``.pt``, also nested under ``model`` or ``state_dict``), or a scripted network (``.ts``);
+            or a list of state dicts that are the network together, e.g. ``model.pt`` and the auxiliary ``branches.pt``.
         device: where the network is to lie.
+        memory_format: ``channels_last`` for a 2D network whose convolutions are to run with the channels innermost:
+            the same numbers up to rounding, in half the time on a CPU; ``contiguous_format``; or ``preserve_format``.
 
     Raises:
-        GrataError: the file is missing, unreadable, or its weights do not fit ``network_def`` exactly.
+        GrataError: unknown memory format, a file is missing or unreadable, two files hold the same key, or the weights do not fit
+            ``network_def`` exactly.
     """
-    if not isinstance(weights, str | Path):
-        raise GrataError(f"weights: name a file, got {weights!r}.")
-    path = Path(weights)
-    if path.is_dir():
-        raise GrataError(f"weights: {path} is a folder. Name the file in it.")
+    if memory_format not in _MEMORY_FORMATS:
+        raise GrataError(f"memory_format: it is one of {', '.join(_MEMORY_FORMATS)}, got {memory_format!r}.")
+    paths = _paths(weights)
+    for path in paths:
+        if path.is_dir():
+            raise GrataError(f"weights: {path} is a folder. Name the file in it.")
+        if not path.is_file():
+            raise GrataError(
+                f"weights: {path} does not exist. Train them (configs/train.yaml) or give --weights <file>."
+            )
+    scripts = [path for path in paths if path.suffix == ".ts"]
+    if scripts and len(paths) > 1:
+        raise GrataError(f"weights: {scripts[0]} is a whole network (TorchScript), it stands alone.")
+    if scripts:
+        return _load_script(scripts[0], network_def, device)
+    state: dict[str, torch.Tensor] = {}
+    for path in paths:
+        part = read_state(path)
+        if network_def is None:
+            raise GrataError(f"network_def: {path} holds weights alone. Give the network that they belong to.")
+        twice = sorted(state.keys() & part.keys())
+        if twice:
+            raise GrataError(
+                f"weights: {path} holds {len(twice)} weights that a file before it holds too, e.g. {twice[0]}. Name "
+                "only files that are parts of one network."
+            )
+        state |= part
+    check_fit(state, network_def, " + ".join(map(str, paths)))
+    network_def.load_state_dict(state)
+    return network_def.to(device, memory_format=getattr(torch, memory_format))
+
+
+def load_encoder(network: nn.Module, path: str | Path) -> list[str]:
+    """Load ImageNet weights of a ResNet, with torchvision's keys (``resnet34-*.pth``), into ``network.encoder``.
+
+    Everything has to fit exactly but the classifier, and the counters of batches, which older files do not have.
+
+    Args:
+        network: a :class:`grata.networks.ResUNet` of the same depth, for images of three channels.
+        path: the state dict.
+
+    Returns:
+        Keys of the file that were not taken: those of the classifier (``fc.*``).
+
+    Raises:
+        GrataError: the network has no encoder or takes another number of channels, the file is unreadable or of
+            another network.
+    """
+    encoder = getattr(network, "encoder", None)
+    if not isinstance(getattr(encoder, "conv1", None), nn.Conv2d):
+        raise GrataError(f"{type(network).__name__} has no ResNet encoder. Use grata.networks.ResUNet.")
+    if encoder.conv1.in_channels != 3:
+        raise GrataError(
+            f"network_def#in_channels: ImageNet weights are for images of 3 channels, this network takes "
+            f"{encoder.conv1.in_channels}. Set in_channels to 3 and repeat or choose channels in the preprocessing, or "
+            "train without ImageNet weights."
+        )
+    state = read_state(path)
+    ignored = [key for key in state if key.startswith("fc.")]
+    state = {key: value for key, value in state.items() if key not in ignored}
+    counters = {key: value for key, value in encoder.state_dict().items() if key.endswith(_COUNTER)}
+    state = {**counters, **state}
+    check_fit(state, encoder, str(path))
+    encoder.load_state_dict(state)
+    return ignored
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict in a file, also nested under ``model``, ``state_dict``, ...; code in it is never run.
+
+    Raises:
+        GrataError: there is no such file, it is damaged, or holds other things than tensors.
+    """
+    path = Path(path)
     if not path.is_file():
-        raise GrataError(f"weights: {path} does not exist. Train them (configs/train.yaml) or give --weights <file>.")
-    if path.suffix == ".ts":
-        try:
-            scripted = torch.jit.load(path, map_location=device)
-        except (RuntimeError, ValueError) as error:
-            raise GrataError(f"weights: {path} is not a TorchScript network: {_first_line(error)}") from error
-        if network_def is not None:
-            _check_fit(scripted.state_dict(), network_def, path)
-        return scripted
+        raise GrataError(f"weights: {path} is no file.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     # torch's own text advises to allow pickles, which run code.
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
         raise GrataError(
-            f"weights: {path} cannot be read as a state dict: it is damaged, a TorchScript file (name it .ts), or holds "
-            "Python objects, which are never loaded because they can run code. Give a file written by "
+            f"weights: {path} cannot be read as a state dict: it is damaged, a TorchScript file (name it .ts), or "
+            "holds Python objects, which are never loaded because they can run code. Give a file written by "
             "torch.save(network.state_dict(), ...), or copy it anew."
         ) from error
-    if network_def is None:
-        raise GrataError(f"network_def: {path} holds weights alone. Give the network that they belong to.")
-    for key in ("model", "state_dict", "network"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise GrataError(f"weights: {path} holds a {type(state).__name__}, not a state dict.")
-    _check_fit(state, network_def, path)
-    network_def.load_state_dict(state)
-    return network_def.to(device)
+    try:
+        return unwrap(state)
+    except GrataError as error:
+        raise GrataError(f"weights: {path}: {error}") from None
 
 
-def _check_fit(state: dict[str, torch.Tensor], network_def: nn.Module, path: Path) -> None:
+def unwrap(state: object) -> dict[str, torch.Tensor]:
+    """The state dict itself: out of ``model``, ``state_dict``, ``model_state_dict`` or ``network``.
+
+    Raises:
+        GrataError: something in it is no tensor, or there is nothing in it.
+    """
+    while isinstance(state, Mapping):
+        nested = next((state[key] for key in _NESTS if isinstance(state.get(key), Mapping)), None)
+        if nested is None:
+            break
+        state = nested
+    if not isinstance(state, Mapping):
+        raise GrataError(f"This is a {type(state).__name__}, not a state dict.")
+    others = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
+    if others or not state:
+        reason = f"{others[0]!r} is no tensor, and nothing lies under {', '.join(_NESTS)}" if others else "it is empty"
+        raise GrataError(f"This is no state dict: {reason}.")
+    return dict(state)
+
+
+def check_fit(state: Mapping[str, torch.Tensor], network_def: nn.Module, source: str) -> None:
+    """Raise :class:`GrataError` unless ``state``, which came from ``source``, fits ``network_def`` exactly."""
     expected = network_def.state_dict()
-    shapes = {key: getattr(value, "shape", None) for key, value in state.items()}
-    differences = {
-        "missing": [key for key in expected if key not in shapes],
-        "unknown": [key for key in shapes if key not in expected],
-        "of another shape": [key for key in expected if key in shapes and shapes[key] != expected[key].shape],
-    }
+    missing = [key for key in expected if key not in state]
+    unknown = [key for key in state if key not in expected]
+    reshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    if not (missing or unknown or reshaped):
+        return
+    differences = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
     details = "; ".join(f"{len(keys)} {what}, e.g. {keys[0]}" for what, keys in differences.items() if keys)
-    if details:
-        raise GrataError(
-            f"weights: {path} does not belong to this {type(network_def).__name__} ({details}). "
-            "Give the weights of this network, or the network_def of these weights."
+    there, wanted = _branches(state), _branches(expected)
+    advice = "Give the weights of this network, or the network_def of these weights."
+    if there != wanted and not reshaped and all(key.startswith("branches.") for key in missing + unknown):
+        advice = (
+            f"The weights hold branches: {_listed(there)}; network_def#branches names: {_listed(wanted)}. Set "
+            f"network_def#branches to {there}, or weights to other files of the bundle: model.pt for the network "
+            "without branches, the list [model.pt, branches.pt] for the network with them."
         )
+    raise GrataError(f"weights: {source} does not belong to this {type(network_def).__name__} ({details}). {advice}")
+
+
+def _load_script(path: Path, network_def: nn.Module | None, device: str | torch.device) -> nn.Module:
+    try:
+        scripted = torch.jit.load(path, map_location=device)
+    except (RuntimeError, ValueError) as error:
+        raise GrataError(f"weights: {path} is not a TorchScript network: {_first_line(error)}") from error
+    if network_def is not None:
+        check_fit(scripted.state_dict(), network_def, str(path))
+    return scripted
+
+
+def _paths(weights: object) -> list[Path]:
+    names = [weights] if isinstance(weights, str | Path) else weights
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str | Path) for name in names):
+        raise GrataError(f"weights: name a file or a list of files, got {weights!r}.")
+    return [Path(name) for name in names]
+
+
+def _branches(keys: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(key.split(".")[1] for key in keys if key.startswith("branches.")))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _first_line(error: Exception) -> str:

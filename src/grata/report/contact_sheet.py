@@ -70,14 +70,14 @@ def contact_sheet(
 
     Args:
         image: intensities of shape ``(H, W, D)`` or ``(H, W)``, or colours of shape ``(H, W, 3)``, in any range: grey
-            values are stretched from their 1st to their 99th percentile around what is outlined. Not finite ones are
-            shown black.
+            values are stretched from their 1st to their 99th percentile around what is outlined, colours from 0 to
+            their largest value, which keeps their hue. Not finite ones are shown black.
         outlines: integer label maps on the image's grid by name, background 0; ``"source"``, ``"adapted"`` and
             ``"label"`` have their own colours.
         path: the file, in a folder that exists; an older one is replaced.
         title: heading; it is put on one line, and its middle left out where it is too long for that.
-        spacing: distance between neighbouring voxels along each axis, in mm; its length tells a colour image from a
-            volume of three slices.
+        spacing: distance between neighbouring voxels along each axis, in mm, ones for a picture; its length tells a
+            colour image from a volume of three slices.
         axcodes: for a volume, where its axes point in the patient, as :func:`nibabel.aff2axcodes` gives it: it is then
             turned into the radiological view (patient's left on the right) and lettered. Without, the first axis points
             down, the second to the right and the third up. Captions count voxels along the axes i, j, k as given,
@@ -236,6 +236,9 @@ def _region(grid: _Grid, mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _window(grid: _Grid) -> tuple[float, float]:
+    if grid.pixels.ndim > len(grid.spacing):
+        finite = grid.pixels[np.isfinite(grid.pixels)]
+        return min(0.0, float(finite.min(initial=0))), max(float(finite.max(initial=0)), 1e-6)
     values = grid.crop(_region(grid, grid.mask())).pixels
     values = values[np.isfinite(values)]
     low, high = np.percentile(values, (1, 99)) if values.size else (0.0, 0.0)

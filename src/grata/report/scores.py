@@ -6,6 +6,7 @@ import csv
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ SOURCE = "source"
 """The variant that every other one is compared with, case by case."""
 
 _METRICS = ("dice", "hd95", "assd")
-_COLUMNS = ("case", "site", "variant", "class", *_METRICS)
+_COLUMNS = ("case", "site", "variant", "class", *_METRICS, "unit")
+_MM = "mm"
 _RESAMPLES = 10_000
 _CONFIDENCE = 0.95
 
@@ -36,7 +38,8 @@ def case_scores(
     prediction: np.ndarray | torch.Tensor,
     label: np.ndarray | torch.Tensor,
     class_names: Mapping[int, str],
-    spacing: Sequence[float],
+    spacing: Sequence[float] | None,
+    includes: Mapping[int, Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
     """Score one segmentation against its label.
 
@@ -48,12 +51,15 @@ def case_scores(
         prediction: label map of shape ``(H, W)`` or ``(H, W, D)``.
         label: label map of the same shape.
         class_names: name of each label value, without the background 0.
-        spacing: distance between neighbouring voxels along each axis, in mm.
+        spacing: distance between neighbouring voxels along each axis, in mm; None for a picture, whose pixels have no
+            size: its distances are in pixels.
+        includes: for a label value, the further ones that its class takes in.
 
     Returns:
         One dict a class, in the order of ``class_names``: ``class``; ``dice``, 0 to 1; ``hd95``, the larger of the two
-        directed 95th percentiles of the distance between the surfaces, in mm; ``assd``, the mean distance over the
-        voxels of both surfaces, in mm. Surfaces are the voxels that a face neighbour of another class touches.
+        directed 95th percentiles of the distance between the surfaces; ``assd``, the mean distance over the voxels of
+        both surfaces; ``unit`` of the distances, ``"mm"`` or ``"px"``. Surfaces are the voxels that a face neighbour
+        outside the class touches.
 
     Raises:
         GrataError: the shapes differ, the spacing does not fit them, or a map holds a value without a name.
@@ -65,17 +71,23 @@ def case_scores(
     shapes = {name: values.shape for name, values in maps.items()}
     if shapes["segmentation"] != shapes["label"]:
         raise GrataError(f"The label has shape {shapes['label']}, but the segmentation {shapes['segmentation']}.")
+    unit, spacing = ("px", [1.0] * len(shapes["label"])) if spacing is None else (_MM, spacing)
+    includes = includes or {}
     if len(spacing) != len(shapes["label"]) or not all(math.isfinite(mm) and mm > 0 for mm in spacing):
         raise GrataError(f"The spacing {tuple(spacing)} does not fit a label of shape {shapes['label']}.")
     for name, values in maps.items():
-        unknown = np.unique(values[~np.isin(values, [0, *class_names])])
+        unknown = np.unique(values[~np.isin(values, [0, *class_names, *chain(*includes.values())])])
         if unknown.size:
             raise GrataError(
                 f"The {name} holds the values {', '.join(f'{value:g}' for value in unknown.tolist())}, "
                 f"which have no class; the classes are {dict(class_names)} and 0 is background."
             )
     return [
-        {"class": name, **_class_scores(maps["segmentation"] == value, maps["label"] == value, spacing)}
+        {
+            "class": name,
+            **_class_scores(*(np.isin(values, [value, *includes.get(value, ())]) for values in maps.values()), spacing),
+            "unit": unit,
+        }
         for value, name in class_names.items()
     ]
 
@@ -87,14 +99,14 @@ def _class_scores(prediction: np.ndarray, label: np.ndarray, spacing: Sequence[f
         return dict.fromkeys(_METRICS, math.nan) if found == real else {"dice": 0.0, "hd95": math.inf, "assd": math.inf}
     y_pred, y = (torch.as_tensor(mask[None, None]).float() for mask in (prediction, label))
     pair = {"y_pred": y_pred, "y": y, "include_background": True}
-    millimetres = [float(mm) for mm in spacing]
+    distances = [float(distance) for distance in spacing]
     with warnings.catch_warnings():
         # MONAI 1.6 calls its own function with an argument that it deprecates.
         warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
         return {
             "dice": compute_dice(**pair).item(),
-            "hd95": compute_hausdorff_distance(**pair, percentile=95, spacing=millimetres).item(),
-            "assd": compute_average_surface_distance(**pair, symmetric=True, spacing=millimetres).item(),
+            "hd95": compute_hausdorff_distance(**pair, percentile=95, spacing=distances).item(),
+            "assd": compute_average_surface_distance(**pair, symmetric=True, spacing=distances).item(),
         }
 
 
@@ -102,14 +114,16 @@ def write_scores(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     """Write score rows as CSV, whole or not at all.
 
     Args:
-        rows: ``case``, ``site``, ``variant``, ``class``, ``dice``, ``hd95`` (mm) and ``assd`` (mm), written in the
-            order given, numbers with six decimals, missing ones as ``nan`` and ``inf``.
+        rows: ``case``, ``site``, ``variant``, ``class``, ``dice``, ``hd95``, ``assd`` and ``unit`` of the two distances
+            (``"mm"`` where it is not given), written in the order given, numbers with six decimals, missing ones as
+            ``nan`` and ``inf``.
         path: the file, in a folder that exists; an older one is replaced.
 
     Raises:
         GrataError: the file cannot be written.
     """
-    write_table(({**row, **{metric: float(row[metric]) for metric in _METRICS}} for row in rows), _COLUMNS, path)
+    table = ({"unit": _MM, **row, **{metric: float(row[metric]) for metric in _METRICS}} for row in rows)
+    write_table(table, _COLUMNS, path)
 
 
 def read_scores(path: str | Path) -> list[dict[str, Any]]:
@@ -142,7 +156,8 @@ def summarise_scores(rows: Iterable[Mapping[str, Any]], seed: int = 0) -> list[d
 
         - ``site``, ``variant``, ``class``, and ``cases``, how many there are;
         - ``dice``, ``dice_low``, ``dice_high``: mean and interval over the cases whose Dice is defined;
-        - ``hd95``, ``assd``: means over the finite distances, in mm, and ``distances_left_out``, how many were not;
+        - ``hd95``, ``assd``: means over the finite distances, in ``unit``, and ``distances_left_out``, how many were
+          not; where some cases are measured in mm and others in pixels, all are left out and ``unit`` is empty;
         - ``pairs``, ``difference``, ``difference_low``, ``difference_high``: Dice minus the Dice of the variant
           ``"source"`` in the same case, mean and interval, for every other variant where there is a source.
 
@@ -153,7 +168,9 @@ def summarise_scores(rows: Iterable[Mapping[str, Any]], seed: int = 0) -> list[d
         GrataError: a case has two rows for one site, variant and class.
     """
     table: dict[tuple[str, str], dict[str, dict[str, np.ndarray]]] = {}
+    units: dict[tuple[str, str], set[str]] = {}
     for row in rows:
+        units.setdefault((row["site"], row["variant"]), set()).add(row.get("unit", _MM))
         cases = table.setdefault((row["site"], row["variant"]), {}).setdefault(row["class"], {})
         if row["case"] in cases:
             raise GrataError(
@@ -168,7 +185,7 @@ def summarise_scores(rows: Iterable[Mapping[str, Any]], seed: int = 0) -> list[d
             "site": site,
             "variant": variant,
             "class": name,
-            **_summary(cases, seed),
+            **_summary(cases, units[site, variant], seed),
             **_comparison(cases, table.get((site, SOURCE), {}).get(name, {}) if variant != SOURCE else {}, seed),
         }
         for (site, variant), classes in table.items()
@@ -186,10 +203,10 @@ def _mean_over_classes(classes: Mapping[str, Mapping[str, np.ndarray]]) -> dict[
     return {case: np.mean(v, axis=0) if v else np.full(len(_METRICS), math.nan) for case, v in scored.items()}
 
 
-def _summary(cases: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
+def _summary(cases: Mapping[str, np.ndarray], units: set[str], seed: int) -> dict[str, Any]:
     dice, hd95, assd = np.stack(list(cases.values())).T
     mean, low, high = _mean_and_interval(dice[np.isfinite(dice)], seed)
-    finite = np.isfinite(hd95) & np.isfinite(assd)
+    finite = np.isfinite(hd95) & np.isfinite(assd) & (len(units) == 1)
     return {
         "cases": len(cases),
         "dice": mean,
@@ -197,6 +214,7 @@ def _summary(cases: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
         "dice_high": high,
         "hd95": float(hd95[finite].mean()) if finite.any() else math.nan,
         "assd": float(assd[finite].mean()) if finite.any() else math.nan,
+        "unit": next(iter(units)) if len(units) == 1 else "",
         "distances_left_out": int((~finite).sum()),
     }
 

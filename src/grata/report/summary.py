@@ -113,7 +113,7 @@ def format_summary(
 
 
 def _score_table(scores: Sequence[Mapping[str, Any]]) -> list[str]:
-    header = ["site", "variant", "class", "cases", "Dice [95 % CI]", "HD95 mm", "ASSD mm", "Dice - source [95 % CI]"]
+    header = ["site", "variant", "class", "cases", "Dice [95 % CI]", "HD95", "ASSD", "Dice - source [95 % CI]"]
     cells = [
         [
             str(row["site"]) or "-",
@@ -121,8 +121,8 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> list[str]:
             str(row["class"]),
             str(row["cases"]),
             _estimate(row["dice"], row["dice_low"], row["dice_high"], ".3f"),
-            _number(row["hd95"], ".2f"),
-            _number(row["assd"], ".2f"),
+            _distance(row["hd95"], row["unit"]),
+            _distance(row["assd"], row["unit"]),
             _estimate(row["difference"], row["difference_low"], row["difference_high"], "+.3f"),
         ]
         for row in scores
@@ -131,7 +131,10 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in (header, *cells)]
     left_out = sum(row["distances_left_out"] for row in scores)
     if left_out:
-        lines += ["  HD95 and ASSD are means over the finite distances; left out, because a structure was missing:"]
+        lines += [
+            "  HD95 and ASSD are means over the finite distances; left out, because a structure was missing, or some cases "
+            "are measured in mm and others in pixels:"
+        ]
         lines += [
             f"    {row['site'] or '-'}, {row['variant']}, {row['class']}: {row['distances_left_out']} of {row['cases']}"
             for row in scores
@@ -142,6 +145,10 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _number(value: float, spec: str) -> str:
     return format(value, spec) if math.isfinite(value) else "-"
+
+
+def _distance(value: float, unit: str) -> str:
+    return f"{value:.2f} {unit}" if math.isfinite(value) else "-"
 
 
 def _estimate(mean: float, low: float, high: float, spec: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .. import __version__
-from ..data import write_dicom_seg, write_nifti
+from ..data import write_dicom_seg, write_nifti, write_png
 from ..errors import GrataError
 from ..files import SEGMENTATIONS
 from ..report import case_scores, case_volumes, contact_sheet
@@ -24,24 +24,31 @@ class OutputHandler:
     """Writes the outputs of every case as soon as it is predicted, each file whole or not at all.
 
     In ``output_dir``: ``segmentations/<case>.nii.gz`` in the input's own space, for a DICOM series also
-    ``segmentations/<case>.seg.dcm`` (DICOM SEG), and ``figures/<case>.png``. Labels are only compared, never shown to a
-    method.
+    ``segmentations/<case>.seg.dcm`` (DICOM SEG), for a picture in their place ``segmentations/<case>.png`` (a palette
+    PNG of the picture's size after its EXIF orientation, whose pixel values are the label values), and
+    ``figures/<case>.png``. Labels are only compared, never shown to a method.
 
     Args:
         cases: as :func:`grata.data.discover` gives them.
         output_dir: where the files go.
         segments: what the label values mean, each with ``value``, ``label`` and the codes that
-            :func:`grata.data.write_dicom_seg` needs.
+            :func:`grata.data.write_dicom_seg` needs. A segment that takes in others, as the optic disc takes in the
+            cup, names their values in ``includes``: it is measured, scored and written to DICOM SEG with them; label
+            maps keep one value a pixel.
         variant: name of the method, in scores and figures.
-        pred_key, source_key, label_key: keys of label maps ``(1, H, W, D)`` in the input's space, after postprocessing.
-        image_key: key of the image ``(C, H, W, D)`` in the input's space, for the figure.
+        pred_key, source_key, label_key: keys of label maps ``(1, H, W[, D])`` in the input's space, after
+            postprocessing.
+        image_key: key of the image ``(C, H, W[, D])`` in the input's space, for the figure.
+        scored: labels of the segments that the label maps at hand hold; all by default. The others are measured but not
+            scored.
 
     Attributes:
         scores: rows for :func:`grata.report.write_scores`, by case.
         volumes: rows for :func:`grata.report.write_volumes`, by case.
 
     Raises:
-        GrataError: a segment is incomplete, or has a key that nothing reads.
+        GrataError: a segment is incomplete, has a key that nothing reads or includes a value that no other has, or
+            ``scored`` names no segment.
     """
 
     def __init__(
@@ -54,12 +61,15 @@ class OutputHandler:
         source_key: str = "source_pred",
         label_key: str = "label",
         image_key: str = "original",
+        scored: Sequence[str] | None = None,
     ) -> None:
         _check_segments(segments)
         self.cases = {case["case"]: case for case in cases}
         self.output_dir = Path(output_dir)
         self.segments = segments
         self.class_names = {int(segment["value"]): str(segment["label"]) for segment in segments}
+        self.includes = {int(segment["value"]): tuple(segment.get("includes", ())) for segment in segments}
+        self.scored = _check_scored(scored, list(self.class_names.values()))
         self.variant = variant
         self.pred_key = pred_key
         self.source_key = source_key
@@ -91,7 +101,7 @@ class OutputHandler:
     def paths(self, case: str) -> list[Path]:
         """The files that a case may leave."""
         segmentations, figures = self.output_dir / SEGMENTATIONS, self.output_dir / "figures"
-        return [segmentations / f"{case}.nii.gz", segmentations / f"{case}.seg.dcm", figures / f"{case}.png"]
+        return [*(segmentations / f"{case}{end}" for end in (".nii.gz", ".seg.dcm", ".png")), figures / f"{case}.png"]
 
     def _write_case(self, case: Mapping[str, Any], item: Mapping[str, Any]) -> None:
         name = case["case"]
@@ -100,10 +110,14 @@ class OutputHandler:
         source = item.get(self.source_key)
         maps = {self.variant: prediction} if source is None else {"source": _label_map(source), self.variant: prediction}
 
-        nifti, dicom_seg, figure = self.paths(name)
+        nifti, dicom_seg, png, figure = self.paths(name)
         for path in (nifti, figure):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_nifti(prediction, case, nifti)
+        is_picture = case["format"] == "picture"
+        if is_picture:
+            write_png(prediction, case, png)
+        else:
+            write_nifti(prediction, case, nifti)
         if case["format"] == "dicom":
             write_dicom_seg(
                 prediction,
@@ -114,11 +128,11 @@ class OutputHandler:
             )
 
         affine = np.asarray(image.affine, dtype=float)
-        spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        spacing = None if is_picture else np.linalg.norm(affine[:-1, :-1], axis=0)[: prediction.ndim].tolist()
         self.volumes[name] = [
             {"case": name, "site": case["site"], "variant": variant, **row}
             for variant, label_map in maps.items()
-            for row in case_volumes(label_map, self.class_names, spacing)
+            for row in case_volumes(label_map, self.class_names, spacing, self.includes)
         ]
         outlines = {"source" if key == "source" else "adapted": value for key, value in maps.items()}
         if case.get("label"):
@@ -126,20 +140,22 @@ class OutputHandler:
             self.scores[name] = [
                 {"case": name, "site": case["site"], "variant": variant, **row}
                 for variant, label_map in maps.items()
-                for row in case_scores(label_map, outlines["label"], self.class_names, spacing)
+                for row in case_scores(label_map, outlines["label"], self.class_names, spacing, self.includes)
+                if row["class"] in self.scored
             ]
+        pixels = image.as_tensor().float().cpu().numpy()
         contact_sheet(
-            image.as_tensor()[0].float().cpu().numpy(),
+            np.moveaxis(pixels, 0, -1) if is_picture and len(pixels) == 3 else pixels[0],
             outlines,
             figure,
             title=f"{name} ({self.variant})",
-            spacing=spacing,
-            axcodes=nib.aff2axcodes(affine),
+            spacing=spacing or [1.0] * prediction.ndim,
+            axcodes=nib.aff2axcodes(affine) if prediction.ndim == 3 else None,
         )
 
 
 def _check_segments(segments: Any) -> None:
-    required, optional = {"value", "label", "category", "type"}, {"modifier", "anatomic_region"}
+    required, optional = {"value", "label", "category", "type"}, {"modifier", "anatomic_region", "includes"}
     if not isinstance(segments, list | tuple) or not segments:
         raise GrataError("segments: give a list with an entry for each label value: value, label, category and type.")
     for index, segment in enumerate(segments):
@@ -149,9 +165,25 @@ def _check_segments(segments: Any) -> None:
         if unknown := sorted(keys - required - optional):
             known = ", ".join(sorted(required | optional))
             raise GrataError(f"segments#{index}#{unknown[0]}: there is no such key; the keys are {known}.")
+    for index, segment in enumerate(segments):
+        includes = segment.get("includes", [])
+        others = sorted({int(other["value"]) for other in segments} - {int(segment["value"])})
+        if not isinstance(includes, list | tuple) or any(value not in others for value in includes):
+            raise GrataError(
+                f"segments#{index}#includes: it is a list of the values of other segments "
+                f"({', '.join(map(str, others))}), got {includes!r}."
+            )
+
+
+def _check_scored(scored: Any, labels: list[str]) -> set[str]:
+    if scored is None:
+        return set(labels)
+    if not isinstance(scored, list | tuple) or not scored or any(label not in labels for label in scored):
+        raise GrataError(f"scored: it is a list of labels of the segments ({', '.join(labels)}), got {scored!r}.")
+    return set(scored)
 
 
 def _label_map(tensor: torch.Tensor) -> np.ndarray:
-    """``(1, H, W, D)`` to an integer ``(H, W, D)`` array."""
+    """``(1, H, W[, D])`` to an integer ``(H, W[, D])`` array."""
     plain = tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
     return plain[0].round().to(torch.int16).cpu().numpy()

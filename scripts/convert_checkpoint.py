@@ -1,0 +1,50 @@
+"""Convert a checkpoint of GraTa's authors into weights of `grata.networks.ResUNet`.
+
+    python scripts/convert_checkpoint.py <checkpoint> <weights>
+
+Tells what became of every key, and which network_def the weights belong to. Nothing is written unless all of the
+checkpoint fits.
+"""
+
+from pathlib import Path
+
+import fire
+import torch
+import yaml
+
+from grata.errors import GrataError
+from grata.files import atomic_write
+from grata.networks import convert_checkpoint
+from grata.networks.weights import read_state
+
+
+def main(checkpoint: str, weights: str) -> None:
+    """Convert a checkpoint, and print what was done.
+
+    Args:
+        checkpoint: file with the authors' names, as torch.save writes it; code in it is never run.
+        weights: file that is written, a plain state dict.
+    """
+    source, target = Path(str(checkpoint)), Path(str(weights))
+    try:
+        if target.exists():
+            raise GrataError(f"{target} is there already. Remove it, or name another file.")
+        state = read_state(source)
+        try:
+            conversion = convert_checkpoint(state)
+        except GrataError as error:
+            raise GrataError(f"{source}: {error}") from None
+        with atomic_write(target) as temporary:
+            torch.save(conversion.state, temporary)
+    except GrataError as error:
+        raise SystemExit(str(error)) from None
+    print(f"{source}: {len(conversion.renamed)} of {len(state)} tensors taken")
+    for text, keys in (("not taken", conversion.unmapped), ("not in it, set to 0", conversion.filled)):
+        if keys:
+            print(f"{text}: {', '.join(keys)}")
+    print(f"written: {target}, to be used with\n")
+    print(yaml.safe_dump({"network_def": conversion.network_def}, sort_keys=False))
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

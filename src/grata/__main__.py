@@ -1,0 +1,34 @@
+"""``python -m grata benchmark <config.yaml>``: methods by sites, with tables and figures."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import fire
+
+from .errors import GrataError
+
+
+def benchmark(config_file: str, **overrides: Any) -> None:
+    """Compare methods over sites; started again, it goes on where it was stopped.
+
+    Args:
+        config_file: YAML or JSON: bundle, output_dir, sources, targets, methods, protocol, seeds, ...
+        overrides: any of its keys, e.g. --output_dir results --workers 4 --limit 10 --methods#grata#lr 0.001
+    """
+    from .benchmark import run_benchmark
+
+    try:
+        status = run_benchmark(config_file, **overrides)
+    except GrataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("\nstopped. What is finished is kept; the same command goes on with the rest.", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    fire.Fire({"benchmark": benchmark}, name="grata")

@@ -1,0 +1,7 @@
+"""Methods by sites: a benchmark that can be stopped, repeated and trusted."""
+
+from .config import BenchmarkConfig, load_config
+from .protocols import PROTOCOLS
+from .run import run_benchmark
+
+__all__ = ["PROTOCOLS", "BenchmarkConfig", "load_config", "run_benchmark"]

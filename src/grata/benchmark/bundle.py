@@ -1,0 +1,256 @@
+"""What a benchmark takes out of a bundle: its network, its sites and how images become label maps."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.transforms import Compose, Invertd, ResampleToMatch
+from monai.transforms.utils import allow_missing_keys_mode
+from torch import nn
+
+from ..errors import GrataError
+from ..handlers import WindowSelection, window_selection
+from ..methods import METHODS, Method, check_settings, create
+from ..workflows.configuration import check_keys, check_method_settings, explain
+from .config import MethodRow
+from .metrics import Region, make_regions
+
+__all__ = ["Bundle", "Case", "is_random", "quiet"]
+
+Case = Mapping[str, Any]
+"""A case as :func:`grata.data.discover` gives it; one that cannot be used has its ``fault`` instead of an image."""
+
+_REQUIRED = ("network", "discovery", "preprocessing", "inferer", "segments", "to_probabilities", "to_label_map", "weights")
+
+_READ = {*_REQUIRED, "settings", "windows", "amp", "initialize", "adapt"}
+"""Keys that need no other key to refer to them."""
+
+
+class Bundle:
+    """A bundle's ``configs/adapt.yaml`` with overrides.
+
+    Args:
+        root: folder of the bundle.
+        overrides: by key, nested ones by ``#``.
+        name: where the overrides come from, for messages.
+
+    Raises:
+        GrataError: there is no such file, it lacks a key that a benchmark needs, or an override is of no key.
+    """
+
+    def __init__(self, root: Path, overrides: Mapping[str, Any], name: str) -> None:
+        self.root = Path(root)
+        self.name = name
+        path = self.root / "configs" / "adapt.yaml"
+        if not path.is_file():
+            raise GrataError(f"bundle: {path} does not exist. Name the folder of a bundle that has it.")
+        self._parser = ConfigParser()
+        self._parser.read_config(path)
+        config = self._parser.get()
+        missing = [key for key in _REQUIRED if key not in config]
+        if missing:
+            raise GrataError(f"bundle: {path} lacks {', '.join(missing)}, without which nothing can be measured.")
+        check_keys(config, _READ)
+        self._parser["bundle_root"] = str(self.root)
+        for key, value in overrides.items():
+            self._override(key, value)
+        check_method_settings(self._parser.get())
+
+    def _override(self, key: str, value: Any) -> None:
+        parent = key.rpartition("#")[0]
+        if parent and parent not in self._parser:
+            raise GrataError(f"{self.name}#{key}: {self.root.name} has no key {parent}.")
+        if not parent and key not in self._parser:
+            try:
+                check_keys({**self._parser.get(), key: value}, _READ)
+            except GrataError as error:
+                raise GrataError(f"{self.name}#{key}: {str(error).split(': ', 1)[-1]}") from error
+        self._parser[key] = value
+
+    def _resolve(self, key: str) -> Any:
+        try:
+            return self._parser.get_parsed_content(key)
+        # A configuration can call anything, and raises anything.
+        except Exception as error:
+            raise GrataError(f"{self.name}: {explain(error)}") from error
+
+    def make_network(self) -> nn.Module:
+        """The source network, its weights loaded."""
+        return self._resolve("network")
+
+    def make_method(self, row: MethodRow, network: nn.Module, seed: int) -> Method:
+        """The method of a row, with the bundle's settings for it under those of the row.
+
+        Raises:
+            GrataError: unknown settings, or what the method refuses.
+        """
+        settings = dict(self._resolve(row.method)) if row.method in self._parser else {}
+        settings |= row.settings
+        if is_random(row):
+            settings["seed"] = seed
+        try:
+            check_settings(row.method, settings)
+            return create(row.method, network, settings)
+        except GrataError as error:
+            raise GrataError(f"methods#{row.name}: {error}") from error
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return torch.device(self._resolve("device")) if "device" in self._parser else torch.device("cpu")
+
+    @cached_property
+    def amp(self) -> bool:
+        """Whether inference runs in CUDA's mixed precision."""
+        return bool(self._resolve("amp")) if "amp" in self._parser else False
+
+    @cached_property
+    def inferer(self) -> Inferer:
+        """How the network is applied to an image."""
+        return self._resolve("inferer")
+
+    @cached_property
+    def windows(self) -> WindowSelection:
+        """Which windows of a large volume are adapted to."""
+        return window_selection(self._resolve("windows") if "windows" in self._parser else None)
+
+    @cached_property
+    def regions(self) -> list[Region]:
+        """What is scored."""
+        return make_regions(self._resolve("segments"))
+
+    @cached_property
+    def _preprocessing(self) -> Compose:
+        return self._resolve("preprocessing")
+
+    def cases(self, limit: int | None) -> list[dict[str, Any]]:
+        """The first cases of the site, sorted by id, those that cannot be used among them.
+
+        Raises:
+            GrataError: the folder cannot be read, or has no labelled case.
+        """
+        discovery = self._resolve("discovery")
+        faults = [{"case": fault.case, "fault": fault.message} for fault in discovery.faults]
+        cases = sorted([*map(dict, discovery.cases), *faults], key=lambda case: case["case"])[:limit]
+        if not any("label" in case for case in cases):
+            raise GrataError(f"{self.name}: no image has a label. Name their folder by labels_dir.")
+        return cases
+
+    def read_image(self, case: Case) -> dict[str, Any]:
+        """The preprocessed image; the label is not even named to the transforms."""
+        return self._preprocessing({key: value for key, value in case.items() if key != "label"})
+
+    def read_label(self, case: Case, image: Mapping[str, Any], space: str) -> np.ndarray:
+        """The label map ``(H, W[, D])`` of a case.
+
+        Args:
+            case: with a ``label``.
+            image: what :meth:`read_image` returned for it.
+            space: ``input`` or ``network``.
+        """
+        with allow_missing_keys_mode(self._preprocessing):
+            label = self._preprocessing({key: value for key, value in case.items() if key != "image"})["label"]
+        if space == "network":
+            label = ResampleToMatch(mode="nearest", dtype=torch.float32)(MetaTensor(label), img_dst=image["image"])
+        return _array(label)[0].round().astype(np.int16)
+
+    def postprocess(self, image: Mapping[str, Any], logits: torch.Tensor, space: str) -> tuple[np.ndarray, np.ndarray]:
+        """Label map ``(H, W[, D])`` and probabilities ``(C, H, W[, D])`` of a prediction.
+
+        Args:
+            image: what :meth:`read_image` returned.
+            logits: ``(C, H, W[, D])``, of the network.
+            space: ``input`` or ``network``.
+        """
+        transforms = self._resolve("to_probabilities")
+        if space == "network":
+            transforms = Compose([t for t in transforms.flatten().transforms if not isinstance(t, Invertd)])
+        item = transforms({**image, "pred": logits})
+        probabilities = _array(item["pred"]).astype(np.float32)
+        labels = _array(self._resolve("to_label_map")(item)["pred"])
+        return labels[0].round().astype(np.uint8), probabilities
+
+    def spacing(self, image: Mapping[str, Any], space: str) -> list[float]:
+        """Distance between neighbouring pixels along each axis: 1 in a picture, mm in a volume."""
+        tensor = image["image"]
+        dims = tensor.ndim - 1
+        if dims == 2:
+            return [1.0, 1.0]
+        affine = tensor.affine if space == "network" else tensor.meta["original_affine"]
+        return np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0).tolist()
+
+    def picture(self, image: Mapping[str, Any], space: str) -> np.ndarray | None:
+        """The image ``(C, H, W[, D])`` on the grid of the predictions; None where the bundle keeps no ``original``."""
+        tensor = image.get("original") if space == "input" else image["image"]
+        return None if tensor is None else _array(tensor).astype(np.float32)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the results depend on: the configuration as it stands, and the content of the weights."""
+        weights = Path(str(self._resolve("weights")))
+        with weights.open("rb") if weights.is_file() else _missing(weights) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        config = {key: value for key, value in self._parser.get().items() if key not in {*_WHERE, *METHODS}}
+        return {"weights": digest, "config": config}
+
+    def given_settings(self, method: str) -> Any:
+        """What the configuration says of a method, unresolved."""
+        return self._parser.get().get(method)
+
+
+# Where things lie, and what only the command `adapt` reads, has no part in a result.
+_WHERE = {
+    "bundle_root",
+    "weights",
+    "dataset_dir",
+    "labels_dir",
+    "output_dir",
+    "num_workers",
+    "resume",
+    "overwrite",
+    "compare",
+    "traceback",
+    "dataset",
+    "dataloader",
+    "adaptation",
+    "outputs",
+    "handlers",
+    "evaluator",
+    "adaptation_run",
+    "initialize",
+    "adapt",
+    "method",
+    "seed",
+    "settings",
+}
+
+
+def quiet() -> None:
+    """Leave out what MONAI's image loading says of a decoder that no scan is read with here."""
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+
+
+def is_random(row: MethodRow) -> bool:
+    """Whether a row's method has a generator that a seed sets."""
+    return "seed" in inspect.signature(METHODS[row.method]).parameters
+
+
+def _missing(path: Path) -> Any:
+    raise GrataError(f"weights: {path} does not exist.")
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    plain = tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
+    return plain.detach().cpu().numpy()

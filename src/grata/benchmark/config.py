@@ -1,0 +1,295 @@
+"""The benchmark's configuration: one file, checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import GrataError
+from ..methods import METHODS, check_settings
+from .protocols import Protocol, make_protocol
+
+__all__ = ["BenchmarkConfig", "MetricSettings", "MethodRow", "load_config"]
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+_CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One row of the tables: a method with settings that differ from the bundle's.
+
+    Attributes:
+        name: of the row.
+        method: key of :data:`grata.methods.METHODS`.
+        settings: over those of the bundle.
+    """
+
+    name: str
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """How predictions are scored.
+
+    Args:
+        space: ``input``: on the picture's own grid; ``network``: on the grid that the network sees.
+        empty: what becomes of a structure that a map lacks: ``nan`` (both lack it: not scored; one lacks it: Dice 0,
+            distances infinite), or ``reference`` (both lack it: Dice 1; either lacks it: distances 100), as the
+            reference implementations of GraTa and VPTTA have it.
+    """
+
+    space: str = "input"
+    empty: str = "nan"
+
+    def __post_init__(self) -> None:
+        for name, known in (("space", ("input", "network")), ("empty", ("nan", "reference"))):
+            if getattr(self, name) not in known:
+                raise GrataError(f"metrics#{name}: it is {' or '.join(known)}, got {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """A checked configuration.
+
+    Attributes:
+        bundle: folder of the bundle whose ``configs/adapt.yaml`` tells network, preprocessing, inferer, postprocessing and
+            segments.
+        output_dir: where everything goes.
+        sources: overrides of the bundle's configuration by the name of each source network.
+        targets: overrides by the name of each site.
+        scored: labels of the segments that are scored, by site; all, where a site is missing.
+        exclude_same_site: a source is not tested on the target of its own name.
+        methods: the rows, in order.
+        reference_method: name of the row that the others are compared with.
+        protocols: one block of the tables each.
+        seeds: of the methods' generators and of what the protocols draw.
+        shuffle: draw the order of the images of a site.
+        limit: first images of each site; None: all.
+        metrics: how predictions are scored.
+        workers: processes; 0: everything in this one.
+        threads: of torch in each process; None: the cores are shared out.
+        given: what was configured, as plain values.
+    """
+
+    bundle: Path
+    output_dir: Path
+    sources: dict[str, dict[str, Any]]
+    targets: dict[str, dict[str, Any]]
+    scored: dict[str, list[str]]
+    exclude_same_site: bool
+    methods: tuple[MethodRow, ...]
+    reference_method: str
+    protocols: tuple[Protocol, ...]
+    seeds: tuple[int, ...]
+    shuffle: bool
+    limit: int | None
+    metrics: MetricSettings
+    workers: int
+    threads: int | None
+    given: dict[str, Any]
+
+    def targets_of(self, source: str) -> list[str]:
+        """Names of the sites that a source is tested on."""
+        return [target for target in self.targets if not (self.exclude_same_site and target == source)]
+
+
+_DEFAULTS: dict[str, Any] = {
+    "bundle": None,
+    "output_dir": None,
+    "sources": {"bundle": {}},
+    "targets": None,
+    "exclude_same_site": True,
+    "methods": None,
+    "reference_method": "grata",
+    "protocol": "per-target",
+    "seeds": [0],
+    "shuffle": False,
+    "limit": None,
+    "metrics": {},
+    "workers": 1,
+    "threads": None,
+}
+# These belong to the source network or to a method's row; a stream crosses sites with one of each.
+_NOT_A_TARGETS = {"network", "network_def", "weights", "device", "amp", "inferer", "windows", "segments", "settings"}
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> BenchmarkConfig:
+    """Read a YAML or JSON file.
+
+    Args:
+        path: of the file; paths in it are relative to the working directory.
+        overrides: by key, nested ones by ``#`` (``{"methods#grata#lr": 1e-3}``).
+
+    Raises:
+        GrataError: the file cannot be read, a key is unknown (with the nearest known one) or a value is of the wrong kind.
+    """
+    given = _read(Path(str(path)))
+    for key, value in (overrides or {}).items():
+        _override(given, key, value)
+    _check_keys(given, _DEFAULTS)
+    values = {key: default if given.get(key) is None else given[key] for key, default in _DEFAULTS.items()}
+    for key in ("bundle", "output_dir", "targets", "methods"):
+        if values[key] is None:
+            raise GrataError(f"{key}: it is missing from the configuration.")
+
+    sources, targets = (_mappings(values, key) for key in ("sources", "targets"))
+    for name, settings in targets.items():
+        for key in settings:
+            head = key.split("#")[0]
+            if head in _NOT_A_TARGETS or head in METHODS or head in ("method", "seed"):
+                raise GrataError(f"targets#{name}#{key}: this is not a site's. Set it in sources, or in a row of methods.")
+    methods = tuple(_row(name, settings) for name, settings in _mappings(values, "methods").items())
+    names = [row.name for row in methods]
+    if values["reference_method"] not in names:
+        raise GrataError(
+            f"reference_method: {values['reference_method']!r} is not a row of methods; the rows are {', '.join(names)}."
+        )
+    scored = {}
+    for name, settings in targets.items():
+        if (labels := settings.pop("scored", None)) is not None:
+            scored[name] = _list(f"targets#{name}#scored", labels, str)
+    protocols = values["protocol"] if isinstance(values["protocol"], list | tuple) else [values["protocol"]]
+    made = tuple(make_protocol(setting, list(targets)) for setting in protocols)
+    _check_unique("protocol", [protocol.label for protocol in made], "Give one of them another label.")
+    for protocol in made:
+        _check_name("protocol", protocol.label)
+    seeds = _list("seeds", values["seeds"], int)
+    _check_unique("seeds", seeds, "Name each once.")
+    if any(not 0 <= seed < 2**32 for seed in seeds):
+        raise GrataError(f"seeds: they are whole numbers of at least 0, got {seeds}.")
+    if not isinstance(values["metrics"], Mapping):
+        raise GrataError(f"metrics: it holds the settings space and empty, got {values['metrics']!r}.")
+    _check_keys(values["metrics"], MetricSettings.__dataclass_fields__, "metrics#")
+
+    config = BenchmarkConfig(
+        bundle=_path("bundle", values["bundle"]),
+        output_dir=_path("output_dir", values["output_dir"]),
+        sources=sources,
+        targets=targets,
+        scored=scored,
+        exclude_same_site=_flag(values, "exclude_same_site"),
+        methods=methods,
+        reference_method=str(values["reference_method"]),
+        protocols=made,
+        seeds=tuple(seeds),
+        shuffle=_flag(values, "shuffle"),
+        limit=_count(values, "limit", low=1),
+        metrics=MetricSettings(**values["metrics"]),
+        workers=_count(values, "workers", low=0) or 0,
+        threads=_count(values, "threads", low=1),
+        given=json.loads(json.dumps({key: given[key] for key in _DEFAULTS if key in given}, default=str)),
+    )
+    if not any(config.targets_of(source) for source in sources):
+        raise GrataError("targets: none is left, since a source is not tested on its own site. See exclude_same_site.")
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # YAML includes JSON, apart from numbers that no benchmark needs.
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GrataError(f"{path}: cannot be read ({error.strerror}). Name the benchmark's configuration file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GrataError(f"{path}: is neither YAML nor JSON: {' '.join(str(error).split())}.") from error
+    if not isinstance(given, dict):
+        raise GrataError(f"{path}: holds a {type(given).__name__}, not a mapping of keys such as bundle and targets.")
+    return given
+
+
+def _override(given: dict[str, Any], key: str, value: Any) -> None:
+    if isinstance(value, str):
+        value = _CONSTANTS.get(value.lower(), value)
+    *parents, last = key.split("#")
+    place: Any = given
+    for parent in parents:
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
+        if not isinstance(place, dict):
+            raise GrataError(f"--{key}: {parent} is not a mapping in the configuration.")
+    place[last] = value
+
+
+def _check_keys(given: Iterable[str], known: Iterable[str], prefix: str = "") -> None:
+    known = list(known)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean {prefix}{near[0]}?" if near else f"The keys are {', '.join(known)}."
+            raise GrataError(f"{prefix}{key}: there is no such key. {hint}")
+
+
+def _mappings(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    given = values[key]
+    if not isinstance(given, Mapping) or not given:
+        raise GrataError(f"{key}: it holds names with the settings of each, got {given!r}.")
+    for name, settings in given.items():
+        _check_name(key, name)
+        if not isinstance(settings, Mapping | None):
+            raise GrataError(f"{key}#{name}: it holds settings, got {settings!r}.")
+    return {str(name): dict(settings or {}) for name, settings in given.items()}
+
+
+def _row(name: str, settings: dict[str, Any]) -> MethodRow:
+    method = settings.pop("method", name)
+    if method not in METHODS:
+        near = difflib.get_close_matches(str(method), METHODS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"The methods are {', '.join(METHODS)}."
+        raise GrataError(f"methods#{name}: there is no method {method!r}. {hint}")
+    try:
+        check_settings(method, settings)
+    except GrataError as error:
+        raise GrataError(f"methods#{name}: {error}") from error
+    if "seed" in settings:
+        raise GrataError(f"methods#{name}#seed: the seeds of the benchmark are those of its methods. See seeds.")
+    return MethodRow(name, method, settings)
+
+
+def _check_name(key: str, name: Any) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise GrataError(
+            f"{key}: {name!r} becomes a file name; write it with letters, digits and - _ . + alone (a number in quotes)."
+        )
+
+
+def _check_unique(key: str, values: Sequence[Any], remedy: str) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise GrataError(f"{key}: {value!r} is there twice. {remedy}")
+
+
+def _list(key: str, value: Any, kind: type) -> list[Any]:
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    if not items or any(not isinstance(item, kind) or isinstance(item, bool) for item in items):
+        raise GrataError(f"{key}: it is a list of {'whole numbers' if kind is int else 'names'}, got {value!r}.")
+    return items
+
+
+def _path(key: str, value: Any) -> Path:
+    if not isinstance(value, str | Path):
+        raise GrataError(f"{key}: it is a folder, got {value!r}. (Of a name that is a number: ./20240611.)")
+    return Path(value).expanduser()
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    if not isinstance(values[key], bool):
+        raise GrataError(f"{key}: it is true or false, got {values[key]!r}.")
+    return values[key]
+
+
+def _count(values: Mapping[str, Any], key: str, low: int) -> int | None:
+    value = values[key]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+        raise GrataError(f"{key}: it is a whole number of at least {low}, or null, got {value!r}.")
+    return value

@@ -1,0 +1,173 @@
+"""What has to be done: one job a method row, source network, stream and seed, each independent of the others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import GrataError
+from .bundle import Bundle, is_random
+from .config import BenchmarkConfig, MethodRow, MetricSettings
+from .protocols import Item, Stream
+
+__all__ = ["Job", "plan", "threads_each"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stream through one method, from the source network on.
+
+    Attributes:
+        protocol, source, stream, row, seed: which one it is.
+        items: the images in order.
+        cases: by site and id.
+        bundle: folder of the bundle.
+        source_overrides: of the bundle's configuration.
+        site_overrides: further ones, by site.
+        scored: labels of the segments to score, by site.
+        metrics: how predictions are scored.
+        keep_label_maps: whether predictions are kept, for the figures.
+        threads: of torch.
+        fingerprint: what its results depend on, as text by name.
+    """
+
+    protocol: str
+    source: str
+    stream: str
+    row: MethodRow
+    seed: int
+    items: tuple[Item, ...]
+    cases: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    bundle: Path
+    source_overrides: Mapping[str, Any]
+    site_overrides: Mapping[str, Mapping[str, Any]]
+    scored: Mapping[str, list[str]]
+    metrics: MetricSettings
+    keep_label_maps: bool
+    threads: int
+    fingerprint: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """Where its files lie, relative to the folder of parts."""
+        return f"{self.protocol}/{self.source}/{self.stream}/{self.row.name}/seed-{self.seed}"
+
+
+def threads_each(config: BenchmarkConfig) -> int:
+    """Threads of torch in each process."""
+    return config.threads or max(1, cores() // max(1, config.workers))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plan(config: BenchmarkConfig) -> list[Job]:
+    """All jobs in the order of the results, everything that can be checked beforehand checked.
+
+    Raises:
+        GrataError: whatever a bundle, a site or a method refuses.
+    """
+    jobs = []
+    threads = threads_each(config)
+    with_maps = {config.reference_method, *(row.name for row in config.methods if row.method == "source")}
+    site_cases: dict[str, list[dict[str, Any]]] = {}
+    for source, source_overrides in config.sources.items():
+        bundle = Bundle(config.bundle, source_overrides, f"sources#{source}")
+        device = bundle.device.type
+        _check_methods(config, source, source_overrides)
+        sites = {}
+        for target in config.targets_of(source):
+            overrides = {**source_overrides, **config.targets[target]}
+            site = Bundle(config.bundle, overrides, f"targets#{target}")
+            _check_scored(config, target, site)
+            if target not in site_cases:
+                site_cases[target] = site.cases(config.limit)
+            sites[target] = site
+        ids = {target: [case["case"] for case in site_cases[target]] for target in sites}
+        prints = {target: site.fingerprint() for target, site in sites.items()}
+        source_print = bundle.fingerprint()
+        for protocol in config.protocols:
+            for name, row, seed, stream in _streams(config, protocol, ids):
+                used = list(dict.fromkeys(item.site for item in stream.items))
+                cases = {site: {case["case"]: case for case in site_cases[site]} for site in used}
+                scored = {site: config.scored[site] for site in used if site in config.scored}
+                fingerprint = {
+                    "sources": source_print,
+                    "targets": {site: prints[site] for site in used},
+                    "images": {site: _sizes(site_cases[site]) for site in used},
+                    "stream": [(item.site, item.case, item.reset, item.round) for item in stream.items],
+                    "methods": (row.method, bundle.given_settings(row.method), row.settings),
+                    "metrics": (vars(config.metrics), scored),
+                    "device": device,
+                    "threads": threads,
+                    "versions": (__version__, version("torch"), version("monai")),
+                }
+                jobs.append(
+                    Job(
+                        protocol=protocol.label,
+                        source=source,
+                        stream=name,
+                        row=row,
+                        seed=seed,
+                        items=stream.items,
+                        cases=cases,
+                        bundle=config.bundle,
+                        source_overrides=source_overrides,
+                        site_overrides={site: config.targets[site] for site in used},
+                        scored=scored,
+                        metrics=config.metrics,
+                        keep_label_maps=row.name in with_maps and seed == config.seeds[0],
+                        threads=threads,
+                        fingerprint={key: _digest(value) for key, value in fingerprint.items()},
+                    )
+                )
+    return jobs
+
+
+def _streams(config: BenchmarkConfig, protocol: Any, ids: Mapping[str, list[str]]) -> Any:
+    streams = {seed: protocol.streams(ids, seed, config.shuffle) for seed in config.seeds}
+    for index, first in enumerate(streams[config.seeds[0]]):
+        for row in config.methods:
+            for seed in config.seeds:
+                stream: Stream = streams[seed][index]
+                # Without a generator and without a draw every seed would give the same rows again.
+                if seed == config.seeds[0] or stream.drawn or is_random(row):
+                    yield first.name, row, seed, stream
+
+
+def _check_methods(config: BenchmarkConfig, source: str, overrides: Mapping[str, Any]) -> None:
+    # on the CPU: the processes that compute need the other device's memory
+    bundle = Bundle(config.bundle, {**overrides, "device": "cpu"}, f"sources#{source}")
+    network = bundle.make_network()
+    for row in config.methods:
+        bundle.make_method(row, network, config.seeds[0])
+
+
+def _check_scored(config: BenchmarkConfig, target: str, site: Bundle) -> None:
+    labels = [region.label for region in site.regions]
+    for label in config.scored.get(target, []):
+        if label not in labels:
+            raise GrataError(f"targets#{target}#scored: there is no segment {label!r}; they are {', '.join(labels)}.")
+
+
+def _sizes(cases: list[dict[str, Any]]) -> list[Any]:
+    """Ids and sizes of the files: enough to notice another data set, at no cost."""
+
+    def size(files: Any) -> list[int]:
+        paths = [] if files is None else files if isinstance(files, list | tuple) else [files]
+        return [os.stat(path).st_size for path in paths]
+
+    return [(case["case"], size(case.get("image")), size(case.get("label"))) for case in cases]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

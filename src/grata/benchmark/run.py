@@ -1,0 +1,117 @@
+"""A whole benchmark: plan, compute what is missing, put the results together."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from ..errors import GrataError
+from ..files import atomic_write, check_output_dir, remove_leftovers
+from .bundle import quiet
+from .config import BenchmarkConfig, load_config
+from .figures import draw_figures
+from .jobs import Job, plan, threads_each
+from .metrics import METRICS
+from .part import Part
+from .pool import run_jobs
+from .stream import MEASURED
+from .summary import write_summary
+
+__all__ = ["run_benchmark"]
+
+_FIRST = ("protocol", "source", "target", "method", "seed", "stream", "round", "position", "case", "error")
+
+
+def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
+    """Run a benchmark, or what is left of one that was stopped.
+
+    Args:
+        config_file: YAML or JSON, see :class:`~grata.benchmark.BenchmarkConfig`.
+        overrides: of its keys, nested ones by ``#``.
+
+    Returns:
+        0 when every image was finished, else 1.
+
+    Raises:
+        GrataError: the configuration or anything that it names is refused; the folder is in use or holds another benchmark.
+    """
+    started = time.perf_counter()
+    quiet()
+    config = load_config(config_file, overrides)
+    folder = check_output_dir(config.output_dir)
+    # Held as long as the process lives, also when it is killed; the file stays, since removing it would let two in.
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise GrataError(f"output_dir: another benchmark is writing to {folder}. Wait for it, or choose another.") from error
+    try:
+        return _run(config, folder, started)
+    finally:
+        lock.release()
+
+
+def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
+    jobs = plan(config)
+    parts = {job.name: Part(folder / "parts", job.name, job.fingerprint) for job in jobs}
+    _check_unchanged(folder, parts)
+    remove_leftovers(folder)
+    finished = {job.name: len(parts[job.name].rows()) for job in jobs}
+    unfinished = [job for job in jobs if finished[job.name] < len(job.items)]
+    broken: dict[str, str] = {}
+
+    total = sum(len(job.items) for job in jobs)
+    with tqdm(total=total, initial=sum(finished.values()), desc="benchmark", unit="image") as bar:
+
+        def failed(job: Job, message: str) -> None:
+            broken[job.name] = message
+            bar.write(f"{job.name}: {message}")
+
+        run_jobs(unfinished, folder / "parts", config.workers, lambda: bar.update(1), failed)
+
+    rows = [row for job in jobs for row in parts[job.name].rows()]
+    errors = [row for row in rows if row["error"]]
+    minutes = (time.perf_counter() - started) / 60
+    if rows:
+        write_results(rows, folder / "results.csv")
+        write_summary(config, rows, folder, threads=threads_each(config), minutes=minutes, missing=total - len(rows))
+        draw_figures(config, jobs, rows, folder)
+    print(f"{len(rows) - len(errors)} of {total} images finished in {minutes:.1f} minutes. Results: {folder}")
+    for row in errors:
+        print(f"  {row['protocol']}, {row['source']}, {row['target']}, {row['method']}, {row['case']}: {row['error']}")
+    for name, message in broken.items():
+        print(f"  {name}: stopped: {message}. The same command goes on with it.")
+    return 1 if errors or broken else 0
+
+
+def _check_unchanged(folder: Path, parts: Mapping[str, Part]) -> None:
+    for name, part in parts.items():
+        if changed := part.changed():
+            raise GrataError(
+                f"output_dir: {folder} holds results of {name} with other {', '.join(changed)}. Methods, targets and seeds "
+                "may be added to a benchmark or left out, but not changed: choose another output_dir."
+            )
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns in their order: what, metrics by segment, what was done, what was measured."""
+    seen = dict.fromkeys(key for row in rows for key in row)
+    scores = [key for key in seen if key.split("/")[0] in METRICS]
+    scores.sort(key=lambda key: (METRICS.index(key.split("/")[0]), key.endswith("/mean")))
+    others = [key for key in seen if key not in {*_FIRST, *scores, *MEASURED}]
+    # By name: which method's row comes first must not decide.
+    return [*_FIRST, *scores, *sorted(others), *(key for key in MEASURED if key in seen)]
+
+
+def write_results(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """One line an image, numbers in full."""
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns_of(rows), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

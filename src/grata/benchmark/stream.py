@@ -1,0 +1,196 @@
+"""Run one job: images to a method one after the other, labels to the scorer alone."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from monai.networks import eval_mode
+from monai.utils import set_determinism
+
+from ..errors import GrataError, OutputError
+from ..handlers import adapt_to_case, merged_record
+from ..methods import Method
+from ..workflows.configuration import explain
+from .bundle import Bundle
+from .jobs import Job
+from .metrics import score
+from .part import Part
+from .protocols import Item
+
+__all__ = ["MEASURED", "run_job"]
+
+MEASURED = ("seconds", "seconds_predict", "peak_memory_mib", "cold")
+"""Columns that are measured and differ from run to run; all others are the same when a run is repeated."""
+
+# A worker whose parent was killed ends within moments.
+_WAIT_FOR_PREDECESSOR = 60
+
+
+def run_job(job: Job, parts: Path, advance: Callable[[], None]) -> int:
+    """Do what is left of a job.
+
+    Args:
+        job: which one.
+        parts: folder of all parts.
+        advance: called after each image.
+
+    Returns:
+        How many of the images done now failed.
+
+    Raises:
+        GrataError: the network or the method cannot be made.
+        OutputError: nothing can be written.
+    """
+    part = Part(parts, job.name, job.fingerprint)
+    part.lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(part.lock, timeout=_WAIT_FOR_PREDECESSOR):
+        rows, state = part.open()
+        if len(rows) == len(job.items):
+            return 0
+        torch.set_num_threads(job.threads)
+        set_determinism(job.seed)
+        runner = _Runner(job)
+        if state is not None:
+            runner.resume(state)
+        failed = 0
+        for position in range(len(rows), len(job.items)):
+            row, label_map = runner.step(position)
+            if label_map is not None and job.keep_label_maps:
+                part.write_label_map(position, label_map)
+            part.append(row)
+            part.commit(position + 1, runner.state)
+            failed += bool(row["error"])
+            advance()
+        return failed
+
+
+class _Runner:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.bundle = Bundle(job.bundle, job.source_overrides, f"sources#{job.source}")
+        self.sites = {
+            site: Bundle(job.bundle, {**job.source_overrides, **overrides}, f"targets#{site}")
+            for site, overrides in job.site_overrides.items()
+        }
+        self.method: Method = self.bundle.make_method(job.row, self.bundle.make_network(), job.seed)
+        self.state = self.method.state_dict()
+        self._cold = True
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from the state that an earlier process left."""
+        self.method.load_state_dict(state)
+        self.state = state
+
+    def step(self, position: int) -> tuple[dict[str, Any], Any]:
+        """The row of the image at a position, and its label map unless it failed."""
+        item = self.job.items[position]
+        case = self.job.cases[item.site][item.case]
+        row = {
+            "protocol": self.job.protocol,
+            "source": self.job.source,
+            "target": item.site,
+            "method": self.job.row.name,
+            "seed": self.job.seed,
+            "stream": self.job.stream,
+            "round": item.round,
+            "position": position,
+            "case": item.case,
+            "error": "",
+        }
+        try:
+            if "fault" in case:
+                raise GrataError(case["fault"])
+            image = self.sites[item.site].read_image(case)
+            measured, logits = self._adapt_and_predict(image, item)
+            labels, probabilities = self.sites[item.site].postprocess(image, logits, self.job.metrics.space)
+        except OutputError:
+            raise
+        # one image that cannot be read, or a method that fails on it, must not end the stream
+        except Exception as error:
+            self.method.load_state_dict(self.state)
+            return {**row, "error": _told(error)}, None
+        self.state = self.method.state_dict()
+        row |= measured
+        # From here on labels come in. Whatever happens to them, the method goes on as it would without.
+        try:
+            row |= self._score(item, case, image, labels, probabilities)
+        except Exception as error:
+            row["error"] = _told(error)
+        return row, labels
+
+    def _adapt_and_predict(self, image: Mapping[str, Any], item: Item) -> tuple[dict[str, Any], torch.Tensor]:
+        tensor = image["image"]
+        images = (tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor)[None].to(self.bundle.device)
+        precision = torch.autocast("cuda") if self.bundle.amp else contextlib.nullcontext()
+        with _peak_memory(images.device) as peak:
+            if item.reset:
+                self.method.restore()
+            started = self._now()
+            with precision:
+                records = adapt_to_case(self.method, images, self.bundle.inferer, self.bundle.windows)
+            adapted = self._now()
+            with eval_mode(self.method.network), precision:
+                logits = self.bundle.inferer(images, self.method.network)[0].float()
+            predicted = self._now()
+        if not torch.isfinite(logits).all():
+            raise GrataError("The prediction holds NaN or infinite values.")
+        record = merged_record(records)
+        measured = {
+            "seconds": round(adapted - started, 4),
+            "seconds_predict": round(predicted - adapted, 4),
+            "peak_memory_mib": peak[0],
+            "cold": self._cold,
+            "flags": ";".join(record.pop("flags")),
+            **{key: value for key, value in record.items() if isinstance(value, str | int | float)},
+            **{f"parameter_change/{key}": value for key, value in self.method.parameter_change().items()},
+        }
+        self._cold = False
+        return measured, logits
+
+    def _now(self) -> float:
+        if self.bundle.device.type == "cuda":
+            torch.cuda.synchronize(self.bundle.device)
+        return time.perf_counter()
+
+    def _score(self, item: Item, case: Mapping[str, Any], image: Mapping[str, Any], labels: Any, probabilities: Any):
+        if "label" not in case:
+            return {}
+        site, metrics = self.sites[item.site], self.job.metrics
+        label = site.read_label(case, image, metrics.space)
+        spacing = site.spacing(image, metrics.space)
+        scored = self.job.scored.get(item.site)
+        return score(labels, probabilities, label, site.regions, spacing, metrics.empty, scored)
+
+
+def _told(error: Exception) -> str:
+    # the remark is on an option of the command `adapt`
+    return explain(error).removesuffix(" (--traceback true shows where)")
+
+
+@contextlib.contextmanager
+def _peak_memory(device: torch.device) -> Iterator[list[float]]:
+    """Peak memory of the block in MiB: of tensors on a CUDA device; of the whole process on a CPU with Linux, else NaN."""
+    peak = [math.nan]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+        return
+    status = Path("/proc/self/status")
+    try:
+        # 5 resets the peak resident size, see proc(5)
+        Path("/proc/self/clear_refs").write_text("5")
+        resettable = True
+    except OSError:
+        resettable = False
+    yield peak
+    if resettable and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        peak[0] = round(int(found[1]) / 2**10, 1)

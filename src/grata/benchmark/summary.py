@@ -1,0 +1,332 @@
+"""What the rows say: means with intervals, paired tests, cost; as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from tabulate import tabulate
+
+from .. import __version__
+from ..files import atomic_write
+from .config import BenchmarkConfig
+from .metrics import DISTANCES, METRICS
+from .statistics import holm, mean_and_interval, rank_correlation, signed_rank
+
+__all__ = ["ALL", "per_image", "summarise", "write_summary"]
+
+ALL = "all"
+"""The name under which all targets, or all sources, are put together."""
+
+_IMAGE = ["protocol", "source", "target", "method", "case"]
+
+
+def per_image(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One line an image and method: means over seeds and rounds; images that failed are left out.
+
+    Where an image failed for one seed, the others speak for it.
+    """
+    frame = pd.DataFrame([row for row in rows if not row["error"]])
+    if frame.empty:
+        return frame
+    measured = [c for c in frame.columns if c.split("/")[0] in METRICS or c in ("seconds", "seconds_predict", "agreement")]
+    # pandas' mean passes over NaN, and a distance that is infinite for one seed stays so.
+    return frame.groupby(_IMAGE, sort=False)[measured].mean().reset_index()
+
+
+def summarise(config: BenchmarkConfig, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One line a protocol, source, target and method; ``all`` for all targets or sources together.
+
+    Columns: ``images`` that were finished and ``failed`` runs of images; ``<metric>/<segment>`` means (of distances:
+    over the finite ones, ``undefined/<segment>`` tells how many were not), for Dice with ``:low`` and ``:high``, the
+    95 % bootstrap interval over images; ``difference`` of the mean Dice to the reference method's on the same images,
+    with its interval, ``p`` of the paired Wilcoxon test and ``p_holm`` corrected for the methods of the block;
+    ``seconds`` an image (adaptation and prediction, the first image after each start left out), ``ratio`` to the source
+    network's, ``peak_memory_mib``; ``agreement_spearman``: correlation of the label-free score with the Dice.
+    """
+    everything, images = pd.DataFrame(list(rows)), per_image(rows)
+    lines = []
+    for protocol in config.protocols:
+        for source, targets in _blocks(config):
+            block = []
+            for row in config.methods:
+                chosen = _select(everything, protocol.label, source, targets, row.name)
+                strata = _strata(images, protocol, source, targets, row.name)
+                reference = _strata(images, protocol, source, targets, config.reference_method)
+                line = {"protocol": protocol.label, "source": source[0], "target": targets[0], "method": row.name}
+                line |= _counts(chosen) | _means(strata, images.columns)
+                line |= _comparison(strata, reference, row.name == config.reference_method) | _cost(chosen)
+                pooled = pd.concat(strata) if strata else pd.DataFrame()
+                line["agreement_spearman"] = (
+                    rank_correlation(*(pooled[c].to_numpy(float) for c in ("agreement", "dice/mean")))
+                    if {"agreement", "dice/mean"} <= set(pooled.columns)
+                    else math.nan
+                )
+                block.append(line)
+            for line, adjusted in zip(block, holm([line["p"] for line in block]), strict=True):
+                line["p_holm"] = adjusted
+            base = next((line["seconds"] for line in block if _is_source(config, line["method"])), math.nan)
+            for line in block:
+                line["ratio"] = line["seconds"] / base
+            lines += block
+    return pd.DataFrame(lines)
+
+
+def write_summary(
+    config: BenchmarkConfig, rows: Sequence[Mapping[str, Any]], folder: Path, threads: int, minutes: float, missing: int
+) -> None:
+    """Write ``summary.csv``, ``summary.md`` and ``summary.tex``, each whole or not at all.
+
+    Args:
+        config: of the benchmark.
+        rows: all that are done.
+        folder: where to.
+        threads: of torch in each process.
+        minutes: that this run took.
+        missing: images that are not done yet.
+    """
+    table = summarise(config, rows)
+    with atomic_write(folder / "summary.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    markdown = "\n".join([*_header(config, rows, threads, minutes, missing), *_body(config, table, rows, "pipe")])
+    latex = "\n".join(_body(config, table, rows, "latex_booktabs"))
+    for name, text in (("summary.md", markdown), ("summary.tex", latex)):
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _blocks(config: BenchmarkConfig) -> Iterator[tuple[tuple[str, list[str]], tuple[str, list[str]]]]:
+    """Names of what is put together, with what is in it: each source and target, then all targets, then all sources."""
+    for source in config.sources:
+        targets = config.targets_of(source)
+        for target in targets:
+            yield (source, [source]), (target, [target])
+        if len(targets) > 1:
+            yield (source, [source]), (ALL, targets)
+    if len(config.sources) > 1:
+        yield (ALL, list(config.sources)), (ALL, list(config.targets))
+
+
+def _select(
+    frame: pd.DataFrame, protocol: str, source: tuple[str, list[str]], target: tuple[str, list[str]], method: str
+) -> pd.DataFrame:
+    if frame.empty:
+        return frame
+    return frame[
+        (frame["protocol"] == protocol)
+        & frame["source"].isin(source[1])
+        & frame["target"].isin(target[1])
+        & (frame["method"] == method)
+    ]
+
+
+def _strata(images: pd.DataFrame, protocol: Any, source: Any, target: Any, method: str) -> list[pd.DataFrame]:
+    """Images of what weighs equally: one frame a source and site, or one of all."""
+    chosen = _select(images, protocol.label, source, target, method)
+    if chosen.empty:
+        return []
+    if protocol.weighting == "images":
+        return [chosen]
+    return [group for _, group in chosen.groupby(["source", "target"], sort=False)]
+
+
+def _counts(chosen: pd.DataFrame) -> dict[str, Any]:
+    if chosen.empty:
+        return {"images": 0, "failed": 0, "skipped": 0}
+    fine = chosen[chosen["error"] == ""]
+    skipped = fine["flags"].fillna("").str.contains("step_skipped").sum() if "flags" in fine else 0
+    return {
+        "images": len(fine.drop_duplicates(["source", "target", "case"])),
+        "failed": int((chosen["error"] != "").sum()),
+        "skipped": int(skipped),
+    }
+
+
+def _means(strata: list[pd.DataFrame], columns: Sequence[str]) -> dict[str, float]:
+    means: dict[str, float] = {}
+    for column in sorted((c for c in columns if c.split("/")[0] in METRICS), key=_metric_order):
+        metric, _, segment = column.partition("/")
+        values = [stratum[column].to_numpy(float) for stratum in strata]
+        # A site where a segment is not scored has no part in its mean.
+        values = [v for v in values if not np.isnan(v).all()]
+        finite = [v[np.isfinite(v)] for v in values]
+        if metric == "dice":
+            means[column], means[f"{column}:low"], means[f"{column}:high"] = mean_and_interval(finite)
+        else:
+            finite = [v for v in finite if len(v)]
+            means[column] = float(np.mean([v.mean() for v in finite])) if finite else math.nan
+        if metric == DISTANCES[0]:
+            means[f"undefined/{segment}"] = sum(int((~np.isfinite(v)).sum()) for v in values)
+    return means
+
+
+def _metric_order(column: str) -> tuple[int, bool]:
+    metric, _, segment = column.partition("/")
+    return METRICS.index(metric), segment == "mean"
+
+
+def _comparison(strata: list[pd.DataFrame], reference: list[pd.DataFrame], itself: bool) -> dict[str, float]:
+    names = ("difference", "difference:low", "difference:high", "p")
+    if itself or not strata or not reference or "dice/mean" not in strata[0]:
+        return dict.fromkeys(names, math.nan)
+    key = ["source", "target", "case"]
+    differences = []
+    base = pd.concat(reference).set_index(key)["dice/mean"]
+    for stratum in strata:
+        values = stratum.set_index(key)["dice/mean"]
+        both = values.index.intersection(base.index)
+        difference = (values.loc[both] - base.loc[both]).to_numpy(float)
+        differences.append(difference[np.isfinite(difference)])
+    differences = [d for d in differences if len(d)]
+    if not differences:
+        return dict.fromkeys(names, math.nan)
+    return dict(zip(names, (*mean_and_interval(differences), signed_rank(np.concatenate(differences))), strict=True))
+
+
+def _cost(chosen: pd.DataFrame) -> dict[str, float]:
+    names = ("seconds_adapt", "seconds_predict", "seconds", "peak_memory_mib")
+    if chosen.empty or "seconds" not in chosen:
+        return dict.fromkeys(names, math.nan)
+    fine = chosen[chosen["error"] == ""]
+    warm = fine[fine["cold"] != True]  # noqa: E712
+    # The first image after a start pays for what torch sets up once; where there is no other it has to do.
+    timed = warm if len(warm) else fine
+    adapt, predict = float(timed["seconds"].mean()), float(timed["seconds_predict"].mean())
+    return dict(zip(names, (adapt, predict, adapt + predict, float(fine["peak_memory_mib"].max())), strict=True))
+
+
+def _is_source(config: BenchmarkConfig, name: str) -> bool:
+    return any(row.name == name and row.method == "source" for row in config.methods)
+
+
+def _header(
+    config: BenchmarkConfig, rows: Sequence[Mapping[str, Any]], threads: int, minutes: float, missing: int
+) -> list[str]:
+    computing = sum(row.get("seconds", 0) + row.get("seconds_predict", 0) for row in rows) / 60
+    failed = sum(bool(row["error"]) for row in rows)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "numpy", "scipy"))
+    empty = {
+        "nan": "A structure that neither map has is not scored; one that only one of them has counts as Dice 0, and its "
+        "distances, being infinite, are left out of the means (`undefined` counts them).",
+        "reference": "A structure that neither map has counts as Dice 1; one that either lacks has distances of 100, as in "
+        "the reference implementations of GraTa and VPTTA.",
+    }[config.metrics.empty]
+    lines = [
+        f"# Benchmark of {config.bundle.name}",
+        "",
+        f"{datetime.date.today().isoformat()}; grata {__version__}, {packages}; seeds {', '.join(map(str, config.seeds))}; "
+        f"{config.workers} worker processes, {threads} torch threads each; {minutes:.1f} minutes for this run, "
+        f"{computing:.1f} minutes of adaptation and prediction in all its rows.",
+        "",
+        f"{len(rows)} rows, {failed} of them failed, {missing} images not done. Dice with 95 % bootstrap interval over images "
+        "(10 000 resamples within each site; seeds and rounds are averaged first). Differences are paired by image, against "
+        f"`{config.reference_method}`; p: two-sided Wilcoxon signed-rank test, by Holm's procedure for the methods of the "
+        "table. A method without random numbers, on a stream that no seed orders, is run for one seed.",
+        "",
+        f"Scores on the {'grid of the input' if config.metrics.space == 'input' else 'grid that the network sees'}; distances "
+        f"in pixels for pictures, in mm for volumes. {empty} ASSD is symmetric; the ASD from prediction to label is the "
+        "directed mean distance that reference implementations call ASSD. ECE: 15 bins, over all pixels of the image. Seconds are those "
+        "of adaptation and prediction, without reading, scoring and the first image after each start of a job; memory is "
+        "the peak of the whole process (CPU, Linux) or of its tensors (CUDA).",
+        "",
+        *(f"- `{p.label}`: {p.summary}." for p in config.protocols),
+        "",
+        "```yaml",
+        yaml.safe_dump(config.given, sort_keys=False, allow_unicode=True).rstrip(),
+        "```",
+        "",
+    ]
+    return lines
+
+
+def _body(
+    config: BenchmarkConfig, table: pd.DataFrame, rows: Sequence[Mapping[str, Any]], form: str
+) -> Iterator[str]:
+    for (protocol, source, target), block in table.groupby(["protocol", "source", "target"], sort=False):
+        title = f"{protocol}: {source} to {target}"
+        segments = [c[5:] for c in block if c.startswith("dice/") and ":" not in c and block[c].notna().any()]
+        yield from _heading(title, form)
+        yield _table([_dice_line(row, segments) for _, row in block.iterrows()], form)
+        yield ""
+        yield _table([line for _, row in block.iterrows() for line in _other_lines(row, segments)], form)
+        yield ""
+        yield _table([_cost_line(row) for _, row in block.iterrows()], form)
+        yield ""
+    for protocol in config.protocols:
+        if protocol.name == "recurring":
+            yield from _heading(f"{protocol.label}: mean Dice by round", form)
+            yield _table(list(_rounds(config, protocol.label, rows)), form)
+            yield ""
+
+
+def _rounds(config: BenchmarkConfig, protocol: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    frame = pd.DataFrame([row for row in rows if row["protocol"] == protocol and not row["error"]])
+    if frame.empty or "dice/mean" not in frame:
+        return
+    means = frame.groupby(["source", "method", "round"])["dice/mean"].mean()
+    for source in config.sources:
+        for row in config.methods:
+            if (source, row.name) in means.index:
+                rounds = means.loc[(source, row.name)]
+                yield {"source": source, "method": row.name, **{f"round {r + 1}": _number(v) for r, v in rounds.items()}}
+
+
+def _heading(title: str, form: str) -> list[str]:
+    return [f"## {title}", ""] if form == "pipe" else [f"% {title}"]
+
+
+def _table(lines: list[dict[str, Any]], form: str) -> str:
+    return tabulate(lines, headers="keys", tablefmt=form, disable_numparse=True)
+
+
+def _dice_line(row: pd.Series, segments: Sequence[str]) -> dict[str, Any]:
+    line = {"method": row["method"], "images": int(row["images"]), "failed": int(row["failed"])}
+    for segment in segments:
+        line[f"Dice {segment}"] = _estimate(row, f"dice/{segment}", ".4f")
+    return {
+        **line,
+        "difference": _estimate(row, "difference", "+.4f"),
+        "p (Holm)": _p(row["p_holm"]),
+    }
+
+
+def _other_lines(row: pd.Series, segments: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for segment in [s for s in segments if s != "mean"]:
+        line = {"method": row["method"], "segment": segment}
+        for metric, title, digits in zip(METRICS[1:], ("ASSD", "HD95", "ASD prediction to label", "ECE"), (2, 2, 2, 4), strict=True):
+            line[title] = _number(row[f"{metric}/{segment}"], f".{digits}f")
+        yield {**line, "undefined": int(row[f"undefined/{segment}"])}
+
+
+def _cost_line(row: pd.Series) -> dict[str, Any]:
+    return {
+        "method": row["method"],
+        "s adapt": _number(row["seconds_adapt"], ".3f"),
+        "s predict": _number(row["seconds_predict"], ".3f"),
+        "s image": _number(row["seconds"], ".3f"),
+        "ratio to source": _number(row["ratio"], ".2f"),
+        "peak MiB": _number(row["peak_memory_mib"], ".0f"),
+        "skipped steps": int(row["skipped"]),
+        "agreement to Dice (Spearman)": _number(row["agreement_spearman"], "+.2f"),
+    }
+
+
+def _estimate(row: pd.Series, column: str, spec: str) -> str:
+    low, high = row[f"{column}:low"], row[f"{column}:high"]
+    interval = f" [{low:{spec}}, {high:{spec}}]" if math.isfinite(low) else ""
+    return _number(row[column], spec) + interval
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _number(value: float, spec: str = ".4f") -> str:
+    return format(value, spec) if math.isfinite(value) else "-"

@@ -1,0 +1,82 @@
+"""Lists of cases: CSV files that name images and their label maps."""
+
+import csv
+import os
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path, PureWindowsPath
+
+from ..errors import GrataError
+
+__all__ = ["read_case_lists"]
+
+
+def read_case_lists(
+    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], root: Path
+) -> list[tuple[Path, Path | None]]:
+    """Read lists of cases.
+
+    Args:
+        files: one CSV file or several, each a path, or a name in ``root``. Their first line names the columns, in any
+            case; ``image`` and ``mask`` hold paths relative to ``root``, with slashes of either kind, and others are
+            passed over. An empty ``mask`` is an image without a label.
+        root: the data set's folder.
+
+    Returns:
+        Image and label map, in the order of the lists, whether the files exist or not. What is listed twice alike
+        appears once.
+
+    Raises:
+        GrataError: a list cannot be read, lacks a column, is empty, lists one image with two masks, or leads out of
+            ``root``.
+    """
+    listed: dict[Path, Path | None] = {}
+    for file in [files] if isinstance(files, str | os.PathLike) else files:
+        path = Path(file).expanduser()
+        path = path if path.is_file() else root / path
+        for line, row in _rows(path):
+            image, mask = (_inside(root, row[key], f"{path}, line {line}, {key}") for key in ("image", "mask"))
+            if image is None:
+                raise GrataError(f"{path}, line {line}: there is no image. Name one, or remove the line.")
+            if listed.setdefault(image, mask) != mask:
+                raise GrataError(
+                    f"{path}, line {line}: '{row['image']}' is listed a second time, with another mask. Correct one of the "
+                    "two lines."
+                )
+    return list(listed.items())
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line numbers and cells of the two columns."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = [name.strip().lower() for name in next(reader, [])]
+            cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except FileNotFoundError as error:
+        raise GrataError(
+            f"cases_file: there is no '{path}'. Give the path of a CSV file, or its name in dataset_dir."
+        ) from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise GrataError(f"cases_file: '{path}' cannot be read as a CSV file in UTF-8: {error}.") from error
+    missing = [key for key in ("image", "mask") if key not in header]
+    if missing:
+        raise GrataError(
+            f"cases_file: '{path}' has no column {' and no column '.join(missing)}; its first line is "
+            f"'{','.join(header)}'. Name the columns image and mask; a mask may be empty."
+        )
+    if not cells:
+        raise GrataError(f"cases_file: '{path}' lists no image. Add a line for each, or give another file.")
+    return [
+        (line, {key: cell.strip() for key, cell in zip_longest(header, row[: len(header)], fillvalue="")})
+        for line, row in cells
+    ]
+
+
+def _inside(root: Path, cell: str, where: str) -> Path | None:
+    if not cell:
+        return None
+    path = Path(os.path.abspath(root / PureWindowsPath(cell).as_posix()))
+    if not path.is_relative_to(root):
+        raise GrataError(f"{where}: '{cell}' does not lie in dataset_dir. Give paths relative to that folder.")
+    return path

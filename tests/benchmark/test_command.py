@@ -1,0 +1,92 @@
+"""The command as a user types it, and what happens when it is killed."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+
+from grata.__main__ import benchmark
+from grata.benchmark.stream import MEASURED
+
+# Importing takes seconds, so one process forks a run for each point at which to be killed; it has computed nothing
+# itself, and so has no threads that a fork could lose.
+KILLED = """
+import os, signal, sys
+from grata.benchmark import run, run_benchmark
+from grata.benchmark.part import Part
+run.draw_figures = run.write_summary = lambda *arguments, **options: None
+config, whole, killed = sys.argv[1:]
+
+def child(work):
+    process = os.fork()
+    if process == 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        try:
+            os._exit(work())
+        except BaseException:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+def killing(name, call, before):
+    def work():
+        real, calls = getattr(Part, name), []
+        def kill(*arguments):
+            calls.append(name)
+            if before and len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(*arguments)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+        setattr(Part, name, kill)
+        return run_benchmark(config, output_dir=killed)
+    return work
+
+statuses = [child(lambda: run_benchmark(config, output_dir=whole))]
+for name, call, before in [("commit", 1, False), ("append", 1, False), ("append", 2, True), ("write_label_map", 1, False),
+                           ("commit", 1, True), ("commit", 2, False), ("_write_rows", 1, False), ("append", 8, False)]:
+    statuses.append(child(killing(name, call, before)))
+statuses.append(child(lambda: run_benchmark(config, output_dir=killed)))
+print(statuses)
+"""
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, encoding="utf-8", timeout=200, check=False
+    )
+
+
+def results(folder):
+    with open(folder / "results.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if key not in MEASURED} for row in csv.DictReader(file)]
+
+
+def test_a_run_that_was_killed_anywhere_ends_as_one_that_was_not(settings, write, tmp_path):
+    settings |= {"protocol": "continual", "methods": {"grata": {}}, "seeds": [0, 1]}
+    path = write(settings)
+    outcome = run("-c", KILLED, path, tmp_path / "whole", tmp_path / "killed")
+    assert outcome.stdout.strip() == str([0, *[-9] * 8, 0]), outcome.stderr
+    rows = results(tmp_path / "killed")
+    assert rows == results(tmp_path / "whole") and len(rows) == 14
+    assert sorted(path.name for path in (tmp_path / "killed").rglob(".*")) == [".lock"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_worker_that_dies_is_told_of_and_the_others_go_on(settings, write, tmp_path):
+    settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 1}
+    settings["targets"]["south"]["trap"] = "$lambda image: os.kill(os.getpid(), 9)"
+    path = write(settings)
+    outcome = run("-m", "grata", "benchmark", path, "--workers", 2)
+    assert outcome.returncode == 1
+    assert "per-target/bundle/south/source/seed-0: stopped: its process was ended by SIGKILL" in outcome.stdout
+    assert "Traceback" not in outcome.stderr
+    assert [row["target"] for row in results(tmp_path / "results")] == ["north"]
+    assert "1 images not done" in (tmp_path / "results" / "summary.md").read_text()
+
+
+def test_errors_are_one_line(settings, write, capsys):
+    with pytest.raises(SystemExit) as end:
+        benchmark(write(settings), limmit=3)
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "error: limmit: there is no such key. Did you mean limit?\n"
