@@ -17,9 +17,9 @@ def benchmark(config_file: str, **overrides: Any) -> None:
         config_file: YAML or JSON: bundle, output_dir, sources, targets, methods, protocol, seeds, ...
         overrides: any of its keys, e.g. --output_dir results --workers 4 --limit 10 --methods#grata#lr 0.001
     """
-    from .benchmark import run_benchmark
-
     try:
+        from .benchmark import run_benchmark
+
         status = run_benchmark(config_file, **overrides)
     except GrataError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -186,7 +186,7 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
         lambda folder, bundle: ("--grata#learning_rate_law", "cubic"),
         ("learning_rate_law", "'cubic'", "quadratic, linear, softplus, constant"),
     ),
-    "unknown method": (lambda folder, bundle: ("--method", "gratta"), ("method", "'gratta'", "source, ptbn, grata")),
+    "unknown method": (lambda folder, bundle: ("--method", "gratta"), ("method", "'gratta'", "source, ptbn, tent, grata")),
     "empty data folder": (
         lambda folder, bundle: ("--dataset_dir", folder),
         ("dataset_dir", "holds no NIfTI file and no DICOM image", "Name the folder of the scans"),

@@ -169,7 +169,7 @@ def test_methods_and_settings_are_chosen_on_the_command_line(bundle, dataset, un
     variants = {row.split(",")[2] for row in (tmp_path / "grata" / "scores.csv").read_text().splitlines()[1:]}
     assert variants == {"grata"}
     rows = (uninterrupted / "scores.csv").read_text().splitlines()
-    assert rows[0] == "case,site,variant,class,dice,hd95,assd"
+    assert rows[0] == "case,site,variant,class,dice,hd95,assd,unit"
     assert {row.split(",")[2] for row in rows[1:]} == {"source", "grata"}
     assert len(rows) == 1 + 4 * 2 * 2
 

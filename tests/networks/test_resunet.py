@@ -123,7 +123,7 @@ def test_branches_give_images_and_classes(depth, size):
     }
 
 
-@pytest.mark.parametrize("depth, branches, layers", [(18, (), 25), (34, (), 41), (50, (), 58), (18, tuple(BRANCHES), 37)])
+@pytest.mark.parametrize("depth, branches, layers", [(18, (), 25), (34, (), 41), (50, (), 58), (18, BRANCHES, 37)])
 def test_every_normalization_layer_can_be_adapted(depth, branches, layers):
     with torch.device("meta"):
         network = ResUNet(depth=depth, branches=branches)

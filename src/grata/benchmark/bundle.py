@@ -117,6 +117,11 @@ class Bundle:
         return bool(self._resolve("amp")) if "amp" in self._parser else False
 
     @cached_property
+    def keeps_pages(self) -> bool:
+        """Whether the allocator is to keep what is freed, see :func:`grata.workflows.keep_pages`."""
+        return bool(self._resolve("keep_pages")) if "keep_pages" in self._parser else False
+
+    @cached_property
     def inferer(self) -> Inferer:
         """How the network is applied to an image."""
         return self._resolve("inferer")
@@ -198,11 +203,13 @@ class Bundle:
 
     def fingerprint(self) -> dict[str, Any]:
         """What the results depend on: the configuration as it stands, and the content of the weights."""
-        weights = Path(str(self._resolve("weights")))
-        with weights.open("rb") if weights.is_file() else _missing(weights) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        weights = self._resolve("weights")
+        digests = []
+        for path in map(Path, [weights] if isinstance(weights, str | Path) else weights):
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         config = {key: value for key, value in self._parser.get().items() if key not in {*_WHERE, *METHODS}}
-        return {"weights": digest, "config": config}
+        return {"weights": digests, "config": config}
 
     def given_settings(self, method: str) -> Any:
         """What the configuration says of a method, unresolved."""
@@ -215,6 +222,8 @@ _WHERE = {
     "weights",
     "dataset_dir",
     "labels_dir",
+    "cases_file",
+    "keep_pages",
     "output_dir",
     "num_workers",
     "resume",
@@ -245,10 +254,6 @@ def quiet() -> None:
 def is_random(row: MethodRow) -> bool:
     """Whether a row's method has a generator that a seed sets."""
     return "seed" in inspect.signature(METHODS[row.method]).parameters
-
-
-def _missing(path: Path) -> Any:
-    raise GrataError(f"weights: {path} does not exist.")
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -10,101 +10,77 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 from ..workflows.configuration import explain
 from .bundle import quiet
+from .jobs import Job
 from .stream import run_job
 
 __all__ = ["run_jobs"]
 
 
 def run_jobs(
-    jobs: Sequence[Any], parts: Path, workers: int, advance: Callable[[], None], failed: Callable[[Any, str], None]
-) -> int:
+    jobs: Sequence[Job], parts: Path, workers: int, advance: Callable[[], None], failed: Callable[[Job, str], None]
+) -> None:
     """Run jobs, in this process or several at a time.
+
+    Each job has a process of its own: its peak memory and its seconds are then not those of the job before it.
 
     Args:
         jobs: in order.
         parts: folder of all parts.
-        workers: processes; 0: everything in this one.
+        workers: how many processes at a time; 0: everything in this one.
         advance: called for each image that is done.
         failed: called with a job that could not be finished, and why.
-
-    Returns:
-        How many images failed.
     """
     if workers == 0:
-        return _here(jobs, parts, advance, failed)
+        for job in jobs:
+            try:
+                run_job(job, parts, advance)
+            except Exception as error:
+                failed(job, explain(error))
+        return
     context = multiprocessing.get_context("spawn")
-    waiting, running, images = deque(jobs), {}, 0
+    waiting, running = deque(jobs), {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs, parts), daemon=True)
+                job = waiting.popleft()
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(job, parts, theirs), daemon=True)
                 process.start()
                 theirs.close()
-                running[ours] = (process, _give(ours, waiting))
+                running[ours] = (process, job)
             for connection in wait(list(running)):
                 process, job = running[connection]
                 try:
-                    kind, value = connection.recv()
+                    message = connection.recv()
                 except (EOFError, OSError):
                     process.join()
                     del running[connection]
-                    if job is not None:
+                    if process.exitcode != 0:
                         failed(job, _death(process.exitcode))
                     continue
-                if kind == "image":
+                if message is None:
                     advance()
-                    continue
-                if kind == "error":
-                    failed(job, value)
                 else:
-                    images += value
-                running[connection] = (process, _give(connection, waiting))
+                    failed(job, message)
     finally:
         for process, _ in running.values():
             process.kill()
         for process, _ in running.values():
             process.join()
-    return images
 
 
-def _here(
-    jobs: Sequence[Any], parts: Path, advance: Callable[[], None], failed: Callable[[Any, str], None]
-) -> int:
-    images = 0
-    for job in jobs:
-        try:
-            images += run_job(job, parts, advance)
-        except Exception as error:
-            failed(job, explain(error))
-    return images
-
-
-def _give(connection: Connection, waiting: deque[Any]) -> Any:
-    """Hand out the next job; None (and the worker ends) when there is none."""
-    job = waiting.popleft() if waiting else None
-    try:
-        connection.send(job)
-    except OSError:
-        # it died before it was asked; the caller hears of that by the end of the connection
-        pass
-    return job
-
-
-def _work(connection: Connection, parts: Path) -> None:
+def _work(job: Job, parts: Path, connection: Connection) -> None:
     # Ctrl-C reaches all processes of a terminal; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     quiet()
-    while (job := connection.recv()) is not None:
-        try:
-            connection.send(("done", run_job(job, parts, lambda: connection.send(("image", None)))))
-        except Exception as error:
-            connection.send(("error", explain(error)))
+    try:
+        run_job(job, parts, lambda: connection.send(None))
+    except Exception as error:
+        connection.send(explain(error))
 
 
 def _die_with_parent() -> None:

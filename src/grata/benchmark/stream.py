@@ -18,6 +18,7 @@ from monai.utils import set_determinism
 from ..errors import GrataError, OutputError
 from ..handlers import adapt_to_case, merged_record
 from ..methods import Method
+from ..workflows import keep_pages
 from ..workflows.configuration import explain
 from .bundle import Bundle
 from .jobs import Job
@@ -34,16 +35,13 @@ MEASURED = ("seconds", "seconds_predict", "peak_memory_mib", "cold")
 _WAIT_FOR_PREDECESSOR = 60
 
 
-def run_job(job: Job, parts: Path, advance: Callable[[], None]) -> int:
+def run_job(job: Job, parts: Path, advance: Callable[[], None]) -> None:
     """Do what is left of a job.
 
     Args:
         job: which one.
         parts: folder of all parts.
         advance: called after each image.
-
-    Returns:
-        How many of the images done now failed.
 
     Raises:
         GrataError: the network or the method cannot be made.
@@ -54,22 +52,21 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None]) -> int:
     with FileLock(part.lock, timeout=_WAIT_FOR_PREDECESSOR):
         rows, state = part.open()
         if len(rows) == len(job.items):
-            return 0
+            return
         torch.set_num_threads(job.threads)
         set_determinism(job.seed)
         runner = _Runner(job)
+        if runner.bundle.keeps_pages:
+            keep_pages()
         if state is not None:
             runner.resume(state)
-        failed = 0
         for position in range(len(rows), len(job.items)):
             row, label_map = runner.step(position)
             if label_map is not None and job.keep_label_maps:
                 part.write_label_map(position, label_map)
             part.append(row)
             part.commit(position + 1, runner.state)
-            failed += bool(row["error"])
             advance()
-        return failed
 
 
 class _Runner:

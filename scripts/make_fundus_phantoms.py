@@ -1,0 +1,103 @@
+"""Draw the sample pictures of the fundus bundles: phantoms, no patients, as photographs may not be redistributed.
+
+A disc with a cup, vessels that branch from it, the field of view of the camera, uneven light and noise. The same numpy
+gives the same bytes.
+
+    python scripts/make_fundus_phantoms.py
+"""
+
+from pathlib import Path
+
+import fire
+import numpy as np
+from PIL import Image
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+RETINA, DISC, CUP, BLOOD = ([0.62, 0.26, 0.12], [0.92, 0.62, 0.34], [0.98, 0.83, 0.60], [0.42, 0.10, 0.06])
+
+
+def vessels(size: int, centre: tuple[float, float], width: float, rng: np.random.Generator) -> np.ndarray:
+    """Share of blood in each pixel, 0 to 1: arcades that start at ``centre`` (x, y), curve and branch."""
+    radius = np.zeros((size, size))
+    # position, direction, curvature, width, generation
+    tips = [(centre, a + rng.normal(0, 0.15), rng.choice([-1, 1]) * 0.004, width, 0) for a in np.arange(6) * np.pi / 3]
+    while tips:
+        (x, y), angle, curvature, w, generation = tips.pop()
+        for _ in range(int(size * 0.6)):
+            x, y = x + np.cos(angle), y + np.sin(angle)
+            angle += curvature + rng.normal(0, 0.03)
+            w *= 0.998
+            if not (0 <= x < size and 0 <= y < size) or w < 0.6:
+                break
+            radius[int(y), int(x)] = max(radius[int(y), int(x)], w / 2)
+            if generation < 2 and rng.random() < 0.007:
+                tips.append(((x, y), angle + rng.choice([-1, 1]) * rng.uniform(0.4, 0.9), curvature, 0.75 * w, generation + 1))
+    blood = np.zeros((size, size))
+    for level in np.linspace(0.3, radius.max() * 0.99, 12):
+        blood = np.maximum(blood, np.clip(level - distance_transform_edt(radius < level) + 0.5, 0, 1))
+    return blood
+
+
+def ellipse(size: int, centre: tuple[float, float], axes: tuple[float, float]) -> np.ndarray:
+    """1 inside, 0 outside, soft over some pixels."""
+    y, x = np.mgrid[:size, :size]
+    inside = 1 - np.hypot((x - centre[0]) / axes[0], (y - centre[1]) / axes[1])
+    return np.clip(inside * min(axes) / 6 + 0.5, 0, 1)
+
+
+def phantom(size: int, disc: float, offset: float, width: float, light: float, noise: float, seed: int) -> np.ndarray:
+    """A square picture, uint8.
+
+    Args:
+        size: pixels on a side.
+        disc: radius of the optic disc, as part of the size.
+        offset: of the disc from the middle along x, as part of the size.
+        width: of the largest vessels, in pixels.
+        light: brightness, 1 is that of a good photograph.
+        noise: standard deviation, of 1.
+        seed: of the vessels and the noise.
+    """
+    rng = np.random.default_rng(seed)
+    centre = (size * (0.5 + offset), size * 0.5)
+    radius = size * disc
+    picture = np.ones((size, size, 3)) * RETINA
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    picture *= (1.1 - 0.9 * np.hypot(x, y))[..., None]
+    picture *= 1 + 0.5 * gaussian_filter(rng.normal(0, 1, (size, size)), size / 25)[..., None] * size / 50
+    for colour, axes in ((DISC, (radius * 0.92, radius)), (CUP, (radius * 0.5, radius * 0.55))):
+        weight = ellipse(size, centre, axes)[..., None]
+        picture = (1 - weight) * picture + weight * np.array(colour)
+    blood = 0.75 * gaussian_filter(vessels(size, centre, width, rng), 0.7)[..., None]
+    picture = (1 - blood) * picture + blood * np.array(BLOOD)
+    picture = gaussian_filter(picture, (1, 1, 0)) * light + rng.normal(0, noise, picture.shape)
+    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+
+
+def main(output_dir: str = str(BUNDLES)) -> None:
+    """Write the pictures.
+
+    Args:
+        output_dir: folder of the bundles.
+    """
+    discs = Path(output_dir, "fundus_optic_disc_cup_segmentation", "sample_scans")
+    fields = Path(output_dir, "retinal_vessel_segmentation", "sample_scans")
+    for folder in (discs, fields):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, settings in (
+        ("phantom_camera_a", dict(size=480, disc=0.25, offset=0.02, width=11, light=1.0, noise=0.015, seed=1)),
+        ("phantom_camera_b", dict(size=420, disc=0.32, offset=-0.03, width=12, light=0.7, noise=0.04, seed=2)),
+    ):
+        Image.fromarray(phantom(**settings)).save(discs / f"{name}.jpg", quality=92)
+    for name, settings in (
+        ("phantom_camera_a", dict(size=560, disc=0.07, offset=0.3, width=8, light=1.0, noise=0.015, seed=3)),
+        ("phantom_camera_b", dict(size=720, disc=0.09, offset=-0.25, width=12, light=0.75, noise=0.03, seed=4)),
+    ):
+        picture = phantom(**settings)
+        y, x = np.mgrid[: len(picture), : len(picture)] / len(picture) - 0.5
+        picture[np.hypot(x, y) > 0.48] = 0
+        Image.fromarray(picture).save(fields / f"{name}.jpg", quality=92)
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
