@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import jsonschema
 import nibabel
 import numpy as np
 import pytest
@@ -93,3 +94,38 @@ def in_background():
 
     yield submit
     pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def metadata_schema() -> dict:
+    """What the Model Zoo documents of a bundle's metadata: its own schema can only be fetched."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "required": ["version", "changelog", "monai_version", "pytorch_version", "numpy_version", "task", "description",
+                     "authors", "copyright", "network_data_format"],
+        "properties": {
+            "version": {"type": "string", "pattern": r"^\d+\.\d+\.\d+$"},
+            "changelog": {"type": "object", "minProperties": 1},
+            "required_packages_version": {"type": "object", "additionalProperties": {"type": "string"}},
+            "network_data_format": {
+                "type": "object",
+                "required": ["inputs", "outputs"],
+                "additionalProperties": {
+                    "type": "object",
+                    "additionalProperties": {
+                        "type": "object",
+                        "required": ["type", "num_channels", "spatial_shape", "dtype", "value_range", "channel_def"],
+                        "properties": {
+                            "type": {"enum": ["image", "series", "tuples", "probabilities"]},
+                            "num_channels": {"type": "integer", "minimum": 1},
+                            "spatial_shape": {"type": "array"},
+                            "channel_def": {"type": "object"},
+                        },
+                    },
+                },
+            },
+        },
+    }  # fmt: skip
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return schema

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import jsonschema
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -207,37 +206,8 @@ def test_a_stopped_run_that_is_resumed_ends_as_if_it_had_never_stopped(
     assert all(torch.equal(v["exp_avg"], theirs["optimizer"]["state"][k]["exp_avg"]) for k, v in state.items())
 
 
-def test_verify_metadata_accepts_the_bundle_and_refuses_a_broken_one(bundle, tmp_path):
-    schema = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "type": "object",
-        "required": ["version", "changelog", "monai_version", "pytorch_version", "numpy_version", "task", "description",
-                     "authors", "copyright", "network_data_format"],
-        "properties": {
-            "version": {"type": "string", "pattern": r"^\d+\.\d+\.\d+$"},
-            "changelog": {"type": "object", "minProperties": 1},
-            "required_packages_version": {"type": "object", "additionalProperties": {"type": "string"}},
-            "network_data_format": {
-                "type": "object",
-                "required": ["inputs", "outputs"],
-                "additionalProperties": {
-                    "type": "object",
-                    "additionalProperties": {
-                        "type": "object",
-                        "required": ["type", "num_channels", "spatial_shape", "dtype", "value_range", "channel_def"],
-                        "properties": {
-                            "type": {"enum": ["image", "series", "tuples", "probabilities"]},
-                            "num_channels": {"type": "integer", "minimum": 1},
-                            "spatial_shape": {"type": "array"},
-                            "channel_def": {"type": "object"},
-                        },
-                    },
-                },
-            },
-        },
-    }  # fmt: skip
-    jsonschema.Draft202012Validator.check_schema(schema)
-    (tmp_path / "schema.json").write_text(json.dumps(schema))
+def test_verify_metadata_accepts_the_bundle_and_refuses_a_broken_one(bundle, metadata_schema, tmp_path):
+    (tmp_path / "schema.json").write_text(json.dumps(metadata_schema))
     arguments = ["verify_metadata", "--filepath", tmp_path / "schema.json", "--meta_file"]
     run(*arguments, bundle / "configs" / "metadata.json", cwd=tmp_path)
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())

@@ -57,9 +57,9 @@ class Plain:
     def image(self, x, prefix):
         y = self.features(x)[-1]
         for number in range(1, 5):
-            y = F.interpolate(y, scale_factor=2, mode="bilinear")
+            y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
             y = self.norm(F.relu(self.conv(y, f"{prefix}{number}.conv")), f"{prefix}{number}.bn")
-        y = F.interpolate(y, scale_factor=2, mode="bilinear")
+        y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
         if prefix != "supres":
             return self.conv(y, f"{prefix}_head")
         y = self.conv(torch.tanh(self.conv(y, "supres_head.0")), "supres_head.2")
@@ -69,7 +69,7 @@ class Plain:
         y = self.features(x)[-1].mean((-2, -1))
         for layer in (0, 2, 4):
             y = F.linear(y, self.state[f"rotate_head.{layer}.weight"], self.state[f"rotate_head.{layer}.bias"])
-            y = F.relu(y) if layer < 4 else y
+            y = F.leaky_relu(y, 0.2) if layer < 4 else y
         return y
 
 

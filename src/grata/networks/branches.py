@@ -52,11 +52,11 @@ class SuperResolutionBranch(nn.Module):
         super().__init__()
         self.blocks = _blocks(in_channels)
         self.convolutions = nn.Sequential(
-            nn.Conv2d(_WIDTHS[-1], 64, 5, padding=2),
+            nn.Conv2d(_WIDTHS[-1], _WIDTHS[-1], 5, padding=2),
             nn.Tanh(),
-            nn.Conv2d(64, 32, 3, padding=1),
+            nn.Conv2d(_WIDTHS[-1], _WIDTHS[-1], 3, padding=1),
             nn.Tanh(),
-            nn.Conv2d(32, image_channels * 4, 3, padding=1),
+            nn.Conv2d(_WIDTHS[-1], image_channels * 4, 3, padding=1),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,11 @@ class RotationBranch(nn.Module):
     def __init__(self, in_channels: int, image_channels: int) -> None:
         super().__init__()
         self.perceptron = nn.Sequential(
-            nn.Linear(in_channels, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, ROTATIONS)
+            nn.Linear(in_channels, 256),
+            nn.LeakyReLU(0.2),
+            nn.Linear(256, 64),
+            nn.LeakyReLU(0.2),
+            nn.Linear(64, ROTATIONS),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,4 +107,4 @@ def _blocks(in_channels: int) -> nn.Sequential:
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)

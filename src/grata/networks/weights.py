@@ -38,8 +38,8 @@ def load_source(
             the same numbers up to rounding, in half the time on a CPU; ``contiguous_format``; or ``preserve_format``.
 
     Raises:
-        GrataError: unknown memory format, a file is missing or unreadable, two files hold the same key, or the weights do not fit
-            ``network_def`` exactly.
+        GrataError: unknown memory format, a file is missing or unreadable, two files hold the same key, or the weights
+            do not fit ``network_def`` exactly.
     """
     if memory_format not in _MEMORY_FORMATS:
         raise GrataError(f"memory_format: it is one of {', '.join(_MEMORY_FORMATS)}, got {memory_format!r}.")

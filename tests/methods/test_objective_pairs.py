@@ -1,0 +1,96 @@
+"""GraTa's ablation: every objective as the auxiliary and as the pseudo gradient."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from grata.errors import GrataError
+from grata.methods import GraTa
+from grata.methods.grata import OBJECTIVES
+from grata.networks import BRANCHES, ResUNet
+
+PAIRS = list(itertools.product(OBJECTIVES, OBJECTIVES))
+
+
+def images(seed=0):
+    return torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return ResUNet(out_channels=2, depth=18, branches=list(BRANCHES))
+
+
+def test_there_are_thirty_six_pairs():
+    assert len(PAIRS) == 36
+
+
+@pytest.mark.parametrize(("auxiliary", "pseudo"), PAIRS)
+def test_a_pair_takes_a_step_that_can_be_repeated(network, auxiliary, pseudo):
+    records = []
+    for _ in range(2):
+        method = GraTa(network, auxiliary=auxiliary, pseudo=pseudo, lr=1e-3, seed=3)
+        records.append(method.adapt(images()))
+        change = method.parameter_change()["l2"]
+        method.restore()
+    first, second = records
+    assert first.flags == () and change > 0
+    assert first.auxiliary_gradient_norm > 0 and first.pseudo_gradient_norm > 0
+    assert -1 <= first.cosine <= 1
+    assert first.learning_rate == pytest.approx(1e-3 * (1 + first.cosine) ** 2 / 4)
+    for name in ("auxiliary_loss", "pseudo_loss", "cosine"):
+        assert getattr(first, name) == getattr(second, name)
+    assert (0 <= first.agreement <= 1) == ("consistency" in (auxiliary, pseudo))
+
+
+def test_gradients_are_those_of_the_objectives_before_and_after_the_look_ahead(network):
+    method = GraTa(network, auxiliary="reconstruction", pseudo="super_resolution", rho=2.0)
+    record = method.adapt(images())
+    method.restore()
+    x = images()
+    # BN of the batch: in training mode, with the running statistics put back afterwards
+    kept = {k: v.clone() for k, v in network.state_dict().items()}
+    network.train()
+    parameters = [p for name, p in network.named_parameters() if name in method.parameters]
+    loss = F.mse_loss(torch.sigmoid(network.branch("reconstruction", x)), x)
+    gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
+    with torch.no_grad():
+        for p, g in zip(parameters, gradient):
+            if g is not None:
+                p -= 2.0 * g
+    half = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+    ahead = F.mse_loss(torch.sigmoid(network.branch("super_resolution", half)), x)
+    network.load_state_dict(kept)
+    network.eval()
+    assert record.auxiliary_loss == pytest.approx(loss.item(), rel=1e-5)
+    assert record.pseudo_loss == pytest.approx(ahead.item(), rel=1e-5)
+    norm = sum(g.square().sum() for g in gradient if g is not None).sqrt().item()
+    assert record.auxiliary_gradient_norm == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("role", ["auxiliary", "pseudo"])
+@pytest.mark.parametrize("objective", [name for name, branch in OBJECTIVES.items() if branch])
+def test_an_objective_without_its_branch_is_refused_with_the_reason(make_network, role, objective):
+    with pytest.raises(GrataError, match=f"{objective} needs a {objective} branch"):
+        GraTa(ResUNet(depth=18, branches=[]), **{role: objective})
+    with pytest.raises(GrataError, match="UNet is not made for"):
+        GraTa(make_network(in_channels=3), **{role: objective})
+
+
+def test_an_unknown_objective_is_refused_by_the_names_of_all(make_network):
+    with pytest.raises(GrataError, match="auxiliary: .*entropy, consistency, reconstruction"):
+        GraTa(make_network(), auxiliary="entropie")
+
+
+def test_views_in_half_precision_change_nothing_but_the_pseudo_label(network):
+    full, half = (GraTa(network, views_autocast=dtype, seed=1) for dtype in (None, "bfloat16"))
+    records = []
+    for method in (full, half):
+        records.append(method.adapt(images()))
+        method.restore()
+    assert records[0].auxiliary_loss == records[1].auxiliary_loss
+    assert records[0].pseudo_loss != records[1].pseudo_loss
+    assert records[0].pseudo_loss == pytest.approx(records[1].pseudo_loss, rel=0.05)

@@ -1,0 +1,55 @@
+"""TENT against its formula."""
+
+import copy
+
+import pytest
+import torch
+
+from grata.methods import Tent
+
+
+def batch(seed=0):
+    return torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_one_step_goes_down_the_gradient_of_the_mean_entropy(make_network, activation):
+    network = make_network()
+    reference = copy.deepcopy(network).double().train()
+    method = Tent(network, activation=activation, optimizer="SGD", lr=0.1)
+    record = method.adapt(batch())
+    logits = reference(batch().double())
+    if activation == "sigmoid":
+        p = logits.sigmoid()
+        loss = -(p * p.log() + (1 - p) * (1 - p).log()).sum(1).mean()
+    else:
+        p = logits.softmax(1)
+        loss = -(p * p.log()).sum(1).mean()
+    assert record.auxiliary_loss == pytest.approx(loss.item(), rel=1e-5)
+    parameters = dict(reference.named_parameters())
+    for name, adapted in method.parameters.items():
+        (gradient,) = torch.autograd.grad(loss, parameters[name], retain_graph=True)
+        torch.testing.assert_close(adapted.detach().double(), parameters[name].detach() - 0.1 * gradient, rtol=0, atol=1e-6)
+
+
+def test_entropy_falls_when_it_goes_on_with_one_image(make_network):
+    method = Tent(make_network(), lr=1e-2)
+    losses = [method.adapt(batch()).auxiliary_loss for _ in range(10)]
+    assert losses[-1] < losses[0]
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_told(make_network):
+    method = Tent(make_network())
+    before = {name: p.detach().clone() for name, p in method.parameters.items()}
+    record = method.adapt(batch() * float("inf"))
+    assert record.flags == ("non_finite_auxiliary_loss", "step_skipped") and record.learning_rate == 0
+    assert all(torch.equal(p, before[name]) for name, p in method.parameters.items())
+
+
+def test_another_process_goes_on_bit_for_bit(make_network):
+    method = Tent(make_network())
+    method.adapt(batch())
+    other = Tent(make_network())
+    other.load_state_dict(method.state_dict())
+    assert method.adapt(batch(1)) == other.adapt(batch(1))
+    assert all(torch.equal(p, other.parameters[name]) for name, p in method.parameters.items())
