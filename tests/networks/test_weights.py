@@ -1,7 +1,9 @@
+import copy
 import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from grata.errors import GrataError
 from grata.networks import ResUNet, load_encoder, load_source
@@ -162,3 +164,13 @@ def test_encoder_refuses_weights_of_another_network(make_resunet, make_network, 
         torch.save({k: v for k, v in (state | {key: value}).items() if v is not None}, path)
         with pytest.raises(GrataError, match=f"e.g. {key}"):
             load_encoder(ResUNet(depth=18), path)
+
+
+def test_the_memory_format_is_chosen_and_changes_no_weight(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    loaded = load_source(copy.deepcopy(network), tmp_path / "model.pt", "cpu", memory_format="channels_last")
+    assert loaded[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), network.state_dict().values()))
+    with pytest.raises(GrataError, match="memory_format: .*channels_last.*'nhwc'"):
+        load_source(network, tmp_path / "model.pt", "cpu", memory_format="nhwc")

@@ -93,9 +93,10 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
 def _check_unchanged(folder: Path, parts: Mapping[str, Part]) -> None:
     for name, part in parts.items():
         if changed := part.changed():
+            remark = " (unless set, they follow from the number of workers)" if "threads" in changed else ""
             raise GrataError(
-                f"output_dir: {folder} holds results of {name} with other {', '.join(changed)}. Methods, targets and seeds "
-                "may be added to a benchmark or left out, but not changed: choose another output_dir."
+                f"output_dir: {folder} holds results of {name} with other {', '.join(changed)}{remark}. Methods, targets and "
+                "seeds may be added to a benchmark or left out, but not changed: choose another output_dir."
             )
 
 

@@ -252,6 +252,8 @@ def _body(
     for (protocol, source, target), block in table.groupby(["protocol", "source", "target"], sort=False):
         title = f"{protocol}: {source} to {target}"
         segments = [c[5:] for c in block if c.startswith("dice/") and ":" not in c and block[c].notna().any()]
+        if len(segments) == 2:
+            segments.remove("mean")
         yield from _heading(title, form)
         yield _table([_dice_line(row, segments) for _, row in block.iterrows()], form)
         yield ""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import GrataError
 from .branches import BRANCHES, make_branch
+from .folding import can_fold, decode
 
 __all__ = ["ResUNet"]
 
@@ -85,6 +86,9 @@ class ResUNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits ``(B, out_channels, H, W)`` of images ``(B, in_channels, H, W)``, H and W multiples of 32."""
         maps = self.features(x)
+        if not torch.jit.is_scripting():
+            if can_fold(maps[-1]):
+                return decode(self, maps)
         y = maps.pop()
         for block in self.decoder:
             y = block(y, maps.pop())

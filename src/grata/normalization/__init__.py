@@ -2,6 +2,12 @@
 
 from .affine import collect_affine_parameters, normalization_layers
 from .scripted import ScriptedNetwork
-from .statistics import BatchStatistics
+from .statistics import BatchStatistics, channel_affine
 
-__all__ = ["BatchStatistics", "ScriptedNetwork", "collect_affine_parameters", "normalization_layers"]
+__all__ = [
+    "BatchStatistics",
+    "ScriptedNetwork",
+    "channel_affine",
+    "collect_affine_parameters",
+    "normalization_layers",
+]

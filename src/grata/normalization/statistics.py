@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import GrataError
-from .affine import BATCH_NORM, INSTANCE_NORM, keeps_own_forward, normalization_layers
+from .affine import BATCH_NORM, INSTANCE_NORM, keeps_own_forward, layer_kind, normalization_layers
 from .scripted import ScriptedNetwork
 
-__all__ = ["BatchStatistics"]
+__all__ = ["BatchStatistics", "channel_affine"]
 
 
 class BatchStatistics:
@@ -101,6 +101,40 @@ class BatchStatistics:
         self._attached = False
 
 
+def channel_affine(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Scale and shift ``(C,)`` of each channel that a batch normalization ``layer`` would apply to ``x``.
+
+    For a caller that folds them into what follows. Nothing is changed, and no gradient flows.
+
+    Returns:
+        None where the layer does anything else: another class, hooks, statistics that are being trained.
+    """
+    kind = layer_kind(layer)
+    if kind not in BATCH_NORM or keeps_own_forward(layer, kind) or layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    forward = vars(layer).get("forward")
+    if forward is None:
+        if layer.training or layer.running_mean is None:
+            return None
+        mix = 0.0
+    elif isinstance(forward, partial) and forward.func is _batch_norm:
+        mix = forward.args[1]
+    else:
+        return None
+    mean, variance = layer.running_mean, layer.running_var
+    if mix > 0.0:
+        _check_size(x)
+        # Without running statistics to update, it gives those of the batch.
+        batch_mean, batch_variance = torch.batch_norm_update_stats(x.detach(), None, None, 0.0)
+        mean = batch_mean if mix == 1.0 else mix * batch_mean + (1 - mix) * mean
+        variance = batch_variance if mix == 1.0 else mix * batch_variance + (1 - mix) * variance
+    scale = torch.rsqrt(variance + layer.eps)
+    if layer.affine:
+        scale = scale * layer.weight.detach()
+        return scale, layer.bias.detach() - mean * scale
+    return scale, -mean * scale
+
+
 def _forward(kind: str, layer: nn.Module) -> Callable[[nn.Module, float, torch.Tensor], torch.Tensor]:
     if keeps_own_forward(layer, kind):
         return _own_forward
@@ -129,11 +163,8 @@ def _own_forward(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
 
 
 def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
-    if mix > 0.0 and x.numel() == x.shape[1]:
-        raise GrataError(
-            f"The image is too small for batch statistics: a layer of {x.shape[1]} channels sees a single value of each. "
-            "Use larger images or windows (roi_size), larger batches, or batch_statistics 0."
-        )
+    if mix > 0.0:
+        _check_size(x)
     if mix == 1.0:
         return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
     if mix == 0.0:
@@ -147,6 +178,14 @@ def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
     if layer.affine:
         y = y * layer.weight.view(shape) + layer.bias.view(shape)
     return y.to(x.dtype)
+
+
+def _check_size(x: torch.Tensor) -> None:
+    if x.numel() == x.shape[1]:
+        raise GrataError(
+            f"The image is too small for batch statistics: a layer of {x.shape[1]} channels sees a single value of each. "
+            "Use larger images or windows (roi_size), larger batches, or batch_statistics 0."
+        )
 
 
 def _instance_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
