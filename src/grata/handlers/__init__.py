@@ -3,11 +3,13 @@
 from .adaptation import AdaptationHandler, GraTaHandler
 from .joint import JointInferer
 from .journal import Journal
+from .precision import AutocastInferer
 from .steps import adapt_to_case, merged_record
 from .windows import WindowSelection, window_selection
 
 __all__ = [
     "AdaptationHandler",
+    "AutocastInferer",
     "GraTaHandler",
     "JointInferer",
     "Journal",

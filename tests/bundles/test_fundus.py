@@ -1,0 +1,218 @@
+"""The bundles for fundus photographs through MONAI's own command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from PIL import Image
+
+from grata.methods import GraTa
+from grata.networks import ResUNet, convert_checkpoint, load_source, to_reference_names
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+COMMAND = [sys.executable, "-m", "monai.bundle"]
+DISC, VESSEL = "fundus_optic_disc_cup_segmentation", "retinal_vessel_segmentation"
+VALUES = {DISC: {0, 1, 2}, VESSEL: {0, 1}}
+
+
+def run(*arguments, cwd, check=True):
+    result = subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600)
+    if check and result.returncode:
+        pytest.fail(result.stdout[-3000:] + result.stderr[-3000:])
+    return result
+
+
+def adapt(bundle, output, *arguments, cwd, check=True):
+    return run(
+        *("run", "adapt", "--config_file", bundle / "configs" / "adapt.yaml", "--bundle_root", bundle),
+        *("--output_dir", output, *arguments),
+        cwd=cwd,
+        check=check,
+    )
+
+
+def journal(folder):
+    return [json.loads(line) for line in (Path(folder) / "journal.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", params=[DISC, VESSEL])
+def fundus(request):
+    return BUNDLES / request.param
+
+
+@pytest.fixture(scope="module")
+def adapted(fundus, tmp_path_factory):
+    """The sample pictures, adapted from a folder that has nothing to do with the bundle."""
+    folder = tmp_path_factory.mktemp("anywhere")
+    return folder / "output", adapt(fundus, folder / "output", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def dataset(fundus, tmp_path_factory):
+    """The sample pictures in three formats, a small one too, with a disc and a cup or a stripe as the label."""
+    folder = tmp_path_factory.mktemp("dataset")
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    samples = sorted((fundus / "sample_scans").glob("*.jpg"))
+    for i, suffix in enumerate((".png", ".jpg", ".tif", ".bmp")):
+        picture = Image.open(samples[i % 2])
+        if i == 2:
+            picture = picture.resize((200, 170))
+        picture.save(folder / "images" / f"eye_{i}{suffix}")
+        y, x = np.mgrid[-1 : 1 : picture.height * 1j, -1 : 1 : picture.width * 1j]
+        label = (np.hypot(x, y) < 0.5).astype(np.uint8)
+        if fundus.name == DISC:
+            label += np.hypot(x, y) < 0.3
+        Image.fromarray(label).save(folder / "labels" / f"eye_{i}.png")
+    return folder
+
+
+def test_the_sample_pictures_end_as_segmentations_and_figures(adapted, fundus):
+    output, result = adapted
+    assert "2 of 2 cases finished" in result.stdout
+    for line in journal(output):
+        assert line["flags"] == [] and 0 < line["agreement"] <= 1 and line["parameter_change"]["l2"] > 0
+        with Image.open(output / "segmentations" / f"{line['case']}.png") as segmentation:
+            labels = np.asarray(segmentation)
+            assert segmentation.size == Image.open(fundus / "sample_scans" / f"{line['case']}.jpg").size
+        assert {1} < set(np.unique(labels)) <= VALUES[fundus.name]
+        assert (output / "figures" / f"{line['case']}.png").stat().st_size > 10_000
+
+
+def test_a_users_folder_of_pictures_of_all_formats_is_scored_and_a_bad_one_reported(fundus, dataset, tmp_path):
+    (dataset / "images" / "broken.png").write_bytes(b"no picture")
+    try:
+        result = adapt(
+            fundus, tmp_path / "output", "--dataset_dir", dataset, "--site", "B", "--method", "tent", cwd=tmp_path, check=False
+        )
+    finally:
+        (dataset / "images" / "broken.png").unlink()
+    assert result.returncode == 1
+    assert "4 of 5 cases finished" in result.stdout and "broken" in result.stdout
+    rows = (tmp_path / "output" / "scores.csv").read_text().splitlines()
+    classes = len(VALUES[fundus.name]) - 1
+    assert len(rows) == 1 + 4 * 2 * classes and all(row.endswith(",px") for row in rows[1:])
+    for i, suffix in enumerate((".png", ".jpg", ".tif", ".bmp")):
+        size = Image.open(dataset / "images" / f"eye_{i}{suffix}").size
+        assert Image.open(tmp_path / "output" / "segmentations" / f"eye_{i}.png").size == size
+
+
+def test_metadata_network_and_workflows_are_those_of_a_zoo_bundle(fundus, metadata_schema, tmp_path, monkeypatch):
+    meta, inference = fundus / "configs" / "metadata.json", fundus / "configs" / "inference.json"
+    (tmp_path / "schema.json").write_text(json.dumps(metadata_schema))
+    run("verify_metadata", "--filepath", tmp_path / "schema.json", "--meta_file", meta, cwd=tmp_path)
+    metadata = json.loads(meta.read_text())
+    assert metadata["version"] in metadata["changelog"]
+    run(
+        *("verify_net_in_out", "--net_id", "network_def", "--device", "cpu"),
+        *("--meta_file", meta, "--config_file", inference),
+        cwd=tmp_path,
+    )
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # adapt.yaml sets it
+    for config, run_id in (("inference.json", "run"), ("adapt.yaml", "adapt")):
+        workflow = ConfigWorkflow(
+            config_file=str(fundus / "configs" / config),
+            meta_file=str(meta),
+            logging_file=False,
+            workflow_type="infer",
+            run_id=run_id,
+            bundle_root=str(fundus),
+            output_dir=str(tmp_path),
+            **({"keep_pages": False} if run_id == "adapt" else {}),
+        )
+        workflow.initialize()
+        assert workflow.check_properties() == []
+    assert all(path.stat().st_size < 25e6 for path in (fundus / "models").iterdir())
+
+
+def test_the_exported_network_can_be_adapted_as_well(fundus, adapted, tmp_path):
+    run(
+        *("ckpt_export", "--net_id", "network_def", "--filepath", tmp_path / "model.ts"),
+        *("--ckpt_file", fundus / "models" / "model.pt", "--meta_file", fundus / "configs" / "metadata.json"),
+        *("--config_file", fundus / "configs" / "inference.json", "--input_shape", "[1,3,128,128]"),
+        cwd=tmp_path,
+    )
+    adapt(fundus, tmp_path / "output", "--weights", tmp_path / "model.ts", cwd=tmp_path)
+    for path in (tmp_path / "output" / "segmentations").iterdir():
+        twin = adapted[0] / "segmentations" / path.name
+        assert (np.asarray(Image.open(path)) == np.asarray(Image.open(twin))).mean() > 0.998
+    scripted = torch.jit.load(tmp_path / "model.ts")
+    assert len(GraTa(scripted).parameters) > 0
+
+
+def test_plain_inference_and_evaluation(fundus, adapted, dataset, tmp_path):
+    files = fundus / "configs" / "inference.json", fundus / "configs" / "evaluate.json"
+    common = ["--bundle_root", fundus, "--output_dir", tmp_path / "eval"]
+    run("run", "--config_file", files[0], *common, cwd=tmp_path)
+    predictions = sorted((tmp_path / "eval").glob("*_seg.png"))
+    assert len(predictions) == 2
+    assert {1} < set(np.unique(np.asarray(Image.open(predictions[0])))) <= VALUES[fundus.name]
+    both = str([str(file) for file in files])
+    run("run", "evaluating", "--config_file", both, *common, "--dataset_dir", dataset, cwd=tmp_path)
+    assert "val_mean_dice" in (tmp_path / "eval" / "metrics.csv").read_text()
+
+
+def test_training_runs_from_the_bundles_own_workflow(fundus, dataset, tmp_path):
+    small = ["--image_size", "[64,64]"] if fundus.name == DISC else ["--crop_size", "[64,64]", "--pixels_per_degree", 4]
+    arguments = ["--max_epochs", 1, "--val_interval", 1, "--batch_size", 2, "--val_stride", 2, *small]
+    command = ["--bundle_root", fundus, "--dataset_dir", dataset, "--ckpt_dir", tmp_path, *arguments]
+    run("run", "training", "--config_file", fundus / "configs" / "train.yaml", *command, cwd=tmp_path)
+    name = "segmentation.pt" if fundus.name == DISC else "model.pt"
+    trained = torch.load(tmp_path / name, weights_only=True)
+    shipped = torch.load(fundus / "models" / "model.pt", weights_only=True)
+    assert {k: v.shape for k, v in trained.items()} == {k: v.shape for k, v in shipped.items()}
+
+
+@pytest.fixture(scope="module")
+def with_branches():
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / DISC / "configs" / "adapt.yaml"))
+    models = BUNDLES / DISC / "models"
+    parser["network_def#branches"] = ["reconstruction", "rotation", "denoising", "super_resolution"]
+    parser["weights"] = [str(models / "model.pt"), str(models / "branches.pt")]
+    return parser.get_parsed_content("network").eval()
+
+
+def test_branches_are_shipped_beside_the_segmentation(with_branches):
+    x = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        assert with_branches.branch("super_resolution", x[..., :64, :64]).shape == (1, 3, 128, 128)
+        shipped = load_source(ResUNet(out_channels=2, depth=18), BUNDLES / DISC / "models" / "model.pt", "cpu").eval()
+        torch.testing.assert_close(shipped(x), with_branches(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_authors_key_names_round_trip_to_identical_predictions(with_branches):
+    conversion = convert_checkpoint(to_reference_names(with_branches.state_dict()))
+    again = ResUNet(**{k: v for k, v in conversion.network_def.items() if k != "_target_"})
+    again.load_state_dict(conversion.state)
+    again = again.eval().to(memory_format=torch.channels_last)
+    x = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        assert torch.equal(again(x), with_branches(x))
+        assert torch.equal(again.branch("rotation", x), with_branches.branch("rotation", x))
+
+
+def test_the_benchmarks_own_layout_of_masks_and_lists(tmp_path):
+    bundle, site = BUNDLES / DISC, tmp_path / "data" / "Drishti_GS"
+    for name in ("image", "mask"):
+        (site / name).mkdir(parents=True)
+    rows = ["image,mask"]
+    for path in sorted((bundle / "sample_scans").glob("*.jpg")):
+        picture = Image.open(path)
+        picture.save(site / "image" / f"{path.stem}.png")
+        mask = np.full((picture.height, picture.width), 255, np.uint8)
+        mask[100:300, 100:300], mask[150:250, 150:250] = 128, 0
+        Image.fromarray(mask).save(site / "mask" / f"{path.stem}.png")
+        rows.append(f"Drishti_GS/image/{path.stem}.png,Drishti_GS/mask/{path.stem}.png")
+    (tmp_path / "data" / "Drishti_GS_test.csv").write_text("\n".join(rows))
+    common = ["--benchmark_masks", "true", "--method", "source", "--dataset_dir"]
+    adapt(bundle, tmp_path / "a", *common, tmp_path / "data", "--cases_file", "Drishti_GS_test.csv", cwd=tmp_path)
+    adapt(bundle, tmp_path / "b", *common, site, cwd=tmp_path)
+    scores = (tmp_path / "a" / "scores.csv").read_text()
+    assert scores == (tmp_path / "b" / "scores.csv").read_text()
+    assert "Optic disc" in scores and "Optic cup" in scores and len(scores.splitlines()) == 1 + 2 * 2
