@@ -27,9 +27,7 @@ def of(prediction, label, spacing=None, **options):
 def by_scipy(prediction, label, spacing):
     """Distances by distance transforms, as MONAI 1.6 does not compute them."""
     surfaces = [mask & ~binary_erosion(mask) for mask in (prediction.astype(bool), label.astype(bool))]
-    to_label, to_prediction = (
-        distance_transform_edt(~surfaces[1 - i], sampling=spacing)[surfaces[i]] for i in (0, 1)
-    )
+    to_label, to_prediction = (distance_transform_edt(~surfaces[1 - i], sampling=spacing)[surfaces[i]] for i in (0, 1))
     return {
         "assd": np.concatenate([to_label, to_prediction]).mean(),
         "asd_pred_to_label": to_label.mean(),

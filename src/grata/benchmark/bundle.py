@@ -32,7 +32,16 @@ __all__ = ["Bundle", "Case", "is_random", "quiet"]
 Case = Mapping[str, Any]
 """A case as :func:`grata.data.discover` gives it; one that cannot be used has its ``fault`` instead of an image."""
 
-_REQUIRED = ("network", "discovery", "preprocessing", "inferer", "segments", "to_probabilities", "to_label_map", "weights")
+_REQUIRED = (
+    "network",
+    "discovery",
+    "preprocessing",
+    "inferer",
+    "segments",
+    "to_probabilities",
+    "to_label_map",
+    "weights",
+)
 
 _READ = {*_REQUIRED, "settings", "windows", "amp", "initialize", "adapt"}
 """Keys that need no other key to refer to them."""

@@ -16,7 +16,7 @@ from ..errors import GrataError
 from ..methods import METHODS, check_settings
 from .protocols import Protocol, make_protocol
 
-__all__ = ["BenchmarkConfig", "MetricSettings", "MethodRow", "load_config"]
+__all__ = ["BenchmarkConfig", "MethodRow", "MetricSettings", "load_config"]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
@@ -62,8 +62,8 @@ class BenchmarkConfig:
     """A checked configuration.
 
     Attributes:
-        bundle: folder of the bundle whose ``configs/adapt.yaml`` tells network, preprocessing, inferer, postprocessing and
-            segments.
+        bundle: folder of the bundle whose ``configs/adapt.yaml`` tells network, preprocessing, inferer, postprocessing
+            and segments.
         output_dir: where everything goes.
         sources: overrides of the bundle's configuration by the name of each source network.
         targets: overrides by the name of each site.
@@ -131,7 +131,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         overrides: by key, nested ones by ``#`` (``{"methods#grata#lr": 1e-3}``).
 
     Raises:
-        GrataError: the file cannot be read, a key is unknown (with the nearest known one) or a value is of the wrong kind.
+        GrataError: the file cannot be read, a key is unknown (with the nearest known one), a value is of the wrong
+            kind.
     """
     given = _read(Path(str(path)))
     for key, value in (overrides or {}).items():
@@ -147,12 +148,14 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         for key in settings:
             head = key.split("#")[0]
             if head in _NOT_A_TARGETS or head in METHODS or head in ("method", "seed"):
-                raise GrataError(f"targets#{name}#{key}: this is not a site's. Set it in sources, or in a row of methods.")
+                raise GrataError(
+                    f"targets#{name}#{key}: this is not a site's. Set it in sources, or in a row of methods."
+                )
     methods = tuple(_row(name, settings) for name, settings in _mappings(values, "methods").items())
     names = [row.name for row in methods]
     if values["reference_method"] not in names:
         raise GrataError(
-            f"reference_method: {values['reference_method']!r} is not a row of methods; the rows are {', '.join(names)}."
+            f"reference_method: {values['reference_method']!r} is not a row of methods, which are {', '.join(names)}."
         )
     scored = {}
     for name, settings in targets.items():
@@ -199,7 +202,9 @@ def _read(path: Path) -> dict[str, Any]:
         # YAML includes JSON, apart from numbers that no benchmark needs.
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise GrataError(f"{path}: cannot be read ({error.strerror}). Name the benchmark's configuration file.") from error
+        raise GrataError(
+            f"{path}: cannot be read ({error.strerror}). Name the benchmark's configuration file."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GrataError(f"{path}: is neither YAML nor JSON: {' '.join(str(error).split())}.") from error
     if not isinstance(given, dict):
@@ -259,7 +264,7 @@ def _row(name: str, settings: dict[str, Any]) -> MethodRow:
 def _check_name(key: str, name: Any) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise GrataError(
-            f"{key}: {name!r} becomes a file name; write it with letters, digits and - _ . + alone (a number in quotes)."
+            f"{key}: {name!r} becomes a file name; write it with letters, digits and - _ . + (a number in quotes)."
         )
 
 

@@ -35,9 +35,7 @@ _DPI = 150
 _WINDOW = 0.1
 
 
-def draw_figures(
-    config: BenchmarkConfig, jobs: Sequence[Job], rows: Sequence[Mapping[str, Any]], folder: Path
-) -> None:
+def draw_figures(config: BenchmarkConfig, jobs: Sequence[Job], rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Write ``figures/*.png``; what there are no values for is left out.
 
     Args:
@@ -68,7 +66,9 @@ def draw_figures(
 def _dice_by_site(config: BenchmarkConfig, images: pd.DataFrame) -> Figure:
     sources = [s for s in config.sources if (images["source"] == s).any()]
     columns = [c for c in images if c.startswith("dice/") and images[c].notna().any()]
-    figure = _figure(max(6.0, 1.1 + len(columns) * (0.5 + len(config.targets) * 0.28 * len(config.methods))), len(sources))
+    figure = _figure(
+        max(6.0, 1.1 + len(columns) * (0.5 + len(config.targets) * 0.28 * len(config.methods))), len(sources)
+    )
     panels = figure.subplots(len(sources), len(columns), squeeze=False, sharey=True)
     for source, line in zip(sources, panels, strict=True):
         targets = config.targets_of(source)
@@ -198,7 +198,9 @@ def _panel(
 def _overlay(config: BenchmarkConfig, panels: Sequence[tuple[str, np.ndarray, Any, Any]]) -> Figure:
     figure = Figure(figsize=(4.2 * len(panels), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for (title, picture, maps, regions), axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+    for (title, picture, maps, regions), axes in zip(
+        panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True
+    ):
         low, high = np.percentile(picture, (0.5, 99.5))
         shown = ((picture - low) / max(high - low, 1e-12)).clip(0, 1)
         axes.imshow(np.moveaxis(shown, 0, -1) if len(shown) == 3 else shown[0], cmap="gray", vmin=0, vmax=1)

@@ -53,7 +53,9 @@ def make_regions(segments: Sequence[Mapping[str, Any]]) -> list[Region]:
     ]
     labels = [region.label for region in regions]
     if len(set(labels)) < len(labels):
-        raise GrataError(f"segments: the labels {', '.join(labels)} are not all different; results could not be told apart.")
+        raise GrataError(
+            f"segments: the labels {', '.join(labels)} are not all different; results could not be told apart."
+        )
     return regions
 
 
@@ -70,8 +72,8 @@ def score(
 
     Args:
         prediction: label map ``(H, W[, D])``.
-        probabilities: ``(C, H, W[, D])`` on the same grid. With as many channels as regions channel i belongs to segment
-            i (sigmoid), else channel v to label value v (softmax).
+        probabilities: ``(C, H, W[, D])`` on the same grid. With as many channels as regions channel i belongs to
+            segment i (sigmoid), else channel v to label value v (softmax).
         label: label map of the same shape.
         regions: as :func:`make_regions` gives them, of all segments.
         spacing: distance between neighbouring pixels along each axis.
@@ -150,7 +152,7 @@ def _probability(probabilities: np.ndarray, region: Region, regions: Sequence[Re
         return probabilities[region.index]
     if len(probabilities) <= max(region.values):
         raise GrataError(
-            f"to_probabilities: {len(probabilities)} channels are neither one a segment (sigmoid) nor one a label value "
-            "(softmax)."
+            f"to_probabilities: {len(probabilities)} channels are neither one a segment (sigmoid) nor one a label "
+            "value (softmax)."
         )
     return probabilities[list(region.values)].sum(axis=0)

@@ -76,7 +76,9 @@ class Part:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OutputError(f"output_dir: {self._rows} cannot be written ({error.strerror}). Free some space.") from error
+            raise OutputError(
+                f"output_dir: {self._rows} cannot be written ({error.strerror}). Free some space."
+            ) from error
 
     def commit(self, finished: int, method: Mapping[str, Any] | None) -> None:
         """Count ``finished`` rows as done, with the method's state after the last of them."""

@@ -79,6 +79,9 @@ def _work(job: Job, parts: Path, connection: Connection) -> None:
     quiet()
     try:
         run_job(job, parts, lambda: connection.send(None))
+    except BrokenPipeError:
+        # nobody is left to be told
+        os._exit(1)
     except Exception as error:
         connection.send(explain(error))
 

@@ -102,9 +102,7 @@ class PerTarget(Protocol):
     weighting = "sites"
 
     def streams(self, sites: Mapping[str, Sequence[str]], seed: int, shuffle: bool = False) -> list[Stream]:
-        return [
-            Stream(site, tuple(self._site(site, cases, seed, shuffle)), shuffle) for site, cases in sites.items()
-        ]
+        return [Stream(site, tuple(self._site(site, cases, seed, shuffle)), shuffle) for site, cases in sites.items()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +197,9 @@ def make_protocol(setting: Any, targets: Sequence[str]) -> Protocol:
     known = [field.name for field in dataclasses.fields(protocol)]
     for key in settings:
         if key not in known:
-            raise GrataError(f"protocol#{key}: {protocol.name} has no such setting; its settings are {', '.join(known)}.")
+            raise GrataError(
+                f"protocol#{key}: {protocol.name} has no such setting; its settings are {', '.join(known)}."
+            )
     if "order" in settings:
         order = settings["order"]
         if not isinstance(order, list | tuple) or sorted(map(str, order)) != sorted(targets):

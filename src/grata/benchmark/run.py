@@ -39,7 +39,8 @@ def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
         0 when every image was finished, else 1.
 
     Raises:
-        GrataError: the configuration or anything that it names is refused; the folder is in use or holds another benchmark.
+        GrataError: the configuration or anything that it names is refused; the folder is in use, or holds another
+            benchmark.
     """
     started = time.perf_counter()
     quiet()
@@ -50,7 +51,9 @@ def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise GrataError(f"output_dir: another benchmark is writing to {folder}. Wait for it, or choose another.") from error
+        raise GrataError(
+            f"output_dir: another benchmark is writing to {folder}. Wait for it, or choose another."
+        ) from error
     try:
         return _run(config, folder, started)
     finally:
@@ -95,8 +98,8 @@ def _check_unchanged(folder: Path, parts: Mapping[str, Part]) -> None:
         if changed := part.changed():
             remark = " (unless set, they follow from the number of workers)" if "threads" in changed else ""
             raise GrataError(
-                f"output_dir: {folder} holds results of {name} with other {', '.join(changed)}{remark}. Methods, targets and "
-                "seeds may be added to a benchmark or left out, but not changed: choose another output_dir."
+                f"output_dir: {folder} holds results of {name} with other {', '.join(changed)}{remark}. Methods, "
+                "targets and seeds may be added to a benchmark or left out, but not changed: choose another output_dir."
             )
 
 

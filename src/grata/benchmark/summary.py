@@ -36,7 +36,9 @@ def per_image(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame([row for row in rows if not row["error"]])
     if frame.empty:
         return frame
-    measured = [c for c in frame.columns if c.split("/")[0] in METRICS or c in ("seconds", "seconds_predict", "agreement")]
+    measured = [
+        c for c in frame.columns if c.split("/")[0] in METRICS or c in ("seconds", "seconds_predict", "agreement")
+    ]
     # pandas' mean passes over NaN, and a distance that is infinite for one seed stays so.
     return frame.groupby(_IMAGE, sort=False)[measured].mean().reset_index()
 
@@ -195,7 +197,7 @@ def _cost(chosen: pd.DataFrame) -> dict[str, float]:
     if chosen.empty or "seconds" not in chosen:
         return dict.fromkeys(names, math.nan)
     fine = chosen[chosen["error"] == ""]
-    warm = fine[fine["cold"] != True]  # noqa: E712
+    warm = fine[~fine["cold"].astype(bool)]
     # The first image after a start pays for what torch sets up once; where there is no other it has to do.
     timed = warm if len(warm) else fine
     adapt, predict = float(timed["seconds"].mean()), float(timed["seconds_predict"].mean())
@@ -206,49 +208,50 @@ def _is_source(config: BenchmarkConfig, name: str) -> bool:
     return any(row.name == name and row.method == "source" for row in config.methods)
 
 
+_EMPTY = {
+    "nan": "A structure that neither map has is not scored; one that only one of them has counts as Dice 0, and its "
+    "distances, being infinite, are left out of the means (`undefined` counts them).",
+    "reference": "A structure that neither map has counts as Dice 1; one that either lacks has distances of 100, as in "
+    "the reference implementations of GraTa and VPTTA.",
+}
+
+
 def _header(
     config: BenchmarkConfig, rows: Sequence[Mapping[str, Any]], threads: int, minutes: float, missing: int
 ) -> list[str]:
     computing = sum(row.get("seconds", 0) + row.get("seconds_predict", 0) for row in rows) / 60
     failed = sum(bool(row["error"]) for row in rows)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "numpy", "scipy"))
-    empty = {
-        "nan": "A structure that neither map has is not scored; one that only one of them has counts as Dice 0, and its "
-        "distances, being infinite, are left out of the means (`undefined` counts them).",
-        "reference": "A structure that neither map has counts as Dice 1; one that either lacks has distances of 100, as in "
-        "the reference implementations of GraTa and VPTTA.",
-    }[config.metrics.empty]
-    lines = [
-        f"# Benchmark of {config.bundle.name}",
-        "",
-        f"{datetime.date.today().isoformat()}; grata {__version__}, {packages}; seeds {', '.join(map(str, config.seeds))}; "
-        f"{config.workers} worker processes, {threads} torch threads each; {minutes:.1f} minutes for this run, "
-        f"{computing:.1f} minutes of adaptation and prediction in all its rows.",
-        "",
-        f"{len(rows)} rows, {failed} of them failed, {missing} images not done. Dice with 95 % bootstrap interval over images "
-        "(10 000 resamples within each site; seeds and rounds are averaged first). Differences are paired by image, against "
-        f"`{config.reference_method}`; p: two-sided Wilcoxon signed-rank test, by Holm's procedure for the methods of the "
-        "table. A method without random numbers, on a stream that no seed orders, is run for one seed.",
-        "",
-        f"Scores on the {'grid of the input' if config.metrics.space == 'input' else 'grid that the network sees'}; distances "
-        f"in pixels for pictures, in mm for volumes. {empty} ASSD is symmetric; the ASD from prediction to label is the "
-        "directed mean distance that reference implementations call ASSD. ECE: 15 bins, over all pixels of the image. Seconds are those "
-        "of adaptation and prediction, without reading, scoring and the first image after each start of a job; memory is "
-        "the peak of the whole process (CPU, Linux) or of its tensors (CUDA).",
-        "",
-        *(f"- `{p.label}`: {p.summary}." for p in config.protocols),
-        "",
-        "```yaml",
-        yaml.safe_dump(config.given, sort_keys=False, allow_unicode=True).rstrip(),
-        "```",
-        "",
-    ]
-    return lines
+    space = "grid of the input" if config.metrics.space == "input" else "grid that the network sees"
+    made = (
+        f"{datetime.date.today().isoformat()}; grata {__version__}, {packages}; "
+        f"seeds {', '.join(map(str, config.seeds))}; {config.workers} worker processes, {threads} torch threads each; "
+        f"{minutes:.1f} minutes for this run, {computing:.1f} minutes of adaptation and prediction in all its rows."
+    )
+    statistics = (
+        f"{len(rows)} rows, {failed} of them failed, {missing} images not done. Dice with 95 % bootstrap interval over "
+        "images (10 000 resamples within what weighs equally; seeds and rounds are averaged first). Differences of the "
+        f"mean Dice are paired by image, against `{config.reference_method}`; p: two-sided Wilcoxon signed-rank test, by "
+        "Holm's procedure for the methods of the table. A method without random numbers, on a stream that no seed "
+        "orders, is run for one seed."
+    )
+    scores = (
+        f"Scores on the {space}; distances in pixels for pictures, in mm for volumes. {_EMPTY[config.metrics.empty]} ASSD "
+        "is symmetric; the ASD from prediction to label is the directed mean distance that reference implementations "
+        "call ASSD. ECE: 15 bins, over all pixels of the image."
+    )
+    cost = (
+        "Seconds are those of adaptation and prediction, without reading, scoring and the first image after each start "
+        "of a job; memory is the peak of the whole process (CPU, Linux) or of its tensors (CUDA)."
+    )
+    protocols = [f"- `{protocol.label}`: {protocol.summary}." for protocol in config.protocols]
+    given = yaml.safe_dump(config.given, sort_keys=False, allow_unicode=True).rstrip()
+    title = f"# Benchmark of {config.bundle.name}"
+    parts = [title, made, statistics, scores, cost, "\n".join(protocols), f"```yaml\n{given}\n```"]
+    return [line for part in parts for line in (part, "")]
 
 
-def _body(
-    config: BenchmarkConfig, table: pd.DataFrame, rows: Sequence[Mapping[str, Any]], form: str
-) -> Iterator[str]:
+def _body(config: BenchmarkConfig, table: pd.DataFrame, rows: Sequence[Mapping[str, Any]], form: str) -> Iterator[str]:
     for (protocol, source, target), block in table.groupby(["protocol", "source", "target"], sort=False):
         title = f"{protocol}: {source} to {target}"
         segments = [c[5:] for c in block if c.startswith("dice/") and ":" not in c and block[c].notna().any()]
@@ -277,7 +280,11 @@ def _rounds(config: BenchmarkConfig, protocol: str, rows: Sequence[Mapping[str, 
         for row in config.methods:
             if (source, row.name) in means.index:
                 rounds = means.loc[(source, row.name)]
-                yield {"source": source, "method": row.name, **{f"round {r + 1}": _number(v) for r, v in rounds.items()}}
+                yield {
+                    "source": source,
+                    "method": row.name,
+                    **{f"round {r + 1}": _number(v) for r, v in rounds.items()},
+                }
 
 
 def _heading(title: str, form: str) -> list[str]:
@@ -302,7 +309,9 @@ def _dice_line(row: pd.Series, segments: Sequence[str]) -> dict[str, Any]:
 def _other_lines(row: pd.Series, segments: Sequence[str]) -> Iterator[dict[str, Any]]:
     for segment in [s for s in segments if s != "mean"]:
         line = {"method": row["method"], "segment": segment}
-        for metric, title, digits in zip(METRICS[1:], ("ASSD", "HD95", "ASD prediction to label", "ECE"), (2, 2, 2, 4), strict=True):
+        for metric, title, digits in zip(
+            METRICS[1:], ("ASSD", "HD95", "ASD prediction to label", "ECE"), (2, 2, 2, 4), strict=True
+        ):
             line[title] = _number(row[f"{metric}/{segment}"], f".{digits}f")
         yield {**line, "undefined": int(row[f"undefined/{segment}"])}
 

@@ -14,9 +14,7 @@ from .windows import WindowSelection
 __all__ = ["adapt_to_case", "merged_record"]
 
 
-def adapt_to_case(
-    method: Method, images: torch.Tensor, inferer: Inferer, windows: WindowSelection
-) -> list[StepRecord]:
+def adapt_to_case(method: Method, images: torch.Tensor, inferer: Inferer, windows: WindowSelection) -> list[StepRecord]:
     """Let a method adapt to one case: to the whole of it, or to some windows where the inferer works window by window.
 
     Args:
