@@ -43,9 +43,9 @@ def killing(name, call, before):
     return work
 
 statuses = [child(lambda: run_benchmark(config, output_dir=whole))]
-for name, call, before in [("commit", 1, False), ("append", 1, False), ("append", 2, True), ("write_label_map", 1, False),
-                           ("commit", 1, True), ("commit", 2, False), ("_write_rows", 1, False),
-                           ("append", 8, False)]:
+for name, call, before in [("commit", 1, False), ("append", 1, False), ("append", 2, True),
+                           ("write_label_map", 1, False), ("commit", 1, True), ("commit", 2, False),
+                           ("_write_rows", 1, False), ("append", 8, False)]:
     statuses.append(child(killing(name, call, before)))
 statuses.append(child(lambda: run_benchmark(config, output_dir=killed)))
 print(statuses)

@@ -174,7 +174,7 @@ def _told(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _peak_memory(device: torch.device) -> Iterator[list[float]]:
-    """Peak memory of the block in MiB: of tensors on a CUDA device, of the whole process on a CPU with Linux, or NaN."""
+    """Peak memory of the block in MiB: of tensors on a CUDA device, of the process on a CPU with Linux, or NaN."""
     peak = [math.nan]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -231,13 +231,13 @@ def _header(
     statistics = (
         f"{len(rows)} rows, {failed} of them failed, {missing} images not done. Dice with 95 % bootstrap interval over "
         "images (10 000 resamples within what weighs equally; seeds and rounds are averaged first). Differences of the "
-        f"mean Dice are paired by image, against `{config.reference_method}`; p: two-sided Wilcoxon signed-rank test, by "
-        "Holm's procedure for the methods of the table. A method without random numbers, on a stream that no seed "
+        f"mean Dice are paired by image, against `{config.reference_method}`; p: two-sided Wilcoxon signed-rank test, "
+        "by Holm's procedure for the methods of the table. A method without random numbers, on a stream that no seed "
         "orders, is run for one seed."
     )
     scores = (
-        f"Scores on the {space}; distances in pixels for pictures, in mm for volumes. {_EMPTY[config.metrics.empty]} ASSD "
-        "is symmetric; the ASD from prediction to label is the directed mean distance that reference implementations "
+        f"Scores on the {space}; distances in pixels for pictures, in mm for volumes. {_EMPTY[config.metrics.empty]} "
+        "ASSD is symmetric; the ASD from prediction to label is the directed mean distance that reference implementations "
         "call ASSD. ECE: 15 bins, over all pixels of the image."
     )
     cost = (
