@@ -11,6 +11,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 
+from grata.benchmark import run_benchmark
 from grata.methods import GraTa
 from grata.networks import ResUNet, convert_checkpoint, load_source, to_reference_names
 
@@ -166,6 +167,22 @@ def test_training_runs_from_the_bundles_own_workflow(fundus, dataset, tmp_path):
     trained = torch.load(tmp_path / name, weights_only=True)
     shipped = torch.load(fundus / "models" / "model.pt", weights_only=True)
     assert {k: v.shape for k, v in trained.items()} == {k: v.shape for k, v in shipped.items()}
+
+
+def test_the_bundle_can_be_benchmarked(fundus, dataset, tmp_path):
+    config = {
+        "bundle": str(fundus),
+        "output_dir": str(tmp_path / "results"),
+        "targets": {"phantoms": {"dataset_dir": str(dataset), "keep_pages": False}},
+        "methods": {"source": {}, "tent": {}},
+        "reference_method": "tent",
+        "limit": 2,
+        "workers": 0,
+    }
+    (tmp_path / "benchmark.yaml").write_text(json.dumps(config))
+    assert run_benchmark(tmp_path / "benchmark.yaml") == 0
+    assert len((tmp_path / "results" / "results.csv").read_text().splitlines()) == 1 + 2 * 2
+    assert list((tmp_path / "results" / "figures").glob("*.png"))
 
 
 @pytest.fixture(scope="module")

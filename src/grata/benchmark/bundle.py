@@ -17,7 +17,6 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import Compose, Invertd, ResampleToMatch
-from monai.transforms.utils import allow_missing_keys_mode
 from torch import nn
 
 from ..errors import GrataError
@@ -174,8 +173,8 @@ class Bundle:
             image: what :meth:`read_image` returned for it.
             space: ``input`` or ``network``.
         """
-        with allow_missing_keys_mode(self._preprocessing):
-            label = self._preprocessing({key: value for key, value in case.items() if key != "image"})["label"]
+        # Together with its image, since a transform may look at the one to know what to do with the other.
+        label = self._preprocessing(dict(case))["label"]
         if space == "network":
             label = ResampleToMatch(mode="nearest", dtype=torch.float32)(MetaTensor(label), img_dst=image["image"])
         return _array(label)[0].round().astype(np.int16)
