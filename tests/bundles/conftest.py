@@ -64,6 +64,35 @@ def scans() -> type[Scans]:
 
 
 @pytest.fixture(scope="session")
+def run():
+    """``python -m monai.bundle <arguments>``."""
+
+    def run(*arguments: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "monai.bundle", *map(str, arguments)]
+        result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+        if check and result.returncode:
+            pytest.fail(result.stdout[-3000:] + result.stderr[-3000:])
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def adapt(run):
+    """``run adapt`` of a bundle into a folder."""
+
+    def adapt(bundle: Path, output: Path, *arguments: object, cwd: Path, check: bool = True):
+        return run(
+            *("run", "adapt", "--config_file", bundle / "configs" / "adapt.yaml", "--bundle_root", bundle),
+            *("--output_dir", output, *arguments),
+            cwd=cwd,
+            check=check,
+        )
+
+    return adapt
+
+
+@pytest.fixture(scope="session")
 def run_adapt(bundle):
     """``python -m monai.bundle run adapt`` from another working directory, as a user without privileges."""
 

@@ -1,7 +1,6 @@
 """The bundles for fundus photographs through MONAI's own command line."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,25 +15,8 @@ from grata.methods import GraTa
 from grata.networks import ResUNet, convert_checkpoint, load_source, to_reference_names
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-COMMAND = [sys.executable, "-m", "monai.bundle"]
 DISC, VESSEL = "fundus_optic_disc_cup_segmentation", "retinal_vessel_segmentation"
 VALUES = {DISC: {0, 1, 2}, VESSEL: {0, 1}}
-
-
-def run(*arguments, cwd, check=True):
-    result = subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600)
-    if check and result.returncode:
-        pytest.fail(result.stdout[-3000:] + result.stderr[-3000:])
-    return result
-
-
-def adapt(bundle, output, *arguments, cwd, check=True):
-    return run(
-        *("run", "adapt", "--config_file", bundle / "configs" / "adapt.yaml", "--bundle_root", bundle),
-        *("--output_dir", output, *arguments),
-        cwd=cwd,
-        check=check,
-    )
 
 
 def journal(folder):
@@ -47,7 +29,7 @@ def fundus(request):
 
 
 @pytest.fixture(scope="module")
-def adapted(fundus, tmp_path_factory):
+def adapted(adapt, fundus, tmp_path_factory):
     """The sample pictures, adapted from a folder that has nothing to do with the bundle."""
     folder = tmp_path_factory.mktemp("anywhere")
     return folder / "output", adapt(fundus, folder / "output", cwd=folder)
@@ -85,7 +67,7 @@ def test_the_sample_pictures_end_as_segmentations_and_figures(adapted, fundus):
         assert (output / "figures" / f"{line['case']}.png").stat().st_size > 10_000
 
 
-def test_a_users_folder_of_pictures_of_all_formats_is_scored_and_a_bad_one_reported(fundus, dataset, tmp_path):
+def test_a_users_folder_of_pictures_of_all_formats_is_scored_and_a_bad_one_reported(adapt, fundus, dataset, tmp_path):
     (dataset / "images" / "broken.png").write_bytes(b"no picture")
     try:
         result = adapt(
@@ -103,7 +85,7 @@ def test_a_users_folder_of_pictures_of_all_formats_is_scored_and_a_bad_one_repor
         assert Image.open(tmp_path / "output" / "segmentations" / f"eye_{i}.png").size == size
 
 
-def test_metadata_network_and_workflows_are_those_of_a_zoo_bundle(fundus, metadata_schema, tmp_path, monkeypatch):
+def test_metadata_network_and_workflows_are_those_of_a_zoo_bundle(run, fundus, metadata_schema, tmp_path, monkeypatch):
     meta, inference = fundus / "configs" / "metadata.json", fundus / "configs" / "inference.json"
     (tmp_path / "schema.json").write_text(json.dumps(metadata_schema))
     run("verify_metadata", "--filepath", tmp_path / "schema.json", "--meta_file", meta, cwd=tmp_path)
@@ -131,7 +113,7 @@ def test_metadata_network_and_workflows_are_those_of_a_zoo_bundle(fundus, metada
     assert all(path.stat().st_size < 25e6 for path in (fundus / "models").iterdir())
 
 
-def test_the_exported_network_can_be_adapted_as_well(fundus, adapted, tmp_path):
+def test_the_exported_network_can_be_adapted_as_well(run, adapt, fundus, adapted, tmp_path):
     run(
         *("ckpt_export", "--net_id", "network_def", "--filepath", tmp_path / "model.ts"),
         *("--ckpt_file", fundus / "models" / "model.pt", "--meta_file", fundus / "configs" / "metadata.json"),
@@ -146,7 +128,7 @@ def test_the_exported_network_can_be_adapted_as_well(fundus, adapted, tmp_path):
     assert len(GraTa(scripted).parameters) > 0
 
 
-def test_plain_inference_and_evaluation(fundus, adapted, dataset, tmp_path):
+def test_plain_inference_and_evaluation(run, fundus, adapted, dataset, tmp_path):
     files = fundus / "configs" / "inference.json", fundus / "configs" / "evaluate.json"
     common = ["--bundle_root", fundus, "--output_dir", tmp_path / "eval"]
     run("run", "--config_file", files[0], *common, cwd=tmp_path)
@@ -158,7 +140,7 @@ def test_plain_inference_and_evaluation(fundus, adapted, dataset, tmp_path):
     assert "val_mean_dice" in (tmp_path / "eval" / "metrics.csv").read_text()
 
 
-def test_training_runs_from_the_bundles_own_workflow(fundus, dataset, tmp_path):
+def test_training_runs_from_the_bundles_own_workflow(run, fundus, dataset, tmp_path):
     small = ["--image_size", "[64,64]"] if fundus.name == DISC else ["--crop_size", "[64,64]", "--pixels_per_degree", 4]
     arguments = ["--max_epochs", 1, "--val_interval", 1, "--batch_size", 2, "--val_stride", 2, *small]
     command = ["--bundle_root", fundus, "--dataset_dir", dataset, "--ckpt_dir", tmp_path, *arguments]
@@ -214,7 +196,7 @@ def test_the_authors_key_names_round_trip_to_identical_predictions(with_branches
         assert torch.equal(again.branch("rotation", x), with_branches.branch("rotation", x))
 
 
-def test_the_benchmarks_own_layout_of_masks_and_lists(tmp_path):
+def test_the_benchmarks_own_layout_of_masks_and_lists(adapt, tmp_path):
     bundle, site = BUNDLES / DISC, tmp_path / "data" / "Drishti_GS"
     for name in ("image", "mask"):
         (site / name).mkdir(parents=True)

@@ -23,22 +23,6 @@ from grata.methods import GraTa
 COMMAND = [sys.executable, "-m", "monai.bundle"]
 
 
-def run(*arguments, cwd, check=True):
-    result = subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600)
-    if check and result.returncode:
-        pytest.fail(result.stdout[-3000:] + result.stderr[-3000:])
-    return result
-
-
-def adapt(bundle, output, *arguments, cwd, check=True):
-    return run(
-        *("run", "adapt", "--config_file", bundle / "configs" / "adapt.yaml", "--bundle_root", bundle),
-        *("--output_dir", output, *arguments),
-        cwd=cwd,
-        check=check,
-    )
-
-
 def hashes(folder):
     """Of all files whose content is a promise: not of those that hold seconds and bytes of memory."""
     return {
@@ -58,7 +42,7 @@ def adapted_parameters(folder):
 
 
 @pytest.fixture(scope="module")
-def from_anywhere(bundle, tmp_path_factory):
+def from_anywhere(adapt, bundle, tmp_path_factory):
     """The sample scans, adapted from a folder that has nothing to do with the bundle."""
     folder = tmp_path_factory.mktemp("anywhere")
     result = adapt(bundle, folder / "output", cwd=folder)
@@ -83,7 +67,7 @@ def dataset(bundle, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(bundle, dataset, tmp_path_factory):
+def uninterrupted(adapt, bundle, dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     adapt(bundle, folder / "output", "--dataset_dir", dataset, cwd=folder)
     return folder / "output"
@@ -148,7 +132,7 @@ def test_the_dicom_seg_is_read_back_with_the_geometry_of_its_series(from_anywher
         np.testing.assert_allclose(lps * [-1, -1, 1], ras, atol=1e-3)
 
 
-def test_two_runs_give_the_same_files_from_inside_the_bundle_as_from_anywhere(from_anywhere, bundle, tmp_path):
+def test_two_runs_give_the_same_files_from_inside_the_bundle_as_from_anywhere(run, from_anywhere, bundle, tmp_path):
     output, _ = from_anywhere
     inside = tmp_path / "bundle"
     shutil.copytree(bundle, inside, ignore=shutil.ignore_patterns("output", "eval", "training"))
@@ -157,7 +141,7 @@ def test_two_runs_give_the_same_files_from_inside_the_bundle_as_from_anywhere(fr
     assert journal(inside / "output") == journal(output)
 
 
-def test_methods_and_settings_are_chosen_on_the_command_line(bundle, dataset, uninterrupted, tmp_path):
+def test_methods_and_settings_are_chosen_on_the_command_line(adapt, bundle, dataset, uninterrupted, tmp_path):
     adapt(bundle, tmp_path / "ptbn", "--dataset_dir", dataset, "--method", "ptbn", "--site", "B", cwd=tmp_path)
     settings = ["--grata#lr", "0.01", "--grata#learning_rate_law", "constant", "--grata#views", "['identity']"]
     settings += ["--grata#optimizer", "SGD", "--grata#steps", "2", "--grata#episodic", "true", "--compare", "false"]
@@ -175,7 +159,7 @@ def test_methods_and_settings_are_chosen_on_the_command_line(bundle, dataset, un
 
 @pytest.mark.parametrize(("after", "stop"), [(1, signal.SIGKILL), (3, signal.SIGKILL), (2, signal.SIGINT)])
 def test_a_stopped_run_that_is_resumed_ends_as_if_it_had_never_stopped(
-    bundle, dataset, uninterrupted, tmp_path, after, stop
+    adapt, bundle, dataset, uninterrupted, tmp_path, after, stop
 ):
     output = tmp_path / "output"
     command = [*COMMAND, "run", "adapt", "--config_file", str(bundle / "configs" / "adapt.yaml")]
@@ -206,7 +190,7 @@ def test_a_stopped_run_that_is_resumed_ends_as_if_it_had_never_stopped(
     assert all(torch.equal(v["exp_avg"], theirs["optimizer"]["state"][k]["exp_avg"]) for k, v in state.items())
 
 
-def test_verify_metadata_accepts_the_bundle_and_refuses_a_broken_one(bundle, metadata_schema, tmp_path):
+def test_verify_metadata_accepts_the_bundle_and_refuses_a_broken_one(run, bundle, metadata_schema, tmp_path):
     (tmp_path / "schema.json").write_text(json.dumps(metadata_schema))
     arguments = ["verify_metadata", "--filepath", tmp_path / "schema.json", "--meta_file"]
     run(*arguments, bundle / "configs" / "metadata.json", cwd=tmp_path)
@@ -234,7 +218,7 @@ def test_the_workflows_have_the_properties_of_an_inference_bundle(bundle, config
     assert workflow.check_properties() == []
 
 
-def test_the_network_takes_and_gives_what_the_metadata_say(bundle, tmp_path):
+def test_the_network_takes_and_gives_what_the_metadata_say(run, bundle, tmp_path):
     run(
         *("verify_net_in_out", "--net_id", "network_def", "--device", "cpu"),
         *("--meta_file", bundle / "configs" / "metadata.json", "--config_file", bundle / "configs" / "inference.json"),
@@ -242,7 +226,7 @@ def test_the_network_takes_and_gives_what_the_metadata_say(bundle, tmp_path):
     )
 
 
-def test_the_exported_network_can_be_adapted_as_well(bundle, from_anywhere, tmp_path):
+def test_the_exported_network_can_be_adapted_as_well(run, adapt, bundle, from_anywhere, tmp_path):
     run(
         *("ckpt_export", "--net_id", "network_def", "--filepath", tmp_path / "model.ts"),
         *("--ckpt_file", bundle / "models" / "model.pt", "--meta_file", bundle / "configs" / "metadata.json"),
@@ -261,7 +245,7 @@ def test_the_exported_network_can_be_adapted_as_well(bundle, from_anywhere, tmp_
     assert len(GraTa(scripted, activation="softmax").parameters) == len(adapted_parameters(from_anywhere[0])["parameters"])
 
 
-def test_plain_inference_and_evaluation_need_nothing_but_monai(bundle, dataset, tmp_path):
+def test_plain_inference_and_evaluation_need_nothing_but_monai(run, bundle, dataset, tmp_path):
     files = bundle / "configs" / "inference.json", bundle / "configs" / "evaluate.json"
     assert "grata" not in files[0].read_text() + files[1].read_text()
     common = ["--bundle_root", bundle, "--output_dir", tmp_path / "eval"]
@@ -272,7 +256,7 @@ def test_plain_inference_and_evaluation_need_nothing_but_monai(bundle, dataset, 
     assert "val_mean_dice" in (tmp_path / "eval" / "metrics.csv").read_text()
 
 
-def test_training_runs_from_the_bundles_own_workflow(bundle, dataset, tmp_path):
+def test_training_runs_from_the_bundles_own_workflow(run, bundle, dataset, tmp_path):
     arguments = ["--max_epochs", 1, "--val_interval", 1, "--batch_size", 1, "--cache_rate", 0.0, "--val_stride", 2]
     run(
         *("run", "training", "--config_file", bundle / "configs" / "train.yaml", "--bundle_root", bundle),
