@@ -149,6 +149,12 @@ def test_training_runs_from_the_bundles_own_workflow(run, fundus, dataset, tmp_p
     trained = torch.load(tmp_path / name, weights_only=True)
     shipped = torch.load(fundus / "models" / "model.pt", weights_only=True)
     assert {k: v.shape for k, v in trained.items()} == {k: v.shape for k, v in shipped.items()}
+    if fundus.name == DISC:
+        overlay = str([str(fundus / "configs" / name) for name in ("train.yaml", "train_branches.yaml")])
+        run("run", "training", "--config_file", overlay, *command, cwd=tmp_path)
+        joint = torch.load(tmp_path / "joint.pt", weights_only=True)
+        branches = torch.load(fundus / "models" / "branches.pt", weights_only=True)
+        assert {k: v.shape for k, v in joint.items()} == {k: v.shape for k, v in {**shipped, **branches}.items()}
 
 
 def test_the_bundle_can_be_benchmarked(fundus, dataset, tmp_path):

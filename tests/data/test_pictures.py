@@ -443,6 +443,9 @@ def test_a_list_that_is_missing_or_given_with_labels_dir_is_refused(tmp_path):
         flat(tmp_path, cases_file="list.csv")
     with pytest.raises(GrataError, match="cases_file, labels_dir"):
         flat(tmp_path, cases_file="list.csv", labels_dir=tmp_path)
+    with pytest.raises(GrataError, match="cases_file: 20240611 is a int"):
+        flat(tmp_path, cases_file=20240611)
+
 
 
 def test_what_a_list_names_wrongly_is_a_fault(tmp_path, scans):

@@ -66,3 +66,5 @@ def test_a_monai_trainer_learns_both(network):
 def test_an_unknown_branch_is_refused():
     with pytest.raises(GrataError, match="rotations: .*rotation"):
         JointInferer({"rotations": 1.0})
+    with pytest.raises(GrataError, match="at least one"):
+        JointInferer({})

@@ -10,6 +10,7 @@ from grata.errors import GrataError
 from grata.methods import GraTa
 from grata.methods.grata import OBJECTIVES
 from grata.networks import BRANCHES, ResUNet
+from grata.objectives import BRANCH_LOSSES
 
 PAIRS = list(itertools.product(OBJECTIVES, OBJECTIVES))
 
@@ -72,7 +73,7 @@ def test_gradients_are_those_of_the_objectives_before_and_after_the_look_ahead(n
 
 
 @pytest.mark.parametrize("role", ["auxiliary", "pseudo"])
-@pytest.mark.parametrize("objective", [name for name, branch in OBJECTIVES.items() if branch])
+@pytest.mark.parametrize("objective", list(BRANCH_LOSSES))
 def test_an_objective_without_its_branch_is_refused_with_the_reason(make_network, role, objective):
     with pytest.raises(GrataError, match=f"{objective} needs a {objective} branch"):
         GraTa(ResUNet(depth=18, branches=[]), **{role: objective})
@@ -94,3 +95,21 @@ def test_views_in_half_precision_change_nothing_but_the_pseudo_label(network):
     assert records[0].auxiliary_loss == records[1].auxiliary_loss
     assert records[0].pseudo_loss != records[1].pseudo_loss
     assert records[0].pseudo_loss == pytest.approx(records[1].pseudo_loss, rel=0.05)
+
+
+def test_super_resolution_says_which_sizes_it_takes(network):
+    method = GraTa(network, auxiliary="super_resolution")
+    with pytest.raises(GrataError, match="multiples of 64.*96×96"):
+        method.adapt(torch.rand(1, 3, 96, 96))
+    method.restore()
+
+
+def test_the_agreement_is_that_of_the_views_whichever_gradient_they_give(network):
+    records = []
+    for pair in ({"auxiliary": "consistency", "pseudo": "entropy"}, {"auxiliary": "consistency"}, {}):
+        method = GraTa(network, **pair)
+        records.append(method.adapt(images()))
+        method.restore()
+    assert all(0 < record.agreement <= 1 for record in records)
+    # both at the look-ahead parameters of another auxiliary gradient
+    assert records[1].agreement != records[2].agreement

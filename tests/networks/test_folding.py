@@ -52,9 +52,10 @@ def test_a_network_in_training_updates_its_statistics_as_ever(network):
         torch.testing.assert_close(a, b, msg=name)
 
 
-def test_a_hook_on_a_normalization_layer_is_still_called(network):
+@pytest.mark.parametrize("layer", ["decoder.1.norm", "decoder.1"])
+def test_a_hook_in_the_decoder_is_still_called(network, layer):
     network, seen = copy.deepcopy(network), []
-    network.decoder[1].norm.register_forward_hook(lambda module, x, y: seen.append(y.shape))
+    network.get_submodule(layer).register_forward_hook(lambda module, x, y: seen.append(y.shape))
     with torch.no_grad():
         network(torch.rand(1, 3, 64, 64))
     assert seen == [(1, 256, 8, 8)]

@@ -174,3 +174,13 @@ def test_the_memory_format_is_chosen_and_changes_no_weight(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), network.state_dict().values()))
     with pytest.raises(GrataError, match="memory_format: .*channels_last.*'nhwc'"):
         load_source(network, tmp_path / "model.pt", "cpu", memory_format="nhwc")
+    torch.jit.script(network).save(tmp_path / "model.ts")
+    scripted = load_source(None, tmp_path / "model.ts", "cpu", memory_format="channels_last")
+    assert next(scripted.parameters()).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_memory_format_of_other_dimensions_is_refused(make_network, tmp_path):
+    network = make_network(3)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(GrataError, match="memory_format: channels_last does not fit this UNet"):
+        load_source(network, tmp_path / "model.pt", "cpu", memory_format="channels_last")

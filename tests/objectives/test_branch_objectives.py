@@ -145,7 +145,7 @@ def test_losses_take_the_image_s_number_format(name, dtype):
 
 @pytest.mark.parametrize("name", BRANCHES)
 def test_a_network_without_the_branch_is_refused_with_the_reason(network, name):
-    check_branch(network, name, name)
+    check_branch(network, name)
     other = next(branch for branch in BRANCHES if branch != name)
     with torch.device("meta"):
         refused = {
@@ -155,4 +155,4 @@ def test_a_network_without_the_branch_is_refused_with_the_reason(network, name):
         }
     for message, network in refused.items():
         with pytest.raises(GrataError, match=message):
-            check_branch(network, name, name)
+            check_branch(network, name)

@@ -31,7 +31,11 @@ def read_case_lists(
             ``root``.
     """
     listed: dict[Path, Path | None] = {}
-    for file in [files] if isinstance(files, str | os.PathLike) else files:
+    for file in files if isinstance(files, list | tuple) else [files]:
+        if not isinstance(file, str | os.PathLike):
+            raise GrataError(
+                f"cases_file: {file!r} is a {type(file).__name__}, not the name of a CSV file. Write ./ before the name."
+            )
         path = Path(file).expanduser()
         path = path if path.is_file() else root / path
         for line, row in _rows(path):

@@ -10,7 +10,7 @@ from monai.inferers import Inferer
 
 from ..errors import GrataError
 from ..networks import ResUNet
-from ..objectives import denoising_loss, reconstruction_loss, rotation_loss, super_resolution_loss
+from ..objectives import BRANCH_LOSSES
 
 __all__ = ["JointInferer"]
 
@@ -25,21 +25,17 @@ class JointInferer(Inferer):
         seed: of the noise and the rotations.
 
     Raises:
-        GrataError: unknown branch.
+        GrataError: unknown branch, or none.
     """
 
     def __init__(self, weights: Mapping[str, float], seed: int = 0) -> None:
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
-        self._losses = {
-            "reconstruction": reconstruction_loss,
-            "denoising": lambda branch, x: denoising_loss(branch, x, self.generator),
-            "super_resolution": super_resolution_loss,
-            "rotation": lambda branch, x: rotation_loss(branch, x, self.generator),
-        }
+        if not weights:
+            raise GrataError(f"weights: name at least one branch; there are {', '.join(BRANCH_LOSSES)}.")
         for name in weights:
-            if name not in self._losses:
-                raise GrataError(f"weights#{name}: there is no such branch; there are {', '.join(self._losses)}.")
+            if name not in BRANCH_LOSSES:
+                raise GrataError(f"weights#{name}: there is no such branch; there are {', '.join(BRANCH_LOSSES)}.")
         self.weights = dict(weights)
 
     def __call__(self, inputs: torch.Tensor, network: ResUNet, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
@@ -54,5 +50,5 @@ class JointInferer(Inferer):
         def branch(name: str, x: torch.Tensor) -> torch.Tensor:
             return network.branch(name, x).float()
 
-        auxiliary = sum(weight * self._losses[name](branch, x) for name, weight in self.weights.items())
+        auxiliary = sum(weight * BRANCH_LOSSES[name](branch, x, self.generator) for name, weight in self.weights.items())
         return {"logits": network(x), "auxiliary": auxiliary}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -46,9 +47,17 @@ def adapt_to_case(method: Method, images: torch.Tensor, inferer: Inferer, window
 
 
 def merged_record(records: list[StepRecord]) -> dict[str, Any]:
-    """The last step's values, the flags of all, and every step's values where there were several."""
+    """The last step's values, the flags of all, and every step's values where there were several.
+
+    What tells of the prediction's quality is a mean: of ``agreement`` over the steps that have one.
+    """
     steps = [step for record in records for step in (record.as_dict().pop("steps", None) or [record.as_dict()])]
     for step in steps:
         step.pop("steps", None)
     flags = list(dict.fromkeys(flag for record in records for flag in record.flags))
-    return {**steps[-1], "flags": flags, **({"steps": steps} if len(steps) > 1 else {})}
+    merged = {**steps[-1], "flags": flags}
+    if len(steps) > 1:
+        agreements = [step["agreement"] for step in steps if math.isfinite(step.get("agreement", math.nan))]
+        merged |= {"agreement": sum(agreements) / len(agreements)} if agreements else {}
+        merged["steps"] = steps
+    return merged

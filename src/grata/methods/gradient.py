@@ -50,6 +50,7 @@ class GradientMethod(Method):
     def __init__(
         self,
         network: nn.Module,
+        *,
         activation: str,
         optimizer: str | Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer],
         lr: float,

@@ -13,14 +13,11 @@ from torch import nn
 from ..alignment import cosine_similarity, gradient_norm, learning_rate_factor
 from ..errors import GrataError
 from ..objectives import (
+    BRANCH_LOSSES,
     activate,
     check_branch,
     consistency_loss,
-    denoising_loss,
     entropy_loss,
-    reconstruction_loss,
-    rotation_loss,
-    super_resolution_loss,
     view_agreement,
 )
 from ..styles import StrongView
@@ -30,15 +27,8 @@ from .gradient import SKIPPED, GradientMethod, check_number, check_precision, no
 
 __all__ = ["OBJECTIVES", "GraTa", "GraTaRecord"]
 
-OBJECTIVES: dict[str, str | None] = {
-    "entropy": None,
-    "consistency": None,
-    "reconstruction": "reconstruction",
-    "rotation": "rotation",
-    "denoising": "denoising",
-    "super_resolution": "super_resolution",
-}
-"""Objectives that can give the auxiliary or the pseudo gradient, and the auxiliary branch that each needs."""
+OBJECTIVES = ("entropy", "consistency", *BRANCH_LOSSES)
+"""Objectives that can give the auxiliary or the pseudo gradient."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +131,23 @@ class GraTa(GradientMethod):
         output: str | int | None = None,
     ) -> None:
         super().__init__(
-            network, activation, optimizer, lr, seed, optimizer_options, entropy, batch_statistics, episodic, autocast, output
+            network,
+            activation=activation,
+            optimizer=optimizer,
+            lr=lr,
+            seed=seed,
+            optimizer_options=optimizer_options,
+            entropy=entropy,
+            batch_statistics=batch_statistics,
+            episodic=episodic,
+            autocast=autocast,
+            output=output,
         )
         for role, objective in (("auxiliary", auxiliary), ("pseudo", pseudo)):
             if not isinstance(objective, str) or objective not in OBJECTIVES:
                 raise GrataError(f"{role}: there is no objective {objective!r}; there are {', '.join(OBJECTIVES)}.")
-            if (branch := OBJECTIVES[objective]) is not None:
-                check_branch(network, branch, objective)
+            if objective in BRANCH_LOSSES:
+                check_branch(network, objective)
         self.auxiliary = auxiliary
         self.pseudo = pseudo
         self.rho = check_number("rho", rho, low=0.0)
@@ -172,10 +172,11 @@ class GraTa(GradientMethod):
 
     def _step(self, x: torch.Tensor, strong: torch.Tensor | None) -> GraTaRecord:
         theta = self._copy()
-        self._agreement = math.nan
 
-        auxiliary_loss, g_aux = self._objective(self.auxiliary, x, strong)
-        record = GraTaRecord(auxiliary_loss=auxiliary_loss, auxiliary_gradient_norm=gradient_norm(g_aux))
+        auxiliary_loss, g_aux, before = self._objective(self.auxiliary, x, strong)
+        record = GraTaRecord(
+            auxiliary_loss=auxiliary_loss, auxiliary_gradient_norm=gradient_norm(g_aux), agreement=before
+        )
         if flags := non_finite("auxiliary", record.auxiliary_loss, record.auxiliary_gradient_norm):
             return dataclasses.replace(record, flags=flags)
 
@@ -184,12 +185,15 @@ class GraTa(GradientMethod):
                 for parameter, gradient in zip(self.parameters.values(), g_aux):
                     if gradient is not None:
                         parameter.sub_(gradient, alpha=self.rho)
-            pseudo_loss, g_pse = self._objective(self.pseudo, x, strong)
+            pseudo_loss, g_pse, ahead = self._objective(self.pseudo, x, strong)
         finally:
             self._write(theta)
 
         record = dataclasses.replace(
-            record, pseudo_loss=pseudo_loss, pseudo_gradient_norm=gradient_norm(g_pse), agreement=self._agreement
+            record,
+            pseudo_loss=pseudo_loss,
+            pseudo_gradient_norm=gradient_norm(g_pse),
+            agreement=before if math.isnan(ahead) else ahead,
         )
         if flags := non_finite("pseudo", record.pseudo_loss, record.pseudo_gradient_norm):
             return dataclasses.replace(record, flags=flags)
@@ -203,41 +207,36 @@ class GraTa(GradientMethod):
 
     def _objective(
         self, name: str, x: torch.Tensor, strong: torch.Tensor | None
-    ) -> tuple[float, list[torch.Tensor | None]]:
-        """Loss and gradient of an objective at the present parameters."""
+    ) -> tuple[float, list[torch.Tensor | None], float]:
+        """Loss and gradient of an objective at the present parameters, and the agreement of the views if it has any."""
+        agreement = math.nan
         if name == "entropy":
-            return self._loss_and_gradient(x, lambda x: entropy_loss(self._logits(x), self.activation, self.entropy))
-        if name == "consistency":
-            pseudo_label = self._pseudo_label(x)
+            image, loss_at = x, lambda x: entropy_loss(self._logits(x), self.activation, self.entropy)
+        elif name == "consistency":
+            pseudo_label, agreement = self._pseudo_label(x)
             if strong is None:
                 # In full precision, whatever the surrounding autocast: the view is an image, and may be in any unit.
                 with torch.autocast(x.device.type, enabled=False):
                     strong = self.strong_view(x.clone(), self.generator)
-            return self._loss_and_gradient(
-                strong, lambda view: consistency_loss(self._logits(view), pseudo_label, self.activation)
-            )
-        if name == "reconstruction":
-            return self._loss_and_gradient(x, lambda x: reconstruction_loss(self._branch, x))
-        if name == "rotation":
-            return self._loss_and_gradient(x, lambda x: rotation_loss(self._branch, x, self.generator))
-        if name == "denoising":
-            return self._loss_and_gradient(x, lambda x: denoising_loss(self._branch, x, self.generator))
-        return self._loss_and_gradient(x, lambda x: super_resolution_loss(self._branch, x))
+            image, loss_at = strong, lambda view: consistency_loss(self._logits(view), pseudo_label, self.activation)
+        else:
+            image, loss_at = x, lambda x: BRANCH_LOSSES[name](self._branch, x, self.generator)
+        return *self._loss_and_gradient(image, loss_at), agreement
 
     def _branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Output of an auxiliary branch, in float32."""
         with self._precision(x):
             return self._network.branch(name, x).float()
 
-    def _pseudo_label(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean probability over the weak views, each prediction mapped back; no gradient."""
+    def _pseudo_label(self, x: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Mean probability over the weak views, each prediction mapped back, and how well these agree; no gradient."""
         views = resolve_views(self.views, x.shape[2:])
         with torch.no_grad():
             predictions = [
                 view.inverse(activate(self._logits(view(x), self.views_autocast), self.activation)) for view in views
             ]
-            self._agreement = view_agreement(predictions, background=self.activation == "softmax")
-            return sum(predictions) / len(views)
+            agreement = view_agreement(predictions, background=self.activation == "softmax")
+            return sum(predictions) / len(views), agreement
 
 
 def _strong_view(

@@ -76,7 +76,17 @@ class Tent(GradientMethod):
     ) -> None:
         entropy = ("binary" if activation == "sigmoid" else "plogp") if entropy is None else entropy
         super().__init__(
-            network, activation, optimizer, lr, seed, optimizer_options, entropy, batch_statistics, episodic, autocast, output
+            network,
+            activation=activation,
+            optimizer=optimizer,
+            lr=lr,
+            seed=seed,
+            optimizer_options=optimizer_options,
+            entropy=entropy,
+            batch_statistics=batch_statistics,
+            episodic=episodic,
+            autocast=autocast,
+            output=output,
         )
 
     def _adapt(self, images: torch.Tensor) -> TentRecord:

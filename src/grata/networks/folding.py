@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["can_fold", "decode"]
 
 
-def can_fold(y: torch.Tensor) -> bool:
-    """Whether :func:`decode` takes this map: no gradient is wanted, and its channels lie innermost."""
-    return not torch.is_grad_enabled() and y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()
+def can_fold(network: ResUNet, y: torch.Tensor) -> bool:
+    """Whether :func:`decode` takes this map: no gradient is wanted, its channels lie innermost, and no hook waits."""
+    if torch.is_grad_enabled() or y.is_contiguous() or not y.is_contiguous(memory_format=torch.channels_last):
+        return False
+    passed_by = [network.up, *(module for block in network.decoder for module in (block, block.up))]
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in passed_by)
 
 
 def decode(network: ResUNet, maps: list[torch.Tensor]) -> torch.Tensor:

@@ -87,7 +87,7 @@ class ResUNet(nn.Module):
         """Logits ``(B, out_channels, H, W)`` of images ``(B, in_channels, H, W)``, H and W multiples of 32."""
         maps = self.features(x)
         if not torch.jit.is_scripting():
-            if can_fold(maps[-1]):
+            if can_fold(self, maps[-1]):
                 return decode(self, maps)
         y = maps.pop()
         for block in self.decoder:

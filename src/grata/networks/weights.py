@@ -55,7 +55,7 @@ def load_source(
     if scripts and len(paths) > 1:
         raise GrataError(f"weights: {scripts[0]} is a whole network (TorchScript), it stands alone.")
     if scripts:
-        return _load_script(scripts[0], network_def, device)
+        return _formatted(_load_script(scripts[0], network_def, device), memory_format)
     state: dict[str, torch.Tensor] = {}
     for path in paths:
         part = read_state(path)
@@ -70,7 +70,17 @@ def load_source(
         state |= part
     check_fit(state, network_def, " + ".join(map(str, paths)))
     network_def.load_state_dict(state)
-    return network_def.to(device, memory_format=getattr(torch, memory_format))
+    return _formatted(network_def.to(device), memory_format)
+
+
+def _formatted(network: nn.Module, memory_format: str) -> nn.Module:
+    try:
+        return network.to(memory_format=getattr(torch, memory_format))
+    except RuntimeError as error:
+        raise GrataError(
+            f"memory_format: {memory_format} does not fit this {type(network).__name__} ({_first_line(error)}) channels_last "
+            "is for 2D, channels_last_3d for 3D networks."
+        ) from error
 
 
 def load_encoder(network: nn.Module, path: str | Path) -> list[str]:

@@ -1,5 +1,9 @@
 """Self-supervised losses, one file each."""
 
+from collections.abc import Callable
+
+import torch
+
 from .activation import ACTIVATIONS, activate
 from .agreement import view_agreement
 from .branch import Branch, check_branch
@@ -10,8 +14,17 @@ from .reconstruction import reconstruction_loss
 from .rotation import ROTATION_VIEWS, rotation_loss
 from .super_resolution import super_resolution_loss
 
+BRANCH_LOSSES: dict[str, Callable[[Branch, torch.Tensor, torch.Generator], torch.Tensor]] = {
+    "reconstruction": reconstruction_loss,
+    "rotation": rotation_loss,
+    "denoising": denoising_loss,
+    "super_resolution": super_resolution_loss,
+}
+"""Objectives that need an auxiliary branch of the same name: ``loss(branch, images, generator)``."""
+
 __all__ = [
     "ACTIVATIONS",
+    "BRANCH_LOSSES",
     "ENTROPIES",
     "ROTATION_VIEWS",
     "Branch",
