@@ -447,7 +447,6 @@ def test_a_list_that_is_missing_or_given_with_labels_dir_is_refused(tmp_path):
         flat(tmp_path, cases_file=20240611)
 
 
-
 def test_what_a_list_names_wrongly_is_a_fault(tmp_path, scans):
     save(tmp_path / "good.png")
     save(tmp_path / "lonely.png")
