@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,15 @@ _REQUIRED = (
 
 _READ = {*_REQUIRED, "settings", "windows", "amp", "initialize", "adapt"}
 """Keys that need no other key to refer to them."""
+
+_READ_OF_SITES = ("imports", "discovery", "preprocessing", "to_probabilities", "to_label_map")
+"""Keys through which a benchmark comes by all that is a site's."""
+
+_READ_OF_SOURCES = (*_READ_OF_SITES, *_REQUIRED, "device", "amp", "keep_pages", "windows", "scored", *METHODS)
+"""The same for a source network, whose overrides count for its sites as well."""
+
+# Of relative references (@##key) the key may be another one than is found here: too many are found, never too few.
+_REFERENCE = re.compile(r"[@%]#*([A-Za-z_]\w*)")
 
 
 class Bundle:
@@ -86,6 +97,47 @@ class Bundle:
             except GrataError as error:
                 raise GrataError(f"{self.name}#{key}: {str(error).split(': ', 1)[-1]}") from error
         self._parser[key] = value
+
+    def refuse_idle(self, overrides: Iterable[str], of_a_site: bool) -> None:
+        """Refuse overrides that would change nothing.
+
+        Args:
+            overrides: their keys, among those that this bundle was made with.
+            of_a_site: whether they are a site's own, or the source network's.
+
+        Raises:
+            GrataError: a benchmark comes by none of its keys to one of them.
+        """
+        known = self._referred(_READ_OF_SITES if of_a_site else _READ_OF_SOURCES)
+        for key in overrides:
+            head = key.split("#")[0]
+            if head in known:
+                continue
+            if of_a_site and head in self._referred(_READ_OF_SOURCES):
+                raise GrataError(
+                    f"{self.name}#{key}: it has no effect on how a site is read. Set it in sources: streams cross sites "
+                    "with one network."
+                )
+            raise GrataError(
+                f"{self.name}#{key}: a benchmark does not read it, the bundle's own workflow alone does. Leave it out."
+            )
+
+    def _referred(self, keys: Iterable[str]) -> set[str]:
+        """Top-level keys that these lead to by references, themselves among them."""
+        config = self._parser.get()
+        found: set[str] = set()
+        waiting = [key for key in keys if key in config]
+        while waiting:
+            key = waiting.pop()
+            if key in found:
+                continue
+            found.add(key)
+            value = config[key]
+            if key in METHODS and isinstance(value, Mapping):
+                # Replaced by the seeds of the benchmark.
+                value = {name: setting for name, setting in value.items() if name != "seed"}
+            waiting += {name for text in _texts(value) for name in _REFERENCE.findall(text)} & set(config)
+        return found
 
     def _resolve(self, key: str) -> Any:
         try:
@@ -145,6 +197,38 @@ class Bundle:
         return make_regions(self._resolve("segments"))
 
     @cached_property
+    def scored(self) -> list[str] | None:
+        """Labels of the segments that its own key ``scored`` names; None: it names none.
+
+        Raises:
+            GrataError: it is no list of names.
+        """
+        labels = self._resolve("scored") if "scored" in self._parser else None
+        if labels is not None and (
+            not isinstance(labels, list | tuple) or not labels or any(not isinstance(label, str) for label in labels)
+        ):
+            raise GrataError(f"bundle: scored is a list of labels of its segments or null, got {labels!r}.")
+        return labels if labels is None else list(labels)
+
+    def without_folders(self, text: str, case: Case) -> str:
+        """A message without the folders in which a case lies, so that results can be shown around.
+
+        Args:
+            text: one line.
+            case: whose files it may name.
+        """
+        given = [self._resolve(key) for key in ("dataset_dir", "labels_dir") if key in self._parser]
+        roots = [os.path.abspath(Path(folder).expanduser()) for folder in given if isinstance(folder, str | Path)]
+        files = [case.get("label"), *(image if isinstance(image := case.get("image"), list | tuple) else [image])]
+        # Those of the files come last: of what lies in the site's folder the rest of the path is to stay.
+        roots += dict.fromkeys(os.path.dirname(os.path.abspath(path)) for path in files if path is not None)
+        for root in roots:
+            text = text.replace(root.rstrip(os.sep) + os.sep, "")
+        for root in roots:
+            text = re.sub(rf"{re.escape(root)}(?!\w)", lambda _, name=os.path.basename(root): name, text)
+        return text
+
+    @cached_property
     def _preprocessing(self) -> Compose:
         return self._resolve("preprocessing")
 
@@ -195,14 +279,20 @@ class Bundle:
         labels = _array(self._resolve("to_label_map")(item)["pred"])
         return labels[0].round().astype(np.uint8), probabilities
 
-    def spacing(self, image: Mapping[str, Any], space: str) -> list[float]:
-        """Distance between neighbouring pixels along each axis: 1 in a picture, mm in a volume."""
+    def spacing(self, case: Case, image: Mapping[str, Any], space: str) -> list[float]:
+        """Distance between neighbouring pixels along each axis: 1 in a picture, whose pixels have no size, else in mm.
+
+        Args:
+            case: which one.
+            image: what :meth:`read_image` returned for it.
+            space: ``input`` or ``network``.
+        """
         tensor = image["image"]
         dims = tensor.ndim - 1
-        if dims == 2:
-            return [1.0, 1.0]
-        affine = tensor.affine if space == "network" else tensor.meta["original_affine"]
-        return np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0).tolist()
+        if case["format"] == "picture":
+            return [1.0] * dims
+        affine = np.asarray(tensor.affine if space == "network" else tensor.meta["original_affine"], dtype=float)
+        return np.linalg.norm(affine[:-1, :-1], axis=0)[:dims].tolist()
 
     def picture(self, image: Mapping[str, Any], space: str) -> np.ndarray | None:
         """The image ``(C, H, W[, D])`` on the grid of the predictions; None where the bundle keeps no ``original``."""
@@ -262,6 +352,15 @@ def quiet() -> None:
 def is_random(row: MethodRow) -> bool:
     """Whether a row's method has a generator that a seed sets."""
     return "seed" in inspect.signature(METHODS[row.method]).parameters
+
+
+def _texts(config: Any) -> Iterator[str]:
+    """All strings in a value of a configuration."""
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, Mapping | list | tuple):
+        for value in config.values() if isinstance(config, Mapping) else config:
+            yield from _texts(value)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

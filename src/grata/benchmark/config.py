@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
@@ -67,7 +68,9 @@ class BenchmarkConfig:
         output_dir: where everything goes.
         sources: overrides of the bundle's configuration by the name of each source network.
         targets: overrides by the name of each site.
-        scored: labels of the segments that are scored, by site; all, where a site is missing.
+        scored: labels of the segments that are scored, by site.
+        source_scored: the same by source network, for the sites that say nothing of it. Where neither does the bundle's
+            own key ``scored`` counts, and without that all are scored.
         exclude_same_site: a source is not tested on the target of its own name.
         methods: the rows, in order.
         reference_method: name of the row that the others are compared with.
@@ -86,6 +89,7 @@ class BenchmarkConfig:
     sources: dict[str, dict[str, Any]]
     targets: dict[str, dict[str, Any]]
     scored: dict[str, list[str]]
+    source_scored: dict[str, list[str]]
     exclude_same_site: bool
     methods: tuple[MethodRow, ...]
     reference_method: str
@@ -120,7 +124,23 @@ _DEFAULTS: dict[str, Any] = {
     "threads": None,
 }
 # These belong to the source network or to a method's row; a stream crosses sites with one of each.
-_NOT_A_TARGETS = {"network", "network_def", "weights", "device", "amp", "inferer", "windows", "segments", "settings"}
+_NOT_A_TARGETS = {
+    *("network", "network_def", "weights", "device", "amp", "inferer", "windows", "segments"),
+    *("memory_format", "keep_pages"),
+}
+# What only the command `adapt` reads, with what a benchmark has in its place.
+_NOT_READ = {
+    "output_dir": "The benchmark has its own at the top level.",
+    "num_workers": "See workers at the top level.",
+    "seed": "See seeds at the top level.",
+    "method": "See methods at the top level.",
+    "settings": "Set them in a row of methods.",
+    **dict.fromkeys(("resume", "overwrite"), "A benchmark goes on where it was stopped; a new one has a new output_dir."),
+    "compare": "Add the row source to methods.",
+    "traceback": "Leave it out.",
+}
+_NAMED = ("sources", "targets", "methods")
+"""Keys that hold names of the user's choice."""
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> BenchmarkConfig:
@@ -128,11 +148,12 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Args:
         path: of the file; paths in it are relative to the working directory.
-        overrides: by key, nested ones by ``#`` (``{"methods#grata#lr": 1e-3}``).
+        overrides: by key, nested ones by ``#`` (``{"methods#grata#lr": 1e-3}``). In the first two names ``-`` and ``_``
+            are the same, since the command line does not keep them apart.
 
     Raises:
-        GrataError: the file cannot be read, a key is unknown (with the nearest known one), a value is of the wrong
-            kind.
+        GrataError: the file cannot be read, a key is unknown (with the nearest known one) or has no effect where it is,
+            an override is of a source, target or method that is not in the file, a value is of the wrong kind.
     """
     given = _read(Path(str(path)))
     for key, value in (overrides or {}).items():
@@ -144,23 +165,19 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             raise GrataError(f"{key}: it is missing from the configuration.")
 
     sources, targets = (_mappings(values, key) for key in ("sources", "targets"))
+    for name, settings in sources.items():
+        for key, value in settings.items():
+            _check_source_key(f"sources#{name}#{key}", key, value)
     for name, settings in targets.items():
         for key in settings:
-            head = key.split("#")[0]
-            if head in _NOT_A_TARGETS or head in METHODS or head in ("method", "seed"):
-                raise GrataError(
-                    f"targets#{name}#{key}: this is not a site's. Set it in sources, or in a row of methods."
-                )
+            _check_target_key(f"targets#{name}#{key}", key)
     methods = tuple(_row(name, settings) for name, settings in _mappings(values, "methods").items())
     names = [row.name for row in methods]
     if values["reference_method"] not in names:
         raise GrataError(
             f"reference_method: {values['reference_method']!r} is not a row of methods, which are {', '.join(names)}."
         )
-    scored = {}
-    for name, settings in targets.items():
-        if (labels := settings.pop("scored", None)) is not None:
-            scored[name] = _list(f"targets#{name}#scored", labels, str)
+    source_scored, scored = (_take_scored(key, of) for key, of in (("sources", sources), ("targets", targets)))
     protocols = values["protocol"] if isinstance(values["protocol"], list | tuple) else [values["protocol"]]
     made = tuple(make_protocol(setting, list(targets)) for setting in protocols)
     _check_unique("protocol", [protocol.label for protocol in made], "Give one of them another label.")
@@ -180,6 +197,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         sources=sources,
         targets=targets,
         scored=scored,
+        source_scored=source_scored,
         exclude_same_site=_flag(values, "exclude_same_site"),
         methods=methods,
         reference_method=str(values["reference_method"]),
@@ -215,15 +233,46 @@ def _read(path: Path) -> dict[str, Any]:
 def _override(given: dict[str, Any], key: str, value: Any) -> None:
     if isinstance(value, str):
         value = _CONSTANTS.get(value.lower(), value)
-    *parents, last = key.split("#")
+    head, *rest = key.split("#")
+    head = head.replace("-", "_")
+    _check_keys([head], _DEFAULTS)
+    if not rest:
+        given[head] = value
+        return
+    if given.get(head) is None and isinstance(_DEFAULTS[head], dict):
+        # The default's own names can be overridden as well; a copy, since it is there for the next one, too.
+        given[head] = copy.deepcopy(_DEFAULTS[head])
+    if head in _NAMED and isinstance(given[head], dict):
+        rest[0] = _existing_name(given[head], head, rest[0], key)
+        if head != "methods" and len(rest) > 2:
+            # A bundle's own id: as a nested mapping it would replace all that the bundle has there.
+            rest[1:] = ["#".join(rest[1:])]
+    *parents, last = rest
     place: Any = given
-    for parent in parents:
+    for parent in (head, *parents):
         if place.get(parent) is None:
             place[parent] = {}
         place = place[parent]
         if not isinstance(place, dict):
             raise GrataError(f"--{key}: {parent} is not a mapping in the configuration.")
+    if head != "methods" and parents:
+        # The bundle is given them in their order, and this one is to win.
+        place.pop(last, None)
     place[last] = value
+
+
+def _existing_name(names: Mapping[str, Any], head: str, name: str, key: str) -> str:
+    """The name in the file that an override means; the command line turns ``-`` into ``_``."""
+    alike = [known for known in names if str(known).replace("-", "_") == name.replace("-", "_")]
+    if len(alike) == 1:
+        return alike[0]
+    if alike:
+        raise GrataError(
+            f"--{key}: it may mean any of {', '.join(alike)}, as - and _ are the same here. Set it in the file."
+        )
+    near = difflib.get_close_matches(name, map(str, names), n=1)
+    hint = f"Did you mean {head}#{near[0]}?" if near else f"They are {', '.join(map(str, names)) or 'none'}."
+    raise GrataError(f"--{key}: {name} is not among the {head} of the file. {hint}")
 
 
 def _check_keys(given: Iterable[str], known: Iterable[str], prefix: str = "") -> None:
@@ -244,6 +293,32 @@ def _mappings(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
         if not isinstance(settings, Mapping | None):
             raise GrataError(f"{key}#{name}: it holds settings, got {settings!r}.")
     return {str(name): dict(settings or {}) for name, settings in given.items()}
+
+
+def _check_source_key(where: str, key: str, value: Any) -> None:
+    head, *rest = key.split("#")
+    if head in _NOT_READ:
+        raise GrataError(f"{where}: a benchmark does not read it. {_NOT_READ[head]}")
+    # The reference is what a bundle's own settings hold.
+    seeds = (value.get("seed", "@seed") != "@seed") if isinstance(value, Mapping) and not rest else rest == ["seed"]
+    if head in METHODS and seeds:
+        raise GrataError(f"{where}: the seeds of the benchmark are those of its methods. See seeds at the top level.")
+
+
+def _check_target_key(where: str, key: str) -> None:
+    head = key.split("#")[0]
+    if head in _NOT_READ:
+        raise GrataError(f"{where}: this is not a site's, and a benchmark does not read it. {_NOT_READ[head]}")
+    if head in _NOT_A_TARGETS or head in METHODS:
+        raise GrataError(f"{where}: this is not a site's. Set it in sources, or in a row of methods.")
+
+
+def _take_scored(key: str, named: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Take the labels to score out of the settings of sources or targets."""
+    found = {name: settings.pop("scored", None) for name, settings in named.items()}
+    return {
+        name: _list(f"{key}#{name}#scored", labels, str) for name, labels in found.items() if labels is not None
+    }
 
 
 def _row(name: str, settings: dict[str, Any]) -> MethodRow:

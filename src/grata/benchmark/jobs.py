@@ -83,12 +83,15 @@ def plan(config: BenchmarkConfig) -> list[Job]:
     for source, source_overrides in config.sources.items():
         bundle = Bundle(config.bundle, source_overrides, f"sources#{source}")
         device = bundle.device.type
+        bundle.refuse_idle(source_overrides, of_a_site=False)
         _check_methods(config, source, source_overrides)
-        sites = {}
+        sites, scored_of = {}, {}
         for target in config.targets_of(source):
             overrides = {**source_overrides, **config.targets[target]}
             site = Bundle(config.bundle, overrides, f"targets#{target}")
-            _check_scored(config, target, site)
+            site.refuse_idle(config.targets[target], of_a_site=True)
+            if (labels := _scored(config, source, target, site)) is not None:
+                scored_of[target] = labels
             if target not in site_cases:
                 site_cases[target] = site.cases(config.limit)
             sites[target] = site
@@ -99,7 +102,7 @@ def plan(config: BenchmarkConfig) -> list[Job]:
             for name, row, seed, stream in _streams(config, protocol, ids):
                 used = list(dict.fromkeys(item.site for item in stream.items))
                 cases = {site: {case["case"]: case for case in site_cases[site]} for site in used}
-                scored = {site: config.scored[site] for site in used if site in config.scored}
+                scored = {site: scored_of[site] for site in used if site in scored_of}
                 fingerprint = {
                     "sources": source_print,
                     "targets": {site: prints[site] for site in used},
@@ -125,7 +128,10 @@ def plan(config: BenchmarkConfig) -> list[Job]:
                         site_overrides={site: config.targets[site] for site in used},
                         scored=scored,
                         metrics=config.metrics,
-                        keep_label_maps=row.name in with_maps and seed == config.seeds[0],
+                        # figures show those of the first protocol alone
+                        keep_label_maps=(
+                            protocol is config.protocols[0] and row.name in with_maps and seed == config.seeds[0]
+                        ),
                         threads=threads,
                         fingerprint={key: _digest(value) for key, value in fingerprint.items()},
                     )
@@ -152,11 +158,19 @@ def _check_methods(config: BenchmarkConfig, source: str, overrides: Mapping[str,
         bundle.make_method(row, network, config.seeds[0])
 
 
-def _check_scored(config: BenchmarkConfig, target: str, site: Bundle) -> None:
+def _scored(config: BenchmarkConfig, source: str, target: str, site: Bundle) -> list[str] | None:
+    """Labels of the segments to score: as the target says, else the source, else the bundle; None: all."""
+    given = (
+        (f"targets#{target}#scored", config.scored.get(target)),
+        (f"sources#{source}#scored", config.source_scored.get(source)),
+        ("bundle: scored", site.scored),
+    )
+    where, chosen = next(((where, labels) for where, labels in given if labels is not None), ("", None))
     labels = [region.label for region in site.regions]
-    for label in config.scored.get(target, []):
+    for label in chosen or ():
         if label not in labels:
-            raise GrataError(f"targets#{target}#scored: there is no segment {label!r}; they are {', '.join(labels)}.")
+            raise GrataError(f"{where}: there is no segment {label!r}; they are {', '.join(labels)}.")
+    return chosen
 
 
 def _sizes(cases: list[dict[str, Any]]) -> list[Any]:

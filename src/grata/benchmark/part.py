@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -114,9 +113,21 @@ class Part:
     def _read_state(self) -> dict[str, Any] | None:
         if not self._state.is_file():
             return None
+        try:
+            # Another machine may not have the device on which the state was written.
+            state = torch.load(self._state, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise GrataError(
+                f"output_dir: {self._state} cannot be read ({error.strerror or error}). Check its permissions."
+            ) from error
         # A damaged archive or pickle raises any of many kinds of exception.
-        with contextlib.suppress(Exception):
-            state = torch.load(self._state, weights_only=True)
-            if {"finished", "method", "fingerprint"} <= state.keys():
-                return state
-        raise GrataError(f"{self._state} is damaged or not the state of a benchmark. Remove it; the job starts anew.")
+        except Exception as error:
+            raise self._damaged(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        if not isinstance(state, dict) or not {"finished", "method", "fingerprint"} <= state.keys():
+            raise self._damaged("it lacks finished, method or fingerprint")
+        return state
+
+    def _damaged(self, why: str) -> GrataError:
+        return GrataError(
+            f"{self._state} is damaged or not the state of a benchmark ({why}). Remove it; the job starts anew."
+        )

@@ -78,7 +78,7 @@ def _work(job: Job, parts: Path, connection: Connection) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     quiet()
     try:
-        run_job(job, parts, lambda: connection.send(None))
+        run_job(job, parts, lambda: connection.send(None), own_process=True)
     except BrokenPipeError:
         # nobody is left to be told
         os._exit(1)

@@ -204,7 +204,8 @@ def make_protocol(setting: Any, targets: Sequence[str]) -> Protocol:
         order = settings["order"]
         if not isinstance(order, list | tuple) or sorted(map(str, order)) != sorted(targets):
             raise GrataError(f"protocol#order: it names each target once ({', '.join(targets)}), got {order!r}.")
-        settings["order"] = tuple(order)
+        # YAML reads the name of a site as a number where it can, without quotes.
+        settings["order"] = tuple(map(str, order))
     return protocol(**settings)
 
 

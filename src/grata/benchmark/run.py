@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import monai
+import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -36,7 +41,8 @@ def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
         overrides: of its keys, nested ones by ``#``.
 
     Returns:
-        0 when every image was finished, else 1.
+        0 when every image was finished, else 1. Threads, random numbers and determinism of this process are then as
+        they were.
 
     Raises:
         GrataError: the configuration or anything that it names is refused; the folder is in use, or holds another
@@ -55,7 +61,8 @@ def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
             f"output_dir: another benchmark is writing to {folder}. Wait for it, or choose another."
         ) from error
     try:
-        return _run(config, folder, started)
+        with _process_as_it_was():
+            return _run(config, folder, started)
     finally:
         lock.release()
 
@@ -78,7 +85,13 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
 
         run_jobs(unfinished, folder / "parts", config.workers, lambda: bar.update(1), failed)
 
-    rows = [row for job in jobs for row in parts[job.name].rows()]
+    rows = []
+    for job in jobs:
+        done = parts[job.name].rows()
+        rows += done
+        if len(done) < len(job.items):
+            # A library may end a process and say that all is well.
+            broken.setdefault(job.name, f"its process ended after {len(done)} of {len(job.items)} images")
     errors = [row for row in rows if row["error"]]
     minutes = (time.perf_counter() - started) / 60
     if rows:
@@ -91,6 +104,26 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
     for name, message in broken.items():
         print(f"  {name}: stopped: {message}. The same command goes on with it.")
     return 1 if errors or broken else 0
+
+
+@contextlib.contextmanager
+def _process_as_it_was() -> Iterator[None]:
+    """Take back what jobs in this process, and the networks that are made to check them, set for the whole of it."""
+    threads, cudnn, seed = torch.get_num_threads(), torch.backends.cudnn, monai.utils.misc.get_seed()
+    flags = cudnn.deterministic, cudnn.benchmark
+    python, numpy = random.getstate(), np.random.get_state()
+    # Without CUDA in use there are no random numbers of it, and asking would take some of its memory.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.deterministic, cudnn.benchmark = flags
+        random.setstate(python)
+        np.random.set_state(numpy)
+        # MONAI's transforms are seeded by it from then on, and it has no function that takes it back alone.
+        monai.utils.misc._seed = seed
 
 
 def _check_unchanged(folder: Path, parts: Mapping[str, Part]) -> None:

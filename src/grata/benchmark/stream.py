@@ -35,13 +35,15 @@ MEASURED = ("seconds", "seconds_predict", "peak_memory_mib", "cold")
 _WAIT_FOR_PREDECESSOR = 60
 
 
-def run_job(job: Job, parts: Path, advance: Callable[[], None]) -> None:
-    """Do what is left of a job.
+def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: bool = False) -> None:
+    """Do what is left of a job; torch's threads, the random numbers and MONAI's determinism are set for it.
 
     Args:
         job: which one.
         parts: folder of all parts.
         advance: called after each image.
+        own_process: whether this process ends with the job, so that its allocator may be told to keep pages, which
+            cannot be taken back.
 
     Raises:
         GrataError: the network or the method cannot be made.
@@ -56,7 +58,7 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None]) -> None:
         torch.set_num_threads(job.threads)
         set_determinism(job.seed)
         runner = _Runner(job)
-        if runner.bundle.keeps_pages:
+        if own_process and runner.bundle.keeps_pages:
             keep_pages()
         if state is not None:
             runner.resume(state)
@@ -113,14 +115,14 @@ class _Runner:
         # one image that cannot be read, or a method that fails on it, must not end the stream
         except Exception as error:
             self.method.load_state_dict(self.state)
-            return {**row, "error": _told(error)}, None
+            return {**row, "error": self._told(error, item)}, None
         self.state = self.method.state_dict()
         row |= measured
         # From here on labels come in. Whatever happens to them, the method goes on as it would without.
         try:
             row |= self._score(item, case, image, labels, probabilities)
         except Exception as error:
-            row["error"] = _told(error)
+            row["error"] = self._told(error, item)
         return row, labels
 
     def _adapt_and_predict(self, image: Mapping[str, Any], item: Item) -> tuple[dict[str, Any], torch.Tensor]:
@@ -162,14 +164,14 @@ class _Runner:
             return {}
         site, metrics = self.sites[item.site], self.job.metrics
         label = site.read_label(case, image, metrics.space)
-        spacing = site.spacing(image, metrics.space)
+        spacing = site.spacing(case, image, metrics.space)
         scored = self.job.scored.get(item.site)
         return score(labels, probabilities, label, site.regions, spacing, metrics.empty, scored)
 
-
-def _told(error: Exception) -> str:
-    # the remark is on an option of the command `adapt`
-    return explain(error).removesuffix(" (--traceback true shows where)")
+    def _told(self, error: Exception, item: Item) -> str:
+        # the remark is on an option of the command `adapt`
+        text = explain(error).removesuffix(" (--traceback true shows where)")
+        return self.sites[item.site].without_folders(text, self.job.cases[item.site][item.case])
 
 
 @contextlib.contextmanager
