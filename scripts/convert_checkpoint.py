@@ -18,6 +18,12 @@ from grata.networks import convert_checkpoint
 from grata.networks.weights import read_state
 
 
+def save(state: dict[str, torch.Tensor], path: Path) -> None:
+    """``torch.save``, which takes no path without a suffix."""
+    with path.open("wb") as file:
+        torch.save(state, file)
+
+
 def main(checkpoint: str, weights: str) -> None:
     """Convert a checkpoint, and print what was done.
 
@@ -35,8 +41,8 @@ def main(checkpoint: str, weights: str) -> None:
         except GrataError as error:
             raise GrataError(f"{source}: {error}") from None
         with atomic_write(target) as temporary:
-            torch.save(conversion.state, temporary)
-    except GrataError as error:
+            save(conversion.state, temporary)
+    except (GrataError, OSError) as error:
         raise SystemExit(str(error)) from None
     print(f"{source}: {len(conversion.renamed)} of {len(state)} tensors taken")
     for text, keys in (("not taken", conversion.unmapped), ("not in it, set to 0", conversion.filled)):

@@ -38,7 +38,9 @@ def pack(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], float
     packed, worst = {}, 0.0
     for key, value in state.items():
         packed[key] = value.clone(memory_format=torch.contiguous_format)
-        if value.ndim < 2 or not value.is_floating_point():
+        if not value.isfinite().all():
+            raise GrataError(f"{key} holds values that are infinite or not numbers. Take an earlier checkpoint.")
+        if value.ndim < 2 or value.numel() == 0 or not value.is_floating_point():
             continue
         packed[key] = packed[key].half()
         if not packed[key].isfinite().all():
@@ -57,6 +59,12 @@ def large_file(path: Path) -> str:
         "hash_type": "md5",
     }
     return yaml.safe_dump({"large_files": [entry]}, sort_keys=False)
+
+
+def save(state: dict[str, torch.Tensor], path: Path) -> None:
+    """``torch.save``, which takes no path without a suffix."""
+    with path.open("wb") as file:
+        torch.save(state, file)
 
 
 def main(checkpoint: str, output_dir: str) -> None:
@@ -81,7 +89,7 @@ def main(checkpoint: str, output_dir: str) -> None:
         packed = {path: pack(part) for path, part in parts.items()}
         for path, (part, worst) in packed.items():
             with atomic_write(path) as temporary:
-                torch.save(part, temporary)
+                save(part, temporary)
             size = path.stat().st_size / 1e6
             print(f"{path}: {len(part)} tensors, {size:.1f} MB, largest relative rounding {worst:.1e}")
         large = [path for path in packed if path.stat().st_size > LIMIT]
@@ -91,7 +99,7 @@ def main(checkpoint: str, output_dir: str) -> None:
                 "that the Model Zoo takes. Train a smaller encoder (network_def#depth), or move the file to where you "
                 "host it and name it in the bundle's large_files.yml:\n" + "\n".join(map(large_file, large))
             )
-    except GrataError as error:
+    except (GrataError, OSError) as error:
         raise SystemExit(str(error)) from None
 
 

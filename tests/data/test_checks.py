@@ -2,7 +2,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from grata.data import CheckLabeld, CheckScand
+from grata.data import CheckExtentd, CheckLabeld, CheckScand
 from grata.errors import GrataError
 
 
@@ -66,3 +66,12 @@ def test_a_good_label_passes_unchanged_and_a_missing_one_too():
 def test_a_label_with_other_values_is_named(values, found):
     with pytest.raises(GrataError, match=rf"a\.nii\.gz' holds the values {found}, but the classes .* are 0, 1, 2"):
         CheckLabeld("label", values=[1, 2])({"label": label([values])})
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (40, 100), (0, 0), (31, 60)])
+def test_a_picture_that_shows_nothing_of_its_kind_is_refused(sizes):
+    check = CheckExtentd("image", "field of view", smallest=32, aspect=2)
+    with pytest.raises(GrataError, match=r"Case 'x' \(image\) shows no field of view"):
+        check({"image": torch.zeros(3, *sizes), "case": "x"})
+    data = {"image": torch.zeros(3, 40, 80), "case": "x"}
+    assert check(data) == data

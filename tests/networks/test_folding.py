@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from grata.errors import GrataError
 from grata.methods import GraTa
 from grata.networks import ResUNet
 from grata.normalization import BatchStatistics, channel_affine
@@ -85,3 +86,12 @@ def test_a_step_is_the_same_in_both_memory_formats():
     assert fast.pseudo_loss == pytest.approx(plain.pseudo_loss, rel=1e-4)
     assert fast.cosine == pytest.approx(plain.cosine, abs=2e-3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(63, 65), (100, 90), (33, 64), (31, 32), (0, 64)])
+def test_a_size_that_the_network_does_not_take_is_refused_with_and_without_gradients(network, shape):
+    x = torch.rand(1, 3, *shape).to(memory_format=torch.channels_last)
+    with pytest.raises(GrataError, match=f"multiples of 32, got {shape[0]}×{shape[1]}"):
+        network(x)
+    with torch.no_grad(), pytest.raises(GrataError, match="multiples of 32"):
+        network(x)

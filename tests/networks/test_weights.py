@@ -184,3 +184,9 @@ def test_a_memory_format_of_other_dimensions_is_refused(make_network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "model.pt")
     with pytest.raises(GrataError, match="memory_format: channels_last does not fit this UNet"):
         load_source(network, tmp_path / "model.pt", "cpu", memory_format="channels_last")
+
+
+def test_a_text_file_is_no_weights(tmp_path, make_network):
+    (tmp_path / "model.pt").write_text("hello world")
+    with pytest.raises(GrataError, match="model.pt cannot be read as a state dict"):
+        load_source(make_network(3), tmp_path / "model.pt", "cpu")

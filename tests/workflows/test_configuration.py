@@ -1,9 +1,11 @@
+import sys
+
 import pytest
 import torch
 
 from grata.errors import GrataError
 from grata.workflows import check_device
-from grata.workflows.configuration import check_keys, explain
+from grata.workflows.configuration import check_keys, explain, start
 
 
 def test_a_key_that_nothing_refers_to_is_refused_with_the_one_that_was_meant():
@@ -47,3 +49,22 @@ def test_the_message_for_the_user_is_found_wherever_it_is_in_the_chain():
     except RuntimeError as error:
         assert explain(error) == "file x is empty: copy it anew"
     assert "ValueError: bad" in explain(ValueError("bad"))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"numbers": {"field_of_view": 0}}, "field_of_view: it is a number above 0"),
+        ({"numbers": {"field_of_view": "wide"}}, "field_of_view: .*'wide'"),
+        ({"numbers": {"field_of_view": None}}, "field_of_view"),
+        ({"numbers": {"pixels_per_degree": float("nan")}}, "pixels_per_degree"),
+        ({"sizes": {"image_size": 64}}, "image_size: it is a list of two sides"),
+        ({"sizes": {"image_size": [64, 64, 64]}}, "image_size"),
+        ({"sizes": {"image_size": [64, -64]}}, "image_size"),
+    ],
+)
+def test_numbers_and_sizes_are_checked_at_the_start(option, message, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # start sets it
+    with pytest.raises(GrataError, match=message):
+        start(**option)
+    start(numbers={"field_of_view": 30}, sizes={"image_size": [512, 512]})

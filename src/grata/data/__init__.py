@@ -1,11 +1,12 @@
 """Scans in and segmentations out: NIfTI files, DICOM series and pictures, found, checked, read and written."""
 
-from .checks import CheckLabeld, CheckScand
+from .checks import CheckExtentd, CheckLabeld, CheckScand
 from .discovery import Discovery, Fault, discover
 from .reader import ScanReader
 from .segmentation import write_dicom_seg, write_nifti, write_png
 
 __all__ = [
+    "CheckExtentd",
     "CheckLabeld",
     "CheckScand",
     "Discovery",

@@ -13,7 +13,7 @@ from ..errors import GrataError
 from .nifti import is_nifti
 from .pictures import is_picture
 
-__all__ = ["CheckLabeld", "CheckScand"]
+__all__ = ["CheckExtentd", "CheckLabeld", "CheckScand"]
 
 
 class CheckScand(MapTransform):
@@ -110,6 +110,37 @@ class CheckLabeld(MapTransform):
                 f"Label '{path}' holds the values {found}, but the classes of this bundle are {known}. Correct the label, "
                 "or the segments of the configuration, or remove the label."
             )
+
+
+class CheckExtentd(MapTransform):
+    """Check what is left of an image after it was cropped to what it shows.
+
+    Args:
+        keys: keys of the images, each of shape (C, H, W[, D]).
+        what: what the image was cropped to, for the message.
+        smallest: least number of pixels of the shortest side.
+        aspect: greatest ratio of the longest to the shortest side.
+
+    Raises:
+        GrataError: when called on an image that is smaller or longer. The message names the case, or else the file.
+    """
+
+    def __init__(self, keys: KeysCollection, what: str, smallest: int, aspect: float) -> None:
+        super().__init__(keys)
+        self.what = what
+        self.smallest = smallest
+        self.aspect = aspect
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            sizes = data[key].shape[1:]
+            if min(sizes) < self.smallest or max(sizes) > self.aspect * min(sizes):
+                shape = " × ".join(map(str, sizes))
+                raise GrataError(
+                    f"{_name(data, key)} shows no {self.what}: what was found is {shape} pixels, and {self.smallest} are the "
+                    f"least, with a ratio of at most {self.aspect:g}. Is it the right kind of picture, and not black?"
+                )
+        return dict(data)
 
 
 def _name(data: Mapping[Hashable, Any], key: Hashable) -> str:

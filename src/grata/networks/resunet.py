@@ -73,7 +73,13 @@ class ResUNet(nn.Module):
         self.branches = nn.ModuleDict({name: make_branch(name, deepest, in_channels) for name in branches})
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Encoder features of ``x`` ``(B, C, H, W)``, from 1/2 to 1/32 of its resolution."""
+        """Encoder features of ``x`` ``(B, C, H, W)``, from 1/2 to 1/32 of its resolution.
+
+        Raises:
+            GrataError: a side is not a multiple of 32.
+        """
+        if not torch.jit.is_scripting():
+            _check_size(x)
         encoder = self.encoder
         first = encoder.act(encoder.bn1(encoder.conv1(x)))
         maps = [first, encoder.layer1(encoder.maxpool(first))]
@@ -110,6 +116,14 @@ class ResUNet(nn.Module):
                 f"network_def#branches and train it; there are {', '.join(BRANCHES)}."
             )
         return self.branches[name](self.features(x)[-1])
+
+
+def _check_size(x: torch.Tensor) -> None:
+    height, width = x.shape[-2:]
+    if height % 32 or width % 32 or not height or not width:
+        raise GrataError(
+            f"ResUNet takes images whose sides are multiples of 32, got {height}×{width}. Choose such an image_size."
+        )
 
 
 class DecoderBlock(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ..errors import GrataError
 from .branch import Branch
 
 __all__ = ["super_resolution_loss"]
@@ -19,15 +18,5 @@ def super_resolution_loss(branch: Branch, x: torch.Tensor, generator: torch.Gene
         x: ``(B, C, H, W)`` in 0..1, as the sigmoid is; halved by averaging 2×2 pixels, so H and W must be twice what the
             network takes.
         generator: not drawn from.
-
-    Raises:
-        GrataError: H or W cannot be halved so that the branch gives an image of the same size.
     """
-    output = branch("super_resolution", F.avg_pool2d(x, 2))
-    if output.shape != x.shape:
-        height, width = x.shape[-2:]
-        raise GrataError(
-            f"The super-resolution objective needs images whose half the network takes, as sides that are multiples of 64: "
-            f"these have {height}×{width} pixels, and came back with {output.shape[-2]}×{output.shape[-1]}."
-        )
-    return F.mse_loss(output.sigmoid(), x)
+    return F.mse_loss(branch("super_resolution", F.avg_pool2d(x, 2)).sigmoid(), x)

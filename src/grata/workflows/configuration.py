@@ -45,6 +45,8 @@ def start(
     traceback: bool | str = False,
     flags: Mapping[str, Any] | None = None,
     counts: Mapping[str, Any] | None = None,
+    numbers: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, Any] | None = None,
     paths: Mapping[str, Any] | None = None,
 ) -> None:
     """First line of a bundle's ``initialize``: plain messages, no unknown key, and true, false and null as in YAML.
@@ -53,6 +55,8 @@ def start(
         traceback: leave Python's tracebacks as they are.
         flags: keys that are true or false, with their values.
         counts: keys that are whole numbers of at least 0, with their values.
+        numbers: keys that are numbers above 0 and of at most 1000, with their values.
+        sizes: keys that are a list of two sides in pixels, 1 to 8192, with their values.
         paths: keys that name a file or a folder, with their values; null is left to those who read them.
 
     Raises:
@@ -69,6 +73,13 @@ def start(
     for key, value in (counts or {}).items():
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
             raise GrataError(f"{key}: it is a whole number of at least 0, got {value!r}.")
+    for key, value in (numbers or {}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1000:
+            raise GrataError(f"{key}: it is a number above 0 and of at most 1000, got {value!r}.")
+    for key, value in (sizes or {}).items():
+        sides = value if isinstance(value, list | tuple) else []
+        if len(sides) != 2 or not all(type(side) is int and 1 <= side <= 8192 for side in sides):
+            raise GrataError(f"{key}: it is a list of two sides in pixels, such as '[512, 512]', got {value!r}.")
     for key, value in (paths or {}).items():
         if not isinstance(_constant(value), str | Path | None):
             raise GrataError(
