@@ -86,6 +86,31 @@ def test_a_worker_that_dies_is_told_of_and_the_others_go_on(settings, write, tmp
     assert "1 images not done" in (tmp_path / "results" / "summary.md").read_text()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the site is left by os._exit")
+def test_a_worker_that_ends_too_early_is_no_success(settings, write):
+    settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 1}
+    settings["targets"]["south"]["trap"] = "$lambda image: os._exit(0)"
+    outcome = run("-m", "grata", "benchmark", write(settings), "--workers", 1)
+    assert outcome.returncode == 1
+    assert "per-target/bundle/south/source/seed-0: stopped: its process ended after 0 of 1 images" in outcome.stdout
+
+
+def test_options_name_sites_with_hyphens_and_no_new_ones(settings, write, tmp_path):
+    """The command line hands over ``rim_one`` for ``rim-one``."""
+    settings["targets"] = {"rim-one": {"dataset_dir": "nowhere"}}
+    settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 1}
+    path, folder = write(settings), settings["bundle"].replace("bundle", "north/images")
+    outcome = run("-m", "grata", "benchmark", path, "--targets#rim-one#dataset_dir", folder)
+    assert outcome.returncode == 0, outcome.stderr
+    assert {row["target"] for row in results(tmp_path / "results")} == {"rim-one"}
+    outcome = run("-m", "grata", "benchmark", path, "--targets#rim-two#dataset_dir", folder)
+    assert outcome.returncode == 1
+    assert outcome.stderr == (
+        "error: --targets#rim_two#dataset_dir: rim_two is not among the targets of the file. "
+        "Did you mean targets#rim-one?\n"
+    )
+
+
 def test_errors_are_one_line(settings, write, capsys):
     with pytest.raises(SystemExit) as end:
         benchmark(write(settings), limmit=3)

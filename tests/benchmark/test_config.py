@@ -29,6 +29,46 @@ def test_a_source_is_not_tested_on_its_own_site(settings, write):
     assert config.targets_of("north") == ["north", "south"]
 
 
+def test_overrides_are_of_what_is_there(settings, write):
+    settings["targets"] = {"rim-one": {"dataset_dir": "a"}, "south": {}}
+    settings["methods"]["entropy+entropy"] = {"method": "grata"}
+    settings["seeds"] = [0]
+    path = write(settings)
+    overrides = {"targets#rim_one#dataset_dir": "b", "sources#bundle#weights": "w.pt", "exclude-same-site": False}
+    config = load_config(path, {**overrides, "methods#entropy+entropy#strong_view#output_range": "input"})
+    assert config.targets == {"rim-one": {"dataset_dir": "b"}, "south": {}} and not config.exclude_same_site
+    assert config.sources == {"bundle": {"weights": "w.pt"}}
+    assert config.methods[-1].settings == {"strong_view": {"output_range": "input"}}
+    # what was overridden once is not the default of the next configuration
+    assert load_config(path).sources == {"bundle": {}}
+    for key, message in {
+        "targets#rim_on#dataset_dir": "--targets#rim_on#dataset_dir: .*Did you mean targets#rim-one",
+        "sources#drive#weights": "drive is not among the sources of the file. They are bundle",
+        "methods#gratta#lr": "Did you mean methods#grata",
+        "targts#south#site": "targts: there is no such key. Did you mean targets",
+        "seeds#0": "seeds is not a mapping",
+    }.items():
+        with pytest.raises(GrataError, match=message):
+            load_config(path, {key: "x"})
+    settings["targets"]["rim_one"] = {}
+    with pytest.raises(GrataError, match="any of rim-one, rim_one"):
+        load_config(write(settings), {"targets#rim_one#dataset_dir": "b"})
+
+
+def test_a_nested_override_changes_one_value_of_the_bundles_and_wins(settings, write):
+    settings["sources"] = {"a": {"network_def#depth": 18, "network_def": {"depth": 34}}}
+    config = load_config(write(settings), {"sources#a#network_def#depth": 50})
+    assert list(config.sources["a"].items()) == [("network_def", {"depth": 34}), ("network_def#depth", 50)]
+
+
+def test_scored_of_targets_and_sources(settings, write):
+    settings["sources"] = {"a": {"scored": ["Disc"]}, "b": {"scored": None}}
+    settings["targets"]["north"]["scored"] = "Cup"
+    config = load_config(write(settings))
+    assert (config.scored, config.source_scored) == ({"north": ["Cup"]}, {"a": ["Disc"]})
+    assert config.sources == {"a": {}, "b": {}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -39,6 +79,19 @@ def test_a_source_is_not_tested_on_its_own_site(settings, write):
         ({"targets": {"..": {}}}, "file name"),
         ({"targets": {"north": {"weights": "other.pt"}}}, "not a site's"),
         ({"targets": {"north": {"grata#lr": 1}}}, "not a site's"),
+        ({"targets": {"north": {"memory_format": "channels_last"}}}, "north#memory_format: .*Set it in sources"),
+        ({"targets": {"north": {"keep_pages": False}}}, "targets#north#keep_pages: .*Set it in sources"),
+        ({"targets": {"north": {"num_workers": 2}}}, "targets#north#num_workers: .*See workers"),
+        ({"targets": {"north": {"compare": False}}}, "targets#north#compare: .*source"),
+        ({"targets": {"north": {"output_dir": "x"}}}, "targets#north#output_dir: .*top level"),
+        ({"targets": {"north": {"scored": [1]}}}, "targets#north#scored: it is a list of names"),
+        ({"sources": {"a": {"seed": 3}}}, "sources#a#seed: .*See seeds"),
+        ({"sources": {"a": {"grata#seed": 3}}}, "sources#a#grata#seed: .*See seeds"),
+        ({"sources": {"a": {"grata": {"seed": 3}}}}, "sources#a#grata: .*See seeds"),
+        ({"sources": {"a": {"method": "tent"}}}, "sources#a#method: .*See methods"),
+        ({"sources": {"a": {"resume": True}}}, "sources#a#resume: .*goes on"),
+        ({"sources": {"a": {"overwrite": True}}}, "sources#a#overwrite: .*output_dir"),
+        ({"sources": {"a": {"traceback": True}}}, "sources#a#traceback: .*Leave it out"),
         ({"methods": {"gratta": {}}}, "Did you mean grata"),
         ({"methods": {"grata": {"lrr": 1}}}, "did you mean grata#lr"),
         ({"methods": {"grata": {"seed": 1}}}, "See seeds"),

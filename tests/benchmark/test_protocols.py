@@ -52,6 +52,12 @@ def test_a_site_that_is_not_tested_is_passed_over_in_the_order():
     assert [item.site for item in protocol.streams({"a": ["1"]}, 0)[0].items] == ["a"]
 
 
+def test_an_order_of_numbers_names_the_sites_that_are_called_so():
+    protocol = make_protocol({"name": "continual", "order": [2, 1]}, ["1", "2"])
+    (stream,) = protocol.streams({"1": ["a"], "2": ["b"]}, 0)
+    assert [(item.site, item.case) for item in stream.items] == [("2", "b"), ("1", "a")]
+
+
 def test_weighting():
     weights = {name: protocol.weighting for name, protocol in PROTOCOLS.items()}
     assert weights == {

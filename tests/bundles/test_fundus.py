@@ -161,7 +161,8 @@ def test_the_bundle_can_be_benchmarked(fundus, dataset, tmp_path):
     config = {
         "bundle": str(fundus),
         "output_dir": str(tmp_path / "results"),
-        "targets": {"phantoms": {"dataset_dir": str(dataset), "keep_pages": False}},
+        "sources": {"bundle": {"keep_pages": False}},
+        "targets": {"phantoms": {"dataset_dir": str(dataset)}},
         "methods": {"source": {}, "tent": {}},
         "reference_method": "tent",
         "limit": 2,

@@ -44,7 +44,7 @@ _REQUIRED = (
     "weights",
 )
 
-_READ = {*_REQUIRED, "settings", "windows", "amp", "initialize", "adapt"}
+_READ = {*_REQUIRED, "settings", "windows", "amp", "keep_pages", "scored", "initialize", "adapt"}
 """Keys that need no other key to refer to them."""
 
 _READ_OF_SITES = ("imports", "discovery", "preprocessing", "to_probabilities", "to_label_map")
@@ -115,8 +115,8 @@ class Bundle:
                 continue
             if of_a_site and head in self._referred(_READ_OF_SOURCES):
                 raise GrataError(
-                    f"{self.name}#{key}: it has no effect on how a site is read. Set it in sources: streams cross sites "
-                    "with one network."
+                    f"{self.name}#{key}: it has no effect on how a site is read. Set it in sources: streams cross "
+                    "sites with one network."
                 )
             raise GrataError(
                 f"{self.name}#{key}: a benchmark does not read it, the bundle's own workflow alone does. Leave it out."
@@ -222,10 +222,10 @@ class Bundle:
         files = [case.get("label"), *(image if isinstance(image := case.get("image"), list | tuple) else [image])]
         # Those of the files come last: of what lies in the site's folder the rest of the path is to stay.
         roots += dict.fromkeys(os.path.dirname(os.path.abspath(path)) for path in files if path is not None)
-        for root in roots:
-            text = text.replace(root.rstrip(os.sep) + os.sep, "")
-        for root in roots:
-            text = re.sub(rf"{re.escape(root)}(?!\w)", lambda _, name=os.path.basename(root): name, text)
+        for root in (root for root in roots if os.path.basename(root)):
+            text = re.sub(rf"(?<![\w.-]){re.escape(root + os.sep)}", "", text)
+            # the folder itself
+            text = re.sub(rf"(?<![\w.-]){re.escape(root)}(?![\w.-])", lambda _, name=os.path.basename(root): name, text)
         return text
 
     @cached_property

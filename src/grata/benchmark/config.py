@@ -79,7 +79,8 @@ class BenchmarkConfig:
         shuffle: draw the order of the images of a site.
         limit: first images of each site; None: all.
         metrics: how predictions are scored.
-        workers: processes; 0: everything in this one.
+        workers: processes; 0: everything in this one, whose allocator is then left alone (``keep_pages`` counts for
+            processes of their own).
         threads: of torch in each process; None: the cores are shared out.
         given: what was configured, as plain values.
     """
@@ -135,7 +136,7 @@ _NOT_READ = {
     "seed": "See seeds at the top level.",
     "method": "See methods at the top level.",
     "settings": "Set them in a row of methods.",
-    **dict.fromkeys(("resume", "overwrite"), "A benchmark goes on where it was stopped; a new one has a new output_dir."),
+    **dict.fromkeys(("resume", "overwrite"), "A benchmark goes on where it stopped; start anew in another output_dir."),
     "compare": "Add the row source to methods.",
     "traceback": "Leave it out.",
 }
@@ -177,7 +178,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise GrataError(
             f"reference_method: {values['reference_method']!r} is not a row of methods, which are {', '.join(names)}."
         )
-    source_scored, scored = (_take_scored(key, of) for key, of in (("sources", sources), ("targets", targets)))
+    source_scored, scored = _take_scored("sources", sources), _take_scored("targets", targets)
     protocols = values["protocol"] if isinstance(values["protocol"], list | tuple) else [values["protocol"]]
     made = tuple(make_protocol(setting, list(targets)) for setting in protocols)
     _check_unique("protocol", [protocol.label for protocol in made], "Give one of them another label.")
@@ -263,15 +264,19 @@ def _override(given: dict[str, Any], key: str, value: Any) -> None:
 
 def _existing_name(names: Mapping[str, Any], head: str, name: str, key: str) -> str:
     """The name in the file that an override means; the command line turns ``-`` into ``_``."""
-    alike = [known for known in names if str(known).replace("-", "_") == name.replace("-", "_")]
+    spelt: dict[str, list[str]] = {}
+    for known in names:
+        spelt.setdefault(str(known).replace("-", "_"), []).append(known)
+    wanted = name.replace("-", "_")
+    alike = spelt.get(wanted, [])
     if len(alike) == 1:
         return alike[0]
     if alike:
         raise GrataError(
             f"--{key}: it may mean any of {', '.join(alike)}, as - and _ are the same here. Set it in the file."
         )
-    near = difflib.get_close_matches(name, map(str, names), n=1)
-    hint = f"Did you mean {head}#{near[0]}?" if near else f"They are {', '.join(map(str, names)) or 'none'}."
+    near = difflib.get_close_matches(wanted, spelt, n=1)
+    hint = f"Did you mean {head}#{spelt[near[0]][0]}?" if near else f"They are {', '.join(map(str, names)) or 'none'}."
     raise GrataError(f"--{key}: {name} is not among the {head} of the file. {hint}")
 
 
@@ -316,9 +321,7 @@ def _check_target_key(where: str, key: str) -> None:
 def _take_scored(key: str, named: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
     """Take the labels to score out of the settings of sources or targets."""
     found = {name: settings.pop("scored", None) for name, settings in named.items()}
-    return {
-        name: _list(f"{key}#{name}#scored", labels, str) for name, labels in found.items() if labels is not None
-    }
+    return {name: _list(f"{key}#{name}#scored", labels, str) for name, labels in found.items() if labels is not None}
 
 
 def _row(name: str, settings: dict[str, Any]) -> MethodRow:

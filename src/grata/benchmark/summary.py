@@ -18,6 +18,7 @@ from .. import __version__
 from ..files import atomic_write
 from .config import BenchmarkConfig
 from .metrics import DISTANCES, METRICS
+from .protocols import Protocol
 from .statistics import holm, mean_and_interval, rank_correlation, signed_rank
 
 __all__ = ["ALL", "per_image", "summarise", "write_summary"]
@@ -26,6 +27,7 @@ ALL = "all"
 """The name under which all targets, or all sources, are put together."""
 
 _IMAGE = ["protocol", "source", "target", "method", "case"]
+_PAIR = ["source", "target", "case"]
 
 
 def per_image(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -46,12 +48,16 @@ def per_image(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def summarise(config: BenchmarkConfig, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One line a protocol, source, target and method; ``all`` for all targets or sources together.
 
-    Columns: ``images`` that were finished and ``failed`` runs of images; ``<metric>/<segment>`` means (of distances:
-    over the finite ones, ``undefined/<segment>`` tells how many were not), for Dice with ``:low`` and ``:high``, the
-    95 % bootstrap interval over images; ``difference`` of the mean Dice to the reference method's on the same images,
-    with its interval, ``p`` of the paired Wilcoxon test and ``p_holm`` corrected for the methods of the block;
-    ``seconds`` an image (adaptation and prediction, the first image after each start left out), ``ratio`` to the source
-    network's, ``peak_memory_mib``; ``agreement_spearman``: correlation of the label-free score with the Dice.
+    For all sources together each image of a target counts once, with its mean over the sources: images are what is
+    drawn from a population, and the same image through another network is no further draw.
+
+    Columns: ``images`` that were scored, ``unlabelled`` ones that were finished and have no label to be scored by, and
+    ``failed`` runs of images; ``<metric>/<segment>`` means (of distances: over the finite ones, ``undefined/<segment>``
+    tells how many were infinite), for Dice with ``:low`` and ``:high``, the 95 % bootstrap interval over images;
+    ``difference`` of the mean Dice to the reference method's on the same images, with its interval, ``p`` of the paired
+    Wilcoxon test and ``p_holm`` corrected for the methods of the block; ``seconds`` an image (adaptation and
+    prediction, the first image after each start left out), ``ratio`` to the source network's, ``peak_memory_mib``;
+    ``agreement_spearman``: correlation of the label-free score with the Dice.
     """
     everything, images = pd.DataFrame(list(rows)), per_image(rows)
     lines = []
@@ -60,11 +66,12 @@ def summarise(config: BenchmarkConfig, rows: Sequence[Mapping[str, Any]]) -> pd.
             block = []
             for row in config.methods:
                 chosen = _select(everything, protocol.label, source, targets, row.name)
-                strata = _strata(images, protocol, source, targets, row.name)
-                reference = _strata(images, protocol, source, targets, config.reference_method)
+                mine = _select(images, protocol.label, source, targets, row.name)
+                reference = _select(images, protocol.label, source, targets, config.reference_method)
+                strata = _strata(mine, protocol)
                 line = {"protocol": protocol.label, "source": source[0], "target": targets[0], "method": row.name}
                 line |= _counts(chosen) | _means(strata, images.columns)
-                line |= _comparison(strata, reference, row.name == config.reference_method) | _cost(chosen)
+                line |= _comparison(mine, reference, protocol, row.name == config.reference_method) | _cost(chosen)
                 pooled = pd.concat(strata) if strata else pd.DataFrame()
                 line["agreement_spearman"] = (
                     rank_correlation(*(pooled[c].to_numpy(float) for c in ("agreement", "dice/mean")))
@@ -129,23 +136,29 @@ def _select(
     ]
 
 
-def _strata(images: pd.DataFrame, protocol: Any, source: Any, target: Any, method: str) -> list[pd.DataFrame]:
-    """Images of what weighs equally: one frame a source and site, or one of all."""
-    chosen = _select(images, protocol.label, source, target, method)
-    if chosen.empty:
+def _strata(images: pd.DataFrame, protocol: Protocol) -> list[pd.DataFrame]:
+    """What weighs equally, one frame a site or one of all; an image's lines of several sources become their mean."""
+    if images.empty:
         return []
+    values = [column for column in images.columns if column not in _IMAGE]
+    # As over seeds: the mean passes over NaN, and infinite stays so.
+    averaged = images.groupby(["target", "case"], sort=False)[values].mean().reset_index()
     if protocol.weighting == "images":
-        return [chosen]
-    return [group for _, group in chosen.groupby(["source", "target"], sort=False)]
+        return [averaged]
+    return [group for _, group in averaged.groupby("target", sort=False)]
 
 
 def _counts(chosen: pd.DataFrame) -> dict[str, Any]:
     if chosen.empty:
-        return {"images": 0, "failed": 0, "skipped": 0}
+        return {"images": 0, "unlabelled": 0, "failed": 0, "skipped": 0}
     fine = chosen[chosen["error"] == ""]
     skipped = fine["flags"].fillna("").str.contains("step_skipped").sum() if "flags" in fine else 0
+    # Where there is a label the calibration is defined, also where the Dice of an absent structure is not.
+    scores = [column for column in fine.columns if column.split("/")[0] in METRICS]
+    scored = fine[fine[scores].notna().any(axis=1)].groupby(["target", "case"]).ngroups
     return {
-        "images": len(fine.drop_duplicates(["source", "target", "case"])),
+        "images": scored,
+        "unlabelled": fine.groupby(["target", "case"]).ngroups - scored,
         "failed": int((chosen["error"] != "").sum()),
         "skipped": int(skipped),
     }
@@ -165,7 +178,7 @@ def _means(strata: list[pd.DataFrame], columns: Sequence[str]) -> dict[str, floa
             finite = [v for v in finite if len(v)]
             means[column] = float(np.mean([v.mean() for v in finite])) if finite else math.nan
         if metric == DISTANCES[0]:
-            means[f"undefined/{segment}"] = sum(int((~np.isfinite(v)).sum()) for v in values)
+            means[f"undefined/{segment}"] = sum(int(np.isinf(v).sum()) for v in values)
     return means
 
 
@@ -174,21 +187,21 @@ def _metric_order(column: str) -> tuple[int, bool]:
     return METRICS.index(metric), segment == "mean"
 
 
-def _comparison(strata: list[pd.DataFrame], reference: list[pd.DataFrame], itself: bool) -> dict[str, float]:
+def _comparison(
+    images: pd.DataFrame, reference: pd.DataFrame, protocol: Protocol, itself: bool
+) -> dict[str, float]:
     names = ("difference", "difference:low", "difference:high", "p")
-    if itself or not strata or not reference or "dice/mean" not in strata[0]:
+    if itself or images.empty or reference.empty or "dice/mean" not in images:
         return dict.fromkeys(names, math.nan)
-    key = ["source", "target", "case"]
-    differences = []
-    base = pd.concat(reference).set_index(key)["dice/mean"]
-    for stratum in strata:
-        values = stratum.set_index(key)["dice/mean"]
-        both = values.index.intersection(base.index)
-        difference = (values.loc[both] - base.loc[both]).to_numpy(float)
-        differences.append(difference[np.isfinite(difference)])
-    differences = [d for d in differences if len(d)]
-    if not differences:
+    # Paired source by source, so that an image that failed for one of them is left out on both sides.
+    pairs = images[_IMAGE].assign(
+        difference=images["dice/mean"].to_numpy(float)
+        - reference.set_index(_PAIR)["dice/mean"].reindex(pd.MultiIndex.from_frame(images[_PAIR])).to_numpy(float)
+    )
+    strata = _strata(pairs[np.isfinite(pairs["difference"])], protocol)
+    if not strata:
         return dict.fromkeys(names, math.nan)
+    differences = [stratum["difference"].to_numpy() for stratum in strata]
     return dict(zip(names, (*mean_and_interval(differences), signed_rank(np.concatenate(differences))), strict=True))
 
 
@@ -230,25 +243,37 @@ def _header(
     )
     statistics = (
         f"{len(rows)} rows, {failed} of them failed, {missing} images not done. Dice with 95 % bootstrap interval over "
-        "images (10 000 resamples within what weighs equally; seeds and rounds are averaged first). Differences of the "
-        f"mean Dice are paired by image, against `{config.reference_method}`; p: two-sided Wilcoxon signed-rank test, "
+        "images (10 000 resamples within what weighs equally; seeds and rounds are averaged first, and so are sources "
+        "where they are put together; `images` are those that have a label). Differences of the mean Dice are paired "
+        f"by image, against `{config.reference_method}`; p: two-sided Wilcoxon signed-rank test, "
         "by Holm's procedure for the methods of the table. A method without random numbers, on a stream that no seed "
         "orders, is run for one seed."
     )
     scores = (
-        f"Scores on the {space}; distances in pixels for pictures, in mm for volumes. {_EMPTY[config.metrics.empty]} "
-        "ASSD is symmetric; the ASD from prediction to label is the directed mean distance that reference implementations "
-        "call ASSD. ECE: 15 bins, over all pixels of the image."
+        f"Scores on the {space}; distances in pixels for pictures, in mm for NIfTI and DICOM. "
+        f"{_EMPTY[config.metrics.empty]} "
+        "ASSD is symmetric; the ASD from prediction to label is the directed mean distance that reference "
+        "implementations call ASSD. ECE: 15 bins, over all pixels of the image."
     )
     cost = (
         "Seconds are those of adaptation and prediction, without reading, scoring and the first image after each start "
         "of a job; memory is the peak of the whole process (CPU, Linux) or of its tensors (CUDA)."
     )
     protocols = [f"- `{protocol.label}`: {protocol.summary}." for protocol in config.protocols]
-    given = yaml.safe_dump(config.given, sort_keys=False, allow_unicode=True).rstrip()
+    given = yaml.safe_dump(_without_places(config.given), sort_keys=False, allow_unicode=True).rstrip()
     title = f"# Benchmark of {config.bundle.name}"
     parts = [title, made, statistics, scores, cost, "\n".join(protocols), f"```yaml\n{given}\n```"]
     return [line for part in parts for line in (part, "")]
+
+
+def _without_places(given: Any) -> Any:
+    """A configuration to be shown around: of an absolute path, which tells of a machine and its user, the last part."""
+    if isinstance(given, Mapping):
+        return {key: _without_places(value) for key, value in given.items()}
+    if isinstance(given, list):
+        return [_without_places(value) for value in given]
+    is_place = isinstance(given, str) and Path(given).is_absolute()
+    return Path(given).name if is_place else given
 
 
 def _body(config: BenchmarkConfig, table: pd.DataFrame, rows: Sequence[Mapping[str, Any]], form: str) -> Iterator[str]:
@@ -258,7 +283,8 @@ def _body(config: BenchmarkConfig, table: pd.DataFrame, rows: Sequence[Mapping[s
         if len(segments) == 2:
             segments.remove("mean")
         yield from _heading(title, form)
-        yield _table([_dice_line(row, segments) for _, row in block.iterrows()], form)
+        unlabelled = bool(block["unlabelled"].any())
+        yield _table([_dice_line(row, segments, unlabelled) for _, row in block.iterrows()], form)
         yield ""
         yield _table([line for _, row in block.iterrows() for line in _other_lines(row, segments)], form)
         yield ""
@@ -295,8 +321,10 @@ def _table(lines: list[dict[str, Any]], form: str) -> str:
     return tabulate(lines, headers="keys", tablefmt=form, disable_numparse=True)
 
 
-def _dice_line(row: pd.Series, segments: Sequence[str]) -> dict[str, Any]:
+def _dice_line(row: pd.Series, segments: Sequence[str], unlabelled: bool) -> dict[str, Any]:
     line = {"method": row["method"], "images": int(row["images"]), "failed": int(row["failed"])}
+    if unlabelled:
+        line["unlabelled"] = int(row["unlabelled"])
     for segment in segments:
         line[f"Dice {segment}"] = _estimate(row, f"dice/{segment}", ".4f")
     return {
