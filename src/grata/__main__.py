@@ -7,8 +7,6 @@ from typing import Any
 
 import fire
 
-from .errors import GrataError
-
 
 def benchmark(config_file: str, **overrides: Any) -> None:
     """Compare methods over sites; started again, it goes on where it was stopped.
@@ -19,10 +17,13 @@ def benchmark(config_file: str, **overrides: Any) -> None:
     """
     try:
         from .benchmark import run_benchmark
+        from .workflows.configuration import explain
 
         status = run_benchmark(config_file, **overrides)
-    except GrataError as error:
-        print(f"error: {error}", file=sys.stderr)
+    # What a bundle's configuration calls can raise anything.
+    except Exception as error:
+        # the remark is on an option of the command `adapt`
+        print(f"error: {explain(error).removesuffix(' (--traceback true shows where)')}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         print("\nstopped. What is finished is kept; the same command goes on with the rest.", file=sys.stderr)

@@ -116,3 +116,36 @@ def test_errors_are_one_line(settings, write, capsys):
         benchmark(write(settings), limmit=3)
     assert end.value.code == 1
     assert capsys.readouterr().err == "error: limmit: there is no such key. Did you mean limit?\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"sources#bundle#device": "gpu"}, "'gpu' is not a device"),
+        ({"sources#bundle#device": "cuda:99"}, "cuda:99 was asked for"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_before_anything_runs(settings, write, capsys, overrides, message):
+    with pytest.raises(SystemExit) as end:
+        benchmark(write(settings), **overrides)
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and message in error and error.count("\n") == 1
+
+
+def test_damaged_rows_are_named_and_damaged_label_maps_only_missing(settings, write, tmp_path, capsys):
+    settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 1, "workers": 0}
+    with pytest.raises(SystemExit) as end:
+        benchmark(write(settings))
+    assert end.value.code == 0
+    (map_file, *_) = (tmp_path / "results" / "parts").rglob("*.npz")
+    map_file.write_bytes(b"PK")
+    with pytest.raises(SystemExit) as end:
+        benchmark(write(settings))
+    assert end.value.code == 0
+    (rows, *_) = (tmp_path / "results" / "parts").rglob("*.jsonl")
+    rows.write_text("[1]\n")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        benchmark(write(settings))
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and f"{rows.name} is damaged. Remove it" in error and error.count("\n") == 1

@@ -24,6 +24,7 @@ from torch import nn
 from ..errors import GrataError
 from ..handlers import WindowSelection, window_selection
 from ..methods import METHODS, Method, check_settings, create
+from ..workflows import check_device
 from ..workflows.configuration import check_keys, check_method_settings, explain
 from .config import MethodRow
 from .metrics import Region, make_regions
@@ -96,6 +97,9 @@ class Bundle:
                 check_keys({**self._parser.get(), key: value}, _READ)
             except GrataError as error:
                 raise GrataError(f"{self.name}#{key}: {str(error).split(': ', 1)[-1]}") from error
+        present = self._parser[key] if key in self._parser else None
+        if isinstance(present, bool) and not isinstance(value, bool):
+            raise GrataError(f"{self.name}#{key}: it is true or false, got {value!r}.")
         self._parser[key] = value
 
     def refuse_idle(self, overrides: Iterable[str], of_a_site: bool) -> None:
@@ -169,17 +173,26 @@ class Bundle:
     @cached_property
     def device(self) -> torch.device:
         """Where the network computes."""
-        return torch.device(self._resolve("device")) if "device" in self._parser else torch.device("cpu")
+        try:
+            return torch.device(check_device(self._resolve("device") if "device" in self._parser else "cpu"))
+        except GrataError as error:
+            raise GrataError(f"{self.name}: {error}") from error
 
     @cached_property
     def amp(self) -> bool:
         """Whether inference runs in CUDA's mixed precision."""
-        return bool(self._resolve("amp")) if "amp" in self._parser else False
+        return self._flag("amp")
 
     @cached_property
     def keeps_pages(self) -> bool:
         """Whether the allocator is to keep what is freed, see :func:`grata.workflows.keep_pages`."""
-        return bool(self._resolve("keep_pages")) if "keep_pages" in self._parser else False
+        return self._flag("keep_pages")
+
+    def _flag(self, key: str) -> bool:
+        value = self._resolve(key) if key in self._parser else False
+        if not isinstance(value, bool):
+            raise GrataError(f"{self.name}#{key}: it is true or false, got {value!r}.")
+        return value
 
     @cached_property
     def inferer(self) -> Inferer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -64,8 +65,17 @@ class Part:
         state = self._read_state()
         if state is None or not self._rows.is_file():
             return []
-        lines = self._rows.read_text(encoding="utf-8").splitlines()[: state["finished"]]
-        return [json.loads(line) for line in lines]
+        try:
+            lines = self._rows.read_text(encoding="utf-8").splitlines()[: state["finished"]]
+            rows = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise self._damaged_rows() from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise self._damaged_rows()
+        return rows
+
+    def _damaged_rows(self) -> GrataError:
+        return GrataError(f"{self._rows} is damaged. Remove it and {self._state.name} beside it; the job starts anew.")
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row; it counts once :meth:`commit` says so."""
@@ -100,8 +110,10 @@ class Part:
         path = self._label_map(position)
         if not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as file:
+        # It is only for a figure.
+        with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
             return file["labels"]
+        return None
 
     def _label_map(self, position: int) -> Path:
         return self._base / f"{position:06d}.npz"
