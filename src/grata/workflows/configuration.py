@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
+import signal
 import sys
 import traceback as tracebacks
 import warnings
@@ -227,7 +229,13 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 def _plain_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if isinstance(error, KeyboardInterrupt):
-        print("\nstopped. What is finished is kept; --resume true goes on with the rest.", file=sys.stderr)
+        print("\nstopped. What is finished is kept; --resume true goes on with the rest.", file=sys.stderr, flush=True)
+        if os.name == "posix":
+            # A shell tells by the signal that it was the user who stopped it; Python forgets it where the interrupt came
+            # in the middle of an evaluated expression.
+            sys.stdout.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
     elif isinstance(error, Exception):
         print(f"error: {explain(error)}", file=sys.stderr)
     else:
