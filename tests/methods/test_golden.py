@@ -21,7 +21,7 @@ TRACES = ["batch1_adam", "batch2_adam_affine"]
 class Trace:
     """One archive: the network it starts from and the values of each step."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, memory_format: torch.memory_format = torch.contiguous_format) -> None:
         self.values = np.load(GOLDEN / f"{name}.npz")
         self.network = UNet(
             spatial_dims=2, in_channels=3, out_channels=2, channels=(8, 16, 32), strides=(2, 2), norm="batch"
@@ -29,6 +29,7 @@ class Trace:
         self.network.load_state_dict(
             {k.removeprefix("state/"): torch.tensor(self.values[k]) for k in self.values.files if k.startswith("state/")}
         )
+        self.network.to(memory_format=memory_format)
         self.method = GraTa(self.network, activation="sigmoid", optimizer="Adam", lr=1e-3)
         self.start = {n: p.detach().clone() for n, p in self.method.parameters.items()}
         self.worst: dict[str, float] = {}
@@ -73,9 +74,10 @@ class Trace:
         assert {k: v for k, v in self.worst.items() if v > limits[k]} == {}
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", TRACES)
-def test_the_public_api_reproduces_the_trace(name):
-    trace = Trace(name)
+def test_the_public_api_reproduces_the_trace(name, memory_format):
+    trace = Trace(name, memory_format)
     assert set(trace.method.parameters) == set(trace.values["bn_names"].tolist())
     gradients = _spy_on_gradients(trace.method)
     for step in range(5):
@@ -86,7 +88,7 @@ def test_the_public_api_reproduces_the_trace(name):
         for kind, got in zip(("aux", "pse"), gradients[-2:]):
             reference = torch.cat([trace(step, f"{kind}_grad/{n}").flatten() for n in trace.method.parameters])
             trace.note("gradients, relative", (got - reference).norm() / reference.norm())
-    trace.check(f"{name}, API:")
+    trace.check(f"{name}, API, {memory_format}:")
 
 
 def _spy_on_gradients(method):
