@@ -12,11 +12,44 @@ from pathlib import Path
 
 from .errors import GrataError, OutputError
 
-__all__ = ["JOURNAL", "SEGMENTATIONS", "atomic_write", "check_output_dir", "remove_leftovers"]
+__all__ = [
+    "FIGURES",
+    "JOURNAL",
+    "OVERVIEW",
+    "SEGMENTATIONS",
+    "append_line",
+    "atomic_write",
+    "check_output_dir",
+    "remove_leftovers",
+]
 
 JOURNAL = "journal.jsonl"
 SEGMENTATIONS = "segmentations"
+FIGURES = "figures"
+OVERVIEW = "overview.png"
 """Names in an output folder, by which one is told from a folder of scans."""
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file; it is on the disk when this returns.
+
+    Args:
+        path: the file; it and its folder are made where they are missing.
+        line: without its end.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(
+            f"output_dir: {path} cannot be written ({error.strerror}). Free some space or choose another folder."
+        ) from error
 
 
 @contextmanager

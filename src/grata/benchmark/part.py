@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import GrataError, OutputError
-from ..files import atomic_write
+from ..errors import GrataError
+from ..files import append_line, atomic_write
 
 __all__ = ["Part"]
 
@@ -79,15 +78,7 @@ class Part:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row; it counts once :meth:`commit` says so."""
-        try:
-            with self._rows.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(
-                f"output_dir: {self._rows} cannot be written ({error.strerror}). Free some space."
-            ) from error
+        append_line(self._rows, json.dumps(row))
 
     def commit(self, finished: int, method: Mapping[str, Any] | None) -> None:
         """Count ``finished`` rows as done, with the method's state after the last of them."""

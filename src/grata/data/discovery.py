@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import GrataError
-from ..files import JOURNAL, SEGMENTATIONS
+from ..files import FIGURES, JOURNAL, OVERVIEW, SEGMENTATIONS
 from .case_list import read_case_lists
 from .dicom import (
     BrokenFileError,
@@ -37,8 +37,7 @@ __all__ = ["Discovery", "Fault", "discover"]
 # Below this number of files indexing is over before a progress bar can be read.
 _FILES_FOR_PROGRESS = 50
 # What an earlier run left in an output folder that lies among the scans.
-_EARLIER_FOLDERS = {SEGMENTATIONS, "figures"}
-_EARLIER_FIGURE = "overview.png"
+_EARLIER_FOLDERS = {SEGMENTATIONS, FIGURES}
 
 _REMEDY_2D = "DICOM is read as volumes alone, and this bundle wants 2D images: convert it to PNG or NIfTI."
 _REMEDY = "Export the series again, complete and alone, or leave it out by selecting others (modality, description)."
@@ -242,7 +241,7 @@ def _walk(root: Path, labels_root: Path | None, pictures: bool) -> _Files:
                 files.nifti.append(folder / name)
             elif not pictures or not is_label_picture(name):
                 files.other.append(folder / name)
-            elif folder not in beside_images and not (JOURNAL in names and name == _EARLIER_FIGURE):
+            elif folder not in beside_images and not (JOURNAL in names and name == OVERVIEW):
                 files.pictures.append(folder / name)
     return files
 

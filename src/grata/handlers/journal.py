@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError
-from ..files import atomic_write
+from ..files import append_line, atomic_write
 
 __all__ = ["Journal"]
 
@@ -31,16 +29,7 @@ class Journal:
         Raises:
             OutputError: the file cannot be written.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(line)) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(
-                f"output_dir: {self.path} cannot be written ({error.strerror}). Free some space or choose another folder."
-            ) from error
+        append_line(self.path, json.dumps(_finite(line)))
 
     def lines(self) -> list[dict[str, Any]]:
         """All whole lines; one that a crash cut short is left out."""

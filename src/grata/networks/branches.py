@@ -9,11 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import GrataError
+from ..objectives import ROTATION_VIEWS
 
-__all__ = ["BRANCHES", "ROTATIONS", "make_branch"]
-
-ROTATIONS = 6
-"""Classes of the rotation branch: identity, two flips, three quarter turns."""
+__all__ = ["BRANCHES", "make_branch"]
 
 _WIDTHS = (256, 128, 64, 32)
 
@@ -74,7 +72,7 @@ class RotationBranch(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Linear(256, 64),
             nn.LeakyReLU(0.2),
-            nn.Linear(64, ROTATIONS),
+            nn.Linear(64, len(ROTATION_VIEWS)),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,10 @@ import torch
 
 from ..errors import GrataError
 from .resunet import ResUNet
-from .weights import unwrap
+from .weights import COUNTER, unwrap
 
 __all__ = ["Conversion", "convert_checkpoint", "to_reference_names"]
 
-_COUNTER = "num_batches_tracked"
 _PREFIXES = {
     "reconstruction": "recon",
     "denoising": "denoise",
@@ -114,9 +113,9 @@ def convert_checkpoint(state: Mapping[str, object]) -> Conversion:
     for branch in branches:
         renamed |= _align(branch, reference, expected)
     for ours in expected:
-        mean = ours.removesuffix(_COUNTER) + "running_mean"
-        if ours.endswith(_COUNTER) and mean in renamed:
-            counter = renamed[mean].removesuffix("running_mean") + _COUNTER
+        mean = ours.removesuffix(COUNTER) + "running_mean"
+        if ours.endswith(COUNTER) and mean in renamed:
+            counter = renamed[mean].removesuffix("running_mean") + COUNTER
             if counter in reference:
                 renamed[ours] = counter
 
@@ -125,7 +124,7 @@ def convert_checkpoint(state: Mapping[str, object]) -> Conversion:
     _refuse(
         {
             "keys of the checkpoint have no place": [key for key in unmapped if not _may_be_left(key)],
-            "keys of the network get nothing": [ours for ours in filled if not ours.endswith(_COUNTER)],
+            "keys of the network get nothing": [ours for ours in filled if not ours.endswith(COUNTER)],
             "tensors are of another shape": [
                 f"{name} {tuple(reference[name].shape)}, not {tuple(expected[ours].shape)}"
                 for ours, name in renamed.items()
@@ -191,8 +190,8 @@ def _describe(reference: dict[str, torch.Tensor]) -> tuple[int, int, int, list[s
 
 def _align(branch: str, reference: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, str]:
     """The reference's key of every tensor of a branch but the counters, by ours: one by one in order of definition."""
-    theirs = [key for key in reference if _in_branch(key, _PREFIXES[branch]) and not key.endswith(_COUNTER)]
-    ours = [key for key in expected if key.startswith(f"branches.{branch}.") and not key.endswith(_COUNTER)]
+    theirs = [key for key in reference if _in_branch(key, _PREFIXES[branch]) and not key.endswith(COUNTER)]
+    ours = [key for key in expected if key.startswith(f"branches.{branch}.") and not key.endswith(COUNTER)]
     for number, (mine, its) in enumerate(zip_longest(ours, theirs), 1):
         if _role(mine, expected) != _role(its, reference):
             raise GrataError(
@@ -212,7 +211,7 @@ def _in_branch(key: str, prefix: str) -> bool:
 
 
 def _may_be_left(key: str) -> bool:
-    return key.startswith("res.fc.") or key.endswith(_COUNTER)
+    return key.startswith("res.fc.") or key.endswith(COUNTER)
 
 
 def _refuse(faults: dict[str, list[str]]) -> None:

@@ -10,11 +10,11 @@ from torch import nn
 
 from ..errors import GrataError
 
-__all__ = ["check_fit", "load_encoder", "load_source", "read_state", "unwrap"]
+__all__ = ["COUNTER", "check_fit", "load_encoder", "load_source", "read_state", "unwrap"]
 
 _NESTS = ("model", "state_dict", "model_state_dict", "network")
 _MEMORY_FORMATS = ("preserve_format", "contiguous_format", "channels_last", "channels_last_3d")
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 
 
 def load_source(
@@ -110,7 +110,7 @@ def load_encoder(network: nn.Module, path: str | Path) -> list[str]:
     state = read_state(path)
     ignored = [key for key in state if key.startswith("fc.")]
     state = {key: value for key, value in state.items() if key not in ignored}
-    counters = {key: value for key, value in encoder.state_dict().items() if key.endswith(_COUNTER)}
+    counters = {key: value for key, value in encoder.state_dict().items() if key.endswith(COUNTER)}
     state = {**counters, **state}
     check_fit(state, encoder, str(path))
     encoder.load_state_dict(state)

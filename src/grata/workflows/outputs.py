@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from .. import __version__
 from ..data import write_dicom_seg, write_nifti, write_png
 from ..errors import GrataError
-from ..files import SEGMENTATIONS
+from ..files import FIGURES, SEGMENTATIONS
 from ..report import case_scores, case_volumes, contact_sheet
 
 __all__ = ["OutputHandler"]
@@ -100,7 +100,7 @@ class OutputHandler:
 
     def paths(self, case: str) -> list[Path]:
         """The files that a case may leave."""
-        segmentations, figures = self.output_dir / SEGMENTATIONS, self.output_dir / "figures"
+        segmentations, figures = self.output_dir / SEGMENTATIONS, self.output_dir / FIGURES
         return [*(segmentations / f"{case}{end}" for end in (".nii.gz", ".seg.dcm", ".png")), figures / f"{case}.png"]
 
     def _write_case(self, case: Mapping[str, Any], item: Mapping[str, Any]) -> None:

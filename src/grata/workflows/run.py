@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..data import Discovery, Fault
 from ..errors import GrataError, OutputError
-from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
+from ..files import JOURNAL, OVERVIEW, atomic_write, check_output_dir, remove_leftovers
 from ..handlers import AdaptationHandler, Journal
 from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary, write_volumes
 from .configuration import causes, explain
@@ -34,7 +34,7 @@ __all__ = ["AdaptationRun"]
 
 _STATE = "state.pt"
 _BEGUN = ".begun"
-_TABLES = (_STATE, "scores.csv", "volumes.csv", "summary.json", "overview.png", JOURNAL)
+_TABLES = (_STATE, "scores.csv", "volumes.csv", "summary.json", OVERVIEW, JOURNAL)
 
 
 class AdaptationRun:
@@ -300,7 +300,7 @@ class AdaptationRun:
             write_volumes(volumes, self.output_dir / "volumes.csv")
             if scores:
                 write_scores(scores, self.output_dir / "scores.csv")
-                overview_figure(scores, self.output_dir / "overview.png")
+                overview_figure(scores, self.output_dir / OVERVIEW)
             (self.output_dir / _BEGUN).unlink(missing_ok=True)
             write_summary(self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings)
         except GrataError as error:
