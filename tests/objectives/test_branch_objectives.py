@@ -109,6 +109,37 @@ def test_rotation_refuses_images_whose_shape_tells_the_turn(height, width):
         rotation_loss(Recorder(lambda x: x), images(1, 3, height, width), seeded())
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (3, 4, 6)])
+def test_rotation_takes_the_classes_that_are_named(shape):
+    x = images(30, 1, *shape)
+    names = ["flip_h", "identity", "flip_w"] + ["flip_d"] * (len(shape) - 2)
+    turns = {"flip_h": lambda x: x.flip(-2), "identity": lambda x: x, "flip_w": lambda x: x.flip(-1)}
+    turns["flip_d"] = lambda x: x.flip(-3)
+    logits = torch.randn((30, len(names)), generator=seeded(2))
+    branch = Recorder(lambda views: logits)
+    loss = rotation_loss(branch, x, seeded(), names)
+    ((_, views),) = branch.calls
+    classes = [next(k for k, n in enumerate(names) if torch.equal(turns[n](s), v)) for s, v in zip(x, views)]
+    assert set(classes) == set(range(len(names)))
+    log_probabilities = logits - logits.exp().sum(1, True).log()
+    torch.testing.assert_close(loss, -log_probabilities[range(30), classes].mean())
+
+
+def test_a_quarter_turn_needs_its_own_plane_square_alone():
+    branch = Recorder(lambda views: torch.zeros(2, 2))
+    rotation_loss(branch, images(2, 1, 3, 4, 4), seeded(), ["identity", "rot90"])
+    with pytest.raises(GrataError, match="for rot90_dh a square plane, these have 3×4×4 voxels"):
+        rotation_loss(branch, images(2, 1, 3, 4, 4), seeded(), ["identity", "rot90_dh"])
+    with pytest.raises(GrataError, match="no weak view named 'rot45'"):
+        rotation_loss(branch, images(2, 1, 4, 4), seeded(), ["rot45"])
+
+
+def test_denoising_takes_volumes():
+    x, branch = images(2, 1, 4, 6, 5), Recorder(lambda x: 3 * x - 1)
+    loss = denoising_loss(branch, x, seeded())
+    torch.testing.assert_close(loss, squared_error(3 * branch.calls[0][1] - 1, x))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_draws_come_from_the_generator_alone(network, name):
     x = images(2, 3, 64, 64)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
 from ..errors import GrataError
-from ..views import VIEWS
+from ..views import View, resolve_views
 from .branch import Branch
 
 __all__ = ["ROTATION_VIEWS", "rotation_loss"]
@@ -15,19 +17,32 @@ ROTATION_VIEWS = ("identity", "flip_w", "flip_h", "rot90", "rot180", "rot270")
 """The classes, in the order of the rotation branch's outputs."""
 
 
-def rotation_loss(branch: Branch, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def rotation_loss(
+    branch: Branch, x: torch.Tensor, generator: torch.Generator, views: Sequence[str] = ROTATION_VIEWS
+) -> torch.Tensor:
     """Cross-entropy of the rotation branch on views of ``x``, one drawn for every sample.
 
     Args:
         branch: runs an auxiliary branch.
-        x: ``(B, C, H, W)``, square.
+        x: ``(B, C, H, W)`` or ``(B, C, D, H, W)``; the plane of a quarter turn is square.
         generator: draws the classes, on the CPU.
+        views: names of the classes, in the order of the branch's outputs.
 
     Raises:
-        GrataError: the images are not square, so that a quarter turn would give itself away by its shape.
+        GrataError: a view that is not known or needs a 3D image, or an image whose plane is not square, so that a quarter
+            turn would give itself away by its shape.
     """
-    if x.shape[-2] != x.shape[-1]:
-        raise GrataError(f"The rotation objective needs square images, these have {x.shape[-2]}×{x.shape[-1]} pixels.")
-    classes = torch.randint(len(ROTATION_VIEWS), (len(x),), generator=generator)
-    views = torch.stack([VIEWS[ROTATION_VIEWS[k]](sample) for k, sample in zip(classes.tolist(), x)])
-    return F.cross_entropy(branch("rotation", views).float(), classes.to(x.device))
+    turns = resolve_views(views, x.shape[2:])
+    for view in turns:
+        _check_square(view, x)
+    classes = torch.randint(len(turns), (len(x),), generator=generator)
+    turned = torch.stack([turns[k](sample) for k, sample in zip(classes.tolist(), x)])
+    return F.cross_entropy(branch("rotation", turned).float(), classes.to(x.device))
+
+
+def _check_square(view: View, x: torch.Tensor) -> None:
+    first, second = (x.shape[axis] for axis in view.plane)
+    if view.quarter_turn and first != second:
+        size = "×".join(map(str, x.shape[2:]))
+        where = "square images" if x.ndim == 4 else f"for {view.name} a square plane"
+        raise GrataError(f"The rotation objective needs {where}, these have {size} {'pixels' if x.ndim == 4 else 'voxels'}.")
