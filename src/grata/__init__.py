@@ -16,6 +16,8 @@ _ROOMS = (
     "networks",
     "normalization",
     "objectives",
+    "preparation",
+    "prepared",
     "report",
     "styles",
     "views",

@@ -1,0 +1,302 @@
+"""Auxiliary heads for any network: they learn from an image alone, on the network's deepest feature."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from monai.networks import eval_mode
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import GrataError
+from ..prepared import SavedHeads
+from ..views import default_views
+
+__all__ = ["HEADS", "AuxiliaryHeads"]
+
+HEADS = ("rotation", "denoising")
+"""Names of the heads there are."""
+
+_WIDTHS = (256, 128, 64, 32)
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+class RotationHead(nn.Module):
+    """Which view an image is: global average pooling and a perceptron of three layers (Sun et al. 2020, GraTa's widths).
+
+    Args:
+        channels: of the feature.
+        views: how many classes.
+    """
+
+    def __init__(self, channels: int, views: int) -> None:
+        super().__init__()
+        self.perceptron = nn.Sequential(
+            nn.Linear(channels, 256),
+            nn.LeakyReLU(0.2),
+            nn.Linear(256, 64),
+            nn.LeakyReLU(0.2),
+            nn.Linear(64, views),
+        )
+
+    def forward(self, feature: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """``(B, C, ...)`` to logits ``(B, views)``, whatever ``size`` the image has."""
+        return self.perceptron(feature.flatten(2).mean(2))
+
+
+class DenoisingHead(nn.Module):
+    """The image from the feature: blocks of linear interpolation ×2, 1×1 convolution, ReLU and batch normalization.
+
+    Args:
+        channels: of the feature.
+        image_channels: of the image.
+        spatial_dims: 1 to 3.
+        blocks: how many, 0 to 4.
+    """
+
+    def __init__(self, channels: int, image_channels: int, spatial_dims: int, blocks: int) -> None:
+        super().__init__()
+        convolution = _CONVOLUTIONS[spatial_dims]
+        widths = (channels, *_WIDTHS[:blocks])
+        self.convolutions = nn.ModuleList(convolution(a, b, 1) for a, b in zip(widths, widths[1:]))
+        self.norms = nn.ModuleList(_NORMS[spatial_dims](width) for width in widths[1:])
+        self.last = convolution(widths[-1], image_channels, 1)
+
+    def forward(self, feature: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """``(B, C, ...)`` to logits of the image ``(B, image_channels, *size)``."""
+        y = feature
+        for convolution, norm in zip(self.convolutions, self.norms):
+            doubled = [min(2 * n, full) for n, full in zip(y.shape[2:], size)]
+            # A 1×1 convolution commutes with interpolation, and costs a fraction before it.
+            y = norm(F.relu(_resized(convolution(y), doubled)))
+        return _resized(self.last(y), size)
+
+
+class AuxiliaryHeads:
+    """Heads on the deepest feature of a network, which itself stays as it is: its modules, its state dict, its hooks.
+
+    Made by :meth:`create` for training, or by :meth:`load` for use.
+
+    Args:
+        network: any network of 1 to 3 spatial dimensions that is no TorchScript.
+        saved: what the heads are, with their weights.
+
+    Attributes:
+        names: which heads there are.
+        views: classes of the rotation head, in the order of its outputs.
+        modules: the heads, by name.
+
+    Raises:
+        GrataError: a scripted network, one without the feature, or weights that do not fit.
+
+    Example::
+
+        heads = AuxiliaryHeads.load(network, prepared.heads)
+        loss = rotation_loss(heads.branch, images, generator, heads.views)
+    """
+
+    def __init__(self, network: nn.Module, saved: SavedHeads) -> None:
+        _check_not_scripted(network)
+        self.names = saved.names
+        self.views = saved.views
+        self._network = network
+        self._saved = saved
+        layers = dict(network.named_modules())
+        if saved.feature not in layers:
+            raise GrataError(
+                f"prepared: its heads hang on {saved.feature}, which this {type(network).__name__} does not have. Prepare them "
+                "for this network: python -m grata prepare."
+            )
+        self._layer = layers[saved.feature]
+        self.modules = nn.ModuleDict()
+        for name in saved.names:
+            if name == "rotation":
+                self.modules[name] = RotationHead(saved.channels, len(saved.views))
+            elif name == "denoising":
+                self.modules[name] = DenoisingHead(
+                    saved.channels, saved.image_channels, saved.spatial_dims, saved.blocks
+                )
+            else:
+                raise GrataError(f"heads: there is no head {name!r}; there are {', '.join(HEADS)}.")
+
+    @classmethod
+    def create(
+        cls,
+        network: nn.Module,
+        image: torch.Tensor,
+        names: Sequence[str] = HEADS,
+        views: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> AuxiliaryHeads:
+        """Untrained heads, in training mode, on the deepest feature that the network makes of an image.
+
+        That is the output with the fewest positions among those shaped like a feature map; of several the one with the most
+        channels (a network may predict at low resolution, and logits tell little), of those the one that is computed last.
+        What is pooled to a single position is no map, and a module that runs more than once is passed over.
+
+        Args:
+            network: left as it is; its device is that of ``image``.
+            image: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, as the network takes it.
+            names: which heads.
+            views: classes of the rotation head; None: :func:`grata.views.default_views` of the image.
+            seed: of the heads' first weights.
+
+        Raises:
+            GrataError: an unknown head, a scripted network, or one that has no such feature.
+        """
+        _check_not_scripted(network)
+        feature, shape = _deepest_feature(network, image)
+        size = image.shape[2:]
+        stride = max(full / n for full, n in zip(size, shape[2:]))
+        saved = SavedHeads(
+            feature=feature,
+            names=tuple(names),
+            views=tuple(views or (view.name for view in default_views(size))),
+            channels=shape[1],
+            image_channels=image.shape[1],
+            spatial_dims=len(size),
+            blocks=min(len(_WIDTHS), max(0, math.ceil(math.log2(stride)))),
+            state={},
+        )
+        # Layers draw their first weights from the global generator, which is put back.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            heads = cls(network, saved)
+        heads.modules.to(image.device)
+        return heads
+
+    @classmethod
+    def load(cls, network: nn.Module, saved: SavedHeads) -> AuxiliaryHeads:
+        """Trained heads, frozen and in evaluation mode, on the network's device.
+
+        Args:
+            network: that they were trained for.
+            saved: of :attr:`grata.prepared.Prepared.heads`.
+
+        Raises:
+            GrataError: they do not fit the network, or are damaged.
+        """
+        with torch.random.fork_rng(devices=[]):
+            heads = cls(network, saved)
+        try:
+            heads.modules.load_state_dict(dict(saved.state))
+        except RuntimeError as error:
+            raise GrataError(f"prepared: the weights of its heads do not fit: {' '.join(str(error).split())}") from error
+        heads.modules.requires_grad_(False).eval()
+        parameter = next(network.parameters(), None)
+        if parameter is not None:
+            heads.modules.to(parameter.device, parameter.dtype)
+        return heads
+
+    def saved(self) -> SavedHeads:
+        """What the heads are at present, on the CPU."""
+        state = {name: value.detach().cpu().clone() for name, value in self.modules.state_dict().items()}
+        return SavedHeads(**{**vars(self._saved), "state": state})
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The deepest feature ``(B, channels, ...)`` of ``x`` ``(B, C, ...)``; the network runs no further than that.
+
+        Raises:
+            GrataError: the network did not come to the feature.
+        """
+
+        def stop(_: nn.Module, __: tuple, output: torch.Tensor) -> None:
+            raise _ReachedError(output)
+
+        handle = self._layer.register_forward_hook(stop)
+        try:
+            self._network(x)
+        except _ReachedError as reached:
+            return reached.feature
+        finally:
+            handle.remove()
+        raise GrataError(f"The network made a prediction without {self._saved.feature}, which the auxiliary heads hang on.")
+
+    def head(self, name: str, feature: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Output of a head for a feature ``(B, channels, ...)`` of images of spatial ``size``.
+
+        Raises:
+            GrataError: there is no such head.
+        """
+        if name not in self.modules:
+            raise GrataError(
+                f"There is no {name} head among those that were prepared ({', '.join(self.names)}). Run python -m grata prepare "
+                f'with --heads "{",".join((*self.names, name))}".'
+            )
+        return self.modules[name](feature, size)
+
+    def branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Output of a head for ``x`` ``(B, C, ...)``; gradients flow into the network.
+
+        Args:
+            name: of the head.
+            x: what it takes: a view, or a noisy image.
+
+        Returns:
+            ``(B, views)`` of the rotation head, an image in logits ``(B, C, ...)`` of the denoising head.
+
+        Raises:
+            GrataError: there is no such head.
+        """
+        return self.head(name, self.features(x), x.shape[2:])
+
+
+class _ReachedError(Exception):
+    """Ends a forward at the feature."""
+
+    def __init__(self, feature: torch.Tensor) -> None:
+        super().__init__()
+        self.feature = feature
+
+
+def _deepest_feature(network: nn.Module, image: torch.Tensor) -> tuple[str, torch.Size]:
+    """Name of the module that makes it, and its shape."""
+    runs: list[tuple[str, torch.Size]] = []
+
+    def watch(name: str):
+        def hook(_: nn.Module, __: tuple, output: object) -> None:
+            runs.append((name, output.shape if isinstance(output, torch.Tensor) else torch.Size()))
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules() if name]
+    try:
+        with eval_mode(network):
+            network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    times = Counter(name for name, _ in runs)
+    maps = [
+        (name, shape)
+        for name, shape in runs
+        if times[name] == 1
+        and len(shape) == image.ndim
+        and shape[0] == image.shape[0]
+        and 1 < math.prod(shape[2:]) <= math.prod(image.shape[2:])
+    ]
+    if not maps:
+        raise GrataError(
+            f"{type(network).__name__} has no feature map that auxiliary heads could hang on: none of its modules returns a "
+            f"tensor (B, C, ...) of {image.ndim - 2} spatial dimensions."
+        )
+    return min(reversed(maps), key=lambda found: (math.prod(found[1][2:]), -found[1][1]))
+
+
+def _check_not_scripted(network: nn.Module) -> None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise GrataError(
+            "A TorchScript network cannot have auxiliary heads: it cannot be stopped at its deepest feature. Use the Python "
+            "network (model.pt) instead of model.ts, or a method without heads."
+        )
+
+
+def _resized(y: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    if tuple(y.shape[2:]) == tuple(size):
+        return y
+    return F.interpolate(y, size=tuple(size), mode=_LINEAR[y.ndim - 2], align_corners=True)

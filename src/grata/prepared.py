@@ -1,0 +1,222 @@
+"""What a method needs beyond images, taken from the source set once and kept in one small file of the bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import nn
+
+from .errors import GrataError
+from .files import atomic_write
+
+__all__ = ["Prepared", "SavedHeads", "network_digest", "require"]
+
+_HEADER = "grata_prepared"
+_FORMAT = 1
+_COUNTER = "num_batches_tracked"
+_STATISTICS = ("class_sizes", "centroid", "spread")
+
+_WORDS = {
+    "class_sizes": "the class sizes of the source set",
+    "centroid": "the centroids of the source set's labels",
+    "spread": "the spreads of the source set's labels",
+    "fisher": "the Fisher information of the source set",
+    "rotation": "a rotation head trained on the source set",
+    "denoising": "a denoising head trained on the source set",
+}
+
+
+@dataclass(frozen=True)
+class SavedHeads:
+    """Auxiliary heads as they lie on the disk; :meth:`grata.networks.AuxiliaryHeads.load` makes them of it.
+
+    Attributes:
+        feature: name of the network's module whose output they take.
+        names: which heads there are: ``rotation``, ``denoising``.
+        views: classes of the rotation head, in the order of its outputs.
+        channels: of the feature.
+        image_channels: of the image.
+        spatial_dims: 2 or 3.
+        blocks: of the denoising head.
+        state: state dict of all heads.
+    """
+
+    feature: str
+    names: tuple[str, ...]
+    views: tuple[str, ...]
+    channels: int
+    image_channels: int
+    spatial_dims: int
+    blocks: int
+    state: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was prepared from the source set; whatever was not is None or empty.
+
+    Attributes:
+        class_sizes: ``(C,)``, mean share of each output channel's foreground in what the network sees at once, an image or
+            a window: with softmax they add up to 1, with sigmoid each stands for itself.
+        centroid: ``(C, spatial dims)``, mean centre of mass of each channel's foreground along each axis, from 0 to 1
+            (the first of n pixels lies at 0.5/n).
+        spread: ``(C, spatial dims)``, mean standard deviation around it, in the same unit (Bateson et al. 2022).
+        fisher: diagonal Fisher information of the affine parameters of normalization layers, by the parameter's name: mean
+            over images of the squared gradient of the cross-entropy to the network's own hard labels (EATA, Niu et al.
+            2022). A parameter that the prediction does not depend on is not in it.
+        heads: auxiliary heads.
+        images: how many images all of this was taken from.
+        network: name of the network's class.
+        digest: of the network's weights, see :func:`network_digest`.
+        version: of this package.
+        results: what the heads reached, by head: their losses, and the accuracy on images held out.
+    """
+
+    class_sizes: torch.Tensor | None = None
+    centroid: torch.Tensor | None = None
+    spread: torch.Tensor | None = None
+    fisher: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    heads: SavedHeads | None = None
+    images: int = 0
+    network: str = ""
+    digest: str = ""
+    version: str = field(default_factory=lambda: version("grata"))
+    results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file; it is never half written.
+
+        Args:
+            path: its name, by custom ``prepared.safetensors``; its folder exists.
+
+        Raises:
+            GrataError: it cannot be written.
+        """
+        tensors = {name: value for name in _STATISTICS if (value := getattr(self, name)) is not None}
+        tensors |= {f"fisher/{name}": value for name, value in self.fisher.items()}
+        header: dict[str, Any] = {
+            "format": _FORMAT,
+            "images": self.images,
+            "network": self.network,
+            "digest": self.digest,
+            "version": self.version,
+            "results": self.results,
+        }
+        if self.heads is not None:
+            tensors |= {f"heads/{name}": value for name, value in self.heads.state.items()}
+            header["heads"] = {key: value for key, value in vars(self.heads).items() if key != "state"}
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        content = serialize(tensors, {_HEADER: json.dumps(header, sort_keys=True)})
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Prepared:
+        """Read what :meth:`save` wrote; the tensors lie on the CPU.
+
+        Raises:
+            GrataError: the file is missing, damaged, or of another kind.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise GrataError(
+                f"prepared: {path} does not exist. Write it by python -m grata prepare <bundle> --dataset_dir <source images>."
+            )
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise GrataError(
+                f"prepared: {path} cannot be read ({error}). Copy it anew, or write it again by python -m grata prepare."
+            ) from error
+        if header.get("format") != _FORMAT:
+            raise GrataError(
+                f"prepared: {path} was not written by this version's python -m grata prepare. Write it again by that command."
+            )
+        heads = header.get("heads")
+        try:
+            return cls(
+                **{name: tensors.get(name) for name in _STATISTICS},
+                fisher=_under("fisher/", tensors),
+                heads=heads
+                and SavedHeads(
+                    **{**heads, "names": tuple(heads["names"]), "views": tuple(heads["views"])},
+                    state=_under("heads/", tensors),
+                ),
+                **{key: header[key] for key in ("images", "network", "digest", "version", "results")},
+            )
+        except (KeyError, TypeError) as error:
+            raise GrataError(f"prepared: {path} is incomplete ({error}). Write it again by python -m grata prepare.") from error
+
+    def check_network(self, network: nn.Module) -> None:
+        """Make sure that this was prepared for a network.
+
+        Args:
+            network: the source network as it was given, not adapted yet.
+
+        Raises:
+            GrataError: it has other weights.
+        """
+        if network_digest(network) != self.digest:
+            raise GrataError(
+                f"prepared: it was prepared for other weights (of a {self.network}) than this network has. Run python -m grata "
+                "prepare <bundle> --dataset_dir <source images> with the weights that are to be adapted."
+            )
+
+
+def require(prepared: Prepared | None, what: str, method: str) -> Any:
+    """What a method cannot do without.
+
+    Args:
+        prepared: what there is; None: nothing.
+        what: ``class_sizes``, ``centroid``, ``spread``, ``fisher``, or a head: ``rotation``, ``denoising``.
+        method: name of the method, for the message.
+
+    Returns:
+        The value of that name; for a head all heads, as :class:`SavedHeads`.
+
+    Raises:
+        GrataError: it was not prepared.
+    """
+    found: Any = None
+    if prepared is not None and what in (*_STATISTICS, "fisher"):
+        found = getattr(prepared, what)
+    elif prepared is not None and prepared.heads is not None and what in prepared.heads.names:
+        found = prepared.heads
+    if found is None or (isinstance(found, Mapping) and not found):
+        raise GrataError(
+            f"method {method} needs {_WORDS[what]}: run `python -m grata prepare <bundle> --dataset_dir <source images>`, which "
+            "writes models/prepared.safetensors, and give that file as `prepared`."
+        )
+    return found
+
+
+def network_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's weights and statistics, the same on every device and in whatever order they are listed.
+
+    Left out are the counters of batches, which no prediction depends on, and auxiliary ``branches``, which are added to a
+    network or not.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if name.endswith(_COUNTER) or name.startswith("branches."):
+            continue
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
