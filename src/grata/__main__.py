@@ -1,4 +1,7 @@
-"""``python -m grata benchmark <config.yaml>``: methods by sites, with tables and figures."""
+"""``python -m grata benchmark <config.yaml>``: methods by sites, with tables and figures.
+
+``python -m grata prepare <bundle>``: what methods need of the source set, in one file of the bundle.
+"""
 
 from __future__ import annotations
 
@@ -31,5 +34,31 @@ def benchmark(config_file: str, **overrides: Any) -> None:
     sys.exit(status)
 
 
+def prepare(bundle: str, dataset_dir: str, **options: Any) -> None:
+    """Take from the source set what methods need beyond images: class sizes, moments, Fisher information, heads.
+
+    Args:
+        bundle: folder of the bundle.
+        dataset_dir: images of the source set.
+        options: labels_dir, output (models/prepared.safetensors in the bundle), images (at most so many), val_stride (every
+            so-many-th was held out of training), heads (rotation,denoising or none), epochs, seed; and keys of the bundle's
+            configs/adapt.yaml, e.g. --device cuda --network_def#depth 34
+    """
+    try:
+        from .preparation import prepare as run
+        from .workflows.configuration import explain
+
+        status = run(bundle, dataset_dir, **options)
+    # What a bundle's configuration calls can raise anything.
+    except Exception as error:
+        # the remark is on an option of the command `adapt`
+        print(f"error: {explain(error).removesuffix(' (--traceback true shows where)')}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("\nstopped. Nothing was written.", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    fire.Fire({"benchmark": benchmark}, name="grata")
+    fire.Fire({"benchmark": benchmark, "prepare": prepare}, name="grata")

@@ -24,6 +24,7 @@ from torch import nn
 from ..errors import GrataError
 from ..handlers import WindowSelection, window_selection
 from ..methods import METHODS, Method, check_settings, create
+from ..objectives import ACTIVATIONS
 from ..workflows import check_device
 from ..workflows.configuration import check_keys, check_method_settings, explain
 from .config import MethodRow
@@ -45,7 +46,7 @@ _REQUIRED = (
     "weights",
 )
 
-_READ = {*_REQUIRED, "settings", "windows", "amp", "keep_pages", "scored", "initialize", "adapt"}
+_READ = {*_REQUIRED, "activation", "settings", "windows", "amp", "keep_pages", "scored", "initialize", "adapt"}
 """Keys that need no other key to refer to them."""
 
 _READ_OF_SITES = ("imports", "discovery", "preprocessing", "to_probabilities", "to_label_map")
@@ -200,6 +201,25 @@ class Bundle:
         return self._resolve("inferer")
 
     @cached_property
+    def activation(self) -> str:
+        """``sigmoid`` or ``softmax``: its own key ``activation``, else what the settings of ``grata`` say.
+
+        Raises:
+            GrataError: neither is there, or it is another word.
+        """
+        key = "activation" if "activation" in self._parser else "grata#activation"
+        activation = self._resolve(key) if key in self._parser else None
+        if activation not in ACTIVATIONS:
+            raise GrataError(f"{self.name}#activation: it is {' or '.join(ACTIVATIONS)}, got {activation!r}.")
+        return activation
+
+    @cached_property
+    def output(self) -> str | int | None:
+        """Key or index of the logits in what the network returns, as the settings of the method say; None: it returns them."""
+        key = next((key for key in ("settings#output", "grata#output") if key in self._parser), None)
+        return None if key is None else self._resolve(key)
+
+    @cached_property
     def windows(self) -> WindowSelection:
         """Which windows of a large volume are adapted to."""
         return window_selection(self._resolve("windows") if "windows" in self._parser else None)
@@ -245,8 +265,12 @@ class Bundle:
     def _preprocessing(self) -> Compose:
         return self._resolve("preprocessing")
 
-    def cases(self, limit: int | None) -> list[dict[str, Any]]:
+    def cases(self, limit: int | None, labelled: bool = True) -> list[dict[str, Any]]:
         """The first cases of the site, sorted by id, those that cannot be used among them.
+
+        Args:
+            limit: how many; None: all.
+            labelled: whether nothing can be done without a label.
 
         Raises:
             GrataError: the folder cannot be read, or has no labelled case.
@@ -254,7 +278,7 @@ class Bundle:
         discovery = self._resolve("discovery")
         faults = [{"case": fault.case, "fault": fault.message} for fault in discovery.faults]
         cases = sorted([*map(dict, discovery.cases), *faults], key=lambda case: case["case"])[:limit]
-        if not any("label" in case for case in cases):
+        if labelled and not any("label" in case for case in cases):
             raise GrataError(f"{self.name}: no image has a label. Name their folder by labels_dir.")
         return cases
 

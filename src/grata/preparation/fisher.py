@@ -1,0 +1,51 @@
+"""Diagonal Fisher information, by which EATA (Niu et al., ICML 2022) knows which parameters the source set depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import GrataError
+
+__all__ = ["pseudo_label_loss", "squared_gradient"]
+
+
+def pseudo_label_loss(logits: torch.Tensor, activation: str) -> torch.Tensor:
+    """Cross-entropy of a prediction to its own hard labels.
+
+    Args:
+        logits: ``(B, C, ...)``.
+        activation: ``softmax``: the labels are the most probable classes, mean over pixels; ``sigmoid``: the channels above
+            0.5, mean over pixels and channels.
+    """
+    if activation == "softmax":
+        return F.cross_entropy(logits, logits.detach().argmax(1))
+    return F.binary_cross_entropy_with_logits(logits, (logits.detach() > 0).to(logits))
+
+
+def squared_gradient(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    parameters: Mapping[str, nn.Parameter],
+    activation: str,
+) -> dict[str, torch.Tensor]:
+    """One image's part of the Fisher information: the squared gradient of :func:`pseudo_label_loss`, by parameter.
+
+    Args:
+        forward: from images to logits; batch statistics are the caller's matter.
+        images: ``(N, C, ...)``, the windows of one image, which are one batch.
+        parameters: they require gradients. One that the prediction does not depend on is left out.
+        activation: ``softmax`` or ``sigmoid``.
+
+    Raises:
+        GrataError: the gradient is not finite.
+    """
+    loss = pseudo_label_loss(forward(images), activation)
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    squares = {name: g.detach().square().cpu() for name, g in zip(parameters, gradients) if g is not None}
+    if not all(torch.isfinite(square).all() for square in squares.values()):
+        raise GrataError("The gradient of the prediction is not finite. Look at the image's intensities.")
+    return squares

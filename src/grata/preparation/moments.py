@@ -1,0 +1,78 @@
+"""Size, centroid and spread of what is segmented (the shape moments of TTAS, Bateson et al. 2022)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..benchmark.metrics import Region
+from ..errors import GrataError
+
+__all__ = ["ShapeMoments", "channel_masks"]
+
+
+def channel_masks(label: torch.Tensor, channels: int, activation: str, regions: list[Region]) -> torch.Tensor:
+    """Foreground of each output channel.
+
+    Args:
+        label: label maps ``(N, 1, ...)``.
+        channels: how many the network has.
+        activation: ``softmax``: channel v is label value v; ``sigmoid``: channel i is segment i with what it includes.
+        regions: of the segments.
+
+    Returns:
+        ``(N, channels, ...)`` of 0 and 1 in float64.
+
+    Raises:
+        GrataError: channels and segments do not belong together.
+    """
+    if activation == "softmax":
+        values = [[value] for value in range(channels)]
+        over = max((value for region in regions for value in region.values), default=0)
+        if over >= channels:
+            raise GrataError(f"segments: there is a value {over}, and the network has {channels} channels (0 to {channels - 1}).")
+    else:
+        values = [list(region.values) for region in regions]
+        if len(values) != channels:
+            raise GrataError(f"segments: there are {len(values)}, and the network has {channels} sigmoid channels.")
+    whole = label.round().long()[:, 0]
+    return torch.stack([torch.isin(whole, torch.tensor(v, device=whole.device)) for v in values], 1).double()
+
+
+class ShapeMoments:
+    """Means over images of each channel's share, centroid and spread; an image counts once, however many windows it has."""
+
+    def __init__(self) -> None:
+        self._sizes: list[torch.Tensor] = []
+        self._centroids: list[torch.Tensor] = []
+        self._spreads: list[torch.Tensor] = []
+
+    def add(self, masks: torch.Tensor) -> None:
+        """One image's windows ``(N, C, ...)`` of 0 and 1; a channel without foreground has no part in its moments."""
+        axes = range(2, masks.ndim)
+        volume = masks.sum(list(axes))
+        self._sizes.append((volume / masks[0, 0].numel()).mean(0).cpu())
+        centroids, spreads = [], []
+        for axis in axes:
+            size = masks.shape[axis]
+            position = (torch.arange(size, dtype=masks.dtype, device=masks.device) + 0.5) / size
+            profile = masks.sum([other for other in axes if other != axis]) / volume[..., None]
+            centroid = profile @ position
+            centroids.append(centroid)
+            spreads.append((profile * (position - centroid[..., None]).square()).sum(-1).sqrt())
+        # An empty channel divides by zero: its windows are NaN, and nanmean passes them over.
+        self._centroids.append(torch.stack(centroids, -1).nanmean(0).cpu())
+        self._spreads.append(torch.stack(spreads, -1).nanmean(0).cpu())
+
+    @property
+    def images(self) -> int:
+        """How many there were."""
+        return len(self._sizes)
+
+    def class_sizes(self) -> torch.Tensor:
+        """``(C,)``, float32."""
+        return torch.stack(self._sizes).mean(0).float()
+
+    def moments(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Centroid and spread, each ``(C, spatial dims)`` in float32; None where a channel never has any foreground."""
+        centroid, spread = (torch.stack(found).nanmean(0).float() for found in (self._centroids, self._spreads))
+        return None if centroid.isnan().any() else (centroid, spread)

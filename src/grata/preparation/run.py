@@ -1,0 +1,260 @@
+"""The command ``python -m grata prepare``: from a bundle and its source set to one small file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..benchmark.bundle import Bundle, Case, quiet
+from ..errors import GrataError
+from ..files import check_output_dir
+from ..networks import HEADS
+from ..normalization import BatchStatistics, ScriptedNetwork, collect_affine_parameters
+from ..objectives import activate
+from ..prepared import Prepared, SavedHeads, network_digest
+from ..workflows.configuration import explain
+from .fisher import squared_gradient
+from .moments import ShapeMoments, channel_masks
+from .training import train_heads
+from .windows import check_inferer, foreground_windows
+
+__all__ = ["prepare"]
+
+
+def prepare(
+    bundle: str | Path,
+    dataset_dir: str | Path,
+    labels_dir: str | Path | None = None,
+    output: str | Path = "models/prepared.safetensors",
+    images: int | None = None,
+    val_stride: int = 0,
+    heads: str | Sequence[str] | None = HEADS,
+    epochs: int = 20,
+    seed: int = 0,
+    **overrides: Any,
+) -> int:
+    """Take from the source set what methods need beyond images, and write it to one file.
+
+    What cannot be prepared, as class sizes without labels, is said and left out. The images are held in memory.
+
+    Args:
+        bundle: folder of the bundle.
+        dataset_dir: images of the source set; not a target site's.
+        labels_dir: their label maps, where they are not found beside them.
+        output: the file to write, relative to the bundle.
+        images: at most so many, evenly spaced over the sorted cases; None: all.
+        val_stride: every so-many-th of the sorted cases, the first among them, was held out of the network's training and is
+            left out, as ``val_stride`` of ``configs/train.yaml`` has it; 0: none was.
+        heads: which auxiliary heads to train: ``rotation``, ``denoising``, as a list or separated by commas; ``none``.
+        epochs: of their training.
+        seed: of their training.
+        overrides: keys of ``configs/adapt.yaml``, nested ones by ``#``.
+
+    Returns:
+        0 when every image was used, 1 when one could not be: it is reported, and the file made of the others.
+
+    Raises:
+        GrataError: the bundle, an argument or the folder is refused, or no image at all could be used.
+    """
+    quiet()
+    names = _head_names(heads)
+    images = None if images is None else _whole("images", images, 1)
+    val_stride, epochs, seed = _whole("val_stride", val_stride, 0), _whole("epochs", epochs, 1), _whole("seed", seed, 0)
+    given = {"dataset_dir": dataset_dir} | ({} if labels_dir is None else {"labels_dir": labels_dir})
+    opened = Bundle(Path(bundle), {**given, **overrides}, "prepare")
+    path = opened.root / Path(str(output)).expanduser()
+    check_output_dir(path.parent)
+    cases = opened.cases(None, labelled=False)
+    cases = _evenly([case for n, case in enumerate(cases) if not val_stride or n % val_stride], images)
+    if not cases:
+        raise GrataError(f"val_stride: {val_stride} leaves no image. Give that of the network's training, or 0.")
+    preparation = _Preparation(opened)
+    faults = []
+    for case in tqdm(cases, desc="prepare", unit="image"):
+        # One image that cannot be read must not end the run; a configuration can call anything, and raises anything.
+        try:
+            preparation.add(case)
+        except Exception as error:
+            fault = opened.without_folders(explain(error).removesuffix(" (--traceback true shows where)"), case)
+            faults.append(f"{case['case']}: {fault}")
+            tqdm.write(faults[-1])
+    if not preparation.images:
+        raise GrataError(f"dataset_dir: none of the {len(cases)} images could be used. The first: {faults[0]}")
+    prepared = preparation.finish(names, epochs, seed)
+    prepared.save(path)
+    for name, reached in prepared.results.items():
+        accuracy = f", accuracy {reached['accuracy']:.3f} on images held out" if "accuracy" in reached else ""
+        print(f"  {name} head: loss {reached['first_loss']:.4f} to {reached['last_loss']:.4f}{accuracy}")
+    for remark in preparation.remarks:
+        print(f"  {remark}")
+    print(f"Prepared from {prepared.images} of {len(cases)} images: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+    for fault in faults:
+        print(f"  {fault}")
+    return 1 if faults else 0
+
+
+class _Preparation:
+    """Images in, one after the other; then all that they give."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.remarks: list[str] = []
+        self.images: list[torch.Tensor] = []
+        self._bundle = bundle
+        self._moments = ShapeMoments()
+        self._fisher: dict[str, torch.Tensor] = {}
+        self._activation, self._inferer, self._regions = bundle.activation, bundle.inferer, bundle.regions
+        check_inferer(self._inferer)
+        # A network draws its first weights from the global generator, which is put back.
+        with torch.random.fork_rng(devices=[]):
+            self._given = bundle.make_network().eval()
+        for parameter in self._given.parameters():
+            parameter.requires_grad_(False)
+        scripted = isinstance(self._given, torch.jit.ScriptModule)
+        self._network: nn.Module = ScriptedNetwork(self._given) if scripted else self._given
+        self._statistics = BatchStatistics(self._network, 1.0)
+        self._parameters: dict[str, nn.Parameter] = {}
+        try:
+            self._parameters = collect_affine_parameters(self._given)
+        except GrataError as error:
+            self.remarks.append(f"Fisher information left out: {error}")
+
+    def add(self, case: Case) -> None:
+        """One image, or nothing of it.
+
+        Raises:
+            GrataError: it cannot be used.
+        """
+        if "fault" in case:
+            raise GrataError(case["fault"])
+        item = self._bundle.read_image(case)
+        tensor = item["image"]
+        image = (tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor)[None].to(self._bundle.device)
+        if not torch.isfinite(image).all():
+            raise GrataError("The image holds NaN or infinite values.")
+        labelled = "label" in case
+        if labelled:
+            label = torch.as_tensor(self._bundle.read_label(case, item, "network"))[None, None].to(image)
+        else:
+            label = self._predicted_foreground(image)
+        windows, labels = foreground_windows(image, label, self._inferer)
+        squares, channels = self._forward(windows)
+        if labelled:
+            self._moments.add(channel_masks(labels, channels, self._activation, self._regions))
+        for name, square in squares.items():
+            self._fisher[name] = self._fisher[name] + square if name in self._fisher else square
+        self.images.append(windows.cpu())
+
+    def finish(self, heads: Sequence[str], epochs: int, seed: int) -> Prepared:
+        """All that the images give; the heads are trained now."""
+        sizes = moments = None
+        unlabelled = len(self.images) - self._moments.images
+        if self._moments.images:
+            sizes, moments = self._moments.class_sizes(), self._moments.moments()
+            if moments is None:
+                self.remarks.append("Centroid and spread left out: there is a segment that no label map holds.")
+            if unlabelled:
+                self.remarks.append(f"{unlabelled} images have no label: class sizes and moments are of the others.")
+        else:
+            self.remarks.append("Class sizes, centroid and spread left out: no image has a label. Name their folder by labels_dir.")
+        trained, results = self._train(heads, epochs, seed)
+        return Prepared(
+            class_sizes=sizes,
+            centroid=None if moments is None else moments[0],
+            spread=None if moments is None else moments[1],
+            fisher={name: total / len(self.images) for name, total in self._fisher.items()},
+            heads=trained,
+            images=len(self.images),
+            network=getattr(self._given, "original_name", type(self._given).__name__),
+            digest=network_digest(self._given),
+            results=results,
+        )
+
+    def _train(
+        self, heads: Sequence[str], epochs: int, seed: int
+    ) -> tuple[SavedHeads | None, Mapping[str, Mapping[str, float]]]:
+        if not heads:
+            return None, {}
+        self._statistics.attach()
+        try:
+            return train_heads(self._given, self.images, heads, epochs, seed, self._bundle.device)
+        except GrataError as error:
+            self.remarks.append(f"Heads left out: {error}")
+            return None, {}
+        finally:
+            self._statistics.detach()
+
+    def _forward(self, windows: torch.Tensor) -> tuple[dict[str, torch.Tensor], int]:
+        """The image's part of the Fisher information, and how many channels the network has."""
+        channels = 0
+
+        def logits(x: torch.Tensor) -> torch.Tensor:
+            nonlocal channels
+            result = self._logits(x)
+            channels = result.shape[1]
+            return result
+
+        self._statistics.attach()
+        try:
+            if not self._parameters:
+                with torch.no_grad():
+                    logits(windows[:1])
+                return {}, channels
+            for parameter in self._parameters.values():
+                parameter.requires_grad_(True)
+            return squared_gradient(logits, windows, self._parameters, self._activation), channels
+        finally:
+            for parameter in self._parameters.values():
+                parameter.requires_grad_(False)
+            self._statistics.detach()
+
+    def _predicted_foreground(self, image: torch.Tensor) -> torch.Tensor:
+        """``(1, 1, ...)``; the source network knows its own site."""
+        with torch.no_grad():
+            probabilities = activate(self._inferer(image, self._logits).float(), self._activation)
+        if self._activation == "softmax":
+            return (probabilities.argmax(1, keepdim=True) > 0).to(image)
+        return (probabilities > 0.5).any(1, keepdim=True).to(image)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        result = self._network(x)
+        which = self._bundle.output
+        if not isinstance(result, torch.Tensor) and which is not None:
+            try:
+                result = result[which]
+            except (LookupError, TypeError) as error:
+                raise GrataError(f"output: {which!r} is not in what the network returns.") from error
+        if not isinstance(result, torch.Tensor):
+            raise GrataError(f"The network returns a {type(result).__name__}: name the logits by grata#output.")
+        return result.float()
+
+
+def _head_names(heads: str | Sequence[str] | None) -> tuple[str, ...]:
+    # The command line makes a tuple of what commas separate.
+    names = heads.split(",") if isinstance(heads, str) else heads or ()
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise GrataError(f"heads: it is {', '.join(HEADS)} or none, got {heads!r}.")
+    names = tuple(dict.fromkeys(name.strip() for name in names))
+    if names == ("none",):
+        return ()
+    for name in names:
+        if name not in HEADS:
+            raise GrataError(f"heads: there is no head {name!r}; there are {', '.join(HEADS)}, or none.")
+    return names
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise GrataError(f"{name}: it is a whole number of at least {least}, got {value!r}.")
+    return value
+
+
+def _evenly(cases: list[dict[str, Any]], most: int | None) -> list[dict[str, Any]]:
+    if most is None or most >= len(cases):
+        return cases
+    return [cases[math.floor((n + 0.5) * len(cases) / most)] for n in range(most)]

@@ -1,0 +1,112 @@
+"""Train auxiliary heads on the source set, the network frozen."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..networks import AuxiliaryHeads
+from ..objectives import denoising_loss, rotation_loss
+from ..prepared import SavedHeads
+from ..views import VIEWS, default_views
+
+__all__ = ["train_heads"]
+
+_BATCH = 4
+_LEARNING_RATE = 1e-3
+_HELD_OUT = 5
+"""Every so-many-th image."""
+
+
+def train_heads(
+    network: nn.Module,
+    images: Sequence[torch.Tensor],
+    names: Sequence[str],
+    epochs: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[SavedHeads, dict[str, dict[str, float]]]:
+    """Train heads by Adam at 1e-3, batches of at most four of one shape; every fifth image is held out.
+
+    The network normalizes each image by itself: that is how it meets the images in adaptation.
+
+    Args:
+        network: frozen, in evaluation mode, batch statistics as in adaptation.
+        images: of the source set, each its windows ``(N, C, ...)``.
+        names: which heads: ``rotation``, ``denoising``.
+        epochs: over all images.
+        seed: of first weights, order, views and noise.
+        device: of the network.
+
+    Returns:
+        The heads, and for each its mean loss in the first and the last epoch; for ``rotation`` also the accuracy over all
+        views of the images held out, where there are at least two images.
+
+    Raises:
+        GrataError: the network cannot have heads.
+    """
+    held_out = [x for n, x in enumerate(images) if n % _HELD_OUT == 0] if len(images) > 1 else []
+    trained_on = [x for n, x in enumerate(images) if n % _HELD_OUT or not held_out]
+    samples = [sample for windows in trained_on for sample in windows]
+    heads = AuxiliaryHeads.create(network, images[0][:1].to(device), names, _common_views(images), seed)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(heads.modules.parameters(), lr=_LEARNING_RATE)
+
+    def branch(name: str, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            feature = torch.cat([heads.features(sample[None]) for sample in x])
+        return heads.head(name, feature, x.shape[2:])
+
+    losses = {
+        "rotation": lambda x: rotation_loss(branch, x, generator, heads.views),
+        "denoising": lambda x: denoising_loss(branch, x, generator),
+    }
+    history: dict[str, list[float]] = {name: [] for name in names}
+    with tqdm(range(epochs), desc="heads", unit="epoch") as bar:
+        for _ in bar:
+            total = dict.fromkeys(names, 0.0)
+            for batch in _batches(samples, generator):
+                x = torch.stack([samples[i] for i in batch]).to(device)
+                loss = {name: losses[name](x) for name in names}
+                optimizer.zero_grad()
+                sum(loss.values()).backward()
+                optimizer.step()
+                for name in names:
+                    total[name] += loss[name].item() * len(x)
+            for name in names:
+                history[name].append(total[name] / len(samples))
+            bar.set_postfix({name: f"{values[-1]:.4f}" for name, values in history.items()})
+    heads.modules.eval()
+    results = {name: {"first_loss": history[name][0], "last_loss": history[name][-1]} for name in names}
+    if "rotation" in results and held_out:
+        results["rotation"]["accuracy"] = _accuracy(heads, [sample for x in held_out for sample in x], device)
+    return heads.saved(), results
+
+
+def _common_views(images: Sequence[torch.Tensor]) -> list[str]:
+    """The default views that suit every image."""
+    names = [[view.name for view in default_views(shape)] for shape in {tuple(x.shape[2:]) for x in images}]
+    return [name for name in names[0] if all(name in others for others in names)]
+
+
+def _batches(samples: Sequence[torch.Tensor], generator: torch.Generator) -> list[list[int]]:
+    """Indices of samples of one shape each, in random order."""
+    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    for index in torch.randperm(len(samples), generator=generator).tolist():
+        by_shape[samples[index].shape].append(index)
+    batches = [group[i : i + _BATCH] for group in by_shape.values() for i in range(0, len(group), _BATCH)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _accuracy(heads: AuxiliaryHeads, samples: Sequence[torch.Tensor], device: torch.device) -> float:
+    right = 0
+    with torch.no_grad():
+        for sample in samples:
+            for index, name in enumerate(heads.views):
+                logits = heads.branch("rotation", VIEWS[name](sample[None].to(device)))
+                right += int(logits.argmax(1).item() == index)
+    return right / (len(samples) * len(heads.views))
