@@ -425,9 +425,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_journalled(folder, scans, run_
     for case in ("scan0", "scan1"):
         check_complete(output, case)
         line = journal(output)[case]
-        assert line["flags"] == ["non_finite_pseudo_loss", "step_skipped"]
-        assert line["pseudo_loss"] is None and line["parameter_change"]["l2"] == 0
-        assert f"{case}: adaptation skipped (non_finite_pseudo_loss" in run.text
+        assert line["flags"] == ["non_finite_loss", "step_skipped"]
+        assert line["loss"] is None and line["parameter_change"]["l2"] == 0
+        assert f"{case}: adaptation skipped (non_finite_loss" in run.text
 
 
 def test_an_earlier_run_is_replaced_whole_and_nothing_else_is_touched(folder, scans, run_adapt):

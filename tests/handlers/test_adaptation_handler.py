@@ -73,10 +73,10 @@ def test_the_journal_holds_one_line_a_case_with_what_was_done(make_network, tmp_
     for line, item in zip(lines, volumes()):
         record = method.adapt(item["image"][None])
         assert line["auxiliary_loss"] == pytest.approx(record.auxiliary_loss)
-        assert line["pseudo_loss"] == pytest.approx(record.pseudo_loss)
+        assert line["loss"] == pytest.approx(record.loss)
         assert line["cosine"] == pytest.approx(record.cosine, rel=1e-4)
         assert line["learning_rate"] == pytest.approx(record.learning_rate, rel=1e-4)
-        assert line["pseudo_gradient_norm"] == pytest.approx(record.pseudo_gradient_norm, rel=1e-4)
+        assert line["gradient_norm"] == pytest.approx(record.gradient_norm, rel=1e-4)
         assert line["parameter_change"]["l2"] == pytest.approx(method.parameter_change()["l2"], rel=1e-4)
         assert line["site"] == "B" and line["method"] == "grata" and line["version"]
         assert line["seconds"] > 0 and line["peak_memory_mib"] > 0
@@ -122,7 +122,7 @@ def test_episodic_cases_do_not_see_each_other(make_network):
         return predictions(evaluator(network, items, [GraTaHandler(network, lr=1e-1, **settings)]))[-1]
 
     items = volumes()
-    assert torch.equal(last(items, episodic=True), last(items[-1:], episodic=True))
+    assert torch.equal(last(items, reset="per-case"), last(items[-1:], reset="per-case"))
     assert not torch.equal(last(items), last(items[-1:]))
 
 
@@ -287,7 +287,7 @@ def test_another_network_than_the_method_adapts_is_refused(make_network):
     with pytest.raises(GrataError, match="another UNet"):
         evaluator(make_network(3), volumes(1), [GraTaHandler(make_network(3))]).run()
     scripted = torch.jit.script(make_network(3).eval())
-    with pytest.raises(GrataError, match="TorchScript network inside a WithActivation"):
+    with pytest.raises(GrataError, match="a TorchScript network cannot be put inside a WithActivation"):
         evaluator(WithActivation(scripted), volumes(1), [GraTaHandler(scripted)]).run()
 
 
@@ -319,13 +319,13 @@ def test_weights_loaded_on_start_do_not_undo_what_a_resumed_method_had_learnt(ma
 @pytest.mark.parametrize("episodic", [False, True])
 def test_a_run_after_one_that_failed_at_its_first_case_goes_well(make_network, episodic):
     network = make_network(3)
-    handler = GraTaHandler(network, lr=1e-2, episodic=episodic)
+    handler = GraTaHandler(network, lr=1e-2, reset="per-case" if episodic else "never")
     broken = [{"image": torch.rand(3, *ROI), "case": "three channels"}]
     with pytest.raises(RuntimeError):
         evaluator(network, broken, [handler]).run()
     seen = predictions(evaluator(network, volumes(1), [handler]))
     fresh = make_network(3)
-    expected = predictions(evaluator(fresh, volumes(1), [GraTaHandler(fresh, lr=1e-2, episodic=episodic)]))
+    expected = predictions(evaluator(fresh, volumes(1), [GraTaHandler(fresh, lr=1e-2, reset="per-case" if episodic else "never")]))
     torch.testing.assert_close(seen, expected)
 
 

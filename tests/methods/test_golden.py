@@ -42,10 +42,10 @@ class Trace:
 
     def compare(self, step: int, record, probability: torch.Tensor) -> None:
         self.note("auxiliary loss, relative", abs(record.auxiliary_loss / self(step, "aux_loss").item() - 1))
-        self.note("pseudo loss, relative", abs(record.pseudo_loss / self(step, "pse_loss").item() - 1))
+        self.note("pseudo loss, relative", abs(record.loss / self(step, "pse_loss").item() - 1))
         self.note("cosine, relative", abs(record.cosine / self(step, "cosine").item() - 1))
         self.note("learning rate, relative", abs(record.learning_rate / self(step, "lr").item() - 1))
-        for kind, norm in (("aux", record.auxiliary_gradient_norm), ("pse", record.pseudo_gradient_norm)):
+        for kind, norm in (("aux", record.auxiliary_gradient_norm), ("pse", record.gradient_norm)):
             reference = torch.cat([self(step, f"{kind}_grad/{n}").flatten() for n in self.method.parameters])
             self.note("gradient norms, relative", abs(norm / reference.norm().item() - 1))
         for name, parameter in self.method.parameters.items():

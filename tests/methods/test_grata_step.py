@@ -87,11 +87,11 @@ def test_a_step_equals_the_formulas(make_network, dims, norm, size, activation, 
     aux_loss, pse_loss, cosine, eta, aux_norm, pse_norm, after = expected
     assert record.flags == ()
     assert record.auxiliary_loss == pytest.approx(aux_loss, rel=1e-5)
-    assert record.pseudo_loss == pytest.approx(pse_loss, rel=1e-5)
+    assert record.loss == pytest.approx(pse_loss, rel=1e-5)
     assert record.cosine == pytest.approx(cosine, abs=1e-4)
     assert record.learning_rate == pytest.approx(eta, rel=1e-3)
     assert record.auxiliary_gradient_norm == pytest.approx(aux_norm, rel=1e-3)
-    assert record.pseudo_gradient_norm == pytest.approx(pse_norm, rel=1e-3)
+    assert record.gradient_norm == pytest.approx(pse_norm, rel=1e-3)
     moved = torch.cat([(p.detach() - method._source[n]).flatten() for n, p in method.parameters.items()])
     should = torch.cat([(after[n] - method._source[n].double()).flatten() for n in method.parameters])
     assert float((moved - should).norm() / should.norm()) < 0.02

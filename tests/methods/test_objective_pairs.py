@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from grata.errors import GrataError
 from grata.methods import GraTa
-from grata.methods.grata import OBJECTIVES
+from grata.methods.gradient import OBJECTIVES
 from grata.networks import BRANCHES, ResUNet
 from grata.objectives import BRANCH_LOSSES
 
@@ -39,10 +39,10 @@ def test_a_pair_takes_a_step_that_can_be_repeated(network, auxiliary, pseudo):
         method.restore()
     first, second = records
     assert first.flags == () and change > 0
-    assert first.auxiliary_gradient_norm > 0 and first.pseudo_gradient_norm > 0
+    assert first.auxiliary_gradient_norm > 0 and first.gradient_norm > 0
     assert -1 <= first.cosine <= 1
     assert first.learning_rate == pytest.approx(1e-3 * (1 + first.cosine) ** 2 / 4)
-    for name in ("auxiliary_loss", "pseudo_loss", "cosine"):
+    for name in ("auxiliary_loss", "loss", "cosine"):
         assert getattr(first, name) == getattr(second, name)
     assert (0 <= first.agreement <= 1) == ("consistency" in (auxiliary, pseudo))
 
@@ -67,7 +67,7 @@ def test_gradients_are_those_of_the_objectives_before_and_after_the_look_ahead(n
     network.load_state_dict(kept)
     network.eval()
     assert record.auxiliary_loss == pytest.approx(loss.item(), rel=1e-5)
-    assert record.pseudo_loss == pytest.approx(ahead.item(), rel=1e-5)
+    assert record.loss == pytest.approx(ahead.item(), rel=1e-5)
     norm = sum(g.square().sum() for g in gradient if g is not None).sqrt().item()
     assert record.auxiliary_gradient_norm == pytest.approx(norm, rel=1e-4)
 
@@ -93,8 +93,8 @@ def test_views_in_half_precision_change_nothing_but_the_pseudo_label(network):
         records.append(method.adapt(images()))
         method.restore()
     assert records[0].auxiliary_loss == records[1].auxiliary_loss
-    assert records[0].pseudo_loss != records[1].pseudo_loss
-    assert records[0].pseudo_loss == pytest.approx(records[1].pseudo_loss, rel=0.05)
+    assert records[0].loss != records[1].loss
+    assert records[0].loss == pytest.approx(records[1].loss, rel=0.05)
 
 
 def test_super_resolution_says_which_sizes_it_takes(network):

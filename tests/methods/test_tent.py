@@ -25,7 +25,7 @@ def test_one_step_goes_down_the_gradient_of_the_mean_entropy(make_network, activ
     else:
         p = logits.softmax(1)
         loss = -(p * p.log()).sum(1).mean()
-    assert record.auxiliary_loss == pytest.approx(loss.item(), rel=1e-5)
+    assert record.loss == pytest.approx(loss.item(), rel=1e-5)
     parameters = dict(reference.named_parameters())
     for name, adapted in method.parameters.items():
         (gradient,) = torch.autograd.grad(loss, parameters[name], retain_graph=True)
@@ -34,7 +34,7 @@ def test_one_step_goes_down_the_gradient_of_the_mean_entropy(make_network, activ
 
 def test_entropy_falls_when_it_goes_on_with_one_image(make_network):
     method = Tent(make_network(), lr=1e-2)
-    losses = [method.adapt(batch()).auxiliary_loss for _ in range(10)]
+    losses = [method.adapt(batch()).loss for _ in range(10)]
     assert losses[-1] < losses[0]
 
 
@@ -42,7 +42,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_told(make_network):
     method = Tent(make_network())
     before = {name: p.detach().clone() for name, p in method.parameters.items()}
     record = method.adapt(batch() * float("inf"))
-    assert record.flags == ("non_finite_auxiliary_loss", "step_skipped") and record.learning_rate == 0
+    assert record.flags == ("non_finite_loss", "step_skipped") and record.learning_rate == 0
     assert all(torch.equal(p, before[name]) for name, p in method.parameters.items())
 
 

@@ -2,5 +2,16 @@
 
 from .cosine import cosine_similarity, gradient_norm
 from .laws import LAWS, learning_rate_factor
+from .rates import RATES, CosineRate, Rate, StepSignals, make_rate
 
-__all__ = ["LAWS", "cosine_similarity", "gradient_norm", "learning_rate_factor"]
+__all__ = [
+    "LAWS",
+    "RATES",
+    "CosineRate",
+    "Rate",
+    "StepSignals",
+    "cosine_similarity",
+    "gradient_norm",
+    "learning_rate_factor",
+    "make_rate",
+]

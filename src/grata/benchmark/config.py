@@ -127,7 +127,7 @@ _DEFAULTS: dict[str, Any] = {
 # These belong to the source network or to a method's row; a stream crosses sites with one of each.
 _NOT_A_TARGETS = {
     *("network", "network_def", "weights", "device", "amp", "inferer", "windows", "segments"),
-    *("memory_format", "keep_pages"),
+    *("memory_format", "keep_pages", "activation", "prepared", "reset"),
 }
 # What only the command `adapt` reads, with what a benchmark has in its place.
 _NOT_READ = {
@@ -167,8 +167,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     sources, targets = (_mappings(values, key) for key in ("sources", "targets"))
     for name, settings in sources.items():
-        for key, value in settings.items():
-            _check_source_key(f"sources#{name}#{key}", key, value)
+        for key in settings:
+            _check_source_key(f"sources#{name}#{key}", key)
     for name, settings in targets.items():
         for key in settings:
             _check_target_key(f"targets#{name}#{key}", key)
@@ -300,21 +300,17 @@ def _mappings(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     return {str(name): dict(settings or {}) for name, settings in given.items()}
 
 
-def _check_source_key(where: str, key: str, value: Any) -> None:
-    head, *rest = key.split("#")
+def _check_source_key(where: str, key: str) -> None:
+    head = key.split("#")[0]
     if head in _NOT_READ:
         raise GrataError(f"{where}: a benchmark does not read it. {_NOT_READ[head]}")
-    # The reference is what a bundle's own settings hold.
-    seeds = (value.get("seed", "@seed") != "@seed") if isinstance(value, Mapping) and not rest else rest == ["seed"]
-    if head in METHODS and seeds:
-        raise GrataError(f"{where}: the seeds of the benchmark are those of its methods. See seeds at the top level.")
 
 
 def _check_target_key(where: str, key: str) -> None:
     head = key.split("#")[0]
     if head in _NOT_READ:
         raise GrataError(f"{where}: this is not a site's, and a benchmark does not read it. {_NOT_READ[head]}")
-    if head in _NOT_A_TARGETS or head in METHODS:
+    if head in _NOT_A_TARGETS:
         raise GrataError(f"{where}: this is not a site's. Set it in sources, or in a row of methods.")
 
 
@@ -330,10 +326,7 @@ def _row(name: str, settings: dict[str, Any]) -> MethodRow:
         near = difflib.get_close_matches(str(method), METHODS, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"The methods are {', '.join(METHODS)}."
         raise GrataError(f"methods#{name}: there is no method {method!r}. {hint}")
-    try:
-        check_settings(method, settings)
-    except GrataError as error:
-        raise GrataError(f"methods#{name}: {error}") from error
+    check_settings(method, settings, f"methods#{name}")
     if "seed" in settings:
         raise GrataError(f"methods#{name}#seed: the seeds of the benchmark are those of its methods. See seeds.")
     return MethodRow(name, method, settings)

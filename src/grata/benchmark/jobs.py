@@ -108,7 +108,7 @@ def plan(config: BenchmarkConfig) -> list[Job]:
                     "targets": {site: prints[site] for site in used},
                     "images": {site: _sizes(site_cases[site]) for site in used},
                     "stream": [(item.site, item.case, item.reset, item.round) for item in stream.items],
-                    "methods": (row.method, bundle.given_settings(row.method), row.settings),
+                    "methods": bundle.method_fingerprint(row),
                     "metrics": (vars(config.metrics), scored),
                     "device": device,
                     "threads": threads,

@@ -134,7 +134,7 @@ class _Runner:
                 self.method.restore()
             started = self._now()
             with precision:
-                records = adapt_to_case(self.method, images, self.bundle.inferer, self.bundle.windows)
+                records = adapt_to_case(self.method, images, self.bundle.inferer, self.bundle.windows, item.site)
             adapted = self._now()
             with eval_mode(self.method.network), precision:
                 logits = self.bundle.inferer(images, self.method.network)[0].float()

@@ -93,9 +93,11 @@ class AdaptationHandler:
             engine.network = self.method.network
         elif all(module is not self.method.network for module in engine.network.modules()):
             if any(module is self.method.given for module in engine.network.modules()):
+                scripted = isinstance(self.method.given, torch.jit.ScriptModule)
+                what = "a TorchScript network" if scripted else f"the network that {self.method.name} predicts with"
                 raise GrataError(
-                    f"network: a TorchScript network inside a {type(engine.network).__name__} cannot be adapted. Give the "
-                    "TorchScript network itself to both the method and the evaluator."
+                    f"network: {what} cannot be put inside a {type(engine.network).__name__}. Give the network itself to "
+                    "both the method and the evaluator."
                 )
             raise GrataError(
                 f"network: the evaluator predicts with another {type(engine.network).__name__} than the network that "
@@ -114,8 +116,9 @@ class AdaptationHandler:
                 "views. Use method source or ptbn, or a network of the image alone."
             )
         if self.source_key is not None:
-            with self.method.source_network(), engine.mode(engine.network), _precision(engine):
-                engine.state.batch[self.source_key] = engine.inferer(images, engine.network, *args, **kwargs)
+            with self.method.source_network() as source, engine.mode(engine.network), _precision(engine):
+                network = source if engine.network is self.method.network else engine.network
+                engine.state.batch[self.source_key] = engine.inferer(images, network, *args, **kwargs)
         started = time.perf_counter()
         with _peak_memory(images.device) as peak:
             records = self._adapt(images, engine)
@@ -129,7 +132,8 @@ class AdaptationHandler:
 
     def _adapt(self, images: torch.Tensor, engine: Engine) -> list[StepRecord]:
         with _precision(engine):
-            return adapt_to_case(self.method, images, engine.inferer, self.windows)
+            sites = self._items(engine, self.site_key)
+            return adapt_to_case(self.method, images, engine.inferer, self.windows, sites[0] if sites else None)
 
     def record(self, engine: Engine) -> None:
         """Write the journal's lines for the batch that was just predicted."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.inferers import SimpleInferer
 
-from ..methods.gradient import check_precision
+from ..methods.predictive import check_precision
 
 __all__ = ["AutocastInferer"]
 

@@ -15,7 +15,9 @@ from .windows import WindowSelection
 __all__ = ["adapt_to_case", "merged_record"]
 
 
-def adapt_to_case(method: Method, images: torch.Tensor, inferer: Inferer, windows: WindowSelection) -> list[StepRecord]:
+def adapt_to_case(
+    method: Method, images: torch.Tensor, inferer: Inferer, windows: WindowSelection, site: str | None = None
+) -> list[StepRecord]:
     """Let a method adapt to one case: to the whole of it, or to some windows where the inferer works window by window.
 
     Args:
@@ -23,6 +25,7 @@ def adapt_to_case(method: Method, images: torch.Tensor, inferer: Inferer, window
         images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``.
         inferer: what the case is predicted with afterwards.
         windows: which windows of a large volume.
+        site: where the case comes from, for reset policies that ask for it.
 
     Returns:
         The record of each call of ``method.adapt``.
@@ -31,9 +34,8 @@ def adapt_to_case(method: Method, images: torch.Tensor, inferer: Inferer, window
         GrataError: an inferer that adaptation does not know.
     """
     if not method.learns:
-        return [method.adapt(images)]
-    if method.episodic:
-        method.restore()
+        return [method.adapt(images, site=site)]
+    method.begin_case(site)
     if isinstance(inferer, SlidingWindowInferer):
         batches = windows.select(images, inferer, method)
     elif isinstance(inferer, SimpleInferer):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from ..errors import GrataError
-from ..normalization import BatchStatistics, ScriptedNetwork
+from ..normalization import BatchStatistics, Rule, ScriptedNetwork
+from ..resets import PerCase, ResetPolicy, make_reset
+from .card import Card
 
 __all__ = ["Method", "StepRecord"]
 
@@ -23,9 +26,11 @@ class StepRecord:
 
     Attributes:
         flags: what was out of the ordinary, e.g. ``non_finite_loss``; empty when all went well.
+        reset: whether the method started from the source network again before this batch.
     """
 
     flags: tuple[str, ...] = ()
+    reset: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, ready for JSON."""
@@ -41,18 +46,20 @@ class Method(ABC):
 
     Args:
         network: the source network, its weights loaded.
-        parameters: those the method will change, by their name in the network's state dict.
-        batch_statistics: weight of the batch's statistics in batch normalization: 1 the batch's own, 0 the source's.
+        changed: what the method will change, parameters or buffers, by their name in the network's state dict.
+        batch_statistics: weight of the batch's statistics in batch normalization: 1 the batch's own, 0 the source's; or
+            a rule, see :class:`grata.normalization.BatchStatistics`.
         seed: of the method's own random generator.
-        episodic: start from the source network again for every case, instead of going on from the last one (online).
+        reset: when to start from the source network again: a policy of :mod:`grata.resets`, its name, or a mapping of
+            its name and settings. None: as the method's paper has it, ``per-case`` (episodic) or ``never`` (online).
 
     Attributes:
         name: how configs call the method.
-        summary: one line on what it does.
-        changes: what it changes in the network.
+        card: what it is, for tables.
         learns: whether ``adapt`` looks at the images; if not, any call only switches the network's statistics.
         given: the network as it was given.
-        parameters: those the method changes, by name.
+        parameters: what the method changes, by name.
+        reset: the policy.
         batches: how many batches it has adapted to since the source.
 
     Raises:
@@ -60,22 +67,21 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
-    changes: ClassVar[str]
+    card: ClassVar[Card]
     learns: ClassVar[bool] = True
 
     def __init__(
         self,
         network: nn.Module,
-        parameters: dict[str, nn.Parameter],
-        batch_statistics: float,
+        changed: Mapping[str, torch.Tensor],
+        batch_statistics: float | Rule = 1.0,
         seed: int = 0,
-        episodic: bool = False,
+        reset: ResetPolicy | str | Mapping[str, Any] | None = None,
     ) -> None:
-        coarse = {p.dtype for p in parameters.values()} & {torch.float16, torch.bfloat16}
+        coarse = {p.dtype for p in changed.values()} & {torch.float16, torch.bfloat16}
         if coarse:
             raise GrataError(
-                f"The network's normalization layers are {coarse.pop()}, in which steps as small as those of adaptation "
+                f"What {self.name} adapts in the network is {coarse.pop()}, in which steps as small as those of adaptation "
                 "are lost. Give float32 weights, and compute in half precision by autocast."
             )
         self.given = network
@@ -83,15 +89,16 @@ class Method(ABC):
             network = ScriptedNetwork(network)
         self._network = network
         self._statistics = BatchStatistics(network, batch_statistics)
-        self.parameters = parameters
-        if not isinstance(episodic, bool):
-            raise GrataError(f"episodic must be true or false, got {episodic!r}.")
+        self.parameters = dict(changed)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise GrataError(f"seed must be a whole number of at least 0, got {seed!r}.")
-        self.episodic = episodic
+        if reset is None:
+            reset = "per-case" if self.card.episodic else "never"
+        self.reset = make_reset(reset)
         self._seed = seed
         self.generator = torch.Generator().manual_seed(self._seed)
         self.batches = 0
+        self._was_reset = False
         self._active = False
 
     @property
@@ -99,25 +106,51 @@ class Method(ABC):
         """The network to predict with; a TorchScript network comes wrapped in a :class:`ScriptedNetwork`."""
         return self._network
 
-    def adapt(self, images: torch.Tensor, same_case: bool = False, **options: Any) -> StepRecord:
+    @property
+    def episodic(self) -> bool:
+        """Whether every case starts from the source network."""
+        return isinstance(self.reset, PerCase)
+
+    def begin_case(self, site: str | None = None) -> None:
+        """A case begins: start from the source network again where the reset policy says so.
+
+        :meth:`adapt` does this by itself; call it before measuring the network's uncertainty on a new case.
+
+        Args:
+            site: where the case comes from.
+        """
+        if self.reset.due(self, site):
+            started = self.batches > 0
+            self.restore()
+            self._was_reset = started
+        self.reset.begin(site)
+
+    def adapt(
+        self, images: torch.Tensor, same_case: bool = False, site: str | None = None, **options: Any
+    ) -> StepRecord:
         """Adapt the network to one batch; call before predicting that batch with :attr:`network`.
 
         Args:
             images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, any float dtype, on the network's device; not changed.
-            same_case: these images belong to the case of the last call: an episodic method does not start again.
+            same_case: these images belong to the case that has begun: the reset policy is not asked.
+            site: where the images come from, for policies that ask for it.
             options: of the method at hand.
 
         Returns:
             What was done; its flags tell whether the step was skipped.
         """
-        if self.episodic and not same_case:
-            self.restore()
+        if not same_case:
+            self.begin_case(site)
         self._activate()
         self._network.eval()
         with torch.inference_mode(False), torch.enable_grad():
-            record = self._adapt(self._plain(images), **options)
-        self._adapted = self._copy()
-        self.batches += 1
+            x = self._plain(images)
+            record = self._adapt(x, **options)
+            if self._was_reset:
+                record, self._was_reset = dataclasses.replace(record, reset=True), False
+            self._adapted = self._copy()
+            self.batches += 1
+            self.reset.observe(self, x)
         return record
 
     @abstractmethod
@@ -136,6 +169,8 @@ class Method(ABC):
         """Bring back the source network, exactly: parameters, statistics, modes, and the method as if just constructed."""
         self.generator.manual_seed(self._seed)
         self.batches = 0
+        self._was_reset = False
+        self.reset.forget()
         if not self._active:
             return
         self._active = False
@@ -181,7 +216,8 @@ class Method(ABC):
         return {
             "method": self.name,
             "parameters": self._copy(),
-            "source": {name: s.clone() for name, s in self._source.items()} if self._active else self._copy(),
+            "source": self._digest_of_source(),
+            "reset": {"policy": repr(self.reset), "state": self.reset.state_dict()},
             "generator": self.generator.get_state(),
             "batches": self.batches,
             "active": self._active,
@@ -198,18 +234,28 @@ class Method(ABC):
         shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
         if {name: tuple(p.shape) for name, p in state["parameters"].items()} != shapes:
             raise GrataError("This state belongs to another network: its adapted parameters have other names or shapes.")
-        present = self._source if self._active else self._copy()
-        for name, source in state["source"].items():
-            if not torch.equal(source.to(present[name]), present[name]):
-                raise GrataError(f"This state was adapted from other source weights: {name} differs.")
+        if state["source"] != self._digest_of_source():
+            raise GrataError("This state was adapted from other source weights.")
+        if state["reset"]["policy"] != repr(self.reset):
+            raise GrataError(
+                f"This state was written with another reset policy ({state['reset']['policy']}, here {self.reset!r}): give "
+                "the same one, or start anew."
+            )
         with torch.inference_mode(False):
             self.restore()
             if state["active"]:
                 self._activate()
             self._write(state["parameters"])
             self._adapted = self._copy()
+        self.reset.load_state_dict(state["reset"]["state"])
         self.generator.set_state(state["generator"].cpu())
         self.batches = int(state["batches"])
+
+    def _digest_of_source(self) -> str:
+        if not self._active:
+            return _digest(self.parameters)
+        self._source_digest = self._source_digest or _digest(self._source)
+        return self._source_digest
 
     def _copy(self) -> dict[str, torch.Tensor]:
         return {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -225,6 +271,7 @@ class Method(ABC):
         self._statistics.attach()
         self._active = True
         self._source = self._copy()
+        self._source_digest = ""
         self._adapted = self._copy()
         adapted = {id(p) for p in self.parameters.values()}
         self._gradient_flags = [(p, p.requires_grad) for p in self._network.parameters()]
@@ -242,3 +289,12 @@ class Method(ABC):
             x = x.clone()
         dtype = next((p.dtype for p in self._network.parameters()), x.dtype)
         return x.detach().to(dtype)
+
+
+def _digest(values: Mapping[str, torch.Tensor]) -> str:
+    """Of names and values, to the last bit: a state need not carry the source's weights to know them again."""
+    digest = hashlib.sha256()
+    for name, value in values.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

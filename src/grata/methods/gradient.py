@@ -1,45 +1,102 @@
-"""What methods share that learn by gradient steps on the affine parameters of normalization layers."""
+"""What methods share that learn by gradient steps."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..alignment import gradient_norm
+from ..alignment import Rate, StepSignals, cosine_similarity, gradient_norm, make_rate
 from ..errors import GrataError
-from ..normalization import collect_affine_parameters
-from ..objectives import entropy_loss
-from ..objectives.activation import check_activation
-from ..objectives.entropy import entropy_map
-from .base import Method
+from ..normalization import Rule, collect_affine_parameters, deepest_feature
+from ..objectives import (
+    BRANCH_LOSSES,
+    activate,
+    check_branch,
+    consistency_loss,
+    entropy_loss,
+    view_agreement,
+)
+from ..resets import ResetPolicy
+from ..styles import StrongView
+from ..views import resolve_views
+from .base import StepRecord
+from .predictive import PredictiveMethod, check_count, check_number, check_precision
 
-__all__ = ["SKIPPED", "GradientMethod", "check_number", "check_precision", "non_finite"]
+__all__ = ["OBJECTIVES", "SKIPPED", "GradientMethod", "GradientRecord", "non_finite"]
+
+OBJECTIVES = ("entropy", "consistency", *BRANCH_LOSSES)
+"""Objectives by name: what can give the auxiliary gradient of any method, and both gradients of GraTa."""
 
 SKIPPED = "step_skipped"
 """Flag of a step that was not taken."""
 
-_AUTOCAST = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float16": torch.float16, "fp16": torch.float16}
+
+@dataclasses.dataclass(frozen=True)
+class GradientRecord(StepRecord):
+    """One optimizer step; NaN stands for what there is not, or was not reached when the step was skipped.
+
+    Attributes:
+        loss: of the objective, at the parameters that its gradient was taken at.
+        gradient_norm: Euclidean norm of its gradient over all adapted parameters.
+        learning_rate: of the step, first parameter group; 0 when skipped.
+        auxiliary_loss: of the auxiliary objective, at the parameters before the step.
+        auxiliary_gradient_norm: Euclidean norm of the auxiliary gradient.
+        cosine: of the angle between the two gradients, -1 to 1.
+        agreement: of the weak views' predictions with each other, 0 to 1, see :func:`grata.objectives.view_agreement`:
+            how good the prediction is likely to be, told without labels.
+        kept: share of the voxels that a filter of the method let through, 0 to 1.
+        steps: the records of all steps, when the method takes more than one a batch.
+    """
+
+    loss: float = math.nan
+    gradient_norm: float = math.nan
+    learning_rate: float = 0.0
+    auxiliary_loss: float = math.nan
+    auxiliary_gradient_norm: float = math.nan
+    cosine: float = math.nan
+    agreement: float = math.nan
+    kept: float = math.nan
+    steps: tuple[GradientRecord, ...] = ()
 
 
-class GradientMethod(Method):
-    """Base of methods that take optimizer steps on weight and bias of the normalization layers, nothing else.
+class GradientMethod(PredictiveMethod):
+    """Base of methods that take optimizer steps, by default on weight and bias of the normalization layers alone.
+
+    A method gives the objective, :meth:`_loss`; the step down its gradient is the same for all. Any of them can be given
+    the two parts that make GraTa, each by a setting of its own: the gradient is then taken where a step of ``rho`` down
+    the gradient of an ``auxiliary`` objective leads to, and the cosine between the two gradients sets the learning rate.
 
     Args:
-        network: the source network; it needs normalization layers with affine parameters.
+        network: the source network.
+        parameters: those that take steps, by name; None: the affine parameters of all normalization layers.
         activation: ``sigmoid`` (multi-label) or ``softmax`` (multi-class).
         optimizer: name of a class of ``torch.optim``, or a callable that is given a list of ``(name, parameter)`` and
             returns an optimizer (with as many parameter groups as it likes).
         lr: base learning rate, for an optimizer that is named.
-        seed: of the method's own random generator.
         optimizer_options: further arguments of a named optimizer, e.g. ``{"betas": (0.9, 0.999)}``.
-        entropy: see :func:`grata.objectives.entropy_loss`.
+        steps: optimizer steps on each batch.
+        seed: of the method's own random generator.
+        entropy: None: Shannon's, of each channel for sigmoid (``binary``), over the classes for softmax; or ``plogp``,
+            see :func:`grata.objectives.entropy_loss`.
+        auxiliary: name of the objective of the auxiliary gradient, one of :data:`OBJECTIVES`; None: there is none.
+        rho: length of the look ahead, in units of the auxiliary gradient, at least 0; 0: the gradients are not aligned.
+        learning_rate_law: factor on ``lr``: ``constant``; by the cosine between the gradients ``quadratic``, ``linear``
+            or ``softplus``; a law of :data:`grata.alignment.RATES`, or a mapping of its ``name`` and settings.
+        views: names of the weak views of the consistency objective, see :data:`grata.views.VIEWS`; None: by the image's
+            shape.
+        strong_view: of the same: a callable ``(images, generator)``, a dict of settings of
+            :class:`grata.styles.StrongView`, or None for its defaults.
+        views_autocast: precision of the weak views alone, which carry no gradient and are averaged.
         batch_statistics: weight of the batch's statistics in batch normalization, 1 to 0 (the source's).
-        episodic: back to the source network for every case, instead of online.
+        reset: when to start from the source network again, see :mod:`grata.resets`; None: as the paper has it.
         autocast: ``bfloat16`` or ``float16`` for the forwards; None: as the surrounding ``torch.autocast`` says.
         output: key or index of the logits, for a network that returns a dict, list or tuple.
 
@@ -50,34 +107,152 @@ class GradientMethod(Method):
     def __init__(
         self,
         network: nn.Module,
+        parameters: Mapping[str, nn.Parameter] | None = None,
         *,
-        activation: str,
-        optimizer: str | Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer],
-        lr: float,
-        seed: int,
-        optimizer_options: Mapping[str, Any] | None,
-        entropy: str,
-        batch_statistics: float,
-        episodic: bool,
-        autocast: str | None,
-        output: str | int | None,
+        activation: str = "sigmoid",
+        optimizer: str | Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = "Adam",
+        lr: float = 1e-3,
+        optimizer_options: Mapping[str, Any] | None = None,
+        steps: int = 1,
+        seed: int = 0,
+        entropy: str | None = None,
+        auxiliary: str | None = None,
+        rho: float = 0.0,
+        learning_rate_law: Rate | str | Mapping[str, Any] = "constant",
+        views: Sequence[str] | None = None,
+        strong_view: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | Mapping[str, Any] | None = None,
+        views_autocast: str | None = None,
+        batch_statistics: float | Rule = 1.0,
+        reset: ResetPolicy | str | Mapping[str, Any] | None = None,
+        autocast: str | None = None,
+        output: str | int | None = None,
     ) -> None:
-        super().__init__(network, collect_affine_parameters(network), batch_statistics, seed, episodic)
-        check_activation(activation)
-        self.activation = activation
-        self.entropy = entropy
-        entropy_loss(torch.zeros(1, 2, 1), activation, entropy)  # a wrong name fails here, not after the first scan
-        self.autocast = check_precision("autocast", autocast)
-        self.output = output
+        super().__init__(
+            network,
+            collect_affine_parameters(network) if parameters is None else parameters,
+            activation=activation,
+            seed=seed,
+            entropy=entropy,
+            batch_statistics=batch_statistics,
+            reset=reset,
+            autocast=autocast,
+            output=output,
+        )
+        self.steps = check_count("steps", steps)
+        if auxiliary is not None:
+            self._check_objective("auxiliary", auxiliary)
+        self.auxiliary = auxiliary
+        self.rho = check_number("rho", rho, low=0.0)
+        self.rate = make_rate(learning_rate_law)
+        if auxiliary is None and (self.rho > 0 or self.rate.needs_auxiliary):
+            what = "rho" if self.rho > 0 else "learning_rate_law"
+            raise GrataError(f"{what} is about two gradients: name the auxiliary objective, one of {', '.join(OBJECTIVES)}.")
+        resolve_views(views, (1, 1, 1))
+        self.views = views
+        self.strong_view = _strong_view(strong_view)
+        self.views_autocast = check_precision("views_autocast", views_autocast)
+        self._given_view: torch.Tensor | None = None
+        self._notes: dict[str, float] = {}
         self._optimizer_settings = (optimizer, lr, optimizer_options or {})
         self._reset_optimizer()
 
-    def uncertainty(self, images: torch.Tensor) -> torch.Tensor:
-        """Mean entropy of the prediction, by the same definition as the auxiliary loss; shape ``(B,)``."""
-        self._activate()
-        self._network.eval()
+    @abstractmethod
+    def _loss(self, x: torch.Tensor) -> torch.Tensor:
+        """The objective of the step for images ``(B, C, ...)``, at the present parameters: a scalar with a gradient.
+
+        What the record is to tell beside the loss is put into ``self._notes``.
+        """
+
+    def _adapt(self, images: torch.Tensor) -> GradientRecord:
+        records = [self._step(images) for _ in range(self.steps)]
+        if self.steps == 1:
+            return records[0]
+        flags = tuple(dict.fromkeys(flag for record in records for flag in record.flags))
+        return dataclasses.replace(records[-1], flags=flags, steps=tuple(records))
+
+    def _step(self, x: torch.Tensor) -> GradientRecord:
+        theta = self._copy()
+        self._notes = {}
+        record, auxiliary = GradientRecord(), None
+        if self.auxiliary is not None:
+            loss, auxiliary = self._loss_and_gradient(x, lambda x: self._objective(self.auxiliary, x))
+            record = GradientRecord(
+                auxiliary_loss=loss, auxiliary_gradient_norm=gradient_norm(auxiliary), **self._notes
+            )
+            if flags := non_finite("auxiliary_", loss, record.auxiliary_gradient_norm):
+                return dataclasses.replace(record, flags=flags)
+
+        with self._moved(auxiliary, -self.rho):
+            loss, gradient = self._loss_and_gradient(x, self._loss)
+        record = dataclasses.replace(record, loss=loss, gradient_norm=gradient_norm(gradient), **self._notes)
+        if flags := non_finite("", loss, record.gradient_norm):
+            return dataclasses.replace(record, flags=flags)
+
+        if auxiliary is not None:
+            record = dataclasses.replace(record, cosine=cosine_similarity(auxiliary, gradient))
+        factor = self.rate.factor(StepSignals(x, record.cosine, lambda: self._probabilities_and_feature(x)))
+        learning_rate = self._optimizer_step(gradient, factor)
+        if learning_rate is None:
+            self._write(theta)
+            return dataclasses.replace(record, flags=("non_finite_parameters", SKIPPED))
+        return dataclasses.replace(record, learning_rate=learning_rate)
+
+    @contextlib.contextmanager
+    def _moved(self, direction: list[torch.Tensor | None] | None, length: float) -> Iterator[None]:
+        """The network at ``θ + length·direction`` for the time of a ``with`` block, then back at ``θ`` exactly."""
+        if direction is None or length == 0.0:
+            yield
+            return
+        theta = self._copy()
+        try:
+            with torch.no_grad():
+                for parameter, part in zip(self.parameters.values(), direction):
+                    if part is not None:
+                        parameter.add_(part, alpha=length)
+            yield
+        finally:
+            self._write(theta)
+
+    def _objective(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Loss of the objective called ``name`` at the present parameters."""
+        if name == "entropy":
+            return entropy_loss(self._logits(x), self.activation, self.entropy)
+        if name == "consistency":
+            pseudo_label = self._pseudo_label(x)
+            view = self._given_view
+            if view is None:
+                # In full precision, whatever the surrounding autocast: the view is an image, and may be in any unit.
+                with torch.autocast(x.device.type, enabled=False):
+                    view = self.strong_view(x.clone(), self.generator)
+            return consistency_loss(self._logits(view), pseudo_label, self.activation)
+        return BRANCH_LOSSES[name](self._branch, x, self.generator)
+
+    def _check_objective(self, role: str, name: str) -> None:
+        if not isinstance(name, str) or name not in OBJECTIVES:
+            raise GrataError(f"{role}: there is no objective {name!r}; there are {', '.join(OBJECTIVES)}.")
+        if name in BRANCH_LOSSES:
+            check_branch(self.given, name)
+
+    def _branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Output of an auxiliary branch, in float32."""
+        with self._precision(x):
+            return self._network.branch(name, x).float()
+
+    def _pseudo_label(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean probability over the weak views, each prediction mapped back; how well these agree is noted."""
+        views = resolve_views(self.views, x.shape[2:])
         with torch.no_grad():
-            return entropy_map(self._logits(self._plain(images)), self.activation, self.entropy).flatten(1).mean(1)
+            predictions = [
+                view.inverse(activate(self._logits(view(x), self.views_autocast), self.activation)) for view in views
+            ]
+            self._notes["agreement"] = view_agreement(predictions, background=self.activation == "softmax")
+            return sum(predictions) / len(views)
+
+    def _probabilities_and_feature(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prediction ``(B, C, ...)`` of the present network, and its deepest feature averaged over space ``(B, F)``."""
+        with torch.no_grad(), deepest_feature(self._network, x.ndim) as feature:
+            probabilities = activate(self._logits(x), self.activation)
+        return probabilities, feature().flatten(2).mean(2).float()
 
     def _loss_and_gradient(
         self, x: torch.Tensor, loss_at: Callable[[torch.Tensor], torch.Tensor]
@@ -94,21 +269,6 @@ class GradientMethod(Method):
             if math.isfinite(gradient_norm(gradient)):
                 break
         return loss.item(), gradient
-
-    def _precision(self, x: torch.Tensor, autocast: torch.dtype | None = None) -> torch.autocast:
-        """The precision of a forward: the one given, else the method's own, else that of the surrounding autocast."""
-        device, dtype = x.device.type, autocast or self.autocast
-        if dtype is not None:
-            return torch.autocast(device, dtype=dtype)
-        return torch.autocast(device, enabled=torch.is_autocast_enabled(device))
-
-    def _logits(self, x: torch.Tensor, autocast: torch.dtype | None = None) -> torch.Tensor:
-        """Logits in float32 ``(B, C, ...)``."""
-        with self._precision(x, autocast):
-            logits = _item(self._network(x), self.output)
-        if self.activation == "softmax" and logits.shape[1] < 2:
-            raise GrataError("activation=softmax needs two or more output channels; a single one is for sigmoid.")
-        return logits if logits.dtype == torch.float64 else logits.float()
 
     def _half_precision(self, x: torch.Tensor) -> bool:
         if self.autocast is not None:
@@ -138,12 +298,14 @@ class GradientMethod(Method):
 
     def restore(self) -> None:
         super().restore()
+        self.rate.forget()
         self._reset_optimizer()
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "optimizer_settings": self._optimizer_signature(),
+            "rate": self.rate.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -160,6 +322,7 @@ class GradientMethod(Method):
         super().load_state_dict(state)
         with torch.inference_mode(False):
             _load_optimizer(self.optimizer, state["optimizer"])
+        self.rate.load_state_dict(state["rate"])
 
     def _optimizer_signature(self) -> str:
         groups = [
@@ -167,27 +330,6 @@ class GradientMethod(Method):
             for group, lr in zip(self.optimizer.param_groups, self._base_lr)
         ]
         return f"{type(self.optimizer).__name__} {groups}"
-
-
-def _item(output: Any, which: str | int | None) -> torch.Tensor:
-    """The logits in what a network returns."""
-    # A network with deep supervision returns a list in training alone.
-    if isinstance(output, torch.Tensor) and not isinstance(which, str):
-        return output
-    if which is not None:
-        try:
-            output = output[which]
-        except (LookupError, TypeError, ValueError) as error:
-            raise GrataError(f"output: {which!r} is not in what the network returns, {_described(output)}.") from error
-    if not isinstance(output, torch.Tensor):
-        raise GrataError(f"The network returns {_described(output)}: name the logits by output.")
-    return output
-
-
-def _described(output: Any) -> str:
-    has = f" with keys {list(output)}" if isinstance(output, Mapping) else ""
-    has = f" of {len(output)} items" if isinstance(output, list | tuple) else has
-    return f"a {type(output).__name__}{has}"
 
 
 def _gradient(
@@ -220,24 +362,10 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
 def non_finite(part: str, loss: float, norm: float) -> tuple[str, ...]:
     """Flags of a step whose loss or gradient norm is not finite; none when both are."""
     if not math.isfinite(loss):
-        return (f"non_finite_{part}_loss", SKIPPED)
+        return (f"non_finite_{part}loss", SKIPPED)
     if not math.isfinite(norm):
-        return (f"non_finite_{part}_gradient", SKIPPED)
+        return (f"non_finite_{part}gradient", SKIPPED)
     return ()
-
-
-def check_number(name: str, value: Any, low: float) -> float:
-    """``value`` as a float; :class:`GrataError` unless it is a finite number of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < low:
-        raise GrataError(f"{name} must be a finite number of at least {low:g}, got {value!r}.")
-    return float(value)
-
-
-def check_precision(name: str, value: str | None) -> torch.dtype | None:
-    """The dtype called ``value``; :class:`GrataError` unless it is ``bfloat16``, ``float16`` or None."""
-    if value is not None and str(value) not in _AUTOCAST:
-        raise GrataError(f"{name} must be one of {', '.join(_AUTOCAST)}, or null, got {value!r}.")
-    return None if value is None else _AUTOCAST[value]
 
 
 def _optimizer(
@@ -268,3 +396,18 @@ def _optimizer(
             "takes sparse gradients. Use for example Adam, AdamW or SGD."
         )
     return made
+
+
+def _strong_view(
+    view: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | Mapping[str, Any] | None,
+) -> Callable[[torch.Tensor, torch.Generator], torch.Tensor]:
+    if callable(view):
+        return view
+    if not isinstance(view, Mapping | None):
+        raise GrataError(f"strong_view must be a mapping of settings such as {{'noise': [0, 0.05]}}, got {view!r}.")
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in (view or {}).items()}
+    known = [field.name for field in dataclasses.fields(StrongView)]
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise GrataError(f"strong_view has no setting {unknown[0]!r}; the settings are {', '.join(known)}.")
+    return StrongView(**settings)

@@ -8,6 +8,7 @@ from torch import nn
 from ..errors import GrataError
 from ..normalization import normalization_layers
 from .base import Method, StepRecord
+from .card import Card
 
 __all__ = ["PTBN"]
 
@@ -24,11 +25,17 @@ class PTBN(Method):
     """
 
     name = "ptbn"
-    summary = "batch statistics replace the running ones"
-    changes = "batch normalization statistics"
+    card = Card(
+        title="PTBN",
+        reference="Nado et al., Evaluating prediction-time batch normalization, 2020, arXiv:2006.10963",
+        year=2020,
+        rule="the batch's statistics replace the running ones, nothing is learnt",
+        changes="batch statistics",
+        needs=("running statistics",),
+    )
     learns = False
 
-    def __init__(self, network: nn.Module, batch_statistics: float = 1.0) -> None:
+    def __init__(self, network: nn.Module, *, batch_statistics: float = 1.0) -> None:
         super().__init__(network, {}, batch_statistics)
         if not self._statistics.layers:
             kinds = sorted({kind for _, kind, _ in normalization_layers(network)}) or ["none"]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .base import Method, StepRecord
+from .card import Card
 
 __all__ = ["Source"]
 
@@ -18,8 +19,13 @@ class Source(Method):
     """
 
     name = "source"
-    summary = "no adaptation"
-    changes = "nothing"
+    card = Card(
+        title="Source",
+        reference="no adaptation",
+        year=0,
+        rule="the source network as it is",
+        changes="nothing",
+    )
     learns = False
 
     def __init__(self, network: nn.Module) -> None:

@@ -1,13 +1,16 @@
 """Normalization layers: find them, collect their affine parameters, choose their statistics."""
 
 from .affine import collect_affine_parameters, normalization_layers
+from .features import deepest_feature
 from .scripted import ScriptedNetwork
-from .statistics import BatchStatistics, channel_affine
+from .statistics import BatchStatistics, Rule, channel_affine
 
 __all__ = [
     "BatchStatistics",
+    "Rule",
     "ScriptedNetwork",
     "channel_affine",
     "collect_affine_parameters",
+    "deepest_feature",
     "normalization_layers",
 ]

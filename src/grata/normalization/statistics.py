@@ -1,8 +1,9 @@
-"""Statistics of batch normalization at test time: those of the batch, or a mix with those of the source."""
+"""Statistics of batch normalization at test time: those of the batch, a mix with those of the source, or by a rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -13,7 +14,11 @@ from ..errors import GrataError
 from .affine import BATCH_NORM, INSTANCE_NORM, keeps_own_forward, layer_kind, normalization_layers
 from .scripted import ScriptedNetwork
 
-__all__ = ["BatchStatistics", "channel_affine"]
+__all__ = ["BatchStatistics", "Rule", "channel_affine"]
+
+Rule = Callable[[nn.Module, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""``rule(layer, x)``: mean and variance to normalize ``x`` ``(B, C, ...)`` by, float32 at least, each ``(C,)`` for the
+whole batch or ``(B, C)`` for every sample; ``layer`` has ``running_mean``, ``running_var`` ``(C,)`` of the source."""
 
 
 class BatchStatistics:
@@ -28,17 +33,19 @@ class BatchStatistics:
         network: searched for BatchNorm1d/2d/3d, SyncBatchNorm and InstanceNorm with running statistics. A
             :class:`ScriptedNetwork` and layers that derive from these classes with a forward of their own (one that
             holds the activation as well) know only 0 and 1.
-        mix: weight of the batch's statistics, 0 to 1.
+        mix: weight of the batch's statistics, 0 to 1; or a :data:`Rule`, for batch normalization alone.
 
     Raises:
-        GrataError: ``mix`` outside 0..1, or a mix for such a network or layer, a traced network, or a scripted part of
-            a Python network.
+        GrataError: ``mix`` outside 0..1, or a mix or a rule for such a network or layer, a rule for InstanceNorm, a traced
+            network, or a scripted part of a Python network.
     """
 
-    def __init__(self, network: nn.Module, mix: float = 1.0) -> None:
-        if isinstance(mix, bool) or not isinstance(mix, int | float) or not 0.0 <= mix <= 1.0:
+    def __init__(self, network: nn.Module, mix: float | Rule = 1.0) -> None:
+        if not callable(mix) and (
+            isinstance(mix, bool) or not isinstance(mix, int | float) or not 0.0 <= mix <= 1.0
+        ):
             raise GrataError(f"batch_statistics must be a number between 0 (source) and 1 (batch), got {mix!r}.")
-        self.mix = float(mix)
+        self.mix = mix if callable(mix) else float(mix)
         self._network = network
         found = [
             (name, kind, layer)
@@ -51,7 +58,7 @@ class BatchStatistics:
             return
         if isinstance(network, ScriptedNetwork):
             network.check_switchable()
-            if self.mix < 1.0:
+            if self.mix != 1.0:
                 raise GrataError(
                     "A TorchScript network can use the batch's statistics, not a mix with the source's: "
                     "set batch_statistics to 1, or use the Python network (model.pt) instead of model.ts."
@@ -63,16 +70,21 @@ class BatchStatistics:
                     f"{name} belongs to a TorchScript network inside a Python one, where its statistics cannot be chosen: "
                     "give the TorchScript network itself, or set batch_statistics to 0."
                 )
-            if self.mix < 1.0 and keeps_own_forward(layer, kind):
+            if callable(self.mix) and kind in INSTANCE_NORM:
+                raise GrataError(
+                    f"{name} is an {kind} with running statistics: rules of batch normalization do not fit it. Use method "
+                    "source, ptbn or grata."
+                )
+            if self.mix != 1.0 and keeps_own_forward(layer, kind):
                 raise GrataError(
                     f"{name} is a {type(layer).__name__}, a {kind} with a forward of its own: it can use the batch's "
                     "statistics, not a mix with the source's. Set batch_statistics to 1 or 0."
                 )
 
     @property
-    def layers(self) -> int:
-        """How many layers keep running statistics."""
-        return len(self._layers)
+    def layers(self) -> list[nn.Module]:
+        """The layers that keep running statistics, in the order of the network."""
+        return [layer for _, layer in self._layers]
 
     def attach(self) -> None:
         """Use the batch's statistics from the next forward on. Attaching twice is the same as once.
@@ -87,9 +99,34 @@ class BatchStatistics:
         elif any("forward" in vars(layer) for _, layer in self._layers):
             raise GrataError("The network is being adapted by another method: call that method's restore() first.")
         else:
-            for kind, layer in self._layers:
-                layer.forward = partial(_forward(kind, layer), layer, self.mix)
+            self._put()
         self._attached = True
+
+    def _put(self) -> None:
+        for kind, layer in self._layers:
+            forward = _ruled if callable(self.mix) else _forward(kind, layer)
+            layer.forward = partial(forward, layer, self.mix)
+
+    @contextlib.contextmanager
+    def using(self, mix: float | Rule) -> Iterator[None]:
+        """Other statistics for the time of a ``with`` block, while attached.
+
+        Args:
+            mix: as in the constructor, and taken by the network as that one was.
+        """
+        present, self.mix = self.mix, mix
+        try:
+            if isinstance(self._network, ScriptedNetwork):
+                self._network.use_batch_statistics = mix == 1.0
+            else:
+                self._put()
+            yield
+        finally:
+            self.mix = present
+            if isinstance(self._network, ScriptedNetwork):
+                self._network.use_batch_statistics = present == 1.0
+            else:
+                self._put()
 
     def detach(self) -> None:
         """Back to the layers' own behaviour, exactly."""
@@ -175,6 +212,17 @@ def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
     mean = mix * batch.mean(dims) + (1 - mix) * layer.running_mean
     variance = mix * batch.var(dims, unbiased=False) + (1 - mix) * layer.running_var
     y = (batch - mean.view(shape)) * torch.rsqrt(variance.view(shape) + layer.eps)
+    if layer.affine:
+        y = y * layer.weight.view(shape) + layer.bias.view(shape)
+    return y.to(x.dtype)
+
+
+def _ruled(layer: nn.Module, rule: Rule, x: torch.Tensor) -> torch.Tensor:
+    _check_size(x)
+    exact = _at_least_float32(x)
+    mean, variance = rule(layer, exact)
+    shape = [-1, x.shape[1]] + [1] * (x.ndim - 2)
+    y = (exact - mean.reshape(shape)) * torch.rsqrt(variance.reshape(shape) + layer.eps)
     if layer.affine:
         y = y * layer.weight.view(shape) + layer.bias.view(shape)
     return y.to(x.dtype)

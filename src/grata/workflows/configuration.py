@@ -114,15 +114,12 @@ def effective_settings(ignored: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def check_method_settings(config: Mapping[str, Any]) -> None:
-    """Raise :class:`GrataError` for a setting that its method does not have, also of methods that are not selected."""
-    for name in METHODS:
-        settings = config.get(name)
-        if name in config and not isinstance(settings, Mapping):
-            raise GrataError(
-                f"{name}: it holds the settings of the method, got {settings!r}. Override one as --{name}#<setting>."
-            )
-        if settings:
-            check_settings(name, settings)
+    """Raise :class:`GrataError` for a setting that the selected method does not have."""
+    method, settings = config.get("method"), config.get("settings")
+    if settings is not None and not isinstance(settings, Mapping | str):
+        raise GrataError(f"settings: they are those of the method, got {settings!r}. Override one as --settings#<setting>.")
+    if isinstance(method, str) and method in METHODS and isinstance(settings, Mapping):
+        check_settings(method, settings)
 
 
 def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
