@@ -64,7 +64,7 @@ def test_other_weights_are_refused(prepared, network):
     prepared.check_network(network)
     with torch.no_grad():
         next(network.parameters()).view(-1)[0] += 1e-6
-    with pytest.raises(GrataError, match="prepared for other weights .of a UNet. than this network has. Run python -m grata"):
+    with pytest.raises(GrataError, match="for other weights .of a UNet. than this network has. Run python -m grata"):
         prepared.check_network(network)
 
 

@@ -40,9 +40,9 @@ def prepare(bundle: str, dataset_dir: str, **options: Any) -> None:
     Args:
         bundle: folder of the bundle.
         dataset_dir: images of the source set.
-        options: labels_dir, output (models/prepared.safetensors in the bundle), images (at most so many), val_stride (every
-            so-many-th was held out of training), heads (rotation,denoising or none), epochs, seed; and keys of the bundle's
-            configs/adapt.yaml, e.g. --device cuda --network_def#depth 34
+        options: labels_dir, output (models/prepared.safetensors in the bundle), images (at most so many), val_stride
+            (every so-many-th was held out of training), heads (rotation,denoising or none), epochs, seed; and keys of
+            the bundle's configs/adapt.yaml, e.g. --device cuda --network_def#depth 34
     """
     try:
         from .preparation import prepare as run

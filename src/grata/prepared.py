@@ -66,14 +66,14 @@ class Prepared:
     """What was prepared from the source set; whatever was not is None or empty.
 
     Attributes:
-        class_sizes: ``(C,)``, mean share of each output channel's foreground in what the network sees at once, an image or
-            a window: with softmax they add up to 1, with sigmoid each stands for itself.
+        class_sizes: ``(C,)``, mean share of each output channel's foreground in what the network sees at once, an image
+            or a window: with softmax they add up to 1, with sigmoid each stands for itself.
         centroid: ``(C, spatial dims)``, mean centre of mass of each channel's foreground along each axis, from 0 to 1
             (the first of n pixels lies at 0.5/n).
         spread: ``(C, spatial dims)``, mean standard deviation around it, in the same unit (Bateson et al. 2022).
-        fisher: diagonal Fisher information of the affine parameters of normalization layers, by the parameter's name: mean
-            over images of the squared gradient of the cross-entropy to the network's own hard labels (EATA, Niu et al.
-            2022). A parameter that the prediction does not depend on is not in it.
+        fisher: diagonal Fisher information of the affine parameters of normalization layers, by the parameter's name:
+            mean over images of the squared gradient of the cross-entropy to the network's own hard labels (EATA, Niu et
+            al. 2022). A parameter that the prediction does not depend on is not in it.
         heads: auxiliary heads.
         images: how many images all of this was taken from.
         network: name of the network's class.
@@ -130,7 +130,8 @@ class Prepared:
         path = Path(path)
         if not path.is_file():
             raise GrataError(
-                f"prepared: {path} does not exist. Write it by python -m grata prepare <bundle> --dataset_dir <source images>."
+                f"prepared: {path} does not exist. Write it by python -m grata prepare <bundle> --dataset_dir <source "
+                "images>."
             )
         try:
             with safe_open(path, "pt") as file:
@@ -138,11 +139,13 @@ class Prepared:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, OSError, ValueError) as error:
             raise GrataError(
-                f"prepared: {path} cannot be read ({error}). Copy it anew, or write it again by python -m grata prepare."
+                f"prepared: {path} cannot be read ({error}). Copy it anew, or write it again by python -m grata "
+                "prepare."
             ) from error
         if header.get("format") != _FORMAT:
             raise GrataError(
-                f"prepared: {path} was not written by this version's python -m grata prepare. Write it again by that command."
+                f"prepared: {path} was not written by this version's python -m grata prepare. Write it again by that "
+                "command."
             )
         heads = header.get("heads")
         try:
@@ -157,7 +160,9 @@ class Prepared:
                 **{key: header[key] for key in ("images", "network", "digest", "version", "results")},
             )
         except (KeyError, TypeError) as error:
-            raise GrataError(f"prepared: {path} is incomplete ({error}). Write it again by python -m grata prepare.") from error
+            raise GrataError(
+                f"prepared: {path} is incomplete ({error}). Write it again by python -m grata prepare."
+            ) from error
 
     def check_network(self, network: nn.Module) -> None:
         """Make sure that this was prepared for a network.
@@ -170,8 +175,8 @@ class Prepared:
         """
         if network_digest(network) != self.digest:
             raise GrataError(
-                f"prepared: it was prepared for other weights (of a {self.network}) than this network has. Run python -m grata "
-                "prepare <bundle> --dataset_dir <source images> with the weights that are to be adapted."
+                f"prepared: it was prepared for other weights (of a {self.network}) than this network has. Run python "
+                "-m grata prepare <bundle> --dataset_dir <source images> with the weights that are to be adapted."
             )
 
 
@@ -196,8 +201,8 @@ def require(prepared: Prepared | None, what: str, method: str) -> Any:
         found = prepared.heads
     if found is None or (isinstance(found, Mapping) and not found):
         raise GrataError(
-            f"method {method} needs {_WORDS[what]}: run `python -m grata prepare <bundle> --dataset_dir <source images>`, which "
-            "writes models/prepared.safetensors, and give that file as `prepared`."
+            f"method {method} needs {_WORDS[what]}: run `python -m grata prepare <bundle> --dataset_dir <source "
+            "images>`, which writes models/prepared.safetensors, and give that file as `prepared`."
         )
     return found
 
@@ -205,8 +210,8 @@ def require(prepared: Prepared | None, what: str, method: str) -> Any:
 def network_digest(network: nn.Module) -> str:
     """SHA-256 of a network's weights and statistics, the same on every device and in whatever order they are listed.
 
-    Left out are the counters of batches, which no prediction depends on, and auxiliary ``branches``, which are added to a
-    network or not.
+    Left out are the counters of batches, which no prediction depends on, and auxiliary ``branches``, which are added to
+    a network or not.
     """
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):

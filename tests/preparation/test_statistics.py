@@ -23,7 +23,8 @@ def labels(*shape, seed=0):
 def test_a_segment_includes_others_in_its_channel():
     whole = labels(2, 1, 5, 4)
     masks = channel_masks(whole, 2, "sigmoid", NESTED)
-    assert torch.equal(masks[:, 0], (whole[:, 0] >= 1).double()) and torch.equal(masks[:, 1], (whole[:, 0] == 2).double())
+    assert torch.equal(masks[:, 0], (whole[:, 0] >= 1).double())
+    assert torch.equal(masks[:, 1], (whole[:, 0] == 2).double())
 
 
 def test_classes_are_one_channel_each():
@@ -55,7 +56,8 @@ def test_moments_are_those_of_loops_over_pixels(shape):
                     positions = [(index[axis] + 0.5) / size for index in pixels]
                     centre = sum(positions) / len(positions)
                     centroids[value, axis] += weight * centre
-                    spreads[value, axis] += weight * math.sqrt(sum((p - centre) ** 2 for p in positions) / len(positions))
+                    variance = sum((p - centre) ** 2 for p in positions) / len(positions)
+                    spreads[value, axis] += weight * math.sqrt(variance)
     centroid, spread = moments.moments()
     torch.testing.assert_close(moments.class_sizes(), torch.tensor(sizes).float())
     torch.testing.assert_close(centroid, torch.tensor(centroids).float())
@@ -84,8 +86,11 @@ def test_a_segment_that_never_occurs_has_no_moments():
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_the_loss_is_the_log_of_the_chosen_label(activation):
     logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
-    probabilities = 1 / (1 + torch.exp(-logits)) if activation == "sigmoid" else logits.exp() / logits.exp().sum(1, True)
-    chosen = torch.maximum(probabilities, 1 - probabilities) if activation == "sigmoid" else probabilities.amax(1)
+    if activation == "sigmoid":
+        probabilities = 1 / (1 + torch.exp(-logits))
+        chosen = torch.maximum(probabilities, 1 - probabilities)
+    else:
+        chosen = (logits.exp() / logits.exp().sum(1, True)).amax(1)
     torch.testing.assert_close(pseudo_label_loss(logits, activation), -chosen.log().mean())
 
 

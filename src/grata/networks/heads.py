@@ -27,7 +27,7 @@ _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class RotationHead(nn.Module):
-    """Which view an image is: global average pooling and a perceptron of three layers (Sun et al. 2020, GraTa's widths).
+    """Which view an image is: global pooling and a perceptron of three layers (Sun et al. 2020, with GraTa's widths).
 
     Args:
         channels: of the feature.
@@ -109,8 +109,8 @@ class AuxiliaryHeads:
         layers = dict(network.named_modules())
         if saved.feature not in layers:
             raise GrataError(
-                f"prepared: its heads hang on {saved.feature}, which this {type(network).__name__} does not have. Prepare them "
-                "for this network: python -m grata prepare."
+                f"prepared: its heads hang on {saved.feature}, which this {type(network).__name__} does not have. "
+                "Prepare them for this network: python -m grata prepare."
             )
         self._layer = layers[saved.feature]
         self.modules = nn.ModuleDict()
@@ -135,9 +135,10 @@ class AuxiliaryHeads:
     ) -> AuxiliaryHeads:
         """Untrained heads, in training mode, on the deepest feature that the network makes of an image.
 
-        That is the output with the fewest positions among those shaped like a feature map; of several the one with the most
-        channels (a network may predict at low resolution, and logits tell little), of those the one that is computed last.
-        What is pooled to a single position is no map, and a module that runs more than once is passed over.
+        That is the output with the fewest positions among those shaped like a feature map; of several the one with the
+        most channels (a network may predict at low resolution, and logits tell little), of those the one that is
+        computed last. What is pooled to a single position is no map, and a module that runs more than once is passed
+        over.
 
         Args:
             network: left as it is; its device is that of ``image``.
@@ -186,7 +187,8 @@ class AuxiliaryHeads:
         try:
             heads.modules.load_state_dict(dict(saved.state))
         except RuntimeError as error:
-            raise GrataError(f"prepared: the weights of its heads do not fit: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split())
+            raise GrataError(f"prepared: the weights of its heads do not fit: {reason} Prepare them anew.") from error
         heads.modules.requires_grad_(False).eval()
         parameter = next(network.parameters(), None)
         if parameter is not None:
@@ -215,7 +217,10 @@ class AuxiliaryHeads:
             return reached.feature
         finally:
             handle.remove()
-        raise GrataError(f"The network made a prediction without {self._saved.feature}, which the auxiliary heads hang on.")
+        raise GrataError(
+            f"The network made a prediction without {self._saved.feature}, which the auxiliary heads hang on. Prepare "
+            "them for the network as it is now: python -m grata prepare."
+        )
 
     def head(self, name: str, feature: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """Output of a head for a feature ``(B, channels, ...)`` of images of spatial ``size``.
@@ -225,8 +230,8 @@ class AuxiliaryHeads:
         """
         if name not in self.modules:
             raise GrataError(
-                f"There is no {name} head among those that were prepared ({', '.join(self.names)}). Run python -m grata prepare "
-                f'with --heads "{",".join((*self.names, name))}".'
+                f"There is no {name} head among those that were prepared ({', '.join(self.names)}). Run python -m "
+                f'grata prepare with --heads "{",".join((*self.names, name))}".'
             )
         return self.modules[name](feature, size)
 
@@ -282,8 +287,8 @@ def _deepest_feature(network: nn.Module, image: torch.Tensor) -> tuple[str, torc
     ]
     if not maps:
         raise GrataError(
-            f"{type(network).__name__} has no feature map that auxiliary heads could hang on: none of its modules returns a "
-            f"tensor (B, C, ...) of {image.ndim - 2} spatial dimensions."
+            f"{type(network).__name__} has no feature map that auxiliary heads could hang on: none of its modules "
+            f"returns a tensor (B, C, ...) of {image.ndim - 2} spatial dimensions. Prepare without heads: --heads none."
         )
     return min(reversed(maps), key=lambda found: (math.prod(found[1][2:]), -found[1][1]))
 
@@ -291,8 +296,8 @@ def _deepest_feature(network: nn.Module, image: torch.Tensor) -> tuple[str, torc
 def _check_not_scripted(network: nn.Module) -> None:
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise GrataError(
-            "A TorchScript network cannot have auxiliary heads: it cannot be stopped at its deepest feature. Use the Python "
-            "network (model.pt) instead of model.ts, or a method without heads."
+            "A TorchScript network cannot have auxiliary heads: it cannot be stopped at its deepest feature. Use the "
+            "Python network (model.pt) instead of model.ts, or a method without heads."
         )
 
 

@@ -29,8 +29,8 @@ def rotation_loss(
         views: names of the classes, in the order of the branch's outputs.
 
     Raises:
-        GrataError: a view that is not known or needs a 3D image, or an image whose plane is not square, so that a quarter
-            turn would give itself away by its shape.
+        GrataError: a view that is not known or needs a 3D image, or an image whose plane is not square, so that a
+            quarter turn would give itself away by its shape.
     """
     turns = resolve_views(views, x.shape[2:])
     for view in turns:
@@ -44,5 +44,5 @@ def _check_square(view: View, x: torch.Tensor) -> None:
     first, second = (x.shape[axis] for axis in view.plane)
     if view.quarter_turn and first != second:
         size = "×".join(map(str, x.shape[2:]))
-        where = "square images" if x.ndim == 4 else f"for {view.name} a square plane"
-        raise GrataError(f"The rotation objective needs {where}, these have {size} {'pixels' if x.ndim == 4 else 'voxels'}.")
+        needed, unit = ("square images", "pixels") if x.ndim == 4 else (f"for {view.name} a square plane", "voxels")
+        raise GrataError(f"The rotation objective needs {needed}, these have {size} {unit}.")

@@ -1,4 +1,4 @@
-"""Diagonal Fisher information, by which EATA (Niu et al., ICML 2022) knows which parameters the source set depends on."""
+"""Diagonal Fisher information: which parameters the source set depends on (EATA, Niu et al., ICML 2022)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def pseudo_label_loss(logits: torch.Tensor, activation: str) -> torch.Tensor:
 
     Args:
         logits: ``(B, C, ...)``.
-        activation: ``softmax``: the labels are the most probable classes, mean over pixels; ``sigmoid``: the channels above
-            0.5, mean over pixels and channels.
+        activation: ``softmax``: the labels are the most probable classes, mean over pixels; ``sigmoid``: the channels
+            above 0.5, mean over pixels and channels.
     """
     if activation == "softmax":
         return F.cross_entropy(logits, logits.detach().argmax(1))

@@ -29,17 +29,23 @@ def channel_masks(label: torch.Tensor, channels: int, activation: str, regions: 
         values = [[value] for value in range(channels)]
         over = max((value for region in regions for value in region.values), default=0)
         if over >= channels:
-            raise GrataError(f"segments: there is a value {over}, and the network has {channels} channels (0 to {channels - 1}).")
+            raise GrataError(
+                f"segments: there is a value {over}, and the network has {channels} channels, of the values 0 to "
+                f"{channels - 1}. Correct the segments, or activation."
+            )
     else:
         values = [list(region.values) for region in regions]
         if len(values) != channels:
-            raise GrataError(f"segments: there are {len(values)}, and the network has {channels} sigmoid channels.")
+            raise GrataError(
+                f"segments: there are {len(values)}, and the network has {channels} channels, of one segment each with "
+                "activation sigmoid. Correct the segments, or activation."
+            )
     whole = label.round().long()[:, 0]
     return torch.stack([torch.isin(whole, torch.tensor(v, device=whole.device)) for v in values], 1).double()
 
 
 class ShapeMoments:
-    """Means over images of each channel's share, centroid and spread; an image counts once, however many windows it has."""
+    """Means over images of each channel's share, centroid and spread; an image counts once, whatever its windows."""
 
     def __init__(self) -> None:
         self._sizes: list[torch.Tensor] = []

@@ -49,8 +49,8 @@ def prepare(
         labels_dir: their label maps, where they are not found beside them.
         output: the file to write, relative to the bundle.
         images: at most so many, evenly spaced over the sorted cases; None: all.
-        val_stride: every so-many-th of the sorted cases, the first among them, was held out of the network's training and is
-            left out, as ``val_stride`` of ``configs/train.yaml`` has it; 0: none was.
+        val_stride: every so-many-th of the sorted cases, the first among them, was held out of the network's training
+            and is left out, as ``val_stride`` of ``configs/train.yaml`` has it; 0: none was.
         heads: which auxiliary heads to train: ``rotation``, ``denoising``, as a list or separated by commas; ``none``.
         epochs: of their training.
         seed: of their training.
@@ -161,7 +161,9 @@ class _Preparation:
             if unlabelled:
                 self.remarks.append(f"{unlabelled} images have no label: class sizes and moments are of the others.")
         else:
-            self.remarks.append("Class sizes, centroid and spread left out: no image has a label. Name their folder by labels_dir.")
+            self.remarks.append(
+                "Class sizes, centroid and spread left out: no image has a label. Name their folder by labels_dir."
+            )
         trained, results = self._train(heads, epochs, seed)
         return Prepared(
             class_sizes=sizes,

@@ -43,8 +43,8 @@ def train_heads(
         device: of the network.
 
     Returns:
-        The heads, and for each its mean loss in the first and the last epoch; for ``rotation`` also the accuracy over all
-        views of the images held out, where there are at least two images.
+        The heads, and for each its mean loss in the first and the last epoch; for ``rotation`` also the accuracy over
+        all views of the images held out, where there are at least two images.
 
     Raises:
         GrataError: the network cannot have heads.

@@ -58,7 +58,7 @@ def _cut(volume: torch.Tensor, inferer: Inferer, chosen: set[int]) -> torch.Tens
 
 
 def _visit(volume: torch.Tensor, inferer: Inferer, visitor: Callable[[int, torch.Tensor], None]) -> None:
-    """Show ``visitor`` each window ``(C, ...)`` in turn: the inferer itself cuts them, so that they are those it predicts."""
+    """Show ``visitor`` each window ``(C, ...)``: the inferer itself cuts them, so that they are those it predicts."""
     count = 0
 
     def look(batch: torch.Tensor, *_: object) -> torch.Tensor:
