@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import logging
 import os
 import re
@@ -23,7 +22,7 @@ from torch import nn
 
 from ..errors import GrataError
 from ..handlers import WindowSelection, window_selection
-from ..methods import METHODS, Method, check_settings, create
+from ..methods import Method, check_settings, create, settings_of
 from ..objectives import ACTIVATIONS
 from ..workflows import check_device
 from ..workflows.configuration import check_keys, check_method_settings, explain
@@ -52,7 +51,10 @@ _READ = {*_REQUIRED, "activation", "settings", "windows", "amp", "keep_pages", "
 _READ_OF_SITES = ("imports", "discovery", "preprocessing", "to_probabilities", "to_label_map")
 """Keys through which a benchmark comes by all that is a site's."""
 
-_READ_OF_SOURCES = (*_READ_OF_SITES, *_REQUIRED, "device", "amp", "keep_pages", "windows", "scored", *METHODS)
+_OF_METHODS = ("activation", "prepared", "reset")
+"""Keys that say something of all methods."""
+
+_READ_OF_SOURCES = (*_READ_OF_SITES, *_REQUIRED, *_OF_METHODS, "device", "amp", "keep_pages", "windows", "scored")
 """The same for a source network, whose overrides count for its sites as well."""
 
 # Of relative references (@##key) the key may be another one than is found here: too many are found, never too few.
@@ -137,11 +139,7 @@ class Bundle:
             if key in found:
                 continue
             found.add(key)
-            value = config[key]
-            if key in METHODS and isinstance(value, Mapping):
-                # Replaced by the seeds of the benchmark.
-                value = {name: setting for name, setting in value.items() if name != "seed"}
-            waiting += {name for text in _texts(value) for name in _REFERENCE.findall(text)} & set(config)
+            waiting += {name for text in _texts(config[key]) for name in _REFERENCE.findall(text)} & set(config)
         return found
 
     def _resolve(self, key: str) -> Any:
@@ -156,20 +154,19 @@ class Bundle:
         return self._resolve("network")
 
     def make_method(self, row: MethodRow, network: nn.Module, seed: int) -> Method:
-        """The method of a row, with the bundle's settings for it under those of the row.
+        """The method of a row, with what the bundle says for all methods under the row's settings.
 
         Raises:
             GrataError: unknown settings, or what the method refuses.
         """
-        settings = dict(self._resolve(row.method)) if row.method in self._parser else {}
-        settings |= row.settings
-        if is_random(row):
-            settings["seed"] = seed
+        common = {key: self._resolve(key) for key in _OF_METHODS if key in self._parser}
         try:
-            check_settings(row.method, settings)
-            return create(row.method, network, settings)
+            check_settings(row.method, row.settings, f"methods#{row.name}")
+            return create(row.method, network, row.settings, seed=seed, **common)
         except GrataError as error:
-            raise GrataError(f"methods#{row.name}: {error}") from error
+            text = str(error).removeprefix("settings#")
+            where = "" if text.startswith(f"methods#{row.name}#") else f"methods#{row.name}: "
+            raise GrataError(where + text) from error
 
     @cached_property
     def device(self) -> torch.device:
@@ -343,12 +340,17 @@ class Bundle:
         for path in map(Path, [weights] if isinstance(weights, str | Path) else weights):
             with path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-        config = {key: value for key, value in self._parser.get().items() if key not in {*_WHERE, *METHODS}}
+        config = {key: value for key, value in self._parser.get().items() if key not in {*_WHERE, *_OF_METHODS}}
         return {"weights": digests, "config": config}
 
-    def given_settings(self, method: str) -> Any:
-        """What the configuration says of a method, unresolved."""
-        return self._parser.get().get(method)
+    def method_fingerprint(self, row: MethodRow) -> dict[str, Any]:
+        """What a row's method depends on beside the network: settings, and the content of what was prepared for it."""
+        known = settings_of(row.method)
+        common = {key: self._resolve(key) for key in _OF_METHODS if key in self._parser and key in known}
+        prepared = common.pop("prepared", None)
+        path = Path(prepared) if isinstance(prepared, str | Path) else None
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
+        return {"method": row.method, **common, "settings": row.settings, "prepared": digest}
 
 
 # Where things lie, and what only the command `adapt` reads, has no part in a result.
@@ -388,7 +390,7 @@ def quiet() -> None:
 
 def is_random(row: MethodRow) -> bool:
     """Whether a row's method has a generator that a seed sets."""
-    return "seed" in inspect.signature(METHODS[row.method]).parameters
+    return "seed" in settings_of(row.method)
 
 
 def _texts(config: Any) -> Iterator[str]:
