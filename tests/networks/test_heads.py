@@ -80,6 +80,7 @@ def test_a_branch_and_its_gradient_are_those_of_a_whole_forward(make, dims, name
     statistics = BatchStatistics(network, 1.0)
     statistics.attach()
     created = AuxiliaryHeads.create(network, x, seed=3)
+    created.modules["rotation"].standardize(torch.rand(5, 10) * torch.tensor([0.0] + 9 * [1.0]))
     heads = AuxiliaryHeads.load(network, created.saved())
     parameters = list(collect_affine_parameters(network).values())
     output = heads.branch(name, x)
@@ -88,7 +89,8 @@ def test_a_branch_and_its_gradient_are_those_of_a_whole_forward(make, dims, name
     feature = network.deepest(x)
     if name == "rotation":
         layers = heads.modules["rotation"].perceptron
-        y = feature.mean(tuple(range(2, feature.ndim)))
+        head = heads.modules["rotation"]
+        y = (feature.mean(tuple(range(2, feature.ndim))) - head.mean) / head.deviation
         for layer in (layers[0], layers[2]):
             y = y @ layer.weight.T + layer.bias
             y = torch.where(y > 0, y, 0.2 * y)
@@ -137,6 +139,21 @@ def test_a_forward_that_fails_leaves_no_hook(make):
     with pytest.raises(RuntimeError):
         AuxiliaryHeads.create(network, image(1, 3, 16, 16))
     assert not hooks(network)
+
+
+def test_pooled_features_are_standardized_by_those_of_the_source_set(make):
+    head = AuxiliaryHeads.create(make(), image(1, 1, 16, 16)).modules["rotation"]
+    pooled = 7 + 0.01 * image(20, 10)
+    pooled[:, 3] = 2
+    seen = []
+    head.perceptron = nn.Sequential(nn.Identity())
+    head.perceptron.register_forward_hook(lambda _, __, output: seen.append(output))
+    head.standardize(pooled)
+    head(pooled[..., None, None], (16, 16))
+    others = [c for c in range(10) if c != 3]
+    torch.testing.assert_close(seen[0].mean(0), torch.zeros(10), atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen[0].square().mean(0)[others], torch.ones(9), atol=1e-2, rtol=0)
+    assert seen[0][:, 3].abs().max() == 0
 
 
 def test_saved_heads_are_the_same_heads_frozen(make):

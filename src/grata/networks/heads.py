@@ -29,6 +29,10 @@ _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 class RotationHead(nn.Module):
     """Which view an image is: global pooling and a perceptron of three layers (Sun et al. 2020, with GraTa's widths).
 
+    Between the two the pooled feature is standardized by what it is on the source set. Where every image is normalized
+    by its own statistics, the means over an image hardly differ from one to the next, and a perceptron would not tell
+    them apart.
+
     Args:
         channels: of the feature.
         views: how many classes.
@@ -36,6 +40,8 @@ class RotationHead(nn.Module):
 
     def __init__(self, channels: int, views: int) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
         self.perceptron = nn.Sequential(
             nn.Linear(channels, 256),
             nn.LeakyReLU(0.2),
@@ -46,7 +52,13 @@ class RotationHead(nn.Module):
 
     def forward(self, feature: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """``(B, C, ...)`` to logits ``(B, views)``, whatever ``size`` the image has."""
-        return self.perceptron(feature.flatten(2).mean(2))
+        return self.perceptron((feature.flatten(2).mean(2) - self.mean) / self.deviation)
+
+    def standardize(self, pooled: torch.Tensor) -> None:
+        """Take mean and deviation of each channel from pooled features ``(N, C)``; a constant one is only centred."""
+        deviation, mean = torch.std_mean(pooled, 0, correction=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
 
 class DenoisingHead(nn.Module):

@@ -61,6 +61,12 @@ def train_heads(
             feature = torch.cat([heads.features(sample[None]) for sample in x])
         return heads.head(name, feature, x.shape[2:])
 
+    if "rotation" in names:
+        with torch.no_grad():
+            turned = (VIEWS[_drawn(heads.views, generator)](sample[None].to(device)) for sample in samples)
+            pooled = torch.cat([heads.features(x).flatten(2).mean(2) for x in turned])
+        heads.modules["rotation"].standardize(pooled)
+
     losses = {
         "rotation": lambda x: rotation_loss(branch, x, generator, heads.views),
         "denoising": lambda x: denoising_loss(branch, x, generator),
@@ -85,6 +91,10 @@ def train_heads(
     if "rotation" in results and held_out:
         results["rotation"]["accuracy"] = _accuracy(heads, [sample for x in held_out for sample in x], device)
     return heads.saved(), results
+
+
+def _drawn(names: Sequence[str], generator: torch.Generator) -> str:
+    return names[int(torch.randint(len(names), (), generator=generator))]
 
 
 def _common_views(images: Sequence[torch.Tensor]) -> list[str]:
