@@ -28,10 +28,8 @@ ADAPT = {
     "site": None,
     "method": "grata",
     "seed": 0,
-    "source": {},
-    "ptbn": {},
-    "grata": {"activation": "sigmoid", "seed": "@seed", "lr": 0.02},
-    "settings": "$dict(source=@source, ptbn=@ptbn, grata=@grata).get(@method, {})",
+    "settings": {},
+    "activation": "sigmoid",
     "segments": [
         {"value": 1, "label": "Disc", "includes": [2]},
         {"value": 2, "label": "Cup"},
@@ -143,7 +141,7 @@ def settings(_ground, tmp_path):
             "north": {"dataset_dir": str(_ground / "north" / "images")},
             "south": {"dataset_dir": str(_ground / "south" / "images")},
         },
-        "methods": {"source": {}, "ptbn": {}, "grata": {}},
+        "methods": {"source": {}, "ptbn": {}, "grata": {"lr": 0.02}},
         "workers": 0,
         "threads": 1,
     }

@@ -87,7 +87,7 @@ def test_a_whole_benchmark(settings, write, tmp_path):
 
 @pytest.mark.parametrize("protocol", ["episodic", "continual", "mixed", {"name": "recurring", "repeats": 2}])
 def test_every_protocol_is_the_method_run_by_hand(settings, write, tmp_path, protocol):
-    settings |= {"protocol": protocol, "methods": {"grata": {}}, "limit": 2}
+    settings |= {"protocol": protocol, "methods": {"grata": {"lr": 0.02}}, "limit": 2}
     path = write(settings)
     assert run_benchmark(path) == 0
     rows = results(tmp_path / "results")
@@ -121,7 +121,7 @@ def test_labels_never_reach_a_method(settings, write, site, tmp_path, monkeypatc
     folder = site()
     settings |= {
         "targets": {"spoilt": {"dataset_dir": str(folder / "images")}},
-        "methods": {"grata": {}, "recorder": {}},
+        "methods": {"grata": {"lr": 0.02}, "recorder": {}},
         "protocol": "continual",
     }
     assert run_benchmark(write(settings)) == 0
@@ -223,7 +223,7 @@ def test_a_stopped_run_goes_on(settings, write, tmp_path, monkeypatch):
 
 
 def test_a_changed_benchmark_is_refused(settings, write, site, tmp_path):
-    settings |= {"methods": {"grata": {}}, "limit": 1}
+    settings |= {"methods": {"grata": {"lr": 0.02}}, "limit": 1}
     run_benchmark(write(settings))
     changes = {
         "methods": {"methods": {"grata": {"lr": 0.5}}},
@@ -260,7 +260,7 @@ def test_a_method_that_always_fails_does_not_spoil_the_tables(settings, write, t
 
 
 def test_segments_that_are_not_scored_have_no_part(settings, write, tmp_path):
-    settings |= {"methods": {"source": {}, "grata": {}}, "limit": 2}
+    settings |= {"methods": {"source": {}, "grata": {"lr": 0.02}}, "limit": 2}
     settings["targets"]["south"]["scored"] = ["Disc"]
     assert run_benchmark(write(settings)) == 0
     for row in results(tmp_path / "results"):
@@ -297,7 +297,7 @@ def test_overrides_that_would_change_nothing_are_refused(settings, write):
     refused("targets#north#evaluator: a benchmark does not read it", targets={"north": {**north, "evaluator": {}}})
     # through @trap, and of the network's own
     plan(load_config(write({**settings, "targets": {"north": {**north, "trap": "$lambda image: 1 - image"}}})))
-    plan(load_config(write({**settings, "sources": {"a": {"network_def#norm": "batch", "grata#lr": 0.1}}})))
+    plan(load_config(write({**settings, "sources": {"a": {"network_def#norm": "batch", "activation": "softmax"}}})))
 
 
 def test_predictions_are_kept_for_the_protocol_that_is_drawn(settings, write):
@@ -328,7 +328,7 @@ def test_a_run_in_this_process_leaves_it_as_it_was(settings, write, tmp_path, mo
 
 
 def test_a_damaged_state_is_told_with_its_cause(settings, write, tmp_path):
-    settings |= {"methods": {"grata": {}}, "limit": 1}
+    settings |= {"methods": {"grata": {"lr": 0.02}}, "limit": 1}
     path = write(settings)
     assert run_benchmark(path) == 0
     state = next((tmp_path / "results" / "parts").rglob("*.pt"))
@@ -342,7 +342,7 @@ def test_a_damaged_state_is_told_with_its_cause(settings, write, tmp_path):
 
 
 def test_a_state_of_another_device_is_read_on_the_cpu(settings, write, tmp_path, monkeypatch):
-    settings |= {"methods": {"grata": {}}, "limit": 1}
+    settings |= {"methods": {"grata": {"lr": 0.02}}, "limit": 1}
     path = write(settings)
     assert run_benchmark(path) == 0
     devices, load = [], torch.load

@@ -64,7 +64,7 @@ def results(folder):
 
 
 def test_a_run_that_was_killed_anywhere_ends_as_one_that_was_not(settings, write, tmp_path):
-    settings |= {"protocol": "continual", "methods": {"grata": {}}, "seeds": [0, 1]}
+    settings |= {"protocol": "continual", "methods": {"grata": {"lr": 0.02}}, "seeds": [0, 1]}
     path = write(settings)
     outcome = run("-c", KILLED, path, tmp_path / "whole", tmp_path / "killed")
     assert outcome.stdout.strip() == str([0, *[-9] * 8, 0]), outcome.stderr

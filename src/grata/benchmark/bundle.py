@@ -45,14 +45,17 @@ _REQUIRED = (
     "weights",
 )
 
-_READ = {*_REQUIRED, "activation", "settings", "windows", "amp", "keep_pages", "scored", "initialize", "adapt"}
-"""Keys that need no other key to refer to them."""
-
 _READ_OF_SITES = ("imports", "discovery", "preprocessing", "to_probabilities", "to_label_map")
 """Keys through which a benchmark comes by all that is a site's."""
 
 _OF_METHODS = ("activation", "prepared", "reset")
 """Keys that say something of all methods."""
+
+_READ = {
+    *(*_REQUIRED, *_OF_METHODS, "method", "settings", "seed"),
+    *("windows", "amp", "keep_pages", "scored", "initialize", "adapt"),
+}
+"""Keys that need no other key to refer to them."""
 
 _READ_OF_SOURCES = (*_READ_OF_SITES, *_REQUIRED, *_OF_METHODS, "device", "amp", "keep_pages", "windows", "scored")
 """The same for a source network, whose overrides count for its sites as well."""

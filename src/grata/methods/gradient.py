@@ -8,6 +8,7 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +17,18 @@ from torch import nn
 from ..alignment import Rate, StepSignals, cosine_similarity, gradient_norm, make_rate
 from ..errors import GrataError
 from ..normalization import Rule, collect_affine_parameters, deepest_feature
+from ..networks import HEADS, AuxiliaryHeads
 from ..objectives import (
     BRANCH_LOSSES,
+    ROTATION_VIEWS,
     activate,
     check_branch,
     consistency_loss,
     entropy_loss,
+    rotation_loss,
     view_agreement,
 )
+from ..prepared import Prepared, require
 from ..resets import ResetPolicy
 from ..styles import StrongView
 from ..views import resolve_views
@@ -95,6 +100,8 @@ class GradientMethod(PredictiveMethod):
         strong_view: of the same: a callable ``(images, generator)``, a dict of settings of
             :class:`grata.styles.StrongView`, or None for its defaults.
         views_autocast: precision of the weak views alone, which carry no gradient and are averaged.
+        prepared: file of ``python -m grata prepare``, or what was read from it: its heads are the auxiliary branches of a
+            network that has none of its own. Read when an objective needs it.
         batch_statistics: weight of the batch's statistics in batch normalization, 1 to 0 (the source's).
         reset: when to start from the source network again, see :mod:`grata.resets`; None: as the paper has it.
         autocast: ``bfloat16`` or ``float16`` for the forwards; None: as the surrounding ``torch.autocast`` says.
@@ -122,6 +129,7 @@ class GradientMethod(PredictiveMethod):
         views: Sequence[str] | None = None,
         strong_view: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | Mapping[str, Any] | None = None,
         views_autocast: str | None = None,
+        prepared: Prepared | str | Path | None = None,
         batch_statistics: float | Rule = 1.0,
         reset: ResetPolicy | str | Mapping[str, Any] | None = None,
         autocast: str | None = None,
@@ -139,6 +147,8 @@ class GradientMethod(PredictiveMethod):
             output=output,
         )
         self.steps = check_count("steps", steps)
+        self._prepared = prepared
+        self._heads: AuxiliaryHeads | None = None
         if auxiliary is not None:
             self._check_objective("auxiliary", auxiliary)
         self.auxiliary = auxiliary
@@ -225,18 +235,52 @@ class GradientMethod(PredictiveMethod):
                 with torch.autocast(x.device.type, enabled=False):
                     view = self.strong_view(x.clone(), self.generator)
             return consistency_loss(self._logits(view), pseudo_label, self.activation)
+        if name == "rotation":
+            return rotation_loss(self._branch, x, self.generator, self._rotation_views())
         return BRANCH_LOSSES[name](self._branch, x, self.generator)
 
     def _check_objective(self, role: str, name: str) -> None:
         if not isinstance(name, str) or name not in OBJECTIVES:
             raise GrataError(f"{role}: there is no objective {name!r}; there are {', '.join(OBJECTIVES)}.")
         if name in BRANCH_LOSSES:
+            self._find_branch(name)
+
+    def _find_branch(self, name: str) -> None:
+        """The network's own branch, else the prepared head of that name.
+
+        Raises:
+            GrataError: there is neither, or the heads were prepared for other weights.
+        """
+        if self._has_branch(name):
+            return
+        if name not in HEADS:
             check_branch(self.given, name)
+        self._heads = AuxiliaryHeads.load(self.given, require(self.prepared(), name, self.name))
+
+    def _has_branch(self, name: str) -> bool:
+        return name in (getattr(self.given, "branches", None) or ())
+
+    def _rotation_views(self) -> Sequence[str]:
+        """Classes of the rotation branch, in the order of its outputs."""
+        return ROTATION_VIEWS if self._has_branch("rotation") else self._heads.views
+
+    def prepared(self) -> Prepared | None:
+        """What was prepared from the source set, made sure that it was for this network; None: nothing was given.
+
+        Raises:
+            GrataError: the file is missing or damaged, or was prepared for other weights.
+        """
+        if isinstance(self._prepared, str | Path):
+            self._prepared = Prepared.load(self._prepared)
+        if self._prepared is not None:
+            self._prepared.check_network(self.given)
+        return self._prepared
 
     def _branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Output of an auxiliary branch, in float32."""
+        """Output of an auxiliary branch, the network's own or a prepared head, in float32."""
         with self._precision(x):
-            return self._network.branch(name, x).float()
+            branch = self._network.branch if self._has_branch(name) else self._heads.branch
+            return branch(name, x).float()
 
     def _pseudo_label(self, x: torch.Tensor) -> torch.Tensor:
         """Mean probability over the weak views, each prediction mapped back; how well these agree is noted."""

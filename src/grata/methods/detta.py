@@ -1,0 +1,62 @@
+"""DeTTA: test-time adaptation by denoising (WACV 2024)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .card import Card
+from .gradient import GradientMethod
+from .predictive import check_number
+
+__all__ = ["DeTTA"]
+
+
+class DeTTA(GradientMethod):
+    """One step down the error of an auxiliary decoder that removes noise (DeTTA, Wen et al., WACV 2024).
+
+    .. code-block:: text
+
+        L = mean |σ(d(e_θ(x + σ_n·ε))) − x|          ε ~ N(0, 1); d: denoising decoder on the deepest feature
+        θ ← Adam(θ, ∇L, lr)                           θ: affine parameters of the normalization layers
+
+    The decoder is trained with the source network in the paper; here it may also be trained afterwards, on the frozen
+    network. Images lie in 0..1, as the sigmoid does. The paper's learning rate of 1e-6 hardly moves anything in one
+    step; it is kept. Nothing of the rule depends on the task: it looks at no prediction.
+
+    Args:
+        network: the source network: one with a denoising branch of its own, or any other with a prepared denoising head.
+        prepared: file of ``python -m grata prepare``, for a network without a branch.
+        noise: standard deviation σ_n of the Gaussian noise, at least 0.
+        lr, settings: see :class:`GradientMethod`.
+
+    Raises:
+        GrataError: there is no denoising head, a setting is out of range, or the network has nothing to adapt.
+    """
+
+    name = "detta"
+    card = Card(
+        title="DeTTA",
+        reference="Wen et al., From denoising training to test-time adaptation: enhancing domain generalization for medical "
+        "image segmentation, WACV 2024, arXiv:2310.20271",
+        year=2024,
+        rule="one step down the L1 error of a denoising decoder",
+        changes="affine parameters, batch statistics",
+        needs=("affine parameters", "denoising head"),
+        forwards=2,
+        backwards=1,
+    )
+
+    def __init__(
+        self, network: nn.Module, *, prepared: Any = None, noise: float = 0.1, lr: float = 1e-6, **settings: Any
+    ) -> None:
+        super().__init__(network, prepared=prepared, lr=lr, **settings)
+        self.noise = check_number("noise", noise, low=0.0)
+        self._find_branch("denoising")
+
+    def _loss(self, x: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(x.shape, generator=self.generator).to(x)
+        return F.l1_loss(self._branch("denoising", x + self.noise * noise).sigmoid(), x.float())
