@@ -19,6 +19,7 @@ _ROOMS = (
     "preparation",
     "prepared",
     "report",
+    "resets",
     "styles",
     "views",
     "workflows",

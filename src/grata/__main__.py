@@ -1,4 +1,6 @@
-"""``python -m grata benchmark <config.yaml>``: methods by sites, with tables and figures.
+"""``python -m grata methods``: the methods there are, and which of them a bundle can take.
+
+``python -m grata benchmark <config.yaml>``: methods by sites, with tables and figures.
 
 ``python -m grata prepare <bundle>``: what methods need of the source set, in one file of the bundle.
 """
@@ -6,9 +8,51 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import fire
+
+
+def methods(
+    name: str | None = None,
+    bundle: str | None = None,
+    changes: str | None = None,
+    mode: str | None = None,
+    spatial_dims: int | None = None,
+    backwards: bool | None = None,
+    prepared: bool | None = None,
+    form: str = "simple",
+) -> None:
+    """List the methods, or tell all about one.
+
+    Args:
+        name: of a method, whose rule, settings and defaults are told.
+        bundle: folder of a bundle: tells which methods it can take, and what the others lack.
+        changes: only those that change this, e.g. statistics or affine.
+        mode: only those that are online or episodic.
+        spatial_dims: only those for 2D or 3D images: 2 or 3.
+        backwards: only those that compute gradients (true) or none (false).
+        prepared: only those that need something prepared from the source set (true) or nothing (false).
+        form: simple, markdown, readme or json; passes are forwards + backwards of the network an image, prediction included.
+    """
+
+    def run() -> int:
+        from .report.listing import describe, methods_table, select
+
+        if name is not None:
+            print(describe(name))
+            return 0
+        names = select(changes, mode, spatial_dims, backwards, prepared)
+        if bundle is None:
+            print(methods_table(names, form))
+            return 0
+        from .benchmark import fitting_methods
+
+        print(fitting_methods(bundle, names))
+        return 0
+
+    _report(run, "stopped.")
 
 
 def benchmark(config_file: str, **overrides: Any) -> None:
@@ -18,20 +62,13 @@ def benchmark(config_file: str, **overrides: Any) -> None:
         config_file: YAML or JSON: bundle, output_dir, sources, targets, methods, protocol, seeds, ...
         overrides: any of its keys, e.g. --output_dir results --workers 4 --limit 10 --methods#grata#lr 0.001
     """
-    try:
-        from .benchmark import run_benchmark
-        from .workflows.configuration import explain
 
-        status = run_benchmark(config_file, **overrides)
-    # What a bundle's configuration calls can raise anything.
-    except Exception as error:
-        # the remark is on an option of the command `adapt`
-        print(f"error: {explain(error).removesuffix(' (--traceback true shows where)')}", file=sys.stderr)
-        status = 1
-    except KeyboardInterrupt:
-        print("\nstopped. What is finished is kept; the same command goes on with the rest.", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+    def run() -> int:
+        from .benchmark import run_benchmark
+
+        return run_benchmark(config_file, **overrides)
+
+    _report(run, "stopped. What is finished is kept; the same command goes on with the rest.")
 
 
 def prepare(bundle: str, dataset_dir: str, **options: Any) -> None:
@@ -44,21 +81,31 @@ def prepare(bundle: str, dataset_dir: str, **options: Any) -> None:
             (every so-many-th was held out of training), heads (rotation,denoising or none), epochs, seed; and keys of
             the bundle's configs/adapt.yaml, e.g. --device cuda --network_def#depth 34
     """
-    try:
-        from .preparation import prepare as run
-        from .workflows.configuration import explain
 
-        status = run(bundle, dataset_dir, **options)
+    def run() -> int:
+        from .preparation import prepare as run_preparation
+
+        return run_preparation(bundle, dataset_dir, **options)
+
+    _report(run, "stopped. Nothing was written.")
+
+
+def _report(run: Callable[[], int], stopped: str) -> None:
+    """End the process with the status of ``run``; errors and Ctrl-C are told in plain words."""
+    from .workflows.configuration import explain
+
+    try:
+        status = run()
     # What a bundle's configuration calls can raise anything.
     except Exception as error:
         # the remark is on an option of the command `adapt`
         print(f"error: {explain(error).removesuffix(' (--traceback true shows where)')}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
-        print("\nstopped. Nothing was written.", file=sys.stderr)
+        print(f"\n{stopped}", file=sys.stderr)
         status = 130
     sys.exit(status)
 
 
 if __name__ == "__main__":
-    fire.Fire({"benchmark": benchmark, "prepare": prepare}, name="grata")
+    fire.Fire({"methods": methods, "benchmark": benchmark, "prepare": prepare}, name="grata")

@@ -134,8 +134,8 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
     ),
     "mistyped override": (lambda folder, bundle: ("--metod", "ptbn"), ("metod", "no such key", "Did you mean method?")),
     "mistyped nested override": (
-        lambda folder, bundle: ("--grata#lrr", "1e-3"),
-        ("grata#lrr", "no such setting", "did you mean grata#lr?"),
+        lambda folder, bundle: ("--settings#lrr", "1e-3"),
+        ("settings#lrr", "no such setting", "did you mean settings#lr?"),
     ),
     "mistyped window override": (lambda folder, bundle: ("--windows#rand", 3), ("windows#rand", "random")),
     "mistyped key in the file": (
@@ -159,13 +159,13 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
         ("evaluator#inferer", "@infererr", "no such key", "Did you mean @inferer?"),
     ),
     "mistyped setting of another method": (
-        lambda folder, bundle: ("--method", "ptbn", "--grata#lrr", 1),
-        ("grata#lrr", "did you mean grata#lr?"),
+        lambda folder, bundle: ("--method", "ptbn", "--settings#lrr", 1),
+        ("settings#lrr", "ptbn has no such setting"),
     ),
-    "all settings at once": (lambda folder, bundle: ("--grata", "{'lr': 0.1}"), ("grata#activation", "--grata#<setting>")),
+    "settings that are none": (lambda folder, bundle: ("--settings", 3), ("settings", "--settings#<setting>")),
     "word for a switch": (lambda folder, bundle: ("--overwrite", "no"), ("overwrite", "true or false", "'no'")),
-    "word for a switch of a method": (lambda folder, bundle: ("--grata#episodic", "on"), ("grata#episodic", "'on'")),
-    "word for a number": (lambda folder, bundle: ("--grata#lr", "fast"), ("grata#lr", "finite number", "'fast'")),
+    "word for a policy": (lambda folder, bundle: ("--reset", "often"), ("reset", "'often'", "per-case")),
+    "word for a number": (lambda folder, bundle: ("--settings#lr", "fast"), ("settings#lr", "finite number", "'fast'")),
     "word for the seed": (lambda folder, bundle: ("--seed", "abc"), ("seed", "whole number", "'abc'")),
     "number for a folder": (lambda folder, bundle: ("--dataset_dir", 20240611), ("dataset_dir", "Write ./ before")),
     "file for a folder": (
@@ -183,10 +183,10 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
     "incomplete segment": (lambda folder, bundle: ("--segments#0#valu", 3), ("segments#0#valu", "the keys are")),
     "device of another kind": (lambda folder, bundle: ("--device", "meta"), ("device: meta", "Use --device cpu")),
     "unknown learning rate law": (
-        lambda folder, bundle: ("--grata#learning_rate_law", "cubic"),
+        lambda folder, bundle: ("--settings#learning_rate_law", "cubic"),
         ("learning_rate_law", "'cubic'", "quadratic, linear, softplus, constant"),
     ),
-    "unknown method": (lambda folder, bundle: ("--method", "gratta"), ("method", "'gratta'", "source, ptbn, tent, grata")),
+    "unknown method": (lambda folder, bundle: ("--method", "gratta"), ("method", "'gratta'", "Did you mean grata?")),
     "empty data folder": (
         lambda folder, bundle: ("--dataset_dir", folder),
         ("dataset_dir", "holds no NIfTI file and no DICOM image", "Name the folder of the scans"),
@@ -419,7 +419,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_journalled(folder, scans, run_
         scans.save_volume(scans.volume(seed=seed), folder / "good_scans" / f"scan{seed}.nii.gz")
     output = folder / "not_finite"
     # Noise beyond float32: the strong view, and with it the pseudo loss, is NaN whatever the network does.
-    noise = ("--grata#strong_view", "{'noise': [3e38, 3e38], 'probabilities': [0, 0, 0, 1, 0]}")
+    noise = ("--settings#strong_view", "{'noise': [3e38, 3e38], 'probabilities': [0, 0, 0, 1, 0]}")
     run = run_adapt(folder, "--dataset_dir", folder / "good_scans", "--output_dir", output, *noise)
     assert run.status == 0 and "2 of 2 cases finished" in run.text
     for case in ("scan0", "scan1"):

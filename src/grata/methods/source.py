@@ -31,8 +31,5 @@ class Source(Method):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network, {}, batch_statistics=0.0)
 
-    def _activate(self) -> None:
-        """Nothing to switch: with the source's own statistics the layers stay untouched."""
-
     def _adapt(self, images: torch.Tensor) -> StepRecord:
         return StepRecord()

@@ -105,7 +105,7 @@ def effective_settings(ignored: Iterable[str] = ()) -> dict[str, Any]:
         ignored: top-level keys to leave out.
 
     Returns:
-        Plain values by id, such as ``{"grata#lr": 0.0001}``; empty when no workflow is running.
+        Plain values by id, such as ``{"settings#lr": 0.0001}``; empty when no workflow is running.
     """
     workflow = _running_workflow()
     leaves = _leaves(workflow.parser.get()) if workflow is not None else ()

@@ -1,0 +1,37 @@
+"""Which methods a bundle can take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from ..errors import GrataError
+from .bundle import Bundle, quiet
+from .config import MethodRow
+
+__all__ = ["fitting_methods"]
+
+
+def fitting_methods(root: str | Path, names: Sequence[str]) -> str:
+    """A table of methods and whether the network of a bundle, with what was prepared for it, can be adapted by them.
+
+    Args:
+        root: folder of the bundle.
+        names: of methods.
+
+    Raises:
+        GrataError: the bundle's configuration or weights cannot be read.
+    """
+    quiet()
+    bundle = Bundle(Path(root), {"device": "cpu"}, "bundle")
+    network = bundle.make_network()
+    rows = []
+    for name in names:
+        try:
+            bundle.make_method(MethodRow(name, name, {}), network, seed=0)
+            rows.append([name, "yes", ""])
+        except GrataError as error:
+            rows.append([name, "no", str(error).removeprefix(f"methods#{name}: ")])
+    return tabulate(rows, ["method", "fits", "what it lacks"], "simple", maxcolwidths=[None, None, 80])

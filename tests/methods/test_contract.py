@@ -1,0 +1,244 @@
+"""What every method promises, whatever it does: checked for all that are found, also those to come."""
+
+import copy
+import io
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from monai.networks.nets import UNet
+
+from grata.methods import METHODS, NEEDS, create, settings_of
+from grata.networks import AuxiliaryHeads
+from grata.prepared import Prepared, network_digest
+
+ROOT = Path(__file__).parents[2]
+LEARNING = [name for name, method in METHODS.items() if method.learns]
+
+
+def make_network(spatial_dims=2, out_channels=2):
+    """A UNet of three levels whose running statistics are not at their start values."""
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        network = UNet(
+            spatial_dims=spatial_dims,
+            in_channels=1,
+            out_channels=out_channels,
+            channels=(4, 8, 8),
+            strides=(2, 2),
+            norm="batch",
+        )
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.uniform_(-0.3, 0.3)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 2.0)
+    return network
+
+
+def images(spatial_dims=2, batch=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand((batch, 1, *[16] * spatial_dims), generator=generator)
+
+
+def prepared(network, spatial_dims=2):
+    """All that a method can need of a source set."""
+    channels = 2
+    heads = AuxiliaryHeads.create(network, images(spatial_dims), seed=1)
+    heads.modules.eval()
+    return Prepared(
+        class_sizes=torch.tensor([0.7, 0.3]),
+        centroid=torch.full((channels, spatial_dims), 0.5),
+        spread=torch.full((channels, spatial_dims), 0.2),
+        fisher={name: torch.ones_like(p) for name, p in network.named_parameters()},
+        heads=heads.saved(),
+        images=3,
+        network="UNet",
+        digest=network_digest(network),
+    )
+
+
+def make(name, network=None, spatial_dims=2, activation="sigmoid", **settings):
+    network = make_network(spatial_dims) if network is None else network
+    given = prepared(network, spatial_dims) if "prepared" in settings_of(name) else None
+    return create(name, network, settings, activation=activation, seed=3, prepared=given)
+
+
+def snapshot(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@torch.no_grad()
+def predict(method, x):
+    return method.network(x)
+
+
+def stream(method, count, first=0, spatial_dims=2):
+    """Records and predictions of some images, one after the other."""
+    seen = []
+    for seed in range(first, first + count):
+        x = images(spatial_dims, seed=seed)
+        seen.append((method.adapt(x), predict(method, x)))
+    return seen
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize(("spatial_dims", "batch"), [(2, 1), (2, 4), (3, 1), (3, 4)])
+def test_takes_2d_and_3d_images_one_and_several_at_a_time(name, activation, spatial_dims, batch):
+    assert spatial_dims in METHODS[name].card.spatial_dims
+    method = make(name, spatial_dims=spatial_dims, activation=activation)
+    x = images(spatial_dims, batch)
+    kept = x.clone()
+    record = method.adapt(x)
+    prediction = predict(method, x)
+    assert torch.equal(x, kept)
+    assert prediction.shape == (batch, 2, *x.shape[2:]) and prediction.isfinite().all()
+    assert prediction.dtype == torch.float32
+    assert not any(flag.startswith("non_finite") for flag in record.flags)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_constructing_changes_nothing_and_restore_is_exact(name):
+    network = make_network()
+    expected = copy.deepcopy(network).eval()(images(seed=9)).detach()
+    before, flags = snapshot(network), [p.requires_grad for p in network.parameters()]
+    modes = [module.training for module in network.modules()]
+    method = make(name, network)
+    assert same(snapshot(network), before)
+    assert [module.training for module in network.modules()] == modes
+    first = stream(method, 3)
+    method.restore()
+    assert same(snapshot(network), before)
+    assert [p.requires_grad for p in network.parameters()] == flags
+    assert [module.training for module in network.modules()] == modes
+    network.eval()
+    assert torch.equal(predict(method, images(seed=9)), expected)
+    # as if just constructed
+    again = stream(method, 3)
+    for (a, x), (b, y) in zip(first, again):
+        assert repr(a) == repr(b) and torch.equal(x, y)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_another_process_goes_on_bit_for_bit(name):
+    method = make(name)
+    stream(method, 3)
+    buffer = io.BytesIO()
+    torch.save(method.state_dict(), buffer)
+    expected = stream(method, 2, first=3)
+    buffer.seek(0)
+    other = make(name)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    for (a, x), (b, y) in zip(expected, stream(other, 2, first=3)):
+        assert repr(a) == repr(b) and torch.equal(x, y)
+    assert same(snapshot(method._network), snapshot(other._network))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_state_is_taken_at_its_moment(name):
+    method = make(name)
+    stream(method, 1)
+    state = method.state_dict()
+    kept = copy.deepcopy(state)
+    stream(method, 2, first=1)
+    assert repr(state) == repr(kept)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_touches_nothing_but_what_it_says_and_no_global_generator(name):
+    network = make_network()
+    before = snapshot(network)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    method = make(name, network)
+    stream(method, 2)
+    assert torch.equal(torch.rand(3), expected)
+    changed = {key for key, value in snapshot(network).items() if not torch.equal(value, before[key])}
+    assert changed <= set(method.parameters)
+    assert set(method.parameters) <= set(before)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_seed_gives_the_same_result_and_the_source_can_be_asked_in_between(name):
+    network = make_network()
+    x = images(seed=7)
+    expected = copy.deepcopy(network).eval()(x).detach()
+    a, b = make(name, network), make(name)
+    for seed in range(3):
+        a.adapt(images(seed=seed))
+        b.adapt(images(seed=seed))
+        with a.source_network() as source:
+            assert torch.equal(source(x), expected)
+    assert torch.equal(predict(a, x), predict(b, x))
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_per_case_resets_make_the_order_of_cases_irrelevant(name):
+    one, two = (make(name, reset="per-case") for _ in range(2))
+    stream(one, 3)
+    (a, x), (b, y) = stream(one, 1, first=5)[0], stream(two, 1, first=5)[0]
+    assert torch.equal(x, y) and a.flags == b.flags
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_card_counts_passes_through_the_network(name):
+    network = make_network()
+    method = make(name, network)
+    x = images()
+    stream(method, 1, first=1)
+    counts = {"forwards": 0, "backwards": 0}
+
+    # an early layer, since auxiliary heads stop the network before its end, and one whose parameters all methods adapt
+    layer = next(module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))
+
+    def count(module, inputs, output):
+        counts["forwards"] += 1
+        if output.requires_grad:
+            output.register_hook(lambda _: counts.update(backwards=counts["backwards"] + 1))
+
+    handle = layer.register_forward_hook(count)
+    if METHODS[name].card.episodic:
+        method.begin_case()
+    method.adapt(x, same_case=True)
+    with torch.no_grad():
+        method.network(x)
+    handle.remove()
+    card = METHODS[name].card
+    assert (counts["forwards"], counts["backwards"]) == (card.forwards, card.backwards)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_overlay_selects_the_method_and_holds_its_defaults(name):
+    overlay = yaml.safe_load((ROOT / "configs" / "methods" / f"{name}.yaml").read_text())
+    assert overlay.keys() == {"method", "settings"} and overlay["method"] == name
+    defaults = settings_of(name)
+    for key, value in overlay["settings"].items():
+        default = list(defaults[key]) if isinstance(defaults[key], tuple) else defaults[key]
+        assert value == default or (value == {} and default is None), key
+    own = {key for key in vars(METHODS[name])["__init__"].__kwdefaults__ or {} if key != "prepared"}
+    assert own <= overlay["settings"].keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_card_tells_who_wrote_it_and_what_it_needs(name):
+    card = METHODS[name].card
+    assert METHODS[name].name == name
+    assert card.title and card.reference and card.rule and card.changes
+    assert set(card.needs) <= NEEDS.keys()
+    assert bool(card.prepared) == ("prepared" in vars(METHODS[name])["__init__"].__kwdefaults__) if card.prepared else True
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.card.prepared])
+def test_what_was_not_prepared_is_asked_for_with_the_command_that_does(name):
+    with pytest.raises(Exception, match="python -m grata prepare") as error:
+        create(name, make_network(), activation="sigmoid")
+    assert type(error.value).__name__ == "GrataError"
+    with pytest.raises(Exception, match="python -m grata prepare"):
+        create(name, make_network(), activation="sigmoid", prepared="nowhere/prepared.safetensors")
