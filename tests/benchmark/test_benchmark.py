@@ -105,6 +105,26 @@ def test_every_protocol_is_the_method_run_by_hand(settings, write, tmp_path, pro
     assert [float(row["cosine"]) for row in rows] == pytest.approx(cosines, rel=1e-4)
 
 
+def test_what_a_longer_stream_begins_with_is_computed_once(settings, write, tmp_path, monkeypatch):
+    protocols = ["per-target", "continual", {"name": "recurring", "repeats": 2}]
+    settings |= {"protocol": protocols, "methods": {"source": {}, "grata": {"lr": 0.02}}, "limit": 2}
+    computed = []
+    step = stream._Runner.step
+    monkeypatch.setattr(stream._Runner, "step", lambda self, k: computed.append(self.job.name) or step(self, k))
+    assert run_benchmark(write(settings)) == 0
+    together = results(tmp_path / "results")
+    # 2 methods: 8 images of the recurring stream, and the second site of per-target, which starts from the source
+    assert len(computed) == 2 * (8 + 2)
+    apart = []
+    for index, protocol in enumerate(protocols):
+        one = {**settings, "protocol": protocol, "output_dir": str(tmp_path / f"apart{index}")}
+        assert run_benchmark(write(one)) == 0
+        apart += results(tmp_path / f"apart{index}")
+    measured = {*stream.MEASURED}
+    plain = [{key: value for key, value in row.items() if key not in measured} for row in together]
+    assert plain == [{key: value for key, value in row.items() if key not in measured} for row in apart]
+
+
 def test_labels_never_reach_a_method(settings, write, site, tmp_path, monkeypatch):
     """A method gets a plain tensor, and predicts the same with labels of noise, with wrong ones and without."""
     seen = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class Job:
         keep_label_maps: whether predictions are kept, for the figures.
         threads: of torch.
         fingerprint: what its results depend on, as text by name.
+        begins: name of another job that begins with all of this one's images, from the same state: its results are
+            taken from there. Empty: it is computed.
     """
 
     protocol: str
@@ -53,6 +55,7 @@ class Job:
     keep_label_maps: bool
     threads: int
     fingerprint: Mapping[str, str]
+    begins: str = ""
 
     @property
     def name(self) -> str:
@@ -136,7 +139,38 @@ def plan(config: BenchmarkConfig) -> list[Job]:
                         fingerprint={key: _digest(value) for key, value in fingerprint.items()},
                     )
                 )
-    return jobs
+    return _shared(jobs)
+
+
+def _shared(jobs: Sequence[Job]) -> list[Job]:
+    """Streams that are the beginning of longer ones need not be computed: the first round of a recurring stream is the
+    continual one, whose first site is that of ``per-target``.
+    """
+    beginnings = {job.name: _beginnings(job) for job in jobs}
+    longest: dict[str, Job] = {}
+    for job in sorted(jobs, key=lambda job: -len(job.items)):
+        for beginning in beginnings[job.name]:
+            longest.setdefault(beginning, job)
+    parents = {job.name: longest[beginnings[job.name][-1]].name for job in jobs}
+    kept = {parents[job.name] for job in jobs if job.keep_label_maps}
+    return [
+        replace(
+            job,
+            begins="" if parents[job.name] == job.name else parents[job.name],
+            keep_label_maps=job.keep_label_maps or job.name in kept,
+        )
+        for job in jobs
+    ]
+
+
+def _beginnings(job: Job) -> list[str]:
+    """One digest for each number of first images, of all that leads to the result of the last of them."""
+    digest = hashlib.sha256(json.dumps([job.source, job.row.name, job.seed]).encode())
+    found = []
+    for item in job.items:
+        digest.update(json.dumps([item.site, item.case, item.reset]).encode())
+        found.append(digest.hexdigest())
+    return found
 
 
 def _streams(config: BenchmarkConfig, protocol: Any, ids: Mapping[str, list[str]]) -> Any:

@@ -83,7 +83,11 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
             broken[job.name] = message
             bar.write(f"{job.name}: {message}")
 
-        run_jobs(unfinished, folder / "parts", config.workers, lambda: bar.update(1), failed)
+        computed = [job for job in unfinished if not job.begins]
+        run_jobs(computed, folder / "parts", config.workers, lambda: bar.update(1), failed)
+        for job in unfinished:
+            if job.begins:
+                bar.update(_take_over(job, parts[job.name], parts[job.begins]))
 
     rows = []
     for job in jobs:
@@ -91,7 +95,8 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
         rows += done
         if len(done) < len(job.items):
             # A library may end a process and say that all is well.
-            broken.setdefault(job.name, f"its process ended after {len(done)} of {len(job.items)} images")
+            ended = f"its process ended after {len(done)} of {len(job.items)} images"
+            broken.setdefault(job.name, f"its images are those that {job.begins} begins with" if job.begins else ended)
     errors = [row for row in rows if row["error"]]
     minutes = (time.perf_counter() - started) / 60
     if rows:
@@ -104,6 +109,25 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
     for name, message in broken.items():
         print(f"  {name}: stopped: {message}. The same command goes on with it.")
     return 1 if errors or broken else 0
+
+
+def _take_over(job: Job, part: Part, longer: Part) -> int:
+    """Give a job the first rows of another one, which begins with the same images; the number of new rows.
+
+    All or none: a job that was left in the middle would need the method's state there to go on by itself.
+    """
+    found = longer.rows()[: len(job.items)]
+    if len(found) < len(job.items):
+        return 0
+    before, _ = part.open()
+    for position in range(len(before), len(found)):
+        row = {"protocol": job.protocol, "stream": job.stream, "round": job.items[position].round}
+        labels = longer.read_label_map(position) if job.keep_label_maps else None
+        if labels is not None:
+            part.write_label_map(position, labels)
+        part.append(found[position] | row)
+    part.commit(len(found), None)
+    return len(found) - len(before)
 
 
 @contextlib.contextmanager
