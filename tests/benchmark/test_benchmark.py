@@ -125,6 +125,14 @@ def test_what_a_longer_stream_begins_with_is_computed_once(settings, write, tmp_
     assert plain == [{key: value for key, value in row.items() if key not in measured} for row in apart]
 
 
+def test_a_stride_takes_every_so_manieth_image_of_a_site(settings, write, tmp_path):
+    settings["targets"]["north"]["stride"] = 3
+    settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 2}
+    assert run_benchmark(write(settings)) == 0
+    rows = [(row["target"], row["case"]) for row in results(tmp_path / "results")]
+    assert rows == [("north", "case0"), ("north", "case3"), ("south", "case0"), ("south", "case1")]
+
+
 def test_labels_never_reach_a_method(settings, write, site, tmp_path, monkeypatch):
     """A method gets a plain tensor, and predicts the same with labels of noise, with wrong ones and without."""
     seen = []

@@ -85,6 +85,7 @@ def test_scored_of_targets_and_sources(settings, write):
         ({"targets": {"north": {"compare": False}}}, "targets#north#compare: .*source"),
         ({"targets": {"north": {"output_dir": "x"}}}, "targets#north#output_dir: .*top level"),
         ({"targets": {"north": {"scored": [1]}}}, "targets#north#scored: it is a list of names"),
+        ({"targets": {"north": {"stride": 0}}}, "targets#north#stride: it is a whole number"),
         ({"sources": {"a": {"seed": 3}}}, "sources#a#seed: .*See seeds"),
         ({"sources": {"a": {"settings#seed": 3}}}, "sources#a#settings#seed: .*row of methods"),
         ({"sources": {"a": {"method": "tent"}}}, "sources#a#method: .*See methods"),

@@ -265,11 +265,12 @@ class Bundle:
     def _preprocessing(self) -> Compose:
         return self._resolve("preprocessing")
 
-    def cases(self, limit: int | None, labelled: bool = True) -> list[dict[str, Any]]:
+    def cases(self, limit: int | None, labelled: bool = True, stride: int = 1) -> list[dict[str, Any]]:
         """The first cases of the site, sorted by id, those that cannot be used among them.
 
         Args:
             limit: how many; None: all.
+            stride: only every so-many-th, from the first on.
             labelled: whether nothing can be done without a label.
 
         Raises:
@@ -277,7 +278,7 @@ class Bundle:
         """
         discovery = self._resolve("discovery")
         faults = [{"case": fault.case, "fault": fault.message} for fault in discovery.faults]
-        cases = sorted([*map(dict, discovery.cases), *faults], key=lambda case: case["case"])[:limit]
+        cases = sorted([*map(dict, discovery.cases), *faults], key=lambda case: case["case"])[::stride][:limit]
         if labelled and not any("label" in case for case in cases):
             raise GrataError(f"{self.name}: no image has a label. Name their folder by labels_dir.")
         return cases

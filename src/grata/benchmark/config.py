@@ -71,13 +71,15 @@ class BenchmarkConfig:
         scored: labels of the segments that are scored, by site.
         source_scored: the same by source network, for the sites that say nothing of it. Where neither does the bundle's
             own key ``scored`` counts, and without that all are scored.
+        strides: which images of a site are taken, by site: every so-many-th from the first on. With the stride of a bundle's
+            training these are the source's held-out images.
         exclude_same_site: a source is not tested on the target of its own name.
         methods: the rows, in order.
         reference_method: name of the row that the others are compared with.
         protocols: one block of the tables each.
         seeds: of the methods' generators and of what the protocols draw.
         shuffle: draw the order of the images of a site.
-        limit: first images of each site; None: all.
+        limit: first images of each site, of those that its stride leaves; None: all.
         metrics: how predictions are scored.
         workers: processes; 0: everything in this one, whose allocator is then left alone (``keep_pages`` counts for
             processes of their own).
@@ -91,6 +93,7 @@ class BenchmarkConfig:
     targets: dict[str, dict[str, Any]]
     scored: dict[str, list[str]]
     source_scored: dict[str, list[str]]
+    strides: dict[str, int]
     exclude_same_site: bool
     methods: tuple[MethodRow, ...]
     reference_method: str
@@ -178,6 +181,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise GrataError(
             f"reference_method: {values['reference_method']!r} is not a row of methods, which are {', '.join(names)}."
         )
+    strides = {name: _take_stride(name, settings) for name, settings in targets.items()}
     source_scored, scored = _take_scored("sources", sources), _take_scored("targets", targets)
     protocols = values["protocol"] if isinstance(values["protocol"], list | tuple) else [values["protocol"]]
     made = tuple(make_protocol(setting, list(targets)) for setting in protocols)
@@ -199,6 +203,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         targets=targets,
         scored=scored,
         source_scored=source_scored,
+        strides=strides,
         exclude_same_site=_flag(values, "exclude_same_site"),
         methods=methods,
         reference_method=str(values["reference_method"]),
@@ -312,6 +317,13 @@ def _check_target_key(where: str, key: str) -> None:
         raise GrataError(f"{where}: this is not a site's, and a benchmark does not read it. {_NOT_READ[head]}")
     if head in _NOT_A_TARGETS:
         raise GrataError(f"{where}: this is not a site's. Set it in sources, or in a row of methods.")
+
+
+def _take_stride(name: str, settings: dict[str, Any]) -> int:
+    stride = settings.pop("stride", 1)
+    if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+        raise GrataError(f"targets#{name}#stride: it is a whole number of at least 1, got {stride!r}.")
+    return stride
 
 
 def _take_scored(key: str, named: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:

@@ -96,7 +96,7 @@ def plan(config: BenchmarkConfig) -> list[Job]:
             if (labels := _scored(config, source, target, site)) is not None:
                 scored_of[target] = labels
             if target not in site_cases:
-                site_cases[target] = site.cases(config.limit)
+                site_cases[target] = site.cases(config.limit, stride=config.strides[target])
             sites[target] = site
         ids = {target: [case["case"] for case in site_cases[target]] for target in sites}
         prints = {target: site.fingerprint() for target, site in sites.items()}
