@@ -1,0 +1,66 @@
+"""A memory of what was seen: the last few keys with a value each, asked for those nearest to a new key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["MemoryBank"]
+
+
+class MemoryBank:
+    """Keys with values, first in, first out; nearest by the cosine between keys.
+
+    Args:
+        size: how many pairs it keeps.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.forget()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Keep copies of a pair, in place of the oldest one when the memory is full.
+
+        Args:
+            key: any shape, the same for all pairs.
+            value: any shape.
+        """
+        self._keys = [*self._keys, key.detach().flatten().clone()][-self.size :]
+        self._values = [*self._values, value.detach().clone()][-self.size :]
+
+    def nearest(self, key: torch.Tensor, count: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The pairs whose keys are nearest to ``key``, the nearest first, the older one first where two are as near.
+
+        Args:
+            key: of the shape of the others.
+            count: of pairs; fewer when the memory holds fewer.
+
+        Returns:
+            Their cosines ``(n,)`` and their values, on the device of ``key``.
+        """
+        if not self._keys:
+            return key.new_zeros(0), []
+        keys = torch.stack(self._keys).to(key)
+        cosines = torch.cosine_similarity(keys, key.detach().flatten()[None], dim=1)
+        order = cosines.argsort(descending=True, stable=True)[:count]
+        return cosines[order], [self._values[index].to(key.device) for index in order.tolist()]
+
+    def forget(self) -> None:
+        """Forget all pairs."""
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """All pairs; safe for ``torch.load(weights_only=True)``."""
+        return {"keys": list(self._keys), "values": list(self._values)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        self._keys = [key.clone() for key in state["keys"]][-self.size :]
+        self._values = [value.clone() for value in state["values"]][-self.size :]
