@@ -1,0 +1,61 @@
+"""The example of docs/add-a-method.md, put where it says and run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "add-a-method.md"
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """A copy of the sources with the page's three files in it, and nothing else changed."""
+    folder = tmp_path_factory.mktemp("with_method")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "src", folder / "src", ignore=ignored)
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    (folder / "tests" / "methods").mkdir(parents=True)
+    for name in ("conftest.py", "methods/test_contract.py"):
+        shutil.copyfile(ROOT / "tests" / name, folder / "tests" / name)
+    shutil.copyfile(ROOT / "pyproject.toml", folder / "pyproject.toml")
+    files = re.findall(r"^## [^\n]*`(\S+)`\n(?:.*?)```\w+\n(.*?)```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert [Path(name).suffix for name, _ in files] == [".py", ".yaml", ".py"]
+    for name, text in files:
+        assert not (folder / name).exists(), "the example is of a method that is there"
+        (folder / name).write_text(text)
+    return folder
+
+
+def run(copied, *command):
+    environment = os.environ | {"PYTHONPATH": str(copied / "src")}
+    result = subprocess.run(
+        [sys.executable, "-m", *map(str, command)], cwd=copied, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+def test_its_own_test_and_the_contract_pass(copied):
+    out = run(copied, "pytest", "tests", "-k", "pseudo_label", "-p", "no:cacheprovider", "-v")
+    assert "test_pseudo_label.py" in out and "test_contract.py" in out
+
+
+def test_it_is_listed_described_and_in_the_readmes_table(copied):
+    assert "pseudo_label" in run(copied, "grata", "methods")
+    assert "threshold" in run(copied, "grata", "methods", "pseudo_label")
+    assert "configs/methods/pseudo_label.yaml" in run(copied, "grata", "methods", "--form", "readme")
+
+
+def test_a_bundle_runs_with_it(copied, bundle):
+    files = str([str(bundle / "configs" / "adapt.yaml"), "configs/methods/pseudo_label.yaml"])
+    scans = bundle / "sample_scans" / "nifti"
+    command = ("monai.bundle", "run", "adapt", "--config_file", files, "--bundle_root", bundle, "--dataset_dir", scans)
+    meta = ("--meta_file", bundle / "configs" / "metadata.json")
+    out = run(copied, *command, *meta, "--output_dir", copied / "output", "--settings#lr", "0.001")
+    assert "pseudo_label" in out and (copied / "output" / "summary.json").is_file()
