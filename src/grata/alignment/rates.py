@@ -22,12 +22,14 @@ class StepSignals:
     Args:
         images: ``(B, C, ...)``.
         cosine: between the auxiliary gradient and that of the step, -1 to 1; NaN without an auxiliary gradient.
+        activation: of the prediction, ``sigmoid`` or ``softmax``.
         probabilities: prediction of ``images`` by the present network, ``(B, C, ...)``, and its deepest feature averaged
             over space, ``(B, F)``; computed, without gradients, when it is called.
     """
 
     images: torch.Tensor
     cosine: float
+    activation: str
     probabilities: Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
 

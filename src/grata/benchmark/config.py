@@ -151,7 +151,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """Read a YAML or JSON file.
 
     Args:
-        path: of the file; paths in it are relative to the working directory.
+        path: of the file; paths in it are relative to the working directory. ``methods: all`` is a row of each method
+            that there is, with its defaults.
         overrides: by key, nested ones by ``#`` (``{"methods#grata#lr": 1e-3}``). In the first two names ``-`` and ``_``
             are the same, since the command line does not keep them apart.
 
@@ -160,6 +161,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             an override is of a source, target or method that is not in the file, a value is of the wrong kind.
     """
     given = _read(Path(str(path)))
+    if given.get("methods") == "all":
+        given["methods"] = {name: {} for name in METHODS}
     for key, value in (overrides or {}).items():
         _override(given, key, value)
     _check_keys(given, _DEFAULTS)

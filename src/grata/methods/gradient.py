@@ -200,7 +200,8 @@ class GradientMethod(PredictiveMethod):
 
         if auxiliary is not None:
             record = dataclasses.replace(record, cosine=cosine_similarity(auxiliary, gradient))
-        factor = self.rate.factor(StepSignals(x, record.cosine, lambda: self._probabilities_and_feature(x)))
+        signals = StepSignals(x, record.cosine, self.activation, lambda: self._probabilities_and_feature(x))
+        factor = self.rate.factor(signals)
         learning_rate = self._optimizer_step(gradient, factor)
         if learning_rate is None:
             self._write(theta)
