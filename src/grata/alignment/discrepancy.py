@@ -1,0 +1,105 @@
+"""A learning rate that follows from how unlike its nearest neighbours a prediction is (DLTTA, IEEE TMI 2022)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..components.distributions import symmetric_divergence
+from ..components.memory import MemoryBank
+from ..errors import GrataError
+from .rates import RATES, Rate, StepSignals
+
+__all__ = ["DiscrepancyRate"]
+
+
+@dataclasses.dataclass
+class DiscrepancyRate(Rate):
+    """By the discrepancy between a prediction and those of the most similar images seen (DLTTA, Yang et al., 2022).
+
+    .. code-block:: text
+
+        q̄ = 1/n Σ_j q_j                                 predictions of the n images with the nearest features
+        D = ½·mean_i [KL(p_i ‖ q̄_i) + KL(q̄_i ‖ p_i)]    over voxels, sum over the channels of a sigmoid
+        factor = exp(D)
+
+    A feature is the deepest one, averaged over space; nearest is by the cosine. A batch's factor takes the mean of D over its
+    images, none of which is compared with another of the batch. Until the memory holds as many images as neighbours are
+    asked for, the factor is 1. The memory keeps what was predicted before each step, which saves a forward; the authors' code
+    keeps what is predicted after it, and waits until the memory is full.
+
+    Predictions are kept on a coarse grid, where images of any size can be compared and the state stays small.
+
+    Args:
+        neighbours: how many images a prediction is compared with.
+        size: of the memory, in images.
+        grid: cells along each axis of the coarse grid, at most.
+
+    Raises:
+        GrataError: a number out of range.
+    """
+
+    neighbours: int = 8
+    size: int = 20
+    grid: int = 32
+
+    def __post_init__(self) -> None:
+        for key in ("neighbours", "size", "grid"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise GrataError(f"learning_rate_law#{key}: it is a whole number of at least 1, got {value!r}.")
+        if self.size < self.neighbours:
+            raise GrataError(
+                f"learning_rate_law#size: a memory of {self.size} images never holds {self.neighbours} neighbours; make it "
+                "larger, or ask for fewer."
+            )
+        self._memory = MemoryBank(self.size)
+
+    def factor(self, signals: StepSignals) -> float:
+        probabilities, features = signals.probabilities()
+        coarse = self._pooled(probabilities.float(), [self.grid] * (probabilities.ndim - 2))
+        discrepancies = []
+        if len(self._memory) >= self.neighbours:
+            discrepancies = [
+                self._discrepancy(p, feature, signals.activation) for p, feature in zip(coarse, features)
+            ]
+        for p, feature in zip(coarse, features):
+            if p.isfinite().all() and feature.isfinite().all():
+                self._memory.add(feature, p)
+        mean = sum(discrepancies) / len(discrepancies) if discrepancies else 0.0
+        return math.exp(mean) if math.isfinite(mean) else 1.0
+
+    def _discrepancy(self, p: torch.Tensor, feature: torch.Tensor, activation: str) -> float:
+        _, neighbours = self._memory.nearest(feature, self.neighbours)
+        # Axes of fewer cells than others have are compared at the coarser of the two.
+        shape = [min(sizes) for sizes in zip(*(q.shape[1:] for q in (p, *neighbours)))]
+        p, *neighbours = (self._pooled(q[None], shape)[0] for q in (p, *neighbours))
+        mean = torch.stack(neighbours).mean(0)
+        return symmetric_divergence(p[None], mean[None], activation).mean().item()
+
+    def forget(self) -> None:
+        self._memory.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._memory.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if "keys" not in state:
+            raise GrataError(
+                "learning_rate_law: this state was written with another law than discrepancy: give the same one, or start "
+                "anew."
+            )
+        self._memory.load_state_dict(state)
+
+    def _pooled(self, probabilities: torch.Tensor, shape: list[int]) -> torch.Tensor:
+        shape = [min(sizes) for sizes in zip(shape, probabilities.shape[2:])]
+        pool = F.adaptive_avg_pool2d if len(shape) == 2 else F.adaptive_avg_pool3d
+        return pool(probabilities, shape)
+
+
+RATES["discrepancy"] = DiscrepancyRate
