@@ -133,6 +133,15 @@ def test_a_stride_takes_every_so_manieth_image_of_a_site(settings, write, tmp_pa
     assert rows == [("north", "case0"), ("north", "case3"), ("south", "case0"), ("south", "case1")]
 
 
+def test_more_methods_than_colours_are_drawn_by_name(settings, write, tmp_path):
+    rows = {f"rate{k}": {"method": "tent", "lr": k * 1e-3} for k in range(9)}
+    settings |= {"methods": {"source": {}, **rows}, "reference_method": "rate1", "limit": 2}
+    assert run_benchmark(write(settings)) == 0
+    figures = {path.name: path.read_bytes() for path in (tmp_path / "results" / "figures").iterdir()}
+    for name in ("dice-by-site", "dice-along-stream", "steps-along-stream"):
+        assert figures[f"per-target-{name}.png"].startswith(b"\x89PNG")
+
+
 def test_labels_never_reach_a_method(settings, write, site, tmp_path, monkeypatch):
     """A method gets a plain tensor, and predicts the same with labels of noise, with wrong ones and without."""
     seen = []

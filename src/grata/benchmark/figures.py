@@ -33,6 +33,8 @@ _MARKERS = "oDs^vP*X"
 _OUTLINES = {"label": ("#009E73", 2.8, "-"), "reference": ("#56B4E9", 1.5, "-"), "source": ("#E69F00", 1.2, "--")}
 _DPI = 150
 _WINDOW = 0.1
+# More rows than this cannot be told apart by colour: each then has a line or a panel of its own, with its name.
+_MANY = len(_COLOURS)
 
 
 def draw_figures(config: BenchmarkConfig, jobs: Sequence[Job], rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -54,11 +56,14 @@ def draw_figures(config: BenchmarkConfig, jobs: Sequence[Job], rows: Sequence[Ma
         if chosen.empty:
             continue
         by_site = images[images["protocol"] == protocol.label]
-        _save(_dice_by_site(config, by_site), figures / f"{protocol.label}-dice-by-site.png")
-        _save(_along_stream(config, chosen, ["dice/mean"]), figures / f"{protocol.label}-dice-along-stream.png")
+        many = len(config.methods) > _MANY
+        by_site_figure = _dice_by_row if many else _dice_by_site
+        stream_figure = _stream_by_row if many else _along_stream
+        _save(by_site_figure(config, by_site), figures / f"{protocol.label}-dice-by-site.png")
+        _save(stream_figure(config, chosen, ["dice/mean"]), figures / f"{protocol.label}-dice-along-stream.png")
         steps = [c for c in ("cosine", "learning_rate") if c in chosen and chosen[c].notna().any()]
         if steps:
-            _save(_along_stream(config, chosen, steps), figures / f"{protocol.label}-steps-along-stream.png")
+            _save(stream_figure(config, chosen, steps), figures / f"{protocol.label}-steps-along-stream.png")
     for name, figure in _overlays(config, jobs, images, folder):
         _save(figure, figures / name)
 
@@ -124,6 +129,82 @@ def _along_stream(config: BenchmarkConfig, frame: pd.DataFrame, columns: list[st
         _plain(axes)
     _legend(config, figure, frame.dropna(subset=columns, how="all"), markers=False)
     return figure
+
+
+def _dice_by_row(config: BenchmarkConfig, images: pd.DataFrame) -> Figure:
+    """A panel a source and target, a line a method in the order of the means: mean Dice with its interval."""
+    pairs = [
+        (source, target)
+        for source in config.sources
+        for target in config.targets_of(source)
+        if ((images["source"] == source) & (images["target"] == target)).any()
+    ]
+    figure = Figure(figsize=(1.5 + 4.2 * len(pairs), 1.2 + 0.26 * len(config.methods)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for (source, target), axes in zip(pairs, figure.subplots(1, len(pairs), squeeze=False)[0], strict=True):
+        rows = {
+            row.name: values
+            for row in config.methods
+            if len(values := _values(images, source, target, row.name, "dice/mean"))
+        }
+        names = sorted(rows, key=lambda name: rows[name].mean())
+        for place, name in enumerate(names):
+            mean, low, high = mean_and_interval([rows[name]])
+            colour = _row_colour(config, name)
+            if math.isfinite(low):
+                axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
+            axes.plot(mean, place, "o", color=colour, markersize=5)
+        for row in config.methods:
+            if row.method == "source" and row.name in rows:
+                axes.axvline(rows[row.name].mean(), color=_COLOURS[0], linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
+        axes.set_title(f"{source} to {target}", fontsize=10, parse_math=False)
+        axes.set_xlabel("Dice")
+        axes.grid(axis="x", color="#E3E3E3", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _stream_by_row(config: BenchmarkConfig, frame: pd.DataFrame, columns: list[str]) -> Figure:
+    """A panel a method and stream: the moving mean over a tenth of it, before those of all other methods in grey."""
+    streams = list(dict.fromkeys(zip(frame["source"], frame["stream"], strict=True)))
+    panels = []
+    for source, stream in streams:
+        chosen = frame[(frame["source"] == source) & (frame["stream"] == stream)]
+        window = max(1, round(_WINDOW * (chosen["position"].max() + 1)))
+        for column in columns:
+            lines = {}
+            for row in config.methods:
+                values = chosen[chosen["method"] == row.name].groupby("position")[column].mean().dropna()
+                if len(values):
+                    lines[row.name] = values.rolling(window, min_periods=1).mean()
+            panels += [(f"{name}: {source} to {stream}", name, column, lines, chosen) for name in lines]
+    across = 4
+    down = math.ceil(len(panels) / across)
+    figure = Figure(figsize=(3.1 * across, 0.5 + 1.9 * down), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(down, across, squeeze=False).flat
+    for (title, name, column, lines, chosen), axes in zip(panels, grid):
+        for other, line in lines.items():
+            if other != name:
+                axes.plot(line.index, line, color="#D0D0D0", linewidth=0.7)
+        axes.plot(lines[name].index, lines[name], color=_row_colour(config, name), linewidth=1.8)
+        _mark_sites(axes, chosen)
+        axes.set_title(title, fontsize=8, parse_math=False)
+        axes.set_ylabel("Dice" if column == "dice/mean" else column.replace("_", " "), fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _plain(axes)
+    for axes in grid:
+        axes.set_axis_off()
+    return figure
+
+
+def _row_colour(config: BenchmarkConfig, name: str) -> str:
+    """The source's, the reference method's, or that of all others."""
+    row = next(row for row in config.methods if row.name == name)
+    return _COLOURS[0] if row.method == "source" else _COLOURS[4] if name == config.reference_method else _COLOURS[5]
 
 
 def _mark_sites(axes: Axes, frame: pd.DataFrame) -> None:
