@@ -1,0 +1,187 @@
+"""SAR: sharpness-aware and reliable entropy minimization (ICLR 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..alignment import gradient_norm
+from ..components.filters import NOTHING_KEPT, NothingKept, kept_mean, kept_share, maximal_entropy, voxel_entropy
+from ..errors import GrataError
+from ..normalization import collect_affine_parameters
+from .card import Card
+from .gradient import SKIPPED, GradientMethod, GradientRecord, non_finite
+from .predictive import check_number
+
+__all__ = ["SAR"]
+
+RECOVERED = "recovered"
+"""Flag of a batch after whose step the method went back to the source's parameters."""
+
+
+class SAR(GradientMethod):
+    """Sharpness-aware entropy minimization on reliable voxels, with recovery (SAR, Niu et al., ICLR 2023).
+
+    .. code-block:: text
+
+        S  = {i : H(f_θ(x)_i) < 0.4·H_max}                      reliable
+        g  = ∇ mean_{i ∈ S} H(f_θ(x)_i)
+        θ' = θ + ρ·g/‖g‖                                        where the entropy is highest around
+        S' = {i ∈ S : H(f_θ'(x)_i) < 0.4·H_max}
+        θ  ← SGD(θ, ∇ mean_{i ∈ S'} H(f_θ'(x)_i), lr)
+        m  ← 0.9·m + 0.1·mean_{i ∈ S} H(f_θ'(x)_i)              m starts at the first such mean
+        when m < m₀:  θ ← source, m forgotten
+
+    Affine parameters of the normalization layers but those of the last ones, batch statistics, online.
+
+    To dense prediction it carries over as follows.
+
+    - A sample is a voxel: H is the entropy over the classes, ``H_max = ln C``; a channel of a sigmoid map is a decision of
+      its own, with the entropy of a Bernoulli variable, ``H_max = ln 2``, and passes the filter by itself. So an image of
+      which nothing is reliable has no part in the step, and when no voxel of the batch is, no step is taken.
+    - The paper's threshold of recovery, m₀ = 0.2, is for 1000 classes; as a share of ``H_max`` it is 0.2/ln 1000 = 0.029,
+      which makes ``m₀ = 0.029·ln C``, and 0.020 for a sigmoid map.
+    - Most of a medical image is background of hardly any entropy, so that m may lie below that from the start. Therefore m₀
+      is never above half of what m was at first: a recovery always means that the entropy has fallen.
+    - The paper leaves the last blocks alone (the fourth layer of a ResNet, the last 3 of 12 blocks of a transformer); here
+      that is the last quarter of the normalization layers, in the order of the network.
+
+    A recovery forgets the optimizer's momentum too. The batch that brought it about is predicted by the source's parameters.
+
+    Args:
+        network: the source network; it needs normalization layers with affine parameters.
+        margin: of the reliable entropy, as a share of the highest there is, above 0 and at most 1.
+        sharpness: ρ, length of the way to θ', at least 0.
+        recovery: threshold of recovery, as a share of the highest entropy; 0: there is none.
+        momentum: of the moving average m.
+        frozen: share of the normalization layers, the last of the network, that is left alone, below 1.
+        optimizer, lr, optimizer_options, settings: see :class:`GradientMethod`.
+
+    Raises:
+        GrataError: a setting is out of range, or the network has nothing to adapt.
+    """
+
+    name = "sar"
+    card = Card(
+        title="SAR",
+        reference="Niu et al., Towards stable test-time adaptation in dynamic wild world, ICLR 2023, arXiv:2302.12400",
+        year=2023,
+        rule="one sharpness-aware step down the mean entropy of the reliable voxels, back to the source when it collapses",
+        changes="affine parameters but those of the last layers, batch statistics",
+        needs=("affine parameters",),
+        forwards=3,
+        backwards=2,
+    )
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        margin: float = 0.4,
+        sharpness: float = 0.05,
+        recovery: float = 0.029,
+        momentum: float = 0.9,
+        frozen: float = 0.25,
+        optimizer: Any = "SGD",
+        lr: float = 2.5e-4,
+        optimizer_options: Any = {"momentum": 0.9},
+        **settings: Any,
+    ) -> None:
+        self.frozen = check_number("frozen", frozen, low=0.0, high=1.0)
+        if self.frozen == 1.0:
+            raise GrataError("frozen must be below 1, or nothing is left to adapt.")
+        super().__init__(
+            network,
+            _without_the_last(collect_affine_parameters(network), self.frozen),
+            optimizer=optimizer,
+            lr=lr,
+            optimizer_options=optimizer_options,
+            **settings,
+        )
+        self.margin = check_number("margin", margin, low=0.0, high=1.0)
+        if self.margin == 0.0:
+            raise GrataError("margin must be above 0, or no voxel is reliable.")
+        self.sharpness = check_number("sharpness", sharpness, low=0.0)
+        self.recovery = check_number("recovery", recovery, low=0.0, high=1.0)
+        self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
+        self._forget()
+
+    def _adapt(self, images: torch.Tensor) -> GradientRecord:
+        record = super()._adapt(images)
+        if self._average >= self._threshold:
+            return record
+        self._write(self._source)
+        self._reset_optimizer()
+        self.rate.forget()
+        self._forget()
+        return dataclasses.replace(record, flags=(*record.flags, RECOVERED))
+
+    def _step(self, x: torch.Tensor) -> GradientRecord:
+        try:
+            record = super()._step(x)
+        except NothingKept:
+            return GradientRecord(kept=0.0, flags=(NOTHING_KEPT, SKIPPED))
+        if SKIPPED not in record.flags:
+            self._follow(self._entropy)
+        return record
+
+    def _loss_and_gradient(self, x: torch.Tensor, loss_at: Any) -> tuple[float, list[torch.Tensor | None]]:
+        """With the sharpness-aware gradient in place of that of the method's own objective."""
+        if loss_at != self._loss:
+            return super()._loss_and_gradient(x, loss_at)
+        self._reliable = None
+        loss, gradient = super()._loss_and_gradient(x, self._loss)
+        norm = gradient_norm(gradient)
+        if non_finite("", loss, norm):
+            return loss, gradient
+        with self._moved(gradient, self.sharpness / (norm + 1e-12)):
+            return super()._loss_and_gradient(x, self._loss)
+
+    def _loss(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean entropy of the reliable voxels; at θ', of those of them that are reliable there too."""
+        logits = self._logits(x)
+        entropy = voxel_entropy(logits, self.activation)
+        self._highest = maximal_entropy(logits.shape[1], self.activation)
+        # "not above" keeps what is not a number, so that the step is told as what it is
+        kept = ~(entropy.detach() >= self.margin * self._highest)
+        if self._reliable is None:
+            self._reliable = kept
+        else:
+            self._entropy = kept_mean(entropy.detach(), self._reliable).item()
+            kept = kept & self._reliable
+        self._notes["kept"] = kept_share(kept)
+        return kept_mean(entropy, kept)
+
+    def _follow(self, entropy: float) -> None:
+        if not math.isfinite(entropy):
+            return
+        if math.isinf(self._average):
+            self._average = entropy
+            self._threshold = min(self.recovery * self._highest, 0.5 * entropy)
+        else:
+            self._average = self.momentum * self._average + (1 - self.momentum) * entropy
+
+    def _forget(self) -> None:
+        self._average, self._threshold = math.inf, 0.0
+
+    def restore(self) -> None:
+        super().restore()
+        self._forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"average": self._average, "threshold": self._threshold}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._average, self._threshold = float(state["average"]), float(state["threshold"])
+
+
+def _without_the_last(parameters: dict[str, nn.Parameter], share: float) -> dict[str, nn.Parameter]:
+    """Parameters of all layers but the last ``share`` of them, rounded up; of the first layer in any case."""
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
+    kept = layers[: max(1, len(layers) - math.ceil(share * len(layers)))]
+    return {name: parameter for name, parameter in parameters.items() if name.rpartition(".")[0] in kept}
