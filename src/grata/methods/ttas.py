@@ -1,0 +1,148 @@
+"""TTAS: test-time adaptation with shape moments (MICCAI 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..components.parameters import collect_all_parameters
+from ..errors import GrataError
+from ..normalization import collect_affine_parameters
+from ..objectives import activate
+from ..objectives.shape_moments import (
+    class_weights,
+    moment_penalty,
+    predicted,
+    proportion_divergence,
+    soft_moments,
+    weighted_entropy,
+)
+from ..prepared import require
+from .card import Card
+from .gradient import GradientMethod
+from .predictive import check_number
+
+__all__ = ["TTAS"]
+
+_MOMENTS = ("centroid", "spread")
+_ADAPTED = ("all", "affine")
+
+# below that many voxels the moments of a structure are noise, as in the authors' code
+_LEAST = 10
+
+
+class TTAS(GradientMethod):
+    """Steps down the entropy, held to the shapes of the source's labels (TTAS, Bateson et al., MICCAI 2022).
+
+    .. code-block:: text
+
+        L = mean_i −Σ_c w_c·p_ic·log p_ic                        w_c ∝ 1/τ_c, sum 1
+            + size_weight · KL(s ‖ τ)                            s_c = mean_i p_ic
+            + moment_weight · Σ_k,c dist²(μ_kc, prior_kc·(1 ± margin))    μ: centroid, spread along each axis
+        θ ← Adam(θ, ∇L, lr, weight decay 1e-4)                   150 steps, from the source for each case
+
+    τ, and the priors of centroid and spread, are the means over the source's labels, prepared once. The moments are soft,
+    in 2D and 3D, and those of the foreground (with softmax not of channel 0), where more than 10 voxels are predicted.
+
+    For sigmoid each channel is a problem of two classes: its entropy has the weights ``1 − τ_c`` of the foreground and
+    ``τ_c`` of the background, its divergence that of ``(s_c, 1 − s_c)``, and channels are added up.
+
+    The paper, by its abstract, and the authors' code adapt scale and bias of the normalization layers: ``adapted: affine``.
+    The default is all parameters. The authors run 150 epochs over the slices of a subject with the size alone, then 150
+    with one moment, whose prior they take from the subject's own predictions; here all terms act from the start, and the
+    priors are the source's. Their code exchanges the two ends of the margin, so that the inside is penalized too; here it
+    is free.
+    Their weight of 1e-4 is for squared pixels of images of 384, and 15 in units of the image.
+
+    Args:
+        network: the source network.
+        prepared: file of ``python -m grata prepare``, or what was read from it.
+        adapted: ``all`` parameters, or the ``affine`` ones of normalization layers.
+        moments: which, of ``centroid`` and ``spread``; empty: the size alone.
+        size_weight: of the divergence from the size prior.
+        moment_weight: of the distance from the moments' priors.
+        margin: relative, within which a moment is not penalized.
+        lr, optimizer_options, steps, settings: see :class:`GradientMethod`.
+
+    Raises:
+        GrataError: the class sizes or moments were not prepared, a setting is out of range, or the network has nothing to
+            adapt; by ``adapt``: what was prepared has other channels or axes than the prediction.
+    """
+
+    name = "ttas"
+    card = Card(
+        title="TTAS",
+        reference="Bateson et al., Test-time adaptation with shape moments for image segmentation, MICCAI 2022, "
+        "arXiv:2205.07983",
+        year=2022,
+        rule="entropy weighted by class, with the sizes, centroids and spreads of the source's labels as priors",
+        changes="all parameters, batch statistics",
+        needs=("class sizes", "shape moments"),
+        episodic=True,
+        forwards=151,
+        backwards=150,
+    )
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        prepared: Any = None,
+        adapted: str = "all",
+        moments: Sequence[str] = _MOMENTS,
+        size_weight: float = 1.0,
+        moment_weight: float = 15.0,
+        margin: float = 0.1,
+        lr: float = 5e-4,
+        optimizer_options: Any = None,
+        steps: int = 150,
+        **settings: Any,
+    ) -> None:
+        if adapted not in _ADAPTED:
+            raise GrataError(f"adapted must be one of {', '.join(_ADAPTED)}, got {adapted!r}.")
+        parameters = collect_all_parameters(network) if adapted == "all" else collect_affine_parameters(network)
+        options = {"weight_decay": 1e-4} if optimizer_options is None else optimizer_options
+        super().__init__(
+            network, parameters, prepared=prepared, lr=lr, optimizer_options=options, steps=steps, **settings
+        )
+        if isinstance(moments, str) or not isinstance(moments, Sequence) or any(m not in _MOMENTS for m in moments):
+            raise GrataError(f"moments must be a list of {', '.join(_MOMENTS)}, or empty, got {moments!r}.")
+        self.moments = tuple(moments)
+        self.size_weight = check_number("size_weight", size_weight, low=0.0)
+        self.moment_weight = check_number("moment_weight", moment_weight, low=0.0)
+        self.margin = check_number("margin", margin, low=0.0)
+        self._sizes: torch.Tensor = require(self.prepared(), "class_sizes", self.name)
+        self._priors = {name: require(self.prepared(), name, self.name) for name in self.moments}
+
+    def _loss(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self._logits(x)
+        self._check_shape(logits)
+        tau = self._sizes.to(logits)
+        size, centroid, spread = soft_moments(activate(logits, self.activation))
+        loss = weighted_entropy(logits, class_weights(tau, self.activation), self.activation)
+        loss = loss + self.size_weight * proportion_divergence(size, tau, self.activation)
+        there = predicted(logits.detach(), self.activation, _LEAST)
+        foreground = slice(int(self.activation == "softmax"), None)
+        for name, moments in (("centroid", centroid), ("spread", spread)):
+            if name in self.moments:
+                prior = self._priors[name].to(logits)[foreground]
+                penalty = moment_penalty(moments[:, foreground], prior, there[:, foreground], self.margin)
+                loss = loss + self.moment_weight * penalty
+        return loss
+
+    def _check_shape(self, logits: torch.Tensor) -> None:
+        channels, axes = logits.shape[1], logits.ndim - 2
+        have = {len(self._sizes), *(len(prior) for prior in self._priors.values())}
+        if have != {channels}:
+            raise GrataError(
+                f"prepared: its class sizes are of {len(self._sizes)} channels, and the network predicts {channels}. Run "
+                "python -m grata prepare again, with the network's own segments and activation."
+            )
+        if any(prior.shape[1] != axes for prior in self._priors.values()):
+            raise GrataError(
+                f"prepared: its shape moments are not those of {axes}D images. Run python -m grata prepare again, with the "
+                "images that the network is given, or set moments to []."
+            )
