@@ -113,8 +113,9 @@ def test_what_a_longer_stream_begins_with_is_computed_once(settings, write, tmp_
     monkeypatch.setattr(stream._Runner, "step", lambda self, k: computed.append(self.job.name) or step(self, k))
     assert run_benchmark(write(settings)) == 0
     together = results(tmp_path / "results")
-    # 2 methods: 8 images of the recurring stream, and the second site of per-target, which starts from the source
-    assert len(computed) == 2 * (8 + 2)
+    # the second site of per-target, which starts from the source, and the recurring stream, whose second round is new to
+    # a method that learns
+    assert len(computed) == 2 * 2 + 4 + 8
     apart = []
     for index, protocol in enumerate(protocols):
         one = {**settings, "protocol": protocol, "output_dir": str(tmp_path / f"apart{index}")}
@@ -140,6 +141,27 @@ def test_more_methods_than_colours_are_drawn_by_name(settings, write, tmp_path):
     figures = {path.name: path.read_bytes() for path in (tmp_path / "results" / "figures").iterdir()}
     for name in ("dice-by-site", "dice-along-stream", "steps-along-stream"):
         assert figures[f"per-target-{name}.png"].startswith(b"\x89PNG")
+
+
+def test_an_image_that_comes_again_is_computed_once_where_no_other_one_has_a_say(
+    settings, write, tmp_path, monkeypatch
+):
+    rows = {"source": {}, "online": {"method": "tent"}, "episodic": {"method": "tent", "reset": "per-case"}}
+    settings |= {"protocol": {"name": "recurring", "repeats": 3}, "methods": rows, "limit": 2}
+    settings["reference_method"] = "online"
+    computed = []
+    step = stream._Runner.step
+    monkeypatch.setattr(stream._Runner, "step", lambda self, k: computed.append(self.job.row.name) or step(self, k))
+    assert run_benchmark(write(settings)) == 0
+    assert {name: computed.count(name) for name in rows} == {"source": 4, "online": 12, "episodic": 4}
+    found = results(tmp_path / "results")
+    assert len(found) == 3 * 12
+    monkeypatch.setattr(stream._Runner, "each_for_itself", False)
+    settings["output_dir"] = str(tmp_path / "all")
+    assert run_benchmark(write(settings)) == 0
+    measured = {*stream.MEASURED}
+    for a, b in zip(found, results(tmp_path / "all"), strict=True):
+        assert {k: v for k, v in a.items() if k not in measured} == {k: v for k, v in b.items() if k not in measured}
 
 
 def test_labels_never_reach_a_method(settings, write, site, tmp_path, monkeypatch):

@@ -62,8 +62,17 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
             keep_pages()
         if state is not None:
             runner.resume(state)
+        done = {(row["target"], row["case"]): row for row in rows}
         for position in range(len(rows), len(job.items)):
-            row, label_map = runner.step(position)
+            item = job.items[position]
+            earlier = done.get((item.site, item.case)) if runner.each_for_itself else None
+            if earlier is not None:
+                again = {"position": position, "round": item.round, "reset": runner.method.episodic}
+                row = earlier | {key: value for key, value in again.items() if key in earlier}
+                label_map = part.read_label_map(earlier["position"])
+            else:
+                row, label_map = runner.step(position)
+                done[item.site, item.case] = row
             if label_map is not None and job.keep_label_maps:
                 part.write_label_map(position, label_map)
             part.append(row)
@@ -82,6 +91,11 @@ class _Runner:
         self.method: Method = self.bundle.make_method(job.row, self.bundle.make_network(), job.seed)
         self.state = self.method.state_dict()
         self._cold = True
+
+    @property
+    def each_for_itself(self) -> bool:
+        """Whether the result of an image depends on no other one, so that its repetition need not be computed."""
+        return self.method.episodic or not self.method.learns
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from the state that an earlier process left."""
