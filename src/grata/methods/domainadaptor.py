@@ -1,0 +1,129 @@
+"""DomainAdaptor: adaptive mix of statistics and generalized entropy (ICCV 2023)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..components.distributions import log_distributions
+from ..errors import GrataError
+from ..normalization import Rule, normalization_layers
+from .card import Card
+from .gradient import GradientMethod
+
+__all__ = ["DomainAdaptor", "adaptive_mix", "generalized_entropy"]
+
+
+class DomainAdaptor(GradientMethod):
+    """Statistics between source and batch, and one step down a generalized entropy (DomainAdaptor, Zhang et al., 2023).
+
+    .. code-block:: text
+
+        AdaMixBN, in each layer:     d(a, b) = mean_c (μ_a − μ_b)² + (σ_a − σ_b)²      of two pairs of statistics
+        λ = 1 − d(batch, source) / (d(batch, source) + d(image, source) + d(image, batch))     mean over the batch's images
+        μ = λ·μ_source + (1 − λ)·μ_batch,  σ² likewise
+
+        Generalized entropy, at each voxel:    T = 2·std_c(z_c)        of the logits z, over the classes, without a gradient
+        L = mean T²·H(softmax(z/T))
+        θ ← SGD(θ, ∇L, lr)
+
+    Affine parameters of the normalization layers, episodic. At temperature 1 the entropy of a
+    sure voxel has hardly a gradient; at a temperature that grows with the spread of the logits it has.
+
+    A batch of one image has statistics equal to the batch's, so that λ is 1/2 in every layer. The weight itself carries no
+    gradient; the batch's statistics do, as for all methods here. The authors' code folds the mix into weight and bias at the
+    first forward and goes on with the batch's statistics: the same prediction before the step, and a step in other
+    coordinates; here the statistics are mixed at every forward, so that each window of a large image has a mix of its own.
+
+    The paper classifies images; to dense prediction it carries over voxel by voxel. The standard deviation is that of the
+    sample, divided by C − 1, as in the authors' code. A channel of a sigmoid map is a two-class decision with logits (z, 0),
+    so that T = √2·|z|. With two classes z/T is ±1/√2 whatever z: the temperature takes all certainty out, and L is a constant
+    times T², whose gradient drives the logits apart in proportion to their distance. L itself then rises from step to step,
+    since T is the larger the surer a voxel is; what falls is L at the temperatures before the step.
+
+    Args:
+        network: the source network; it needs batch normalization with running statistics and affine parameters.
+        batch_statistics: null: AdaMixBN; or a weight of the batch's statistics, 1 to 0, in its place.
+        optimizer, lr, settings: see :class:`GradientMethod`.
+
+    Raises:
+        GrataError: a setting is out of range, or the network has no statistics to mix or nothing to adapt.
+    """
+
+    name = "domainadaptor"
+    card = Card(
+        title="DomainAdaptor",
+        reference="Zhang et al., DomainAdaptor: a novel approach to test-time adaptation, ICCV 2023, arXiv:2308.10297",
+        year=2023,
+        rule="statistics mixed by their distance to the source's, one step down the entropy at a temperature of its own",
+        changes="affine parameters, mixed statistics",
+        needs=("running statistics", "affine parameters"),
+        episodic=True,
+        forwards=2,
+        backwards=1,
+    )
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        batch_statistics: float | Rule | None = None,
+        optimizer: Any = "SGD",
+        lr: float = 1e-3,
+        **settings: Any,
+    ) -> None:
+        mix = adaptive_mix if batch_statistics is None else batch_statistics
+        super().__init__(network, batch_statistics=mix, optimizer=optimizer, lr=lr, **settings)
+        if not self._statistics.layers:
+            kinds = sorted({kind for _, kind, _ in normalization_layers(network)})
+            raise GrataError(
+                f"method domainadaptor mixes the running statistics of batch normalization with the batch's, and "
+                f"{type(network).__name__} keeps none (its normalization layers: {', '.join(kinds)}). Use method tent."
+            )
+
+    def _loss(self, x: torch.Tensor) -> torch.Tensor:
+        return generalized_entropy(self._logits(x), self.activation)
+
+
+def adaptive_mix(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """AdaMixBN as a rule of :class:`grata.normalization.BatchStatistics`: mean and variance ``(C,)``.
+
+    Args:
+        layer: has ``running_mean`` and ``running_var`` of the source.
+        x: ``(B, C, ...)``.
+    """
+    rest = [d for d in range(x.ndim) if d != 1]
+    mean, variance = x.mean(rest), x.var(rest, unbiased=False)
+    with torch.no_grad():
+        source = layer.running_mean, layer.running_var.sqrt()
+        batch = mean, variance.sqrt()
+        images = x.flatten(2).mean(2), x.flatten(2).var(2, unbiased=False).sqrt()
+        batch_source = _distance(batch, source)
+        total = batch_source + _distance(images, source) + _distance(images, batch)
+        # all of them are zero where the statistics are equal, and any weight gives the same
+        weight = (1 - batch_source / total.clamp_min(torch.finfo(x.dtype).tiny)).mean()
+    return weight * layer.running_mean + (1 - weight) * mean, weight * layer.running_var + (1 - weight) * variance
+
+
+def _distance(a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Between two pairs of mean and standard deviation, each ``(..., C)``."""
+    return (a[0] - b[0]).square().mean(-1) + (a[1] - b[1]).square().mean(-1)
+
+
+def generalized_entropy(logits: torch.Tensor, activation: str) -> torch.Tensor:
+    """Mean entropy at a voxel's own temperature ``T = 2·std(logits)``, times ``T²``; T carries no gradient.
+
+    Args:
+        logits: ``(B, C, ...)``.
+        activation: ``softmax``, or ``sigmoid``: each channel is a decision between the logits z and 0.
+    """
+    if activation == "softmax":
+        temperature = 2 * logits.detach().std(1, keepdim=True)
+    else:
+        temperature = 2**0.5 * logits.detach().abs()
+    # where all logits are equal there is no preference to sharpen, and no gradient
+    temperature = temperature.clamp_min(torch.finfo(logits.dtype).eps)
+    log_p = log_distributions(logits / temperature, activation)
+    return (-(log_p.exp() * log_p).sum(2) * temperature.square()).mean()
