@@ -4,6 +4,7 @@ import pytest
 
 from grata.benchmark import load_config
 from grata.errors import GrataError
+from grata.methods import METHODS
 
 
 def test_yaml_json_and_overrides(settings, write, tmp_path):
@@ -95,6 +96,8 @@ def test_scored_of_targets_and_sources(settings, write):
         ({"methods": {"gratta": {}}}, "Did you mean grata"),
         ({"methods": {"grata": {"lrr": 1}}}, "did you mean methods#grata#lr"),
         ({"methods": {"grata": {"seed": 1}}}, "See seeds"),
+        ({"common": {"seed": 1, "lrr": 1}}, "common#lrr"),
+        ({"common": 3}, "common: it holds settings"),
         ({"reference_method": "tentt"}, "not a row of methods"),
         ({"protocol": "forever"}, "per-target"),
         ({"protocol": ["mixed", "mixed"]}, "there twice"),
@@ -114,6 +117,15 @@ def test_scored_of_targets_and_sources(settings, write):
 def test_refused(settings, write, changes, message):
     with pytest.raises(GrataError, match=message):
         load_config(write({**settings, **changes}))
+
+
+def test_all_methods_with_common_settings(settings, write):
+    settings |= {"methods": "all", "common": {"autocast": "bfloat16"}}
+    config = load_config(write(settings), {"methods#tent#lr": 1, "methods#tent#autocast": None})
+    rows = {row.name: row for row in config.methods}
+    assert rows.keys() == METHODS.keys()
+    assert rows["grata"].settings == {"autocast": "bfloat16"} and rows["source"].settings == {}
+    assert rows["tent"].settings == {"autocast": None, "lr": 1}
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "neither YAML nor JSON"), ("- 1", "not a mapping")])

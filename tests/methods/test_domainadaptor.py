@@ -174,8 +174,11 @@ def test_at_the_temperatures_before_it_a_step_lowers_the_objective(make_network)
         t = 2 * before.std(1, keepdim=True)
         method.adapt(batch(), same_case=True)
         after = method._logits(batch())
-    first, second = ((-((z / t).softmax(1) * (z / t).log_softmax(1)).sum(1, keepdim=True) * t**2).mean() for z in (before, after))
-    assert second < first
+
+    def objective(z):
+        return (-((z / t).softmax(1) * (z / t).log_softmax(1)).sum(1, keepdim=True) * t**2).mean()
+
+    assert objective(after) < objective(before)
 
 
 def test_a_weight_in_place_of_the_rule(make_network):

@@ -26,9 +26,9 @@ def prepared(network, fisher=1.0):
 
 def sharp(network, factor=20.0):
     """Logits so large that part of the voxels is reliable."""
-    last = [m for m in network.modules() if isinstance(getattr(m, "weight", None), torch.Tensor) and m.weight.ndim > 3][-1]
+    last = [p for p in network.parameters() if p.ndim > 3][-1]
     with torch.no_grad():
-        last.weight.mul_(factor)
+        last.mul_(factor)
     return network
 
 
@@ -104,7 +104,8 @@ def test_two_steps_are_those_of_the_formula(make_network, activation, channels):
 
 
 def test_what_the_source_depends_on_moves_less(make_network):
-    free, anchored = (make(sharp(make_network()), fisher=f, lr=0.01, optimizer_options={}, redundancy=9.0) for f in (0, 1e-2))
+    settings = dict(lr=0.01, optimizer_options={}, redundancy=9.0)
+    free, anchored = (make(sharp(make_network()), fisher=fisher, **settings) for fisher in (0, 1e-2))
     for _ in range(10):
         free.adapt(batch())
         anchored.adapt(batch())

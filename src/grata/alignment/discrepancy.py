@@ -28,10 +28,11 @@ class DiscrepancyRate(Rate):
         D = ½·mean_i [KL(p_i ‖ q̄_i) + KL(q̄_i ‖ p_i)]    over voxels, sum over the channels of a sigmoid
         factor = exp(D)
 
-    A feature is the deepest one, averaged over space; nearest is by the cosine. A batch's factor takes the mean of D over its
-    images, none of which is compared with another of the batch. Until the memory holds as many images as neighbours are
-    asked for, the factor is 1. The memory keeps what was predicted before each step, which saves a forward; the authors' code
-    keeps what is predicted after it, and waits until the memory is full.
+    A feature is the deepest one, averaged over space; nearest is by the cosine. A batch's factor takes the mean of D
+    over its images, none of which is compared with another of the batch. Until the memory holds as many images as
+    neighbours are asked for, the factor is 1. The memory keeps what was predicted before each step, which saves a
+    forward; the authors' code keeps what is predicted after it, and waits until the memory is full; one of its
+    experiments multiplies by D itself.
 
     Predictions are kept on a coarse grid, where images of any size can be compared and the state stays small.
 
@@ -55,8 +56,8 @@ class DiscrepancyRate(Rate):
                 raise GrataError(f"learning_rate_law#{key}: it is a whole number of at least 1, got {value!r}.")
         if self.size < self.neighbours:
             raise GrataError(
-                f"learning_rate_law#size: a memory of {self.size} images never holds {self.neighbours} neighbours; make it "
-                "larger, or ask for fewer."
+                f"learning_rate_law#size: a memory of {self.size} images never holds {self.neighbours} neighbours; make "
+                "it larger, or ask for fewer."
             )
         self._memory = MemoryBank(self.size)
 
@@ -91,8 +92,8 @@ class DiscrepancyRate(Rate):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if "keys" not in state:
             raise GrataError(
-                "learning_rate_law: this state was written with another law than discrepancy: give the same one, or start "
-                "anew."
+                "learning_rate_law: this state was written with another law than discrepancy: give the same one, or "
+                "start anew."
             )
         self._memory.load_state_dict(state)
 

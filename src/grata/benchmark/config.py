@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..errors import GrataError
-from ..methods import METHODS, check_settings
+from ..methods import METHODS, check_settings, settings_of
 from .protocols import Protocol, make_protocol
 
 __all__ = ["BenchmarkConfig", "MethodRow", "MetricSettings", "load_config"]
@@ -74,7 +74,7 @@ class BenchmarkConfig:
         strides: which images of a site are taken, by site: every so-many-th from the first on. With the stride of a bundle's
             training these are the source's held-out images.
         exclude_same_site: a source is not tested on the target of its own name.
-        methods: the rows, in order.
+        methods: the rows, in order; those that have them were given the settings in ``common``.
         reference_method: name of the row that the others are compared with.
         protocols: one block of the tables each.
         seeds: of the methods' generators and of what the protocols draw.
@@ -118,6 +118,7 @@ _DEFAULTS: dict[str, Any] = {
     "targets": None,
     "exclude_same_site": True,
     "methods": None,
+    "common": {},
     "reference_method": "grata",
     "protocol": "per-target",
     "seeds": [0],
@@ -178,7 +179,12 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     for name, settings in targets.items():
         for key in settings:
             _check_target_key(f"targets#{name}#{key}", key)
-    methods = tuple(_row(name, settings) for name, settings in _mappings(values, "methods").items())
+    if not isinstance(values["common"], Mapping):
+        raise GrataError(f"common: it holds settings of methods, got {values['common']!r}.")
+    methods = tuple(_row(name, settings, values["common"]) for name, settings in _mappings(values, "methods").items())
+    for key in values["common"]:
+        if all(key not in settings_of(row.method) for row in methods):
+            raise GrataError(f"common#{key}: no method of the benchmark has such a setting.")
     names = [row.name for row in methods]
     if values["reference_method"] not in names:
         raise GrataError(
@@ -335,7 +341,7 @@ def _take_scored(key: str, named: Mapping[str, dict[str, Any]]) -> dict[str, lis
     return {name: _list(f"{key}#{name}#scored", labels, str) for name, labels in found.items() if labels is not None}
 
 
-def _row(name: str, settings: dict[str, Any]) -> MethodRow:
+def _row(name: str, settings: dict[str, Any], common: Mapping[str, Any]) -> MethodRow:
     method = settings.pop("method", name)
     if method not in METHODS:
         near = difflib.get_close_matches(str(method), METHODS, n=1)
@@ -344,6 +350,7 @@ def _row(name: str, settings: dict[str, Any]) -> MethodRow:
     check_settings(method, settings, f"methods#{name}")
     if "seed" in settings:
         raise GrataError(f"methods#{name}#seed: the seeds of the benchmark are those of its methods. See seeds.")
+    settings = {key: value for key, value in common.items() if key in settings_of(method)} | settings
     return MethodRow(name, method, settings)
 
 

@@ -15,8 +15,8 @@ def log_distributions(logits: torch.Tensor, activation: str) -> torch.Tensor:
 
     Args:
         logits: ``(B, C, ...)``.
-        activation: ``softmax``: one distribution a voxel, over the C classes; ``sigmoid``: C distributions a voxel, each of
-            a channel's foreground and its complement.
+        activation: ``softmax``: one distribution a voxel, over the C classes; ``sigmoid``: C distributions a voxel,
+            each of a channel's foreground and its complement.
 
     Returns:
         ``(B, G, K, ...)``: G distributions over K outcomes, ``(1, C)`` for softmax, ``(C, 2)`` for sigmoid.

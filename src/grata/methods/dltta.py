@@ -14,7 +14,7 @@ __all__ = ["DLTTA"]
 
 
 class DLTTA(GradientMethod):
-    """TENT whose learning rate follows from how unlike those of similar images a prediction is (DLTTA, Yang et al., 2022).
+    """TENT with a learning rate by how unlike those of similar images a prediction is (DLTTA, Yang et al., 2022).
 
     .. code-block:: text
 
@@ -25,14 +25,16 @@ class DLTTA(GradientMethod):
 
     The more a prediction differs from those of its neighbours, the larger the step. The rule is the learning rate law
     ``discrepancy``, which any method that takes gradient steps can be given by ``learning_rate_law``: see
-    :class:`grata.alignment.DiscrepancyRate` for its settings, and for the first images, before there are 8 to compare with.
+    :class:`grata.alignment.DiscrepancyRate` for its settings, and for the first images, before there are 8 to compare
+    with.
 
-    Dense prediction needs no change: D is a mean over voxels, of the divergence over the classes or of the sum of those of
-    the channels' Bernoulli distributions. The authors' code averages its neighbours over one alone, by a slip in the name
-    of a variable, and weights them by similarity; here all 8 count alike, as in the paper.
+    Dense prediction needs no change: D is a mean over voxels, of the divergence over the classes or of the sum of those
+    of the channels' Bernoulli distributions. The authors' code averages its neighbours over one alone, by a slip in the
+    name of a variable, and weights them by similarity; here all 8 count alike, as in the paper.
 
     Args:
-        network: the source network; it needs normalization layers with affine parameters, and is no TorchScript network.
+        network: the source network; it needs normalization layers with affine parameters, and is no TorchScript
+            network.
         learning_rate_law: ``discrepancy``, or a mapping of that ``name`` and its settings ``neighbours``, ``size`` and
             ``grid``.
         lr: learning rate at no discrepancy.
@@ -45,8 +47,8 @@ class DLTTA(GradientMethod):
     name = "dltta"
     card = Card(
         title="DLTTA",
-        reference="Yang et al., DLTTA: dynamic learning rate for test-time adaptation on cross-domain medical images, IEEE "
-        "TMI 2022, arXiv:2205.13723",
+        reference="Yang et al., DLTTA: dynamic learning rate for test-time adaptation on cross-domain medical images, "
+        "IEEE TMI 2022, arXiv:2205.13723",
         year=2022,
         rule="one step down the mean entropy, its length from the discrepancy to the predictions of similar images",
         changes="affine parameters, batch statistics",

@@ -22,26 +22,28 @@ class DomainAdaptor(GradientMethod):
     .. code-block:: text
 
         AdaMixBN, in each layer:     d(a, b) = mean_c (μ_a − μ_b)² + (σ_a − σ_b)²      of two pairs of statistics
-        λ = 1 − d(batch, source) / (d(batch, source) + d(image, source) + d(image, batch))     mean over the batch's images
+        λ = 1 − d(batch, source) / (d(batch, source) + d(image, source) + d(image, batch))     mean over images
         μ = λ·μ_source + (1 − λ)·μ_batch,  σ² likewise
 
-        Generalized entropy, at each voxel:    T = 2·std_c(z_c)        of the logits z, over the classes, without a gradient
+        Generalized entropy, at each voxel:    T = 2·std_c(z_c)    of the logits z, over classes; without gradient
         L = mean T²·H(softmax(z/T))
         θ ← SGD(θ, ∇L, lr)
 
-    Affine parameters of the normalization layers, episodic. At temperature 1 the entropy of a
-    sure voxel has hardly a gradient; at a temperature that grows with the spread of the logits it has.
+    Affine parameters of the normalization layers, episodic. At temperature 1 the entropy of a sure voxel has
+    hardly a gradient; at a temperature that grows with the spread of the logits it has.
 
-    A batch of one image has statistics equal to the batch's, so that λ is 1/2 in every layer. The weight itself carries no
-    gradient; the batch's statistics do, as for all methods here. The authors' code folds the mix into weight and bias at the
-    first forward and goes on with the batch's statistics: the same prediction before the step, and a step in other
-    coordinates; here the statistics are mixed at every forward, so that each window of a large image has a mix of its own.
+    A batch of one image has statistics equal to the batch's, so that λ is 1/2 in every layer. The weight itself carries
+    no gradient; the batch's statistics do, as for all methods here. The authors' code folds the mix into weight and
+    bias at the first forward and goes on with the batch's statistics: the same prediction before the step, and a step
+    in other coordinates; here the statistics are mixed at every forward, so that each window of a large image has a mix
+    of its own.
 
-    The paper classifies images; to dense prediction it carries over voxel by voxel. The standard deviation is that of the
-    sample, divided by C − 1, as in the authors' code. A channel of a sigmoid map is a two-class decision with logits (z, 0),
-    so that T = √2·|z|. With two classes z/T is ±1/√2 whatever z: the temperature takes all certainty out, and L is a constant
-    times T², whose gradient drives the logits apart in proportion to their distance. L itself then rises from step to step,
-    since T is the larger the surer a voxel is; what falls is L at the temperatures before the step.
+    The paper classifies images; to dense prediction it carries over voxel by voxel. The standard deviation is that of
+    the sample, divided by C − 1, as in the authors' code. A channel of a sigmoid map is a two-class decision with
+    logits (z, 0), so that T = √2·|z|. With two classes z/T is ±1/√2 whatever z: the temperature takes all certainty
+    out, and L is a constant times T², whose gradient drives the logits apart in proportion to their distance. L itself
+    then rises from step to step, since T is the larger the surer a voxel is; what falls is L at the temperatures before
+    the step.
 
     Args:
         network: the source network; it needs batch normalization with running statistics and affine parameters.
@@ -57,7 +59,7 @@ class DomainAdaptor(GradientMethod):
         title="DomainAdaptor",
         reference="Zhang et al., DomainAdaptor: a novel approach to test-time adaptation, ICCV 2023, arXiv:2308.10297",
         year=2023,
-        rule="statistics mixed by their distance to the source's, one step down the entropy at a temperature of its own",
+        rule="statistics mixed by their distance to the source's, one step down the entropy at a voxel's own temperature",
         changes="affine parameters, mixed statistics",
         needs=("running statistics", "affine parameters"),
         episodic=True,
@@ -79,7 +81,7 @@ class DomainAdaptor(GradientMethod):
         if not self._statistics.layers:
             kinds = sorted({kind for _, kind, _ in normalization_layers(network)})
             raise GrataError(
-                f"method domainadaptor mixes the running statistics of batch normalization with the batch's, and "
+                "method domainadaptor mixes the running statistics of batch normalization with the batch's, and "
                 f"{type(network).__name__} keeps none (its normalization layers: {', '.join(kinds)}). Use method tent."
             )
 

@@ -27,24 +27,24 @@ class EATA(GradientMethod):
     .. code-block:: text
 
         H_i  entropy of voxel i, p_i its distribution; E₀ = 0.4·H_max; m moving average of the p_i that were kept
-        S  = {i : H_i < E₀  and  cos(p_i, m) < d}               reliable and not redundant; all that is reliable at first
+        S  = {i : H_i < E₀  and  cos(p_i, m) < d}               reliable, not redundant; at first all that is reliable
         L  = mean_{i ∈ S} exp(E₀ − H_i)·H_i + 2000·Σ_k F_k (θ_k − θ⁰_k)²
         θ ← SGD(θ, ∇L, lr)                                      the weights exp(E₀ − H_i) carry no gradient
         m ← 0.9·m + 0.1·mean_{i ∈ S} p_i                        m starts at the first such mean
 
     Affine parameters of the normalization layers, batch statistics, online. F is the diagonal Fisher information of the
-    source set, taken once by ``python -m grata prepare``; a parameter that the prediction did not depend on has none, and no
-    anchor.
+    source set, taken once by ``python -m grata prepare``; a parameter that the prediction did not depend on has none,
+    and no anchor.
 
     To dense prediction it carries over as follows.
 
     - A sample is a voxel: p_i is the distribution over the classes, ``H_max = ln C``; a channel of a sigmoid map is a
-      decision of its own, the distribution [p, 1 − p], with ``H_max = ln 2`` and a moving average of its own, and passes
-      the filters by itself. When no voxel of the batch passes, no step is taken.
-    - The paper's d is 0.05 for 1000 classes and 0.4 for 10. A sure prediction and an m that is uniform over C classes have a
-      cosine of 1/√C, so that with few classes these d let nothing pass at all. In that unit they are 1.58 and 1.26; here
-      ``d = 1.26/√C``, with C = 2 for a channel of a sigmoid map: 0.89. A class is then redundant once it has more than about
-      two thirds of what was kept, as background has from the first image on.
+      decision of its own, the distribution [p, 1 − p], with ``H_max = ln 2`` and a moving average of its own, and
+      passes the filters by itself. When no voxel of the batch passes, no step is taken.
+    - The paper's d is 0.05 for 1000 classes and 0.4 for 10. A sure prediction and an m that is uniform over C classes
+      have a cosine of 1/√C, so that with few classes these d let nothing pass at all. In that unit they are 1.58 and
+      1.26; here ``d = 1.26/√C``, with C = 2 for a channel of a sigmoid map: 0.89. A class is then redundant once it has
+      more than about two thirds of what was kept, as background has from the first image on.
 
     Args:
         network: the source network; it needs normalization layers with affine parameters.

@@ -40,17 +40,18 @@ class SAR(GradientMethod):
 
     To dense prediction it carries over as follows.
 
-    - A sample is a voxel: H is the entropy over the classes, ``H_max = ln C``; a channel of a sigmoid map is a decision of
-      its own, with the entropy of a Bernoulli variable, ``H_max = ln 2``, and passes the filter by itself. So an image of
-      which nothing is reliable has no part in the step, and when no voxel of the batch is, no step is taken.
-    - The paper's threshold of recovery, m₀ = 0.2, is for 1000 classes; as a share of ``H_max`` it is 0.2/ln 1000 = 0.029,
-      which makes ``m₀ = 0.029·ln C``, and 0.020 for a sigmoid map.
-    - Most of a medical image is background of hardly any entropy, so that m may lie below that from the start. Therefore m₀
-      is never above half of what m was at first: a recovery always means that the entropy has fallen.
-    - The paper leaves the last blocks alone (the fourth layer of a ResNet, the last 3 of 12 blocks of a transformer); here
-      that is the last quarter of the normalization layers, in the order of the network.
+    - A sample is a voxel: H is the entropy over the classes, ``H_max = ln C``; a channel of a sigmoid map is a decision
+      of its own, with the entropy of a Bernoulli variable, ``H_max = ln 2``, and passes the filter by itself. So an
+      image of which nothing is reliable has no part in the step, and when no voxel of the batch is, no step is taken.
+    - The paper's threshold of recovery, m₀ = 0.2, is for 1000 classes; as a share of ``H_max`` it is 0.2/ln 1000 =
+      0.029, which makes ``m₀ = 0.029·ln C``, and 0.020 for a sigmoid map.
+    - Most of a medical image is background of hardly any entropy, so that m may lie below that from the start.
+      Therefore m₀ is never above half of what m was at first: a recovery always means that the entropy has fallen.
+    - The paper leaves the last blocks alone (the fourth layer of a ResNet, the last 3 of 12 blocks of a transformer);
+      here that is the last quarter of the normalization layers, in the order of the network.
 
-    A recovery forgets the optimizer's momentum too. The batch that brought it about is predicted by the source's parameters.
+    A recovery forgets the optimizer's momentum too. The batch that brought it about is predicted by the source's
+    parameters.
 
     Args:
         network: the source network; it needs normalization layers with affine parameters.
@@ -70,7 +71,7 @@ class SAR(GradientMethod):
         title="SAR",
         reference="Niu et al., Towards stable test-time adaptation in dynamic wild world, ICLR 2023, arXiv:2302.12400",
         year=2023,
-        rule="one sharpness-aware step down the mean entropy of the reliable voxels, back to the source when it collapses",
+        rule="one sharpness-aware step down the entropy of the reliable voxels, back to the source when it collapses",
         changes="affine parameters but those of the last layers, batch statistics",
         needs=("affine parameters",),
         forwards=3,
