@@ -183,6 +183,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise GrataError(f"common: it holds settings of methods, got {values['common']!r}.")
     methods = tuple(_row(name, settings, values["common"]) for name, settings in _mappings(values, "methods").items())
     for key in values["common"]:
+        if key == "seed":
+            raise GrataError("common#seed: the seeds of the benchmark are those of its methods. See seeds.")
         if all(key not in settings_of(row.method) for row in methods):
             raise GrataError(f"common#{key}: no method of the benchmark has such a setting.")
     names = [row.name for row in methods]
