@@ -59,7 +59,7 @@ class DomainAdaptor(GradientMethod):
         title="DomainAdaptor",
         reference="Zhang et al., DomainAdaptor: a novel approach to test-time adaptation, ICCV 2023, arXiv:2308.10297",
         year=2023,
-        rule="statistics mixed by their distance to the source's, one step down the entropy at a voxel's own temperature",
+        rule="statistics mixed by their distance to the source's, one step down the entropy at its own temperature",
         changes="affine parameters, mixed statistics",
         needs=("running statistics", "affine parameters"),
         episodic=True,
