@@ -56,8 +56,8 @@ class DiscrepancyRate(Rate):
                 raise GrataError(f"learning_rate_law#{key}: it is a whole number of at least 1, got {value!r}.")
         if self.size < self.neighbours:
             raise GrataError(
-                f"learning_rate_law#size: a memory of {self.size} images never holds {self.neighbours} neighbours; make "
-                "it larger, or ask for fewer."
+                f"learning_rate_law#size: a memory of {self.size} images never holds {self.neighbours} neighbours: "
+                "make it larger, or ask for fewer."
             )
         self._memory = MemoryBank(self.size)
 
