@@ -178,6 +178,11 @@ def test_a_state_of_another_law_is_refused(make_network):
         Tent(make_network(), learning_rate_law="discrepancy").load_state_dict(method.state_dict())
 
 
+def test_a_network_that_cannot_be_looked_into_is_refused(make_network):
+    with pytest.raises(GrataError, match="method dltta compares deepest features"):
+        DLTTA(torch.jit.script(make_network()))
+
+
 def test_the_memory_keeps_the_last_and_finds_the_nearest_first():
     memory = MemoryBank(2)
     for angle in (0.0, 0.5, 1.0):

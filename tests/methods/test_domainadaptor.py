@@ -52,7 +52,10 @@ class NaiveNorm(nn.Module):
         channels = []
         for c, ((m, v), (n, w)) in enumerate(zip(whole, source)):
             mean, variance = weight * n + (1 - weight) * m, weight * w + (1 - weight) * v
-            y = (x[:, c] - mean) / (variance + self.layer.eps).sqrt()
+            batch_deviation, deviation = (v + self.layer.eps).sqrt(), (variance + self.layer.eps).sqrt()
+            a, b = (batch_deviation / deviation).detach(), ((m - mean) / deviation).detach()
+            y = a * (x[:, c] - m) / batch_deviation + b
+            torch.testing.assert_close(y, (x[:, c] - mean) / deviation)
             channels.append(y * self.layer.weight[c] + self.layer.bias[c])
         return torch.stack(channels, 1)
 

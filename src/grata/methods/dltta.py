@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import GrataError
 from .card import Card
 from .gradient import GradientMethod
 
@@ -41,7 +42,7 @@ class DLTTA(GradientMethod):
         settings: see :class:`GradientMethod`.
 
     Raises:
-        GrataError: a setting is out of range, or the network has nothing to adapt.
+        GrataError: a setting is out of range, the network has nothing to adapt or is a TorchScript network.
     """
 
     name = "dltta"
@@ -61,6 +62,11 @@ class DLTTA(GradientMethod):
         self, network: nn.Module, *, learning_rate_law: Any = "discrepancy", lr: float = 1e-3, **settings: Any
     ) -> None:
         super().__init__(network, learning_rate_law=learning_rate_law, lr=lr, **settings)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+            raise GrataError(
+                "method dltta compares deepest features, and a TorchScript network cannot be looked into. Use the "
+                "Python network (model.pt), or method tent."
+            )
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
         return self._objective("entropy", x)

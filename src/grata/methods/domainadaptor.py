@@ -24,6 +24,7 @@ class DomainAdaptor(GradientMethod):
         AdaMixBN, in each layer:     d(a, b) = mean_c (μ_a − μ_b)² + (σ_a − σ_b)²      of two pairs of statistics
         λ = 1 − d(batch, source) / (d(batch, source) + d(image, source) + d(image, batch))     mean over images
         μ = λ·μ_source + (1 − λ)·μ_batch,  σ² likewise
+        y = γ·(a·(x − μ_batch)/σ_batch + b) + β,    a = σ_batch/σ,  b = (μ_batch − μ)/σ    a and b without gradient
 
         Generalized entropy, at each voxel:    T = 2·std_c(z_c)    of the logits z, over classes; without gradient
         L = mean T²·H(softmax(z/T))
@@ -32,11 +33,10 @@ class DomainAdaptor(GradientMethod):
     Affine parameters of the normalization layers, episodic. At temperature 1 the entropy of a sure voxel has
     hardly a gradient; at a temperature that grows with the spread of the logits it has.
 
-    A batch of one image has statistics equal to the batch's, so that λ is 1/2 in every layer. The weight itself carries
-    no gradient; the batch's statistics do, as for all methods here. The authors' code folds the mix into weight and
-    bias at the first forward and goes on with the batch's statistics: the same prediction before the step, and a step
-    in other coordinates; here the statistics are mixed at every forward, so that each window of a large image has a mix
-    of its own.
+    A single image has the statistics of its batch, so that λ is 1/2 in every layer. The form of y is the paper's
+    transformation: the values are those of (x − μ)/σ, while the gradient flows as through the batch's own statistics.
+    The paper folds a and b into γ and β once, and steps on these; here γ and β take the step and a and b are found at
+    every forward, so that each window of a large image has a mix of its own.
 
     The paper classifies images; to dense prediction it carries over voxel by voxel. The standard deviation is that of
     the sample, divided by C − 1, as in the authors' code. A channel of a sigmoid map is a two-class decision with
@@ -106,7 +106,12 @@ def adaptive_mix(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch
         total = batch_source + _distance(images, source) + _distance(images, batch)
         # all of them are zero where the statistics are equal, and any weight gives the same
         weight = (1 - batch_source / total.clamp_min(torch.finfo(x.dtype).tiny)).mean()
-    return weight * layer.running_mean + (1 - weight) * mean, weight * layer.running_var + (1 - weight) * variance
+        mixed_mean = weight * layer.running_mean + (1 - weight) * mean
+        mixed_variance = weight * layer.running_var + (1 - weight) * variance
+        a = ((variance + layer.eps) / (mixed_variance + layer.eps)).sqrt()
+        b = (mean - mixed_mean) * torch.rsqrt(mixed_variance + layer.eps)
+    # their values are those of the mix; their gradients, those of a·(x − mean)/deviation + b
+    return mean - b / a * (variance + layer.eps).sqrt(), (variance + layer.eps) / a.square() - layer.eps
 
 
 def _distance(a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
