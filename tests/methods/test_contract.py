@@ -191,7 +191,8 @@ def test_per_case_resets_make_the_order_of_cases_irrelevant(name):
 def test_the_card_counts_passes_through_the_network(name):
     network = make_network()
     # confidence filters let nothing through of what an untrained network predicts
-    wide = {key: value for key, value in {"margin": 1.0, "redundancy": 10.0}.items() if key in settings_of(name)}
+    wide = {"margin": 1.0, "redundancy": 10.0, "confidence": 0.0}
+    wide = {key: value for key, value in wide.items() if key in settings_of(name)}
     method = make(name, network, **wide)
     x = images()
     stream(method, 1, first=1)

@@ -55,7 +55,8 @@ def test_two_steps_follow_the_teacher(make_network, activation, threshold):
         x = x.double()
         with torch.no_grad():
             p = probabilities(anchor, x, activation)
-            sure = (p.amax(1, keepdim=True) if activation == "softmax" else p.clamp_min(0.5).maximum(1 - p)) >= threshold
+            largest = p.amax(1, keepdim=True) if activation == "softmax" else p.maximum(1 - p)
+            sure = largest >= threshold
             mean = (
                 probabilities(teacher, x, activation)
                 + probabilities(teacher, x.flip(-1), activation).flip(-1)

@@ -88,7 +88,8 @@ def test_no_more_than_one_augmentation_is_held_at_a_time(make_network):
 
 
 def test_entropy_of_the_mean_falls_on_one_real_scan(make_network, real_scan):
-    settings = {"activation": "softmax", "augmentations": 7, "strong_view": lambda x, g: x, "lr": 0.05, "reset": "never"}
+    settings = {"activation": "softmax", "augmentations": 7, "strong_view": lambda x, g: x, "lr": 0.05}
+    settings["reset"] = "never"
     method = create("memo", make_network(3), settings)
     losses = [method.adapt(real_scan).loss for _ in range(6)]
     assert losses[-1] < losses[0]

@@ -44,7 +44,7 @@ def test_two_images_teach_the_teacher_and_the_teacher_the_student(make_network, 
     teacher = copy.deepcopy(student)
     settings = {
         "activation": activation,
-        "threshold": 0.55,
+        "confidence": 0.55,
         "entropy_weight": 0.3,
         "views": ["identity", "flip_w", "rot90"],
         "optimizer": "SGD",
@@ -70,8 +70,9 @@ def test_two_images_teach_the_teacher_and_the_teacher_the_student(make_network, 
         assert record.loss == pytest.approx(loss.item(), rel=1e-5)
         assert record.kept == pytest.approx(sure.double().mean().item()) and 0 < record.kept < 1
         step(student, loss)
+    expected = dict(student.named_parameters())
     for name, p in method.parameters.items():
-        torch.testing.assert_close(p.detach().double(), dict(student.named_parameters())[name].detach(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(p.detach().double(), expected[name].detach(), rtol=0, atol=1e-6)
     for name, p in method.state_dict()["teacher"].items():
         torch.testing.assert_close(p.double(), dict(teacher.named_parameters())[name].detach(), rtol=0, atol=1e-6)
 
@@ -79,7 +80,7 @@ def test_two_images_teach_the_teacher_and_the_teacher_the_student(make_network, 
 def test_where_nothing_is_confident_the_student_takes_no_step(make_network):
     network = make_network()
     before = copy.deepcopy(network.state_dict())
-    method = create("test", network, {"activation": "softmax", "threshold": 1.0})
+    method = create("test", network, {"activation": "softmax", "confidence": 1.0})
     record = method.adapt(batch())
     assert record.flags == ("nothing_confident", "step_skipped") and record.kept == 0 and record.learning_rate == 0
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -89,7 +90,7 @@ def test_where_nothing_is_confident_the_student_takes_no_step(make_network):
 
 def test_an_image_that_is_not_finite_teaches_nothing(make_network):
     network = make_network()
-    method = create("test", network, {"activation": "softmax", "threshold": 0.5})
+    method = create("test", network, {"activation": "softmax", "confidence": 0.5})
     method.adapt(batch())
     before, teacher = copy.deepcopy(network.state_dict()), method.state_dict()["teacher"]
     record = method.adapt(batch() * float("inf"))
@@ -100,7 +101,7 @@ def test_an_image_that_is_not_finite_teaches_nothing(make_network):
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_loss_falls_on_one_real_scan(make_network, real_scan, activation):
-    method = create("test", make_network(3), {"activation": activation, "threshold": 0.5, "lr": 1e-3})
+    method = create("test", make_network(3), {"activation": activation, "confidence": 0.5, "lr": 1e-3})
     losses = [method.adapt(real_scan).loss for _ in range(8)]
     assert losses[-1] < losses[0]
 
@@ -108,7 +109,7 @@ def test_loss_falls_on_one_real_scan(make_network, real_scan, activation):
 def test_buffers_and_images_are_not_touched(make_network):
     network, x = make_network(), batch()
     before = {name: value.clone() for name, value in network.named_buffers()}
-    create("test", network, {"activation": "sigmoid", "threshold": 0.5}).adapt(x)
+    create("test", network, {"activation": "sigmoid", "confidence": 0.5}).adapt(x)
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
     assert torch.equal(x, batch())
 
@@ -118,11 +119,11 @@ def test_buffers_and_images_are_not_touched(make_network):
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_takes_any_images(make_network, norm, spatial_dims, size, activation):
-    method = create("test", make_network(spatial_dims, norm=norm), {"activation": activation, "threshold": 0.5})
+    method = create("test", make_network(spatial_dims, norm=norm), {"activation": activation, "confidence": 0.5})
     assert method.adapt(batch(size, spatial_dims)).flags == ()
 
 
-@pytest.mark.parametrize(("setting", "value"), [("teacher_steps", 0), ("threshold", 1.1), ("entropy_weight", -1)])
+@pytest.mark.parametrize(("setting", "value"), [("teacher_steps", 0), ("confidence", 1.1), ("entropy_weight", -1)])
 def test_wrong_settings_are_refused_by_name(make_network, setting, value):
     with pytest.raises(GrataError, match=setting):
         create("test", make_network(), {"activation": "sigmoid", setting: value})

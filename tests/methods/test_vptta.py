@@ -113,15 +113,16 @@ def test_a_prompt_starts_from_its_nearest_neighbours_in_the_memory(make_network)
     for seed in range(5):
         method.adapt(batch(seed=seed))
     memory = method.state_dict()["memory"]
-    assert len(memory) == 4
+    keys, prompts = memory["keys"], memory["values"]
+    assert len(keys) == len(prompts) == 4
     x = batch(seed=2)
     key = torch.fft.fftshift(torch.fft.fft2(x), (-2, -1))[0, :, 7:10, 7:10].abs()
     # the memory has forgotten image 0
-    torch.testing.assert_close(memory[1][0], key)
-    similarity = torch.stack([torch.dot(key.flatten(), k.flatten()) / (key.norm() * k.norm()) for k, _ in memory])
+    torch.testing.assert_close(keys[1], key.flatten())
+    similarity = torch.stack([torch.dot(key.flatten(), k) / (key.norm() * k.norm()) for k in keys])
     order = similarity.argsort(descending=True)[:2]
     weights = (similarity[order] / 0.2).exp()
-    expected = sum(w * memory[i][1] for w, i in zip(weights / weights.sum(), order.tolist()))
+    expected = sum(w * prompts[i] for w, i in zip(weights / weights.sum(), order.tolist()))
     assert order[0] == 1
     torch.testing.assert_close(method._start(key[None])[0], expected, rtol=0, atol=1e-6)
 
@@ -131,7 +132,7 @@ def test_images_of_another_size_start_from_ones(make_network):
     method.adapt(batch())
     method.adapt(batch(side=32))
     state = method.state_dict()
-    assert state["prompt"].shape == (1, 1, 6, 6) and len(state["memory"]) == 1 and state["shape"] == [1, 32, 32]
+    assert state["prompt"].shape == (1, 1, 6, 6) and len(state["memory"]["keys"]) == 1 and state["shape"] == [1, 32, 32]
     assert state["prompt_optimizer"]["state"][0]["step"] == 1
     # of the other size again: without a prompt
     x = batch()
@@ -151,7 +152,7 @@ def test_the_network_is_not_touched(make_network):
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_statistics_come_closer_to_the_source_on_one_real_scan(make_network, real_scan, activation):
-    # with next to no warm-up the source's statistics stand still as target; those of the batch would move with the prompt
+    # with next to no warm-up the source's statistics stand still as target, which the batch's do not
     settings = {"activation": activation, "steps": 8, "lr": 0.01, "warm_up": 1e-3}
     method = create("vptta", make_network(3), settings)
     steps = method.adapt(real_scan).steps
@@ -163,7 +164,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_not_remembered(make_network):
     record = method.adapt(batch() * float("nan"))
     assert record.flags == ("non_finite_loss", "step_skipped") and record.learning_rate == 0
     state = method.state_dict()
-    assert state["memory"] == [] and torch.equal(state["prompt"], torch.ones(1, 1, 1, 1))
+    assert state["memory"]["keys"] == [] and torch.equal(state["prompt"], torch.ones(1, 1, 1, 1))
     assert method.adapt(batch()).flags == ()
 
 

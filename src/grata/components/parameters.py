@@ -25,7 +25,7 @@ def collect_all_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     }
     if not found:
         raise GrataError(
-            f"{getattr(network, 'original_name', type(network).__name__)} has no parameters to adapt. Use method source or "
-            "ptbn, or a network whose weights are parameters (a frozen TorchScript file has turned them into constants)."
+            f"{getattr(network, 'original_name', type(network).__name__)} has no parameters to adapt. Use method "
+            "source or ptbn, or a network whose weights are parameters (a frozen TorchScript file made them constants)."
         )
     return found

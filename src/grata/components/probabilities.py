@@ -23,8 +23,8 @@ def confidence(probabilities: torch.Tensor, activation: str) -> torch.Tensor:
     """How sure a prediction ``(B, C, ...)`` is at every voxel.
 
     Returns:
-        ``softmax``: the largest probability, ``(B, 1, ...)``, from 1/C to 1; ``sigmoid``: ``max(p, 1 − p)`` of each channel,
-        which decides for itself between foreground and background, ``(B, C, ...)``, from 1/2 to 1.
+        ``softmax``: the largest probability, ``(B, 1, ...)``, from 1/C to 1; ``sigmoid``: ``max(p, 1 − p)`` of each
+        channel, which decides for itself between foreground and background, ``(B, C, ...)``, from 1/2 to 1.
     """
     if activation == "softmax":
         return probabilities.amax(1, keepdim=True)

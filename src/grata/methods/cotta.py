@@ -37,17 +37,17 @@ class CoTTA(GradientMethod):
     Batch statistics throughout, also for anchor and teacher; online. For dense prediction:
 
     - the choice between the teacher's prediction and the mean over augmentations is made at every voxel, as in the
-      authors' code for segmentation. In their classification one mean confidence decides for a batch; on an image that is
-      mostly background it would always be high, and no augmentation ever used. Confidence is the largest probability
+      authors' code for segmentation. In their classification one mean confidence decides for a batch; on an image that
+      is mostly background it would always be high, and no augmentation ever used. Confidence is the largest probability
       (softmax), or ``max(p, 1 − p)`` of each channel (sigmoid). The paper's 0.92 is for 10 classes, and set by the 5 %
       quantile of the confidence on source images; its segmentation takes 0.69 for 19 classes;
-    - augmentations are flips and quarter turns, taken back exactly, each followed by a strong photometric view: the colour
-      jitter, noise and blur of the paper's 32 for classification. Those of its segmentation, seven scales and a flip, need
-      networks that take any size, and predictions that are resampled twice;
+    - augmentations are flips and quarter turns, taken back exactly, each followed by a strong photometric view: the
+      colour jitter, noise and blur of the paper's 32 for classification. Those of its segmentation, seven scales and a
+      flip, need networks that take any size, and predictions that are resampled twice;
     - ŷ is soft, as the paper's equation has it; the authors' code for segmentation takes the hard label.
 
-    The authors' code averages logits over the augmentations, the paper predictions: here probabilities are. It predicts by
-    ŷ from before the step; here the teacher predicts after it. For segmentation they take Adam at ``lr`` 7.5e-6.
+    The authors' code averages logits over the augmentations, the paper predictions: here probabilities are. It predicts
+    by ŷ from before the step; here the teacher predicts after it. For segmentation they take Adam at ``lr`` 7.5e-6.
 
     The anchor is the source weights that are kept anyway for ``restore``, and teacher and anchor are put into the one
     network for their forwards: beside the optimizer's, one more copy of the parameters is held.
@@ -70,8 +70,8 @@ class CoTTA(GradientMethod):
         title="CoTTA",
         reference="Wang et al., Continual test-time domain adaptation, CVPR 2022, arXiv:2203.13591",
         year=2022,
-        rule="cross-entropy to a teacher that is a moving average and averages augmentations where the source is unsure; "
-        "a few weights at random back to the source's",
+        rule="cross-entropy to a teacher that is a moving average and averages augmentations where the source is "
+        "unsure; a few weights at random back to the source's",
         changes="all parameters, batch statistics",
         forwards=36,
         backwards=1,

@@ -29,22 +29,23 @@ class MEMO(GradientMethod):
         g = ∇ mean_i H(p̄_i)                     through all of them; all parameters
         θ ← SGD(θ, g, lr)                        from the source for each case
 
-    For dense prediction the marginal is one of each voxel: an augmentation is a flip or quarter turn, taken back exactly,
-    followed by a strong photometric view, in place of the paper's AugMix, whose shears and shifts cannot be taken back
-    exactly. The entropy is that over the classes (softmax) or of each channel (sigmoid), the mean over voxels.
+    For dense prediction the marginal is one of each voxel: an augmentation is a flip or quarter turn, taken back
+    exactly, followed by a strong photometric view, in place of the paper's AugMix, whose shears and shifts cannot be
+    taken back exactly. The entropy is that over the classes (softmax) or of each channel (sigmoid), the mean over
+    voxels.
 
     The gradient is taken by the chain rule through the mean, so that memory is that of one augmentation: a first pass
-    without gradients gives p̄ and ``∂H/∂p̄``, a second one adds up ``⟨∂H/∂p̄, ∂p_a/∂θ⟩/N`` over the N augmentations, drawn
-    once more from the same state of the generator.
+    without gradients gives p̄ and ``∂H/∂p̄``, a second one adds up ``⟨∂H/∂p̄, ∂p_a/∂θ⟩/N`` over the N augmentations,
+    drawn once more from the same state of the generator.
 
-    The paper takes 32 or 64 augmentations. On networks with batch normalization it mixes the batch's statistics into the
-    source's with weight 1/17 (a prior of 16 images); an image to segment has many more positions than one to classify, and
-    the batch's statistics are used as by the other methods: ``batch_statistics: 0.0588`` is the paper's.
+    The paper takes 32 or 64 augmentations. On networks with batch normalization it mixes the batch's statistics into
+    the source's with weight 1/17 (a prior of 16 images); an image to segment has many more positions than one to
+    classify, and the batch's statistics are used as by the other methods: ``batch_statistics: 0.0588`` is the paper's.
 
     Args:
         network: the source network.
         augmentations: how many, N.
-        optimizer, lr, settings: see :class:`GradientMethod`; ``views`` and ``strong_view`` are those of the augmentations.
+        optimizer, lr, settings: see :class:`GradientMethod`; ``views`` and ``strong_view`` are the augmentations'.
 
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
@@ -53,7 +54,8 @@ class MEMO(GradientMethod):
     name = "memo"
     card = Card(
         title="MEMO",
-        reference="Zhang et al., MEMO: test time robustness via adaptation and augmentation, NeurIPS 2022, arXiv:2110.09506",
+        reference="Zhang et al., MEMO: test time robustness via adaptation and augmentation, NeurIPS 2022, "
+        "arXiv:2110.09506",
         year=2022,
         rule="one step down the entropy of the mean prediction over augmentations",
         changes="all parameters, batch statistics",

@@ -32,28 +32,29 @@ class TeST(GradientMethod):
             θ' ← Adam(θ', ∇ mean_v cross-entropy(v⁻¹(f_θ'(v(x))), p̄))
         stage 2, the student θ:
             p̄  as above, by the teacher of stage 1
-            y  = hard label of p̄, where its confidence ≥ threshold
+            y  = hard label of p̄, where p̄ is sure enough, see `confidence`
             θ  ← Adam(θ, ∇ [mean cross-entropy(f_θ(x), y) + entropy_weight · mean H(f_θ(x))])
         prediction: f_θ(x)
 
-    All parameters, batch statistics, online: teacher and student both go on from what the last image left them, each with
-    an optimizer of its own. The network holds the student; the teacher's weights are put into it for stage 1.
+    All parameters, batch statistics, online: teacher and student both go on from what the last image left them, each
+    with an optimizer of its own. The network holds the student; the teacher's weights are put into it for stage 1.
 
-    The abstract and the introduction of the paper tell the parts: consistency regularization for invariant representations,
-    self-distillation from a teacher to a student for robust ones, and entropy minimization; there is no code by the
-    authors. The numbers are therefore this package's: learning rate, steps, threshold and weight.
+    The abstract and the introduction of the paper tell the parts: consistency regularization for invariant
+    representations, self-distillation from a teacher to a student for robust ones, and entropy minimization. The form
+    of the losses and the numbers (learning rate, steps, confidence and weight) are this package's.
 
     For dense prediction each voxel is a sample. A weak view is a flip or quarter turn, taken back exactly, so that the
-    views' predictions are compared at the same voxel. Confidence is the largest probability (softmax), or ``max(p, 1 − p)``
-    of each channel (sigmoid), which is then kept or not by itself; a threshold above ½ means the same majority for any
-    number of classes. The cross-entropy is the mean over what is kept; where nothing is, the student takes no step.
+    views' predictions are compared at the same voxel. Confidence is the largest probability (softmax), or
+    ``max(p, 1 − p)`` of each channel (sigmoid), which is then kept or not by itself; a bound above ½ means the same
+    majority for any number of classes. The cross-entropy is the mean over what is kept; where nothing is, the student
+    takes no step.
 
     The gradient of stage 1 is added up view by view: memory is that of one forward.
 
     Args:
         network: the source network.
         teacher_steps: of the teacher on each batch, before the student's.
-        threshold: of the teacher's confidence, 0 to 1.
+        confidence: of the teacher, from which on a voxel's label is learnt, 0 to 1.
         entropy_weight: of the student's entropy.
         lr: learning rate of both.
         settings: see :class:`GradientMethod`; ``steps`` are the student's.
@@ -67,7 +68,7 @@ class TeST(GradientMethod):
         title="TeST",
         reference="Sinha et al., TeST: test-time self-training under distribution shift, WACV 2023, arXiv:2209.11459",
         year=2023,
-        rule="a teacher learns to predict the same on all weak views, a student its confident labels with a low entropy",
+        rule="a teacher learns to predict the same on all weak views, a student its confident labels",
         changes="all parameters, batch statistics",
         forwards=20,
         backwards=7,
@@ -78,14 +79,14 @@ class TeST(GradientMethod):
         network: nn.Module,
         *,
         teacher_steps: int = 1,
-        threshold: float = 0.9,
+        confidence: float = 0.9,
         entropy_weight: float = 1.0,
         lr: float = 1e-4,
         **settings: Any,
     ) -> None:
         super().__init__(network, collect_all_parameters(network), lr=lr, **settings)
         self.teacher_steps = check_count("teacher_steps", teacher_steps)
-        self.threshold = check_number("threshold", threshold, low=0.0, high=1.0)
+        self.confidence = check_number("confidence", confidence, low=0.0, high=1.0)
         self.entropy_weight = check_number("entropy_weight", entropy_weight, low=0.0)
         self._teacher = Teacher(self.parameters)
 
@@ -93,7 +94,7 @@ class TeST(GradientMethod):
         with self._teacher.in_place(learns=True):
             flags = [flag for _ in range(self.teacher_steps) for flag in self._teach(images)]
             label = self._pseudo_label(images)
-        sure = confidence(label, self.activation) >= self.threshold
+        sure = confidence(label, self.activation) >= self.confidence
         if not sure.any():
             return GradientRecord(kept=0.0, flags=(*dict.fromkeys(flags), "nothing_confident", SKIPPED))
         self._label, self._sure = label, sure

@@ -44,18 +44,19 @@ class TTAS(GradientMethod):
             + moment_weight · Σ_k,c dist²(μ_kc, prior_kc·(1 ± margin))    μ: centroid, spread along each axis
         θ ← Adam(θ, ∇L, lr, weight decay 1e-4)                   150 steps, from the source for each case
 
-    τ, and the priors of centroid and spread, are the means over the source's labels, prepared once. The moments are soft,
-    in 2D and 3D, and those of the foreground (with softmax not of channel 0), where more than 10 voxels are predicted.
+    τ, and the priors of centroid and spread, are the means over the source's labels, prepared once. The moments are
+    soft, in 2D and 3D, and those of the foreground (with softmax not of channel 0), where more than 10 voxels are
+    predicted.
 
     For sigmoid each channel is a problem of two classes: its entropy has the weights ``1 − τ_c`` of the foreground and
     ``τ_c`` of the background, its divergence that of ``(s_c, 1 − s_c)``, and channels are added up.
 
-    The paper, by its abstract, and the authors' code adapt scale and bias of the normalization layers: ``adapted: affine``.
-    The default is all parameters. The authors run 150 epochs over the slices of a subject with the size alone, then 150
-    with one moment, whose prior they take from the subject's own predictions; here all terms act from the start, and the
-    priors are the source's. Their code exchanges the two ends of the margin, so that the inside is penalized too; here it
-    is free.
-    Their weight of 1e-4 is for squared pixels of images of 384, and 15 in units of the image.
+    The paper, by its abstract, and the authors' code adapt scale and bias of the normalization layers (``adapted:
+    affine``). The default is all parameters. The authors run 150 epochs over the slices of a subject with the size
+    alone, then 150 with one moment, whose prior they take from the subject's own predictions; here all terms act from
+    the start, and the priors are the source's. Their code exchanges the two ends of the margin, so that the inside is
+    penalized too; here it is free. Their weight of 1e-4 is for squared pixels of images of 384, and 15 in units of the
+    image.
 
     Args:
         network: the source network.
@@ -68,8 +69,8 @@ class TTAS(GradientMethod):
         lr, optimizer_options, steps, settings: see :class:`GradientMethod`.
 
     Raises:
-        GrataError: the class sizes or moments were not prepared, a setting is out of range, or the network has nothing to
-            adapt; by ``adapt``: what was prepared has other channels or axes than the prediction.
+        GrataError: the class sizes or moments were not prepared, a setting is out of range, or the network has
+            nothing to adapt; by ``adapt``: what was prepared has other channels or axes than the prediction.
     """
 
     name = "ttas"
@@ -138,11 +139,11 @@ class TTAS(GradientMethod):
         have = {len(self._sizes), *(len(prior) for prior in self._priors.values())}
         if have != {channels}:
             raise GrataError(
-                f"prepared: its class sizes are of {len(self._sizes)} channels, and the network predicts {channels}. Run "
-                "python -m grata prepare again, with the network's own segments and activation."
+                f"prepared: its class sizes are of {len(self._sizes)} channels, and the network predicts {channels}. "
+                "Run python -m grata prepare again, with the network's own segments and activation."
             )
         if any(prior.shape[1] != axes for prior in self._priors.values()):
             raise GrataError(
-                f"prepared: its shape moments are not those of {axes}D images. Run python -m grata prepare again, with the "
-                "images that the network is given, or set moments to []."
+                f"prepared: its shape moments are not those of {axes}D images. Run python -m grata prepare again, with "
+                "the images that the network is given, or set moments to []."
             )

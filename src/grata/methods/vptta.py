@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..alignment import gradient_norm
+from ..components.memory import MemoryBank
 from ..errors import GrataError
 from ..normalization import normalization_layers
 from ..objectives.entropy import entropy_map
@@ -31,7 +32,7 @@ class VPTTA(PredictiveMethod):
         x̃  = Re F⁻¹(F(x) · P)                      P: the prompt in the middle of the spectrum, 1 elsewhere
         P₀ = Σ_k softmax_k(cos(a, a_k)/0.2)·P_k     over the nearest entries of the memory; 1 while there are too few
         m  = 1/(√n/τ + 1)                           n: images since the source
-        μ  = m·μ(x̃) + (1 − m)·μ_source              warmed-up statistics, of σ² likewise; they normalize, without gradient
+        μ  = m·μ(x̃) + (1 − m)·μ_source              of σ² likewise; warmed-up statistics, without gradient
         L  = mean_layers [mean |μ − μ_b(x̃)| + mean |σ − σ_b(x̃)|]        over images b and channels
         P  ← Adam(P, ∇L, lr)
         memory ← (a, P)                             a: low-frequency amplitude of x; the oldest entry goes
@@ -41,15 +42,16 @@ class VPTTA(PredictiveMethod):
     channel; the phase stays. Nothing of the rule depends on the task: it looks at no prediction.
 
     The images of a batch have one prompt, learnt from all of them, which also fits batches of another size, such as the
-    windows of the same volume; the authors' code takes one image at a time. It starts from the mean of what the memory has
-    for each image. The memory is of images of one size and number of channels: when another comes, it is emptied, and the
-    prompt starts from ones. Until the method has adapted to images of a size, these are predicted without a prompt.
+    windows of the same volume; the authors' code takes one image at a time. It starts from the mean of what the memory
+    has for each image. The memory is of images of one size and number of channels: when another comes, it is emptied,
+    and the prompt starts from ones. Until the method has adapted to images of a size, these are predicted without a
+    prompt.
 
-    The authors' code places the prompt up to half its width beside the zero frequency, and takes its channels in turned
-    order (it shifts the spectrum over channels too); here it is centred, and each channel has its own. Its memory holds 41
-    entries; here the paper's 40. As there, Adam keeps its moments from image to image, while the prompt starts anew, and no
-    gradient flows through the warmed-up statistics, though they move with the prompt: early in a stream, when they are
-    mostly the batch's, a step can raise L.
+    The authors' code places a prompt of odd width one frequency beside the middle, and takes its channels in turned
+    order (it shifts the spectrum over channels too); here it is centred, and each channel has its own. Its memory holds
+    41 entries; here the paper's 40. As there, Adam keeps its moments from image to image, while the prompt starts anew,
+    and no gradient flows through the warmed-up statistics, though they move with the prompt: early in a stream, when
+    they are mostly the batch's, a step can raise L.
 
     Args:
         network: the source network; it needs batch normalization with running statistics.
@@ -69,8 +71,8 @@ class VPTTA(PredictiveMethod):
     name = "vptta"
     card = Card(
         title="VPTTA",
-        reference="Chen et al., Each test image deserves a specific prompt: continual test-time adaptation for 2D medical "
-        "image segmentation, CVPR 2024, arXiv:2311.18363",
+        reference="Chen et al., Each test image deserves a specific prompt: continual test-time adaptation for 2D "
+        "medical image segmentation, CVPR 2024, arXiv:2311.18363",
         year=2024,
         rule="a prompt on the image's low-frequency amplitudes brings its statistics to those of the source",
         changes="nothing: a prompt on the image; statistics warmed up from batch to source",
@@ -101,8 +103,8 @@ class VPTTA(PredictiveMethod):
         if self.warm_up == 0:
             raise GrataError("warm_up must be above 0; the smaller, the sooner the statistics are the source's.")
         self.neighbours = check_count("neighbours", neighbours)
-        self.memory = check_count("memory", memory)
-        if self.neighbours > self.memory:
+        self._memory = MemoryBank(check_count("memory", memory))
+        if self.neighbours > memory:
             raise GrataError(f"neighbours must be at most memory, {memory}, got {neighbours!r}.")
         self.lr = check_number("lr", lr, low=0.0)
         if isinstance(betas, str) or not isinstance(betas, Sequence) or len(betas) != 2:
@@ -137,8 +139,7 @@ class VPTTA(PredictiveMethod):
         flags = tuple(dict.fromkeys(flag for record in records for flag in record.flags))
         if not flags:
             for key in keys:
-                self._entries.append((key.clone(), self._prompt.detach()[0].clone()))
-            del self._entries[: -self.memory]
+                self._memory.add(key, self._prompt[0])
         if self.steps == 1:
             return records[0]
         return dataclasses.replace(records[-1], flags=flags, steps=tuple(records))
@@ -148,7 +149,7 @@ class VPTTA(PredictiveMethod):
         try:
             self._logits(self._prompted(x))
             if not self._distances:
-                raise GrataError("vptta: the network ran none of its batch normalization layers, nothing can be learnt.")
+                raise GrataError("vptta: the network ran none of its batch normalization layers. Use method tent.")
             loss = sum(self._distances) / len(self._distances)
         finally:
             self._distances = None
@@ -163,15 +164,13 @@ class VPTTA(PredictiveMethod):
 
     def _start(self, keys: torch.Tensor) -> torch.Tensor:
         """The prompt to begin with, from the memory's nearest entries to ``keys`` ``(B, C, ...)``."""
-        if len(self._entries) < self.neighbours:
+        if len(self._memory) < self.neighbours:
             return torch.ones_like(self._prompt)
-        known = torch.stack([key.flatten() for key, _ in self._entries])
-        prompts = torch.stack([prompt for _, prompt in self._entries])
-        similarity = F.cosine_similarity(keys.flatten(1)[:, None], known[None], dim=2)
-        nearest, which = similarity.topk(self.neighbours, dim=1)
-        weights = (nearest / 0.2).softmax(1)
-        shape = [*weights.shape, *[1] * (prompts.ndim - 1)]
-        return (weights.reshape(shape) * prompts[which]).sum(1).mean(0, keepdim=True)
+        starts = []
+        for key in keys:
+            cosines, prompts = self._memory.nearest(key, self.neighbours)
+            starts.append(torch.tensordot((cosines / 0.2).softmax(0), torch.stack(prompts), 1))
+        return torch.stack(starts).mean(0, keepdim=True)
 
     def _predict(self, x: torch.Tensor) -> torch.Tensor:
         return self._logits(self._prompted(x) if x.shape[1:] == self._shape else x)
@@ -218,13 +217,13 @@ class VPTTA(PredictiveMethod):
 
     def _make_prompt(self, values: torch.Tensor, shape: Sequence[int]) -> None:
         """A prompt for images of ``shape`` (C, ...), with an empty memory."""
-        self._entries: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._memory.forget()
         self._shape = tuple(shape)
         self._prompt = nn.Parameter(values)
         self._optimizer = torch.optim.Adam([self._prompt], lr=self.lr, betas=self.betas)
 
     def _forget(self) -> None:
-        self._entries = []
+        self._memory.forget()
         self._shape: tuple[int, ...] | None = None
         self._prompt: nn.Parameter | None = None
         self._optimizer: torch.optim.Adam | None = None
@@ -242,7 +241,7 @@ class VPTTA(PredictiveMethod):
             "prompt": self._prompt.detach().clone(),
             "shape": list(self._shape),
             "prompt_optimizer": copy.deepcopy(self._optimizer.state_dict()),
-            "memory": [[key.clone(), prompt.clone()] for key, prompt in self._entries],
+            "memory": self._memory.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -254,14 +253,14 @@ class VPTTA(PredictiveMethod):
         with torch.inference_mode(False):
             self._make_prompt(state["prompt"].to(device, copy=True), state["shape"])
             _load_optimizer(self._optimizer, state["prompt_optimizer"])
-            self._entries = [tuple(part.to(device, copy=True) for part in entry) for entry in state["memory"]]
+            self._memory.load_state_dict(state["memory"])
 
 
 def _check_network(network: nn.Module) -> None:
     if isinstance(network, torch.jit.ScriptModule):
         raise GrataError(
-            "vptta looks at the statistics inside the network, and a TorchScript network shows none. Use the Python network "
-            "(model.pt), or method tent."
+            "vptta looks at the statistics inside the network, and a TorchScript network shows none. Use the Python "
+            "network (model.pt), or method tent."
         )
     layers = list(normalization_layers(network))
     if not any("Batch" in kind and getattr(layer, "running_mean", None) is not None for _, kind, layer in layers):

@@ -13,7 +13,7 @@ _TINY = 1e-10
 
 
 def soft_moments(probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Moments of every channel of ``(B, C, ...)`` in 2D or 3D, with gradients; positions go from 0 to 1 along each axis.
+    """Moments of every channel of ``(B, C, ...)`` in 2D or 3D, with gradients; each axis goes from 0 to 1.
 
     .. code-block:: text
 
@@ -90,13 +90,16 @@ def proportion_divergence(sizes: torch.Tensor, prior: torch.Tensor, activation: 
 
 
 def moment_penalty(moments: torch.Tensor, prior: torch.Tensor, there: torch.Tensor, margin: float) -> torch.Tensor:
-    """Squared distance of moments from the interval ``prior·(1 ± margin)``, summed over classes and axes, mean over samples.
+    """Squared distance of moments from the interval ``prior·(1 ± margin)``, summed over classes and axes.
 
     Args:
         moments: ``(B, C, spatial dims)``.
         prior: ``(C, spatial dims)``.
         there: ``(B, C)`` of 0 and 1: whether there is a structure whose moments mean anything.
         margin: relative, at least 0.
+
+    Returns:
+        The mean over samples.
     """
     above = F.relu(moments - prior * (1 + margin)).square()
     below = F.relu(prior * (1 - margin) - moments).square()
