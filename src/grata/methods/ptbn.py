@@ -6,15 +6,19 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
-from ..normalization import normalization_layers
+from ..normalization import BatchStatistics, normalization_layers
 from .base import Method, StepRecord
 from .card import Card
 
-__all__ = ["PTBN"]
+__all__ = ["PTBN", "check_running_statistics"]
 
 
 class PTBN(Method):
     """Batch normalization by the batch's own statistics, nothing learnt (Nado et al. 2020, arXiv:2006.10963).
+
+    .. code-block:: text
+
+        μ = μ_batch,  σ² = σ²_batch,  in each batch normalization layer
 
     Args:
         network: the source network, with layers that keep running statistics.
@@ -37,12 +41,17 @@ class PTBN(Method):
 
     def __init__(self, network: nn.Module, *, batch_statistics: float = 1.0) -> None:
         super().__init__(network, {}, batch_statistics)
-        if not self._statistics.layers:
-            kinds = sorted({kind for _, kind, _ in normalization_layers(network)}) or ["none"]
-            raise GrataError(
-                f"method ptbn changes the statistics of batch normalization, and {type(network).__name__} keeps none "
-                f"(its normalization layers: {', '.join(kinds)}). Use method source or grata."
-            )
+        check_running_statistics(self.name, network, self._statistics)
 
     def _adapt(self, images: torch.Tensor) -> StepRecord:
         return StepRecord()
+
+
+def check_running_statistics(name: str, network: nn.Module, statistics: BatchStatistics) -> None:
+    """Raise :class:`GrataError` where the statistics of batch normalization are none that method ``name`` could change."""
+    if not statistics.layers:
+        kinds = sorted({kind for _, kind, _ in normalization_layers(network)}) or ["none"]
+        raise GrataError(
+            f"method {name} changes the statistics of batch normalization, and {type(network).__name__} keeps none "
+            f"(its normalization layers: {', '.join(kinds)}). Use method source or grata."
+        )

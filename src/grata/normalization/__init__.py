@@ -2,10 +2,12 @@
 
 from .affine import collect_affine_parameters, normalization_layers
 from .features import deepest_feature
+from .rules import RULES, Rule
 from .scripted import ScriptedNetwork
-from .statistics import BatchStatistics, Rule, channel_affine
+from .statistics import BatchStatistics, channel_affine
 
 __all__ = [
+    "RULES",
     "BatchStatistics",
     "Rule",
     "ScriptedNetwork",

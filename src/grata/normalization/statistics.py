@@ -12,13 +12,10 @@ from torch.nn import functional as F
 
 from ..errors import GrataError
 from .affine import BATCH_NORM, INSTANCE_NORM, keeps_own_forward, layer_kind, normalization_layers
+from .rules import RULES, Rule
 from .scripted import ScriptedNetwork
 
-__all__ = ["BatchStatistics", "Rule", "channel_affine"]
-
-Rule = Callable[[nn.Module, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""``rule(layer, x)``: mean and variance to normalize ``x`` ``(B, C, ...)`` by, float32 at least, each ``(C,)`` for the
-whole batch or ``(B, C)`` for every sample; ``layer`` has ``running_mean``, ``running_var`` ``(C,)`` of the source."""
+__all__ = ["BatchStatistics", "channel_affine"]
 
 
 class BatchStatistics:
@@ -33,18 +30,24 @@ class BatchStatistics:
         network: searched for BatchNorm1d/2d/3d, SyncBatchNorm and InstanceNorm with running statistics. A
             :class:`ScriptedNetwork` and layers that derive from these classes with a forward of their own (one that
             holds the activation as well) know only 0 and 1.
-        mix: weight of the batch's statistics, 0 to 1; or a :data:`Rule`, for batch normalization alone.
+        mix: weight of the batch's statistics, 0 to 1; or for batch normalization alone a :data:`Rule`, or the name of one
+            (``median``).
 
     Raises:
         GrataError: ``mix`` outside 0..1, or a mix or a rule for such a network or layer, a rule for InstanceNorm, a traced
             network, or a scripted part of a Python network.
     """
 
-    def __init__(self, network: nn.Module, mix: float | Rule = 1.0) -> None:
+    def __init__(self, network: nn.Module, mix: float | Rule | str = 1.0) -> None:
+        if isinstance(mix, str) and mix in RULES:
+            mix = RULES[mix]
         if not callable(mix) and (
             isinstance(mix, bool) or not isinstance(mix, int | float) or not 0.0 <= mix <= 1.0
         ):
-            raise GrataError(f"batch_statistics must be a number between 0 (source) and 1 (batch), got {mix!r}.")
+            raise GrataError(
+                f"batch_statistics must be a number between 0 (source) and 1 (batch), or one of {', '.join(RULES)}, got "
+                f"{mix!r}."
+            )
         self.mix = mix if callable(mix) else float(mix)
         self._network = network
         found = [

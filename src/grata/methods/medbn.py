@@ -1,0 +1,54 @@
+"""MedBN: batch normalization about the median (CVPR 2024)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..normalization.rules import median_statistics
+from .base import Method, StepRecord
+from .card import Card
+from .ptbn import check_running_statistics
+
+__all__ = ["MedBN"]
+
+
+class MedBN(Method):
+    """The batch's median in place of its mean, nothing learnt (MedBN, Park et al., CVPR 2024).
+
+    .. code-block:: text
+
+        η_c  = median over batch and space of z_c
+        ρ²_c = mean over batch and space of (z_c − η_c)²
+        z'_c = γ_c·(z_c − η_c)/√(ρ²_c + ε) + β_c
+
+    The median of many images is hardly moved by a few malicious ones, which is what the paper is about. A batch of one
+    image has no others: there the median is over its own voxels, and withstands what fills less than half of them, such as
+    an artefact. The rule looks at no prediction, and is the same for every task. With a method that learns it is the
+    setting ``batch_statistics: median`` of that method, as the paper combines it.
+
+    Args:
+        network: the source network, with layers that keep running statistics.
+
+    Raises:
+        GrataError: no layer of the network keeps running statistics, or a layer's cannot be exchanged.
+    """
+
+    name = "medbn"
+    card = Card(
+        title="MedBN",
+        reference="Park et al., MedBN: robust test-time adaptation against malicious test samples, CVPR 2024, "
+        "arXiv:2403.19326",
+        year=2024,
+        rule="normalization about the batch's median instead of its mean, nothing is learnt",
+        changes="batch statistics",
+        needs=("running statistics",),
+    )
+    learns = False
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network, {}, median_statistics)
+        check_running_statistics(self.name, network, self._statistics)
+
+    def _adapt(self, images: torch.Tensor) -> StepRecord:
+        return StepRecord()
