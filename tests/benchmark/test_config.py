@@ -127,6 +127,9 @@ def test_all_methods_with_common_settings(settings, write):
     assert rows.keys() == METHODS.keys()
     assert rows["grata"].settings == {"autocast": "bfloat16"} and rows["source"].settings == {}
     assert rows["tent"].settings == {"autocast": None, "lr": 1}
+    settings["methods"] = {"all": {}, "memo": {"augmentations": 8}, "slow": {"method": "tent", "lr": 1e-5}}
+    rows = {row.name: row for row in load_config(write(settings)).methods}
+    assert rows.keys() == {*METHODS, "slow"} and rows["memo"].settings == {"autocast": "bfloat16", "augmentations": 8}
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "neither YAML nor JSON"), ("- 1", "not a mapping")])

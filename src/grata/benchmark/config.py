@@ -153,7 +153,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Args:
         path: of the file; paths in it are relative to the working directory. ``methods: all`` is a row of each method
-            that there is, with its defaults.
+            that there is, with its defaults; ``all`` beside other rows, which may be of the same name, is the same.
         overrides: by key, nested ones by ``#`` (``{"methods#grata#lr": 1e-3}``). In the first two names ``-`` and ``_``
             are the same, since the command line does not keep them apart.
 
@@ -162,8 +162,10 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             an override is of a source, target or method that is not in the file, a value is of the wrong kind.
     """
     given = _read(Path(str(path)))
-    if given.get("methods") == "all":
-        given["methods"] = {name: {} for name in METHODS}
+    methods = given.get("methods")
+    if methods == "all" or (isinstance(methods, Mapping) and "all" in methods):
+        rows = {name: settings for name, settings in methods.items() if name != "all"} if methods != "all" else {}
+        given["methods"] = {name: {} for name in METHODS} | rows
     for key, value in (overrides or {}).items():
         _override(given, key, value)
     _check_keys(given, _DEFAULTS)

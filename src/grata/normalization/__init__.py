@@ -1,6 +1,6 @@
 """Normalization layers: find them, collect their affine parameters, choose their statistics."""
 
-from .affine import collect_affine_parameters, normalization_layers
+from .affine import batch_norm_layers, collect_affine_parameters, normalization_layers
 from .features import deepest_feature
 from .rules import RULES, Rule
 from .scripted import ScriptedNetwork
@@ -11,6 +11,7 @@ __all__ = [
     "BatchStatistics",
     "Rule",
     "ScriptedNetwork",
+    "batch_norm_layers",
     "channel_affine",
     "collect_affine_parameters",
     "deepest_feature",

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import GrataError
 
-__all__ = ["collect_affine_parameters", "keeps_own_forward", "layer_kind", "normalization_layers"]
+__all__ = ["batch_norm_layers", "collect_affine_parameters", "keeps_own_forward", "layer_kind", "normalization_layers"]
 
 BATCH_NORM = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 INSTANCE_NORM = ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d")
@@ -50,6 +50,13 @@ def normalization_layers(network: nn.Module) -> Iterator[tuple[str, str, nn.Modu
         kind = layer_kind(module)
         if kind is not None:
             yield name, kind, module
+
+
+def batch_norm_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield ``(name, layer)`` for every batch normalization layer of ``network`` that keeps running statistics."""
+    for name, kind, layer in normalization_layers(network):
+        if kind in BATCH_NORM and getattr(layer, "running_mean", None) is not None:
+            yield name, layer
 
 
 def collect_affine_parameters(network: nn.Module) -> dict[str, nn.Parameter]:

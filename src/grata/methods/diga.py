@@ -1,0 +1,222 @@
+"""DIGA: dynamically instance-guided adaptation (CVPR 2023)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..components.probabilities import logits_of
+from ..errors import GrataError
+from ..normalization.rules import instance_mix
+from ..objectives import activate
+from .base import StepRecord
+from .card import Card
+from .predictive import PredictionNetwork, PredictiveMethod, check_number
+from .ptbn import check_running_statistics
+
+__all__ = ["DIGA"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
+_AREA = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
+
+
+class DIGA(PredictiveMethod):
+    """Statistics and class prototypes guided by the image, without a gradient (DIGA, Wang et al., CVPR 2023).
+
+    .. code-block:: text
+
+        distribution:  μ = 0.8·μ_source + 0.2·μ_image,  σ² likewise, in each layer and for each image
+        semantics:     q_c(x) = mean of the features z where p_c > 0.9 and c is the predicted class       prototype
+                       Q_c ← 0.8·Q_c + 0.2·q_c(x)                                                          running
+                       q  = 0.8·Q + 0.2·q(x)                                                               of this image
+                       s_c = softmax_c(cos(z, q_c)/temperature)
+        prediction:    p = (1 − fusion)·softmax(f(x)) + fusion·s
+
+    The authors' code takes the running prototypes from the ground truth from the second image on; here they are of the
+    prediction alone, as the paper means it. Prototypes start at the first image that has confident voxels of a class. A class
+    that no prototype is known of keeps its probability, and the others share the rest by their scores.
+
+    Dense prediction is what the paper is about; for sigmoid each channel has two prototypes, of its foreground (p > 0.9) and its
+    background (p < 0.1), and is scored between them. Features are what the last convolution with more input than output
+    channels of the prediction takes, or of a layer that is named; they are compared at their own resolution, to which
+    probabilities are averaged, and scores are interpolated from there. Weights of the fusion and the temperature are not
+    in the fact sheets that this is made from: both sides count alike, and the temperature is 0.1.
+
+    Args:
+        network: the source network, with layers that keep running statistics.
+        instance_weight: of the image's statistics.
+        confidence: threshold of the voxels that make a prototype, 0 to 1.
+        prototype_weight: of the image's prototypes in the running ones.
+        fusion: weight of the scores in the prediction.
+        temperature: of the cosine, above 0.
+        feature_layer: name of the module whose input is the feature; null: as above.
+        settings: see :class:`PredictiveMethod`; ``batch_statistics`` has no part in it.
+
+    Raises:
+        GrataError: no layer keeps running statistics, they cannot be mixed, or a setting is out of range; by ``adapt``: there is
+            no such layer.
+    """
+
+    name = "diga"
+    card = Card(
+        title="DIGA",
+        reference="Wang et al., Dynamically instance-guided adaptation: a backward-free approach for test-time domain "
+        "adaptive semantic segmentation, CVPR 2023",
+        year=2023,
+        rule="statistics mixed with each image's, prediction fused with the similarity to prototypes of confident voxels",
+        changes="mixed statistics; prototypes beside the network",
+        needs=("running statistics",),
+        forwards=2,
+    )
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        instance_weight: float = 0.2,
+        confidence: float = 0.9,
+        prototype_weight: float = 0.2,
+        fusion: float = 0.5,
+        temperature: float = 0.1,
+        feature_layer: str | None = None,
+        **settings: Any,
+    ) -> None:
+        if "batch_statistics" in settings:
+            raise GrataError("batch_statistics: diga mixes its own, by instance_weight. Leave the setting out.")
+        self.instance_weight = check_number("instance_weight", instance_weight, low=0.0, high=1.0)
+        super().__init__(network, {}, batch_statistics=instance_mix(self.instance_weight), **settings)
+        check_running_statistics(self.name, network, self._statistics)
+        self.confidence = check_number("confidence", confidence, low=0.0, high=1.0)
+        self.prototype_weight = check_number("prototype_weight", prototype_weight, low=0.0, high=1.0)
+        self.fusion = check_number("fusion", fusion, low=0.0, high=1.0)
+        self.temperature = check_number("temperature", temperature, low=0.0)
+        if self.temperature == 0.0:
+            raise GrataError("temperature must be above 0.")
+        layers = dict(network.named_modules())
+        if feature_layer is not None and feature_layer not in layers:
+            raise GrataError(f"feature_layer: the network has no module {feature_layer!r}; its last is {list(layers)[-1]!r}.")
+        self.feature_layer = feature_layer
+        self._prototypes: torch.Tensor | None = None
+        self._prediction_network = PredictionNetwork(self, self._predict)
+
+    @property
+    def network(self) -> nn.Module:
+        return self._prediction_network
+
+    def _adapt(self, images: torch.Tensor) -> StepRecord:
+        """Let the running prototypes follow the batch."""
+        with torch.no_grad():
+            logits, feature = self._logits_and_feature(images)
+            of_images = self._of_images(activate(logits, self.activation), feature)
+        if not torch.isfinite(logits).all():
+            return StepRecord(flags=("non_finite_logits", "step_skipped"))
+        for prototypes in of_images:
+            self._prototypes = self._followed(prototypes)
+        return StepRecord()
+
+    def _predict(self, x: torch.Tensor) -> torch.Tensor:
+        logits, feature = self._logits_and_feature(x)
+        p = activate(logits, self.activation)
+        if self._prototypes is None:
+            return logits
+        fused = torch.stack([self._scored(p[i], feature[i], own) for i, own in enumerate(self._of_images(p, feature))])
+        return logits_of((1 - self.fusion) * p + self.fusion * fused, self.activation)
+
+    def _scored(self, p: torch.Tensor, feature: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Scores ``(C, ...)`` of one image: of its prediction ``p``, its feature ``(F, ...)`` and its own prototypes."""
+        prototypes = self._followed(own)
+        known = prototypes.isfinite().all(-1)
+        z = F.normalize(feature.flatten(1), dim=0)
+        cosine = torch.einsum("gkf,fn->gkn", F.normalize(torch.nan_to_num(prototypes), dim=-1), z)
+        score = (cosine / self.temperature).masked_fill(~known[..., None], -torch.inf)
+        # of a distribution without any prototype nothing is scored
+        score = torch.nan_to_num(score.softmax(1))
+        grid = score.reshape(1, -1, *feature.shape[1:])
+        if grid.shape[2:] != p.shape[1:]:
+            grid = F.interpolate(grid, size=p.shape[1:], mode=_LINEAR[grid.ndim], align_corners=False)
+        score = grid.reshape(*score.shape[:2], *p.shape[1:])
+        given = self._outcomes(p[None])[0]
+        unknown = (given * (~known).reshape(*known.shape, *[1] * (p.ndim - 1))).sum(1, keepdim=True)
+        mask = known.reshape(*known.shape, *[1] * (p.ndim - 1))
+        scored = torch.where(mask, score * (1 - unknown), given)
+        return scored[0] if self.activation == "softmax" else scored[:, 0]
+
+    def _of_images(self, p: torch.Tensor, feature: torch.Tensor) -> list[torch.Tensor]:
+        """Prototypes ``(G, K, F)`` of each image; NaN where no voxel is confident."""
+        coarse = _AREA[p.ndim](p, feature.shape[2:]) if p.shape[2:] != feature.shape[2:] else p
+        outcomes = self._outcomes(coarse).flatten(3)
+        confident = (outcomes > self.confidence).to(feature)
+        z = feature.flatten(2)
+        return [torch.einsum("gkn,fn->gkf", c, f) / c.sum(-1, keepdim=True) for c, f in zip(confident, z)]
+
+    def _outcomes(self, p: torch.Tensor) -> torch.Tensor:
+        """Probabilities ``(B, G, K, ...)``: one choice of K classes, or for each of G channels foreground or background."""
+        return p[:, None] if self.activation == "softmax" else torch.stack([p, 1 - p], 2)
+
+    def _followed(self, prototypes: torch.Tensor) -> torch.Tensor:
+        """The running prototypes with an image's; those that one side does not know are the other's."""
+        if self._prototypes is None:
+            return prototypes
+        before = self._prototypes.to(prototypes)
+        mixed = (1 - self.prototype_weight) * before + self.prototype_weight * prototypes
+        return torch.where(prototypes.isnan(), before, torch.where(before.isnan(), prototypes, mixed))
+
+    def _logits_and_feature(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with _input_of(self._network, self.feature_layer, x.ndim) as feature:
+            logits = self._logits(x)
+            return logits, feature(logits.shape[1]).float()
+
+    def restore(self) -> None:
+        super().restore()
+        self._prototypes = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"prototypes": None if self._prototypes is None else self._prototypes.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._prototypes = None if state["prototypes"] is None else state["prototypes"].clone()
+
+
+@contextlib.contextmanager
+def _input_of(network: nn.Module, layer: str | None, ndim: int) -> Iterator[Callable[[int], torch.Tensor]]:
+    """Watch for what a layer takes, or the last convolution with more channels than the prediction.
+
+    Yields:
+        A function of the number of channels of the prediction that gives the feature ``(B, F, ...)`` of the last forward.
+
+    Raises:
+        GrataError: by that function, when there was none.
+    """
+    taken: list[torch.Tensor] = []
+
+    def watch(module: nn.Module, inputs: Any) -> None:
+        if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim == ndim:
+            taken.append(inputs[0])
+
+    def feature(channels: int) -> torch.Tensor:
+        found = [x for x in taken if layer is not None or x.shape[1] > channels]
+        if not found:
+            raise GrataError(
+                f"feature_layer: no convolution of this {type(network).__name__} takes more channels than it predicts. Name the "
+                "module whose input is the feature; a TorchScript network cannot be looked into."
+            )
+        return found[-1]
+
+    watched = [
+        module
+        for name, module in network.named_modules()
+        if (name == layer if layer is not None else isinstance(module, _CONVOLUTIONS))
+    ]
+    handles = [module.register_forward_pre_hook(watch) for module in watched]
+    try:
+        yield feature
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,153 @@
+"""DUA: dynamic unsupervised adaptation of running statistics (CVPR 2022)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import GrataError
+from ..normalization import BatchStatistics, batch_norm_layers
+from ..views import default_views
+from .base import StepRecord
+from .card import Card
+from .predictive import PredictiveMethod, check_count, check_number
+from .ptbn import check_running_statistics
+
+__all__ = ["DUA", "DUARecord"]
+
+_MULTIPLE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class DUARecord(StepRecord):
+    """One update of the running statistics.
+
+    Attributes:
+        momentum: weight of the image's statistics in it; 0 once enough images were seen.
+    """
+
+    momentum: float = 0.0
+
+
+class DUA(PredictiveMethod):
+    """Running statistics follow the images, ever more slowly (DUA, Mirza et al., CVPR 2022).
+
+    .. code-block:: text
+
+        m_k = decay·m_{k−1},  m_0 = 0.1                                   of the k-th image since the source
+        μ_running ← (1 − m_k − 0.005)·μ_running + (m_k + 0.005)·μ_views,  σ² likewise (unbiased)
+        prediction with the running statistics
+
+    The statistics μ_views are those of a batch of 64 views of the one image, random crops that are flipped and turned, each
+    layer's after the layers before it have normalized by the views' own statistics. After 80 images they stay as they are. The
+    authors' code reports the best of all steps by the test error, which needs labels; here it is the last.
+
+    Nothing depends on the task. For segmentation a view is a crop of half the size along each axis, rounded up to a
+    multiple of 32 (what common networks divide by), or the whole image where it is smaller: together the 64 crops cost as much as 16 pictures
+    or 8 volumes. They pass in parts, to save memory; in each part layers normalize by that part's statistics, and the
+    update takes mean and variance of all parts together. With several images in a batch the views are shared out among them.
+
+    Args:
+        network: the source network, with layers that keep running statistics.
+        views: how many of an image, 64 in the paper.
+        decay: of the momentum.
+        momentum: m_0.
+        least: what is added to it.
+        samples: after so many batches nothing is changed any more.
+        chunk: how many views pass at a time.
+        settings: see :class:`PredictiveMethod`; ``batch_statistics`` has no part in it.
+
+    Raises:
+        GrataError: no layer keeps running statistics, a layer cannot normalize by given ones, or a setting is out of range.
+    """
+
+    name = "dua"
+    card = Card(
+        title="DUA",
+        reference="Mirza et al., The norm must go on: dynamic unsupervised domain adaptation by normalization, CVPR 2022, "
+        "arXiv:2112.00463",
+        year=2022,
+        rule="running statistics follow those of 64 crops, flips and turns of each image, with a momentum that decays",
+        changes="running statistics",
+        needs=("running statistics",),
+        forwards=5,
+    )
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        views: int = 64,
+        decay: float = 0.94,
+        momentum: float = 0.1,
+        least: float = 0.005,
+        samples: int = 80,
+        chunk: int = 16,
+        **settings: Any,
+    ) -> None:
+        if "batch_statistics" in settings:
+            raise GrataError("batch_statistics: dua predicts by the running statistics that it changes. Leave it out.")
+        # a rule is what the update needs of the layers, and refuses those that do not take one
+        check_running_statistics(self.name, network, BatchStatistics(network, self._gather))
+        changed = {
+            f"{name}.{part}": getattr(layer, part)
+            for name, layer in batch_norm_layers(network)
+            for part in ("running_mean", "running_var")
+        }
+        super().__init__(network, changed, batch_statistics=0.0, **settings)
+        self.views = check_count("views", views)
+        self.decay = check_number("decay", decay, low=0.0, high=1.0)
+        self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
+        self.least = check_number("least", least, low=0.0, high=1.0)
+        self.samples = check_count("samples", samples)
+        self.chunk = check_count("chunk", chunk)
+
+    def _adapt(self, images: torch.Tensor) -> DUARecord:
+        if self.batches >= self.samples:
+            return DUARecord()
+        momentum = min(1.0, self.momentum * self.decay ** (self.batches + 1) + self.least)
+        crops = self._crops(images)
+        self._sums: dict[nn.Module, list[torch.Tensor]] = {}
+        with torch.no_grad(), self._statistics.using(self._gather):
+            for start in range(0, len(crops), self.chunk):
+                self._logits(torch.cat(crops[start : start + self.chunk]))
+        if not all(torch.isfinite(part).all() for sums in self._sums.values() for part in sums):
+            return DUARecord(flags=("non_finite_statistics", "step_skipped"))
+        for layer, (count, total, squares) in self._sums.items():
+            mean = total / count
+            variance = (squares / count - mean.square()).clamp_min(0) * count / (count - 1).clamp_min(1)
+            layer.running_mean.lerp_(mean.to(layer.running_mean), momentum)
+            layer.running_var.lerp_(variance.to(layer.running_var), momentum)
+        self._sums = {}
+        return DUARecord(momentum=momentum)
+
+    def _gather(self, layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rule of the update: normalize by what passes now, and add it up."""
+        values = x.transpose(0, 1).flatten(1)
+        variance, mean = torch.var_mean(values, 1, correction=0)
+        count = torch.tensor(float(values.shape[1]), dtype=torch.float64, device=x.device)
+        sums = [count, count * mean.double(), count * (variance.double() + mean.double().square())]
+        before = self._sums.get(layer)
+        self._sums[layer] = sums if before is None else [a + b for a, b in zip(before, sums)]
+        return mean, variance
+
+    def _crops(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """``views`` crops ``(1, C, ...)``, drawn by the method's generator, in flips and turns that keep their shape."""
+        size = images.shape[2:]
+        crop = [min(n, math.ceil(n / 2 / _MULTIPLE) * _MULTIPLE) for n in size]
+        turns = default_views(crop)
+        crops = []
+        for index in range(self.views):
+            corner = [self._draw(n - c + 1) for n, c in zip(size, crop)]
+            window = tuple(slice(a, a + c) for a, c in zip(corner, crop))
+            turn = turns[self._draw(len(turns))]
+            sample = index % len(images)
+            crops.append(turn(images[sample : sample + 1][(slice(None), slice(None), *window)]))
+        return crops
+
+    def _draw(self, count: int) -> int:
+        return int(torch.randint(count, (1,), generator=self.generator))

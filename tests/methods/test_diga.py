@@ -1,0 +1,167 @@
+"""DIGA against its formula."""
+
+import copy
+
+import pytest
+import torch
+
+from grata.errors import GrataError
+from grata.methods.diga import DIGA
+
+
+def image(seed=0, count=1, spatial_dims=2):
+    return torch.rand((count, 1, *[16] * spatial_dims), generator=torch.Generator().manual_seed(seed))
+
+
+def naive_network(network):
+    """In float64, each batch normalization by 0.8 of the source's and 0.2 of each sample's statistics, written out."""
+    network = copy.deepcopy(network).double().eval()
+
+    def normalize(layer):
+        def forward(z):
+            out = torch.empty_like(z)
+            for b in range(len(z)):
+                for c in range(z.shape[1]):
+                    mean = 0.8 * layer.running_mean[c] + 0.2 * z[b, c].mean()
+                    variance = 0.8 * layer.running_var[c] + 0.2 * z[b, c].var(unbiased=False)
+                    out[b, c] = (z[b, c] - mean) / (variance + layer.eps).sqrt() * layer.weight[c] + layer.bias[c]
+            return out
+
+        return forward
+
+    for layer in network.modules():
+        if "BatchNorm" in type(layer).__name__:
+            layer.forward = normalize(layer)
+    return network
+
+
+def outcomes(z, activation):
+    if activation == "softmax":
+        return z.softmax(1)[:, None]
+    return torch.stack([z.sigmoid(), 1 - z.sigmoid()], 2)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_prediction_is_fused_with_the_similarity_to_prototypes(make_network, activation):
+    network = make_network()
+    reference = naive_network(network)
+    # the layer whose input is the feature; of the same resolution as the prediction
+    layer = "model.2.1.conv" if "model.2.1.conv" in dict(network.named_modules()) else None
+    name = layer or [n for n, m in network.named_modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    method = DIGA(network, activation=activation, confidence=0.45, feature_layer=name, fusion=0.4)
+    running = None
+    for seed in (1, 2):
+        x = image(seed)
+        seen = {}
+        handle = dict(reference.named_modules())[name].register_forward_pre_hook(lambda m, i: seen.update(z=i[0]))
+        with torch.no_grad():
+            logits = reference(x.double())
+        handle.remove()
+        p, z = outcomes(logits, activation)[0], seen["z"][0]
+        if z.shape[1:] != p.shape[2:]:
+            pooled = torch.nn.functional.adaptive_avg_pool2d(
+                logits.softmax(1) if activation == "softmax" else logits.sigmoid(), z.shape[1:]
+            )
+            coarse = pooled[:, None] if activation == "softmax" else torch.stack([pooled, 1 - pooled], 2)
+            coarse = coarse[0]
+        else:
+            coarse = p
+
+        def prototypes(of):
+            found = torch.full((*of.shape[:2], z.shape[0]), torch.nan, dtype=torch.float64)
+            for g in range(of.shape[0]):
+                for k in range(of.shape[1]):
+                    sure = of[g, k] > 0.45
+                    if sure.any():
+                        found[g, k] = z[:, sure].mean(1)
+            return found
+
+        def follow(old, new):
+            if old is None:
+                return new
+            mixed = 0.8 * old + 0.2 * new
+            return torch.where(new.isnan(), old, torch.where(old.isnan(), new, mixed))
+
+        own = prototypes(coarse)
+        running = follow(running, own)
+        used = follow(running, own)
+        method.adapt(x)
+        with torch.no_grad():
+            found = method.network(x)
+        assert not used.isnan().any(), "the example is to have all prototypes"
+        scores = torch.empty(*p.shape[:2], *z.shape[1:], dtype=torch.float64)
+        for g in range(p.shape[0]):
+            similar = [torch.cosine_similarity(z, used[g, k][:, None, None], dim=0) for k in range(p.shape[1])]
+            scores[g] = torch.stack([s / 0.1 for s in similar]).softmax(0)
+        if scores.shape[2:] != p.shape[2:]:
+            scores = torch.nn.functional.interpolate(
+                scores.flatten(0, 1)[None], p.shape[2:], mode="bilinear", align_corners=False
+            )[0].reshape(p.shape)
+        expected = 0.6 * p + 0.4 * scores
+        found = outcomes(found, activation)[0]
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
+
+
+def test_nothing_confident_leaves_the_prediction_of_the_mixed_statistics(make_network):
+    network = make_network()
+    reference = naive_network(network)
+    method = DIGA(network, confidence=1.0)
+    method.adapt(image())
+    with torch.no_grad():
+        torch.testing.assert_close(
+            method.network(image()).sigmoid().double(), reference(image().double()).sigmoid(), rtol=0, atol=1e-5
+        )
+
+
+def test_an_image_is_predicted_alike_in_whatever_batch(make_network):
+    method = DIGA(make_network(), confidence=0.45)
+    method.adapt(image(3))
+    with torch.no_grad():
+        both = method.network(torch.cat([image(1), image(2)]))
+        torch.testing.assert_close(both[:1], method.network(image(1)))
+
+
+def test_the_network_stays_as_it_is_and_prototypes_learn_from_images(make_network):
+    network = make_network()
+    before = copy.deepcopy(network.state_dict())
+    method = DIGA(network, confidence=0.45)
+    with torch.no_grad():
+        method.adapt(image(1))
+        first = method.network(image(9))
+        method.adapt(image(2))
+        assert not torch.equal(method.network(image(9)), first)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_entropy_of_a_real_scan_falls_by_the_fusion(make_network, real_scan):
+    network = make_network(3)
+    plain, fused = (DIGA(make_network(3), confidence=0.5, fusion=fusion) for fusion in (0.0, 1.0))
+    assert network is not None
+    plain.adapt(real_scan), fused.adapt(real_scan)
+    with torch.no_grad():
+        a, b = (method.network(real_scan).sigmoid() for method in (plain, fused))
+
+    def entropy(p):
+        p = p.clamp(1e-6, 1 - 1e-6)
+        return -(p * p.log() + (1 - p) * (1 - p).log()).mean()
+
+    assert entropy(b) < entropy(a)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"instance_weight": 2}, "instance_weight must be"),
+        ({"temperature": 0}, "temperature must be"),
+        ({"feature_layer": "nowhere"}, "feature_layer: .*nowhere"),
+        ({"batch_statistics": 1.0}, "batch_statistics"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(make_network, settings, message):
+    with pytest.raises(GrataError, match=message):
+        DIGA(make_network(), **settings)
+
+
+def test_networks_without_running_statistics_are_refused(make_network):
+    with pytest.raises(GrataError, match="InstanceNorm2d"):
+        DIGA(make_network(2, "instance"))

@@ -1,0 +1,184 @@
+"""BN-α, MedBN and InTEnt against their formulas."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from grata.errors import GrataError
+from grata.methods import PTBN, Tent
+from grata.methods.bn_alpha import BNAlpha
+from grata.methods.intent import InTEnt
+from grata.methods.medbn import MedBN
+
+
+def batch(size=2, spatial_dims=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand((size, 1, *[16] * spatial_dims), generator=generator)
+
+
+def naive(network, x, statistics):
+    """The network in float64 with each batch normalization written out; ``statistics(z, layer)`` gives mean and variance."""
+    network = copy.deepcopy(network).double().eval()
+
+    def normalize(layer):
+        def forward(z):
+            mean, variance = statistics(z, layer)
+            shape = [-1, z.shape[1]] + [1] * (z.ndim - 2)
+            y = (z - mean.reshape(shape)) / (variance.reshape(shape) + layer.eps).sqrt()
+            return y * layer.weight.reshape(shape) + layer.bias.reshape(shape)
+
+        return forward
+
+    for layer in network.modules():
+        if "BatchNorm" in type(layer).__name__:
+            layer.forward = normalize(layer)
+    with torch.no_grad():
+        return network(x.double())
+
+
+def mixed(weight):
+    def statistics(z, layer):
+        values = z.transpose(0, 1).flatten(1)
+        mean, variance = values.mean(1), values.var(1, unbiased=False)
+        return (
+            weight * mean + (1 - weight) * layer.running_mean,
+            weight * variance + (1 - weight) * layer.running_var,
+        )
+
+    return statistics
+
+
+def close(a, b):
+    torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("alpha", [0.1, 0.7])
+def test_bn_alpha_mixes_the_batch_into_the_source(make_network, spatial_dims, alpha):
+    network, x = make_network(spatial_dims), batch(3, spatial_dims)
+    expected = naive(network, x, mixed(alpha))
+    method = BNAlpha(network, alpha=alpha)
+    method.adapt(x)
+    with torch.no_grad():
+        close(method.network(x), expected)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_medbn_normalizes_about_the_median_of_batch_and_space(make_network, spatial_dims):
+    def statistics(z, layer):
+        values = z.transpose(0, 1).flatten(1)
+        # of an even number of values the lower middle one
+        median = values.sort(1).values[:, (values.shape[1] - 1) // 2]
+        return median, ((values - median[:, None]) ** 2).mean(1)
+
+    network, x = make_network(spatial_dims), batch(2, spatial_dims)
+    expected = naive(network, x, statistics)
+    method = MedBN(network)
+    method.adapt(x)
+    with torch.no_grad():
+        close(method.network(x), expected)
+
+
+def test_an_artefact_in_a_corner_moves_medbn_less_than_batch_statistics(make_network):
+    x = batch(1)
+    spoilt = x.clone()
+    spoilt[..., :4, :4] = 50.0
+
+    def change(method_class):
+        method = method_class(make_network())
+        method.adapt(x)
+        with torch.no_grad():
+            return (method.network(spoilt) - method.network(x))[..., 8:, 8:].abs().mean()
+
+    assert change(MedBN) < change(PTBN)
+
+
+def test_a_method_that_learns_takes_the_median_by_its_name(make_network):
+    method = Tent(make_network(), batch_statistics="median")
+    before = {name: p.detach().clone() for name, p in method.parameters.items()}
+    assert method.adapt(batch()).flags == ()
+    assert any(not torch.equal(p, before[name]) for name, p in method.parameters.items())
+    with pytest.raises(GrataError, match="median"):
+        Tent(make_network(), batch_statistics="mode")
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("weighting", ["balance", "entropy", "uniform"])
+def test_intent_averages_predictions_by_the_balance_of_their_entropies(make_network, activation, weighting):
+    network, x = make_network(), batch(3)
+    mixes = (0.0, 0.5, 1.0)
+    logits = [naive(network, x, mixed(m)) for m in mixes]
+    method = InTEnt(network, mixes=mixes, activation=activation, weighting=weighting)
+    method.adapt(x)
+    with torch.no_grad():
+        predicted = method.network(x)
+    for index in range(3):
+        predictions, weights = [], []
+        for z in logits:
+            z = z[index]
+            if activation == "softmax":
+                p = z.softmax(0)
+                entropy, foreground = -(p * p.log()).sum(0), p.argmax(0) > 0
+                highest = math.log(2)
+            else:
+                p = z.sigmoid()
+                entropy = -(p * p.log() + (1 - p) * (1 - p).log()).sum(0)
+                foreground, highest = (p > 0.5).any(0), 2 * math.log(2)
+            inside, outside = entropy[foreground], entropy[~foreground]
+            if weighting == "uniform":
+                weight = 1.0
+            elif weighting == "entropy":
+                weight = 1 - entropy.mean() / highest
+            elif not len(inside) or not len(outside):
+                weight = 0.0
+            else:
+                weight = min(inside.mean(), outside.mean()) / max(inside.mean(), outside.mean())
+            predictions.append(p)
+            weights.append(float(weight))
+        if not sum(weights):
+            weights = [1.0] * len(weights)
+        expected = sum(w * p for w, p in zip(weights, predictions)) / sum(weights)
+        found = predicted[index].softmax(0) if activation == "softmax" else predicted[index].sigmoid()
+        close(found, expected)
+
+
+def test_intent_with_a_single_mix_is_bn_alpha(make_network):
+    x = batch(1)
+    one, other = InTEnt(make_network(), mixes=[0.3]), BNAlpha(make_network(), alpha=0.3)
+    one.adapt(x), other.adapt(x)
+    with torch.no_grad():
+        torch.testing.assert_close(one.network(x), other.network(x), rtol=0, atol=1e-4)
+
+
+def test_an_image_has_the_same_prediction_whatever_came_before(make_network):
+    method = InTEnt(make_network())
+    method.adapt(batch(1, seed=4))
+    with torch.no_grad():
+        first = method.network(batch(1, seed=4))
+        method.adapt(batch(1, seed=5))
+        method.adapt(batch(1, seed=4))
+        assert torch.equal(method.network(batch(1, seed=4)), first)
+
+
+@pytest.mark.parametrize("method", [BNAlpha, MedBN, InTEnt])
+def test_networks_whose_statistics_cannot_be_changed_are_refused(make_network, method):
+    with pytest.raises(GrataError, match="InstanceNorm2d"):
+        method(make_network(2, "instance"))
+    with pytest.raises(GrataError, match="TorchScript"):
+        method(torch.jit.script(make_network().eval()))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        (BNAlpha, {"alpha": 1.5}, "alpha must be"),
+        (InTEnt, {"mixes": []}, "mixes must be a list"),
+        (InTEnt, {"mixes": [0.5, 2]}, "mixes must be"),
+        (InTEnt, {"weighting": "best"}, "weighting must be one of balance"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(make_network, method, settings, message):
+    with pytest.raises(GrataError, match=message):
+        method(make_network(), **settings)
