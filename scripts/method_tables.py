@@ -4,8 +4,9 @@
         --streams hippocampus=results/methods_hippocampus_streams fundus=results/methods_fundus_streams \
         --output docs/results/methods_tables.md --figure docs/figures/methods.png
 
-Each folder holds the `results.csv` of `python -m grata benchmark`. A site called `home` holds the source's own held-out images; all
-others are targets. Methods are ordered by their mean gain over the source network on the targets, each task counting once.
+Each folder holds the `results.csv` of `python -m grata benchmark`. A site called `home` holds the source's own held-out
+images; all others are targets. Methods are ordered by their mean gain over the source network on the targets, each task
+counting once.
 """
 
 import argparse
@@ -163,7 +164,12 @@ def main() -> None:
     frames = read(arguments.results)
     to_source = gains(frames, "source")
     order = sorted(to_source, key=lambda method: -mean_gain(to_source[method]))
-    parts = ["### Dice and cost\n", main_table(frames, order), "\n### Gains, paired by image\n", gain_table(frames, order)]
+    parts = [
+        "### Dice and cost\n",
+        main_table(frames, order),
+        "\n### Gains, paired by image\n",
+        gain_table(frames, order),
+    ]
     if arguments.streams:
         parts += ["\n### Five times over\n", stream_table(read(arguments.streams), order)]
     arguments.output.write_text("\n".join(parts) + "\n", encoding="utf-8")

@@ -35,7 +35,12 @@ def copied(tmp_path_factory):
 def run(copied, *command):
     environment = os.environ | {"PYTHONPATH": str(copied / "src")}
     result = subprocess.run(
-        [sys.executable, "-m", *map(str, command)], cwd=copied, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", *map(str, command)],
+        cwd=copied,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout

@@ -34,7 +34,8 @@ def methods(
         spatial_dims: only those for 2D or 3D images: 2 or 3.
         backwards: only those that compute gradients (true) or none (false).
         prepared: only those that need something prepared from the source set (true) or nothing (false).
-        form: simple, markdown, readme or json; passes are forwards + backwards of the network an image, prediction included.
+        form: simple, markdown, readme or json; passes are forwards + backwards of the network an image, prediction
+            included.
     """
 
     def run() -> int:

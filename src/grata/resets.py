@@ -163,7 +163,8 @@ class EntropyCollapse(ResetPolicy):
             entropy = float(method.uncertainty(images).mean())
         except NotImplementedError as error:
             raise GrataError(
-                f"reset: method {method.name} learns nothing that could collapse, and gives no entropy. Leave it at never."
+                f"reset: method {method.name} learns nothing that could collapse, and gives no entropy. Leave it at "
+                f"never."
             ) from error
         if not math.isfinite(entropy):
             return

@@ -113,8 +113,8 @@ def test_what_a_longer_stream_begins_with_is_computed_once(settings, write, tmp_
     monkeypatch.setattr(stream._Runner, "step", lambda self, k: computed.append(self.job.name) or step(self, k))
     assert run_benchmark(write(settings)) == 0
     together = results(tmp_path / "results")
-    # the second site of per-target, which starts from the source, and the recurring stream, whose second round is new to
-    # a method that learns
+    # the second site of per-target, which starts from the source, and the recurring stream, whose second round is new
+    # to a method that learns
     assert len(computed) == 2 * 2 + 4 + 8
     apart = []
     for index, protocol in enumerate(protocols):

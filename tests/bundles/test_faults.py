@@ -30,7 +30,11 @@ SCAN_FAULTS = {
     "prediction that is not finite": ("overflow", "prediction holds NaN", "Export the scan again"),
     "NIfTI of two channels": ("'two_channels'", "2 channels, but this bundle wants 1", "Give it the sequence"),
     "label with another class": ("miscoded.nii.gz", "holds the values 4", "Correct the label"),
-    "label of another shape": ("mislabelled.nii.gz", "shape 30 × 40 × 32 instead of 32 × 40 × 32", "Resample the label"),
+    "label of another shape": (
+        "mislabelled.nii.gz",
+        "shape 30 × 40 × 32 instead of 32 × 40 × 32",
+        "Resample the label",
+    ),
     "unreadable folder": ("'scan_17'", "cannot be read", "check its permissions"),
     "unreadable NIfTI": ("locked.nii.gz", "Permission denied", "Check its permissions"),
     "empty DICOM file": ("/IM0000.dcm", "0 bytes", "Copy or export it again"),
@@ -122,7 +126,12 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
     ),
     "foreign weights": (
         lambda folder, bundle: ("--weights", foreign_weights(folder / "foreign.pt")),
-        ("weights: ", "foreign.pt does not belong to this UNet", "missing, e.g. model.", "Give the weights of this network"),
+        (
+            "weights: ",
+            "foreign.pt does not belong to this UNet",
+            "missing, e.g. model.",
+            "Give the weights of this network",
+        ),
     ),
     "corrupt weights": (
         lambda folder, bundle: ("--weights", corrupt_weights(folder / "corrupt.pt", bundle)),
@@ -172,8 +181,14 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
         lambda folder, bundle: ("--dataset_dir", bundle / "sample_scans" / "nifti" / "icbm152_left.nii.gz"),
         ("dataset_dir", "is a file", "Name the folder"),
     ),
-    "folder for the weights": (lambda folder, bundle: ("--weights", folder), ("weights", "is a folder", "Name the file")),
-    "several cases at once": (lambda folder, bundle: ("--dataloader#batch_size", 2), ("dataloader#batch_size", "got 2")),
+    "folder for the weights": (
+        lambda folder, bundle: ("--weights", folder),
+        ("weights", "is a folder", "Name the file"),
+    ),
+    "several cases at once": (
+        lambda folder, bundle: ("--dataloader#batch_size", 2),
+        ("dataloader#batch_size", "got 2"),
+    ),
     "shuffled cases": (lambda folder, bundle: ("--dataloader#shuffle", "true"), ("dataloader#shuffle", "in order")),
     "two ways with an earlier run": (
         lambda folder, bundle: ("--resume", "true", "--overwrite", "true"),
@@ -269,7 +284,9 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def refusals(request, folder, bundle, run_adapt, in_background):
     """Commands that are refused at once, as futures by name: those that selected tests ask for."""
-    selected = [i.callspec.params["refusal"] for i in request.session.items if "refusal" in getattr(i, "fixturenames", ())]
+    selected = [
+        i.callspec.params["refusal"] for i in request.session.items if "refusal" in getattr(i, "fixturenames", ())
+    ]
     futures = {}
     for number, name in enumerate(selected):
         own = folder / f"refusal-{number}"
@@ -439,7 +456,16 @@ def test_an_earlier_run_is_replaced_whole_and_nothing_else_is_touched(folder, sc
     assert run_adapt(folder, "--dataset_dir", folder / "first", "--output_dir", output).status == 0
     assert (output / "scores.csv").exists() and (output / "overview.png").exists()
     (output / "segmentations" / "mine.txt").write_text("notes")
-    arguments = ("--dataset_dir", folder / "second", "--output_dir", output, "--overwrite", "true", "--method", "source")
+    arguments = (
+        "--dataset_dir",
+        folder / "second",
+        "--output_dir",
+        output,
+        "--overwrite",
+        "true",
+        "--method",
+        "source",
+    )
     assert run_adapt(folder, *arguments).status == 0
     assert set(tree(output)) == {
         "segmentations/mine.txt", "segmentations/second.nii.gz", "figures/second.png", "journal.jsonl", "state.pt",

@@ -242,7 +242,9 @@ def test_the_exported_network_can_be_adapted_as_well(run, adapt, bundle, from_an
         twin = from_anywhere[0] / "segmentations" / path.name
         assert (np.asarray(nib.load(path).dataobj) == np.asarray(nib.load(twin).dataobj)).mean() > 0.999
     scripted = torch.jit.load(tmp_path / "model.ts")
-    assert len(GraTa(scripted, activation="softmax").parameters) == len(adapted_parameters(from_anywhere[0])["parameters"])
+    assert len(GraTa(scripted, activation="softmax").parameters) == len(
+        adapted_parameters(from_anywhere[0])["parameters"]
+    )
 
 
 def test_plain_inference_and_evaluation_need_nothing_but_monai(run, bundle, dataset, tmp_path):

@@ -30,7 +30,8 @@ def test_every_method_has_an_overlay_that_selects_it_in_a_bundle(bundle, name):
 
 
 def test_the_readmes_table_is_the_registrys():
-    assert methods_table(list(METHODS), "readme") in (ROOT / "README.md").read_text(), "python -m grata methods --form readme prints it"
+    table = methods_table(list(METHODS), "readme")
+    assert table in (ROOT / "README.md").read_text(), "python -m grata methods --form readme prints it"
 
 
 def test_the_readmes_handler_adapts_a_plain_inference_bundle(bundle, tmp_path):

@@ -325,7 +325,9 @@ def test_a_run_after_one_that_failed_at_its_first_case_goes_well(make_network, e
         evaluator(network, broken, [handler]).run()
     seen = predictions(evaluator(network, volumes(1), [handler]))
     fresh = make_network(3)
-    expected = predictions(evaluator(fresh, volumes(1), [GraTaHandler(fresh, lr=1e-2, reset="per-case" if episodic else "never")]))
+    expected = predictions(
+        evaluator(fresh, volumes(1), [GraTaHandler(fresh, lr=1e-2, reset="per-case" if episodic else "never")])
+    )
     torch.testing.assert_close(seen, expected)
 
 

@@ -27,7 +27,11 @@ class Trace:
             spatial_dims=2, in_channels=3, out_channels=2, channels=(8, 16, 32), strides=(2, 2), norm="batch"
         )
         self.network.load_state_dict(
-            {k.removeprefix("state/"): torch.tensor(self.values[k]) for k in self.values.files if k.startswith("state/")}
+            {
+                k.removeprefix("state/"): torch.tensor(self.values[k])
+                for k in self.values.files
+                if k.startswith("state/")
+            }
         )
         self.network.to(memory_format=memory_format)
         self.method = GraTa(self.network, activation="sigmoid", optimizer="Adam", lr=1e-3)
@@ -112,7 +116,9 @@ def test_the_handler_in_an_evaluator_reproduces_the_trace(name):
     trace.method.strong_view = lambda images, generator: next(strong)
     loader = [{"image": trace(step, "image")} for step in range(5)]
     handler = AdaptationHandler(trace.method)
-    evaluator = SupervisedEvaluator("cpu", loader, trace.network, val_handlers=[handler], epoch_length=5, decollate=False)
+    evaluator = SupervisedEvaluator(
+        "cpu", loader, trace.network, val_handlers=[handler], epoch_length=5, decollate=False
+    )
     records = []
     adapt = trace.method.adapt
     trace.method.adapt = lambda *args, **kwargs: records.append(adapt(*args, **kwargs)) or records[-1]

@@ -477,7 +477,9 @@ class TwoHeads(nn.Module):
 
 def test_layers_that_the_prediction_does_not_depend_on_are_left_alone():
     network = TwoHeads()
-    method = GraTa(network, activation="sigmoid", optimizer="AdamW", lr=1e-1, optimizer_options={"weight_decay": 0.1}, output="seg")
+    method = GraTa(
+        network, activation="sigmoid", optimizer="AdamW", lr=1e-1, optimizer_options={"weight_decay": 0.1}, output="seg"
+    )
     method.adapt(batch())
     assert torch.equal(network.other[1].weight, torch.ones(4))
     assert not torch.equal(network.seg[1].weight, torch.ones(4))

@@ -46,9 +46,7 @@ def reference_step(network, x, strong, activation, rho, lr, law, names):
     axes = list(range(2, x.ndim))
     moves = [(lambda z: z, lambda z: z)] + [(lambda z, a=a: z.flip(a), lambda z, a=a: z.flip(a)) for a in axes]
     turns = (1, 2, 3) if x.shape[-1] == x.shape[-2] else (2,)
-    moves += [
-        (lambda z, k=k: z.rot90(k, (-2, -1)), lambda z, k=k: z.rot90(4 - k, (-2, -1))) for k in turns
-    ]
+    moves += [(lambda z, k=k: z.rot90(k, (-2, -1)), lambda z, k=k: z.rot90(4 - k, (-2, -1))) for k in turns]
     pseudo = torch.stack([back(probability(forward(ahead, move(x)))) for move, back in moves]).mean(0).detach()
 
     def consistency(parameters):

@@ -19,7 +19,9 @@ def batch(size=2, spatial_dims=2, seed=0):
 
 
 def naive(network, x, statistics):
-    """The network in float64 with each batch normalization written out; ``statistics(z, layer)`` gives mean and variance."""
+    """The network in float64 with each batch normalization written out; ``statistics(z, layer)`` gives mean and
+    variance.
+    """
     network = copy.deepcopy(network).double().eval()
 
     def normalize(layer):

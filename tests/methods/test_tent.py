@@ -29,7 +29,8 @@ def test_one_step_goes_down_the_gradient_of_the_mean_entropy(make_network, activ
     parameters = dict(reference.named_parameters())
     for name, adapted in method.parameters.items():
         (gradient,) = torch.autograd.grad(loss, parameters[name], retain_graph=True)
-        torch.testing.assert_close(adapted.detach().double(), parameters[name].detach() - 0.1 * gradient, rtol=0, atol=1e-6)
+        expected = parameters[name].detach() - 0.1 * gradient
+        torch.testing.assert_close(adapted.detach().double(), expected, rtol=0, atol=1e-6)
 
 
 def test_entropy_falls_when_it_goes_on_with_one_image(make_network):

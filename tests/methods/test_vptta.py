@@ -45,9 +45,7 @@ def distance_and_logits(network, x, n, tau=5.0):
             mean = m * x.detach().mean(dims) + (1 - m) * layer.running_mean
             variance = m * x.detach().var(dims, correction=0) + (1 - m) * layer.running_var
             own = [d for d in dims if d]
-            losses.append(
-                (mean - x.mean(own)).abs().mean() + (variance.sqrt() - x.std(own, correction=0)).abs().mean()
-            )
+            losses.append((mean - x.mean(own)).abs().mean() + (variance.sqrt() - x.std(own, correction=0)).abs().mean())
             y = (x - mean.view(shape)) / (variance.view(shape) + layer.eps).sqrt()
             return y * layer.weight.view(shape) + layer.bias.view(shape)
 

@@ -66,9 +66,7 @@ class DiscrepancyRate(Rate):
         coarse = self._pooled(probabilities.float(), [self.grid] * (probabilities.ndim - 2))
         discrepancies = []
         if len(self._memory) >= self.neighbours:
-            discrepancies = [
-                self._discrepancy(p, feature, signals.activation) for p, feature in zip(coarse, features)
-            ]
+            discrepancies = [self._discrepancy(p, feature, signals.activation) for p, feature in zip(coarse, features)]
         for p, feature in zip(coarse, features):
             if p.isfinite().all() and feature.isfinite().all():
                 self._memory.add(feature, p)

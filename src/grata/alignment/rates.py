@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -23,8 +23,8 @@ class StepSignals:
         images: ``(B, C, ...)``.
         cosine: between the auxiliary gradient and that of the step, -1 to 1; NaN without an auxiliary gradient.
         activation: of the prediction, ``sigmoid`` or ``softmax``.
-        probabilities: prediction of ``images`` by the present network, ``(B, C, ...)``, and its deepest feature averaged
-            over space, ``(B, F)``; computed, without gradients, when it is called.
+        probabilities: prediction of ``images`` by the present network, ``(B, C, ...)``, and its deepest feature
+            averaged over space, ``(B, F)``; computed, without gradients, when it is called.
     """
 
     images: torch.Tensor
@@ -59,7 +59,7 @@ class Rate(ABC):
 
 @dataclasses.dataclass
 class CosineRate(Rate):
-    """By the cosine between the auxiliary gradient and that of the step (GraTa, AAAI 2025); ``constant`` is 1 throughout.
+    """By the cosine between the auxiliary gradient and that of the step (GraTa, AAAI 2025); ``constant`` is always 1.
 
     Args:
         law: a key of :data:`grata.alignment.LAWS`.

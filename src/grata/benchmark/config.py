@@ -71,8 +71,8 @@ class BenchmarkConfig:
         scored: labels of the segments that are scored, by site.
         source_scored: the same by source network, for the sites that say nothing of it. Where neither does the bundle's
             own key ``scored`` counts, and without that all are scored.
-        strides: which images of a site are taken, by site: every so-many-th from the first on. With the stride of a bundle's
-            training these are the source's held-out images.
+        strides: which images of a site are taken, by site: every so-many-th from the first on. With the stride of a
+            bundle's training these are the source's held-out images.
         exclude_same_site: a source is not tested on the target of its own name.
         methods: the rows, in order; those that have them were given the settings in ``common``.
         reference_method: name of the row that the others are compared with.

@@ -26,12 +26,12 @@ __all__ = ["AdaptationHandler", "GraTaHandler"]
 class AdaptationHandler:
     """Plugs a method into ``monai.engines.SupervisedEvaluator``.
 
-    On ``ITERATION_STARTED`` the batch is prepared as the engine prepares it (``prepare_batch``, device, AMP), the method
-    adapts the network to it, and the engine goes on to predict it with the adapted network. With a
+    On ``ITERATION_STARTED`` the batch is prepared as the engine prepares it (``prepare_batch``, device, AMP), the
+    method adapts the network to it, and the engine goes on to predict it with the adapted network. With a
     ``SlidingWindowInferer`` and a volume larger than its window, the method adapts on some windows, never on all, so
     that memory stays that of one window batch. The source weights are those at the first batch: handlers may load them
-    on ``STARTED``. When the engine runs again, or goes on with a method's saved state, what such handlers loaded over the
-    adapted parameters is undone: attach this handler after them.
+    on ``STARTED``. When the engine runs again, or goes on with a method's saved state, what such handlers loaded over
+    the adapted parameters is undone: attach this handler after them.
 
     The evaluator's network may also be a module around the method's, such as one that ends in the activation or a
     compiled one.
@@ -96,7 +96,8 @@ class AdaptationHandler:
                 scripted = isinstance(self.method.given, torch.jit.ScriptModule)
                 what = "a TorchScript network" if scripted else f"the network that {self.method.name} predicts with"
                 raise GrataError(
-                    f"network: {what} cannot be put inside a {type(engine.network).__name__}. Give the network itself to "
+                    f"network: {what} cannot be put inside a {type(engine.network).__name__}. Give the network "
+                    f"itself to "
                     "both the method and the evaluator."
                 )
             raise GrataError(
@@ -106,9 +107,7 @@ class AdaptationHandler:
 
     def adapt(self, engine: Engine) -> None:
         """Adapt to ``engine.state.batch``."""
-        batch = engine.prepare_batch(
-            engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
-        )
+        batch = engine.prepare_batch(engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs)
         images, _, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
         if self.method.learns and (args or kwargs or getattr(engine.inferer, "with_coord", False)):
             raise GrataError(

@@ -41,8 +41,8 @@ class Method(ABC):
     """A test-time adaptation method for one network.
 
     Constructing a method changes nothing. The first :meth:`adapt` takes the network's present weights as the source,
-    puts it into evaluation mode, switches its batch normalization to ``batch_statistics`` and lets gradients be computed
-    for the adapted parameters alone; :meth:`restore` undoes all of that.
+    puts it into evaluation mode, switches its batch normalization to ``batch_statistics`` and lets gradients be
+    computed for the adapted parameters alone; :meth:`restore` undoes all of that.
 
     Args:
         network: the source network, its weights loaded.
@@ -81,7 +81,8 @@ class Method(ABC):
         coarse = {p.dtype for p in changed.values()} & {torch.float16, torch.bfloat16}
         if coarse:
             raise GrataError(
-                f"What {self.name} adapts in the network is {coarse.pop()}, in which steps as small as those of adaptation "
+                f"What {self.name} adapts in the network is {coarse.pop()}, in which steps as small as those of "
+                f"adaptation "
                 "are lost. Give float32 weights, and compute in half precision by autocast."
             )
         self.given = network
@@ -166,7 +167,9 @@ class Method(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no measure of uncertainty")
 
     def restore(self) -> None:
-        """Bring back the source network, exactly: parameters, statistics, modes, and the method as if just constructed."""
+        """Bring back the source network, exactly: parameters, statistics, modes, and the method as if just
+        constructed.
+        """
         self.generator.manual_seed(self._seed)
         self.batches = 0
         self._was_reset = False
@@ -183,7 +186,9 @@ class Method(ABC):
             module.training = training
 
     def reassert(self) -> None:
-        """Write the adapted parameters again, where weights were loaded over them since; nothing before the first batch."""
+        """Write the adapted parameters again, where weights were loaded over them since; nothing before the first
+        batch.
+        """
         if self._active:
             self._write(self._adapted)
 
@@ -233,12 +238,15 @@ class Method(ABC):
             raise GrataError(f"This state was written by method {state.get('method')!r}, not by {self.name!r}.")
         shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
         if {name: tuple(p.shape) for name, p in state["parameters"].items()} != shapes:
-            raise GrataError("This state belongs to another network: its adapted parameters have other names or shapes.")
+            raise GrataError(
+                "This state belongs to another network: its adapted parameters have other names or shapes."
+            )
         if state["source"] != self._digest_of_source():
             raise GrataError("This state was adapted from other source weights.")
         if state["reset"]["policy"] != repr(self.reset):
             raise GrataError(
-                f"This state was written with another reset policy ({state['reset']['policy']}, here {self.reset!r}): give "
+                f"This state was written with another reset policy ({state['reset']['policy']}, here "
+                f"{self.reset!r}): give "
                 "the same one, or start anew."
             )
         with torch.inference_mode(False):
@@ -281,7 +289,9 @@ class Method(ABC):
         self._network.eval()
 
     def _plain(self, images: torch.Tensor) -> torch.Tensor:
-        """A plain tensor of the network's dtype: metadata tensors slow a step down, inference tensors cannot enter it."""
+        """A plain tensor of the network's dtype: metadata tensors slow a step down, inference tensors cannot enter
+        it.
+        """
         x = images.as_tensor() if hasattr(images, "as_tensor") else images
         if not torch.is_floating_point(x):
             raise GrataError(f"images must be of a floating point type, got {x.dtype}: scale them as in training.")

@@ -20,21 +20,23 @@ class BNAlpha(Method):
 
         μ = (1 − α)·μ_source + α·μ_batch,  σ² likewise,  in each batch normalization layer
 
-    The paper's weight of the source is ``N/(N + n)`` for batches of n images and a prior worth of N; α is ``n/(N + n)``. The
-    rule is the same for every task: it looks at no prediction.
+    The paper's weight of the source is ``N/(N + n)`` for batches of n images and a prior worth of N; α is
+    ``n/(N + n)``. The rule is the same for every task: it looks at no prediction.
 
     Args:
         network: the source network, with layers that keep running statistics.
         alpha: weight of the batch's statistics, 0 to 1.
 
     Raises:
-        GrataError: no layer of the network keeps running statistics, they cannot be mixed, or ``alpha`` is out of range.
+        GrataError: no layer of the network keeps running statistics, they cannot be mixed, or ``alpha`` is out of
+            range.
     """
 
     name = "bn_alpha"
     card = Card(
         title="BN-α",
-        reference="Schneider et al., Improving robustness against common corruptions by covariate shift adaptation, NeurIPS "
+        reference="Schneider et al., Improving robustness against common corruptions by covariate shift adaptation, "
+        "NeurIPS "
         "2020, arXiv:2006.16971",
         year=2020,
         rule="the batch's statistics are mixed into the running ones, nothing is learnt",

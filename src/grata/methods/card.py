@@ -32,7 +32,8 @@ class Card:
         changes: what it changes in the network; ``nothing`` when it does not.
         needs: keys of :data:`NEEDS`.
         spatial_dims: of the images that it takes.
-        episodic: whether it starts from the source network again for every case, as its paper has it; else it is online.
+        episodic: whether it starts from the source network again for every case, as its paper has it; else it is
+            online.
         forwards: of the network over one batch in :meth:`Method.adapt` and the prediction after it, at the default
             settings.
         backwards: the same of gradients.

@@ -28,7 +28,8 @@ class DeTTA(GradientMethod):
     step; it is kept. Nothing of the rule depends on the task: it looks at no prediction.
 
     Args:
-        network: the source network: one with a denoising branch of its own, or any other with a prepared denoising head.
+        network: the source network: one with a denoising branch of its own, or any other with a prepared denoising
+            head.
         prepared: file of ``python -m grata prepare``, for a network without a branch.
         noise: standard deviation σ_n of the Gaussian noise, at least 0.
         lr, settings: see :class:`GradientMethod`.
@@ -40,7 +41,8 @@ class DeTTA(GradientMethod):
     name = "detta"
     card = Card(
         title="DeTTA",
-        reference="Wen et al., From denoising training to test-time adaptation: enhancing domain generalization for medical "
+        reference="Wen et al., From denoising training to test-time adaptation: enhancing domain generalization for "
+        "medical "
         "image segmentation, WACV 2024, arXiv:2310.20271",
         year=2024,
         rule="one step down the L1 error of a denoising decoder",

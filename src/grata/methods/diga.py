@@ -39,14 +39,14 @@ class DIGA(PredictiveMethod):
         prediction:    p = (1 − fusion)·softmax(f(x)) + fusion·s
 
     The authors' code takes the running prototypes from the ground truth from the second image on; here they are of the
-    prediction alone, as the paper means it. Prototypes start at the first image that has confident voxels of a class. A class
-    that no prototype is known of keeps its probability, and the others share the rest by their scores.
+    prediction alone, as the paper means it. Prototypes start at the first image that has confident voxels of a class. A
+    class that no prototype is known of keeps its probability, and the others share the rest by their scores.
 
-    Dense prediction is what the paper is about; for sigmoid each channel has two prototypes, of its foreground (p > 0.9) and its
-    background (p < 0.1), and is scored between them. Features are what the last convolution with more input than output
-    channels of the prediction takes, or of a layer that is named; they are compared at their own resolution, to which
-    probabilities are averaged, and scores are interpolated from there. Weights of the fusion and the temperature are not
-    in the fact sheets that this is made from: both sides count alike, and the temperature is 0.1.
+    Dense prediction is what the paper is about; for sigmoid each channel has two prototypes, of its foreground
+    (p > 0.9) and its background (p < 0.1), and is scored between them. The feature is what the last convolution takes
+    that takes more channels than are predicted, or a layer that is named; features are compared at their own
+    resolution, to which probabilities are averaged, and scores are interpolated from there. The weight of the fusion
+    and the temperature could not be verified: here both sides count alike, and the temperature is 0.1.
 
     Args:
         network: the source network, with layers that keep running statistics.
@@ -59,8 +59,8 @@ class DIGA(PredictiveMethod):
         settings: see :class:`PredictiveMethod`; ``batch_statistics`` has no part in it.
 
     Raises:
-        GrataError: no layer keeps running statistics, they cannot be mixed, or a setting is out of range; by ``adapt``: there is
-            no such layer.
+        GrataError: no layer keeps running statistics, they cannot be mixed, or a setting is out of range; by ``adapt``:
+            there is no such layer.
     """
 
     name = "diga"
@@ -69,7 +69,8 @@ class DIGA(PredictiveMethod):
         reference="Wang et al., Dynamically instance-guided adaptation: a backward-free approach for test-time domain "
         "adaptive semantic segmentation, CVPR 2023",
         year=2023,
-        rule="statistics mixed with each image's, prediction fused with the similarity to prototypes of confident voxels",
+        rule="statistics mixed with each image's, prediction fused with the similarity to prototypes of confident "
+        "voxels",
         changes="mixed statistics; prototypes beside the network",
         needs=("running statistics",),
         forwards=2,
@@ -100,7 +101,9 @@ class DIGA(PredictiveMethod):
             raise GrataError("temperature must be above 0.")
         layers = dict(network.named_modules())
         if feature_layer is not None and feature_layer not in layers:
-            raise GrataError(f"feature_layer: the network has no module {feature_layer!r}; its last is {list(layers)[-1]!r}.")
+            raise GrataError(
+                f"feature_layer: the network has no module {feature_layer!r}; its last is {list(layers)[-1]!r}."
+            )
         self.feature_layer = feature_layer
         self._prototypes: torch.Tensor | None = None
         self._prediction_network = PredictionNetwork(self, self._predict)
@@ -129,7 +132,9 @@ class DIGA(PredictiveMethod):
         return logits_of((1 - self.fusion) * p + self.fusion * fused, self.activation)
 
     def _scored(self, p: torch.Tensor, feature: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Scores ``(C, ...)`` of one image: of its prediction ``p``, its feature ``(F, ...)`` and its own prototypes."""
+        """Scores ``(C, ...)`` of one image: of its prediction ``p``, its feature ``(F, ...)`` and its own
+        prototypes.
+        """
         prototypes = self._followed(own)
         known = prototypes.isfinite().all(-1)
         z = F.normalize(feature.flatten(1), dim=0)
@@ -156,7 +161,9 @@ class DIGA(PredictiveMethod):
         return [torch.einsum("gkn,fn->gkf", c, f) / c.sum(-1, keepdim=True) for c, f in zip(confident, z)]
 
     def _outcomes(self, p: torch.Tensor) -> torch.Tensor:
-        """Probabilities ``(B, G, K, ...)``: one choice of K classes, or for each of G channels foreground or background."""
+        """Probabilities ``(B, G, K, ...)``: one choice of K classes, or for each of G channels foreground or
+        background.
+        """
         return p[:, None] if self.activation == "softmax" else torch.stack([p, 1 - p], 2)
 
     def _followed(self, prototypes: torch.Tensor) -> torch.Tensor:
@@ -189,7 +196,8 @@ def _input_of(network: nn.Module, layer: str | None, ndim: int) -> Iterator[Call
     """Watch for what a layer takes, or the last convolution with more channels than the prediction.
 
     Yields:
-        A function of the number of channels of the prediction that gives the feature ``(B, F, ...)`` of the last forward.
+        A function of the number of channels of the prediction that gives the feature ``(B, F, ...)`` of the last
+        forward.
 
     Raises:
         GrataError: by that function, when there was none.
@@ -204,7 +212,8 @@ def _input_of(network: nn.Module, layer: str | None, ndim: int) -> Iterator[Call
         found = [x for x in taken if layer is not None or x.shape[1] > channels]
         if not found:
             raise GrataError(
-                f"feature_layer: no convolution of this {type(network).__name__} takes more channels than it predicts. Name the "
+                f"feature_layer: no convolution of this {type(network).__name__} takes more channels than it "
+                f"predicts. Name the "
                 "module whose input is the feature; a TorchScript network cannot be looked into."
             )
         return found[-1]

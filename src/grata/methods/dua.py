@@ -42,14 +42,16 @@ class DUA(PredictiveMethod):
         μ_running ← (1 − m_k − 0.005)·μ_running + (m_k + 0.005)·μ_views,  σ² likewise (unbiased)
         prediction with the running statistics
 
-    The statistics μ_views are those of a batch of 64 views of the one image, random crops that are flipped and turned, each
-    layer's after the layers before it have normalized by the views' own statistics. After 80 images they stay as they are. The
-    authors' code reports the best of all steps by the test error, which needs labels; here it is the last.
+    The statistics μ_views are those of a batch of 64 views of the one image, random crops that are flipped and turned,
+    each layer's after the layers before it have normalized by the views' own statistics. After 80 images they stay as
+    they are. The authors' code reports the best of all steps by the test error, which needs labels; here it is the
+    last.
 
     Nothing depends on the task. For segmentation a view is a crop of half the size along each axis, rounded up to a
-    multiple of 32 (what common networks divide by), or the whole image where it is smaller: together the 64 crops cost as much as 16 pictures
-    or 8 volumes. They pass in parts, to save memory; in each part layers normalize by that part's statistics, and the
-    update takes mean and variance of all parts together. With several images in a batch the views are shared out among them.
+    multiple of 32 (what common networks divide by), or the whole image where it is smaller: together the 64 crops cost
+    as much as 16 pictures or 8 volumes. They pass in parts, to save memory; in each part layers normalize by that
+    part's statistics, and the update takes mean and variance of all parts together. With several images in a batch the
+    views are shared out among them.
 
     Args:
         network: the source network, with layers that keep running statistics.
@@ -62,13 +64,15 @@ class DUA(PredictiveMethod):
         settings: see :class:`PredictiveMethod`; ``batch_statistics`` has no part in it.
 
     Raises:
-        GrataError: no layer keeps running statistics, a layer cannot normalize by given ones, or a setting is out of range.
+        GrataError: no layer keeps running statistics, a layer cannot normalize by given ones, or a setting is out of
+            range.
     """
 
     name = "dua"
     card = Card(
         title="DUA",
-        reference="Mirza et al., The norm must go on: dynamic unsupervised domain adaptation by normalization, CVPR 2022, "
+        reference="Mirza et al., The norm must go on: dynamic unsupervised domain adaptation by normalization, CVPR "
+        "2022, "
         "arXiv:2112.00463",
         year=2022,
         rule="running statistics follow those of 64 crops, flips and turns of each image, with a momentum that decays",
@@ -136,7 +140,9 @@ class DUA(PredictiveMethod):
         return mean, variance
 
     def _crops(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """``views`` crops ``(1, C, ...)``, drawn by the method's generator, in flips and turns that keep their shape."""
+        """``views`` crops ``(1, C, ...)``, drawn by the method's generator, in flips and turns that keep their
+        shape.
+        """
         size = images.shape[2:]
         crop = [min(n, math.ceil(n / 2 / _MULTIPLE) * _MULTIPLE) for n in size]
         turns = default_views(crop)

@@ -16,8 +16,8 @@ from torch import nn
 
 from ..alignment import Rate, StepSignals, cosine_similarity, gradient_norm, make_rate
 from ..errors import GrataError
-from ..normalization import Rule, collect_affine_parameters, deepest_feature
 from ..networks import HEADS, AuxiliaryHeads
+from ..normalization import Rule, collect_affine_parameters, deepest_feature
 from ..objectives import (
     BRANCH_LOSSES,
     ROTATION_VIEWS,
@@ -75,9 +75,10 @@ class GradientRecord(StepRecord):
 class GradientMethod(PredictiveMethod):
     """Base of methods that take optimizer steps, by default on weight and bias of the normalization layers alone.
 
-    A method gives the objective, :meth:`_loss`; the step down its gradient is the same for all. Any of them can be given
-    the two parts that make GraTa, each by a setting of its own: the gradient is then taken where a step of ``rho`` down
-    the gradient of an ``auxiliary`` objective leads to, and the cosine between the two gradients sets the learning rate.
+    A method gives the objective, :meth:`_loss`; the step down its gradient is the same for all. Any of them can be
+    given the two parts that make GraTa, each by a setting of its own: the gradient is then taken where a step of
+    ``rho`` down the gradient of an ``auxiliary`` objective leads to, and the cosine between the two gradients sets the
+    learning rate.
 
     Args:
         network: the source network.
@@ -100,8 +101,8 @@ class GradientMethod(PredictiveMethod):
         strong_view: of the same: a callable ``(images, generator)``, a dict of settings of
             :class:`grata.styles.StrongView`, or None for its defaults.
         views_autocast: precision of the weak views alone, which carry no gradient and are averaged.
-        prepared: file of ``python -m grata prepare``, or what was read from it: its heads are the auxiliary branches of a
-            network that has none of its own. Read when an objective needs it.
+        prepared: file of ``python -m grata prepare``, or what was read from it: its heads are the auxiliary branches of
+            a network that has none of its own. Read when an objective needs it.
         batch_statistics: weight of the batch's statistics in batch normalization, 1 to 0 (the source's).
         reset: when to start from the source network again, see :mod:`grata.resets`; None: as the paper has it.
         autocast: ``bfloat16`` or ``float16`` for the forwards; None: as the surrounding ``torch.autocast`` says.
@@ -156,7 +157,9 @@ class GradientMethod(PredictiveMethod):
         self.rate = make_rate(learning_rate_law)
         if auxiliary is None and (self.rho > 0 or self.rate.needs_auxiliary):
             what = "rho" if self.rho > 0 else "learning_rate_law"
-            raise GrataError(f"{what} is about two gradients: name the auxiliary objective, one of {', '.join(OBJECTIVES)}.")
+            raise GrataError(
+                f"{what} is about two gradients: name the auxiliary objective, one of {', '.join(OBJECTIVES)}."
+            )
         resolve_views(views, (1, 1, 1))
         self.views = views
         self.strong_view = _strong_view(strong_view)
@@ -322,7 +325,9 @@ class GradientMethod(PredictiveMethod):
         return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
 
     def _optimizer_step(self, gradient: list[torch.Tensor | None], factor: float) -> float | None:
-        """One step at ``factor`` times the base learning rates; None (and the optimizer as before) when it overflows."""
+        """One step at ``factor`` times the base learning rates; None (and the optimizer as before) when it
+        overflows.
+        """
         before = copy.deepcopy(self.optimizer.state_dict())
         for group, base in zip(self.optimizer.param_groups, self._base_lr):
             group["lr"] = base * factor
@@ -361,7 +366,8 @@ class GradientMethod(PredictiveMethod):
         """
         if state.get("method") == self.name and state["optimizer_settings"] != self._optimizer_signature():
             raise GrataError(
-                f"This state was written with another optimizer or other settings of it ({state['optimizer_settings']}, "
+                f"This state was written with another optimizer or other settings of it "
+                f"({state['optimizer_settings']}, "
                 f"here {self._optimizer_signature()}): give the same ones, or start anew."
             )
         super().load_state_dict(state)
@@ -380,20 +386,25 @@ class GradientMethod(PredictiveMethod):
 def _gradient(
     loss: torch.Tensor, parameters: list[nn.Parameter], retain_graph: bool = False
 ) -> list[torch.Tensor | None]:
-    """None for a parameter that the loss does not depend on: an optimizer then leaves it alone, weight decay and all."""
+    """None for a parameter that the loss does not depend on: an optimizer then leaves it alone, weight decay and
+    all.
+    """
     gradients: Sequence[torch.Tensor | None] = [None]
     if loss.requires_grad:
         gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
     if all(g is None for g in gradients):
         raise GrataError(
-            "The network's prediction does not depend on any adapted parameter: its normalization layers are not used, run "
+            "The network's prediction does not depend on any adapted parameter: its normalization layers are not "
+            "used, run "
             "without gradients, or were replaced since the method was made."
         )
     return list(gradients)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """``optimizer.load_state_dict`` that neither shares tensors with ``state`` nor changes their types, as torch's does."""
+    """``optimizer.load_state_dict`` that neither shares tensors with ``state`` nor changes their types, as torch's
+    does.
+    """
     state = copy.deepcopy(state)
     optimizer.load_state_dict(state)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -28,8 +28,8 @@ class GraTa(GradientMethod):
     Args:
         network: the source network; it needs normalization layers with affine parameters.
         pseudo: name of the objective of the pseudo gradient, which the step goes down.
-        auxiliary, rho, learning_rate_law, optimizer, lr, entropy, settings: see :class:`GradientMethod`; the defaults are
-            the paper's.
+        auxiliary, rho, learning_rate_law, optimizer, lr, entropy, settings: see :class:`GradientMethod`; the defaults
+            are the paper's.
 
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
@@ -45,7 +45,8 @@ class GraTa(GradientMethod):
     name = "grata"
     card = Card(
         title="GraTa",
-        reference="Chen et al., Gradient alignment improves test-time adaptation for medical image segmentation, AAAI 2025, "
+        reference="Chen et al., Gradient alignment improves test-time adaptation for medical image segmentation, "
+        "AAAI 2025, "
         "arXiv:2408.07343",
         year=2025,
         rule="pseudo gradient (consistency of a strong view with a pseudo-label) aligned with the auxiliary gradient "

@@ -32,10 +32,11 @@ class InTEnt(PredictiveMethod):
         p   = Σ_k b_k·p_k / Σ_k b_k
 
     H_fg and H_bg are the mean entropies over the voxels that p_k holds for foreground and for background. Entropy alone
-    favours statistics with which the network finds nothing, and is sure of it; a network that outlines a structure is about as
-    sure of its inside as of its outside. A prediction without foreground (or without background) has balance 0; where all
-    have, they count alike. Foreground are all classes but the first (softmax), all channels together (sigmoid). The abstract and the
-    summaries of the paper name the balance of the two entropies; that it is their ratio is this package's reading.
+    favours statistics with which the network finds nothing, and is sure of it; a network that outlines a structure is
+    about as sure of its inside as of its outside. A prediction without foreground (or without background) has balance
+    0; where all have, they count alike. Foreground are all classes but the first (softmax), all channels together
+    (sigmoid). The abstract and the summaries of the paper name the balance of the two entropies; that it is their ratio
+    is this package's reading.
 
     Each image has weights of its own, so that nothing is left for the next one; with a sliding window each window has.
     Nothing is learnt: all of the work is done in the prediction.
@@ -53,10 +54,12 @@ class InTEnt(PredictiveMethod):
     name = "intent"
     card = Card(
         title="InTEnt",
-        reference="Dong et al., Medical image segmentation with InTEnt: integrated entropy weighting for single image test-time "
+        reference="Dong et al., Medical image segmentation with InTEnt: integrated entropy weighting for single "
+        "image test-time "
         "adaptation, CVPR workshops 2024, arXiv:2402.09604",
         year=2024,
-        rule="predictions with several mixes of source and image statistics, averaged by the balance of their entropies",
+        rule="predictions with several mixes of source and image statistics, averaged by the balance of their "
+        "entropies",
         changes="mixed statistics",
         needs=("running statistics",),
         episodic=True,
@@ -118,9 +121,7 @@ class InTEnt(PredictiveMethod):
         else:
             foreground = (logits > 0).any(1)
         foreground = foreground.flatten(1)
-        inside, outside = (
-            (entropy * part).sum(1) / part.sum(1).clamp_min(1) for part in (foreground, ~foreground)
-        )
+        inside, outside = ((entropy * part).sum(1) / part.sum(1).clamp_min(1) for part in (foreground, ~foreground))
         tiny = torch.finfo(entropy.dtype).tiny
         balance = torch.minimum(inside, outside) / torch.maximum(inside, outside).clamp_min(tiny)
         return torch.where(foreground.any(1) & ~foreground.all(1), balance, torch.zeros_like(balance))

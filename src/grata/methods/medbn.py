@@ -23,8 +23,8 @@ class MedBN(Method):
         z'_c = γ_c·(z_c − η_c)/√(ρ²_c + ε) + β_c
 
     The median of many images is hardly moved by a few malicious ones, which is what the paper is about. A batch of one
-    image has no others: there the median is over its own voxels, and withstands what fills less than half of them, such as
-    an artefact. The rule looks at no prediction, and is the same for every task. With a method that learns it is the
+    image has no others: there the median is over its own voxels, and withstands what fills less than half of them, such
+    as an artefact. The rule looks at no prediction, and is the same for every task. With a method that learns it is the
     setting ``batch_statistics: median`` of that method, as the paper combines it.
 
     Args:

@@ -125,7 +125,9 @@ class PredictionNetwork(nn.Module):
 
 
 def check_number(name: str, value: Any, low: float, high: float = float("inf")) -> float:
-    """``value`` as a float; :class:`GrataError` unless it is a finite number of at least ``low`` and at most ``high``."""
+    """``value`` as a float; :class:`GrataError` unless it is a finite number of at least ``low`` and at most
+    ``high``.
+    """
     number = not isinstance(value, bool) and isinstance(value, int | float)
     if not number or not low <= value <= high or abs(value) == float("inf"):
         limit = f" and at most {high:g}" if high < float("inf") else ""

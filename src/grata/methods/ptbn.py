@@ -48,7 +48,9 @@ class PTBN(Method):
 
 
 def check_running_statistics(name: str, network: nn.Module, statistics: BatchStatistics) -> None:
-    """Raise :class:`GrataError` where the statistics of batch normalization are none that method ``name`` could change."""
+    """Raise :class:`GrataError` where the statistics of batch normalization are none that method ``name`` could
+    change.
+    """
     if not statistics.layers:
         kinds = sorted({kind for _, kind, _ in normalization_layers(network)}) or ["none"]
         raise GrataError(

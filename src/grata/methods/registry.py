@@ -47,8 +47,8 @@ def create(name: str, network: nn.Module, settings: Mapping[str, Any] | None = N
         name: a key of :data:`METHODS`.
         network: the source network.
         settings: keyword arguments of the method's class.
-        common: what a bundle says for all methods (``activation``, ``seed``, ``reset``, ``prepared``): given to a method
-            that has such a setting, where ``settings`` does not say otherwise and the value is not None.
+        common: what a bundle says for all methods (``activation``, ``seed``, ``reset``, ``prepared``): given to a
+            method that has such a setting, where ``settings`` does not say otherwise and the value is not None.
 
     Raises:
         GrataError: unknown name or setting (with the nearest known one), or whatever the method refuses; no activation,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..components.parameters import collect_all_parameters
 from ..components.probabilities import confidence
 from ..components.teacher import Teacher
-from ..objectives import activate, consistency_loss, entropy_loss
+from ..objectives import consistency_loss, entropy_loss
 from ..views import resolve_views
 from .card import Card
 from .gradient import SKIPPED, GradientMethod, GradientRecord, _load_optimizer

@@ -24,9 +24,9 @@ class TTT(GradientMethod):
         L = mean_k cross-entropy(h(e_θ(v_k(x))), k)      v_k: the k-th view; e: shared layers; h: rotation head
         θ ← SGD(θ, ∇L, lr)                               θ: all parameters that the head's feature depends on
 
-    The paper shows a batch of 32 copies of the one image, each turned at random; here every view is shown once, which is
-    the mean that such a batch estimates, so that nothing is drawn. The head is left as it was trained; the authors' code
-    moves it too. The paper's networks have group normalization; in those with batch normalization the batch's
+    The paper shows a batch of 32 copies of the one image, each turned at random; here every view is shown once, which
+    is the mean that such a batch estimates, so that nothing is drawn. The head is left as it was trained; the authors'
+    code moves it too. The paper's networks have group normalization; in those with batch normalization the batch's
     statistics are used, as when the head was trained. Online, one step an image; the paper's other variant, ten steps
     from the source for every image, is ``steps=10, reset="per-case"``. Nothing of the rule depends on the task being
     classification: it looks at no prediction.
@@ -43,7 +43,8 @@ class TTT(GradientMethod):
     name = "ttt"
     card = Card(
         title="TTT",
-        reference="Sun et al., Test-time training with self-supervision for generalization under distribution shifts, ICML 2020, "
+        reference="Sun et al., Test-time training with self-supervision for generalization under distribution "
+        "shifts, ICML 2020, "
         "arXiv:1909.13231",
         year=2020,
         rule="one step down the loss of a head that tells which way the image was turned",
@@ -76,5 +77,7 @@ class TTT(GradientMethod):
                 label = torch.full((len(x),), k, device=x.device)
                 losses.append(F.cross_entropy(self._branch("rotation", turned), label))
         if len(losses) < 2:
-            raise GrataError("ttt: of the rotation head's views only one keeps the shape of these images. Use square ones.")
+            raise GrataError(
+                "ttt: of the rotation head's views only one keeps the shape of these images. Use square ones."
+            )
         return sum(losses) / len(losses)

@@ -40,7 +40,9 @@ def layer_kind(module: nn.Module) -> str | None:
 
 
 def keeps_own_forward(layer: nn.Module, kind: str) -> bool:
-    """Whether ``layer`` is of a class that does more, or other things, than the torch class ``kind`` it derives from."""
+    """Whether ``layer`` is of a class that does more, or other things, than the torch class ``kind`` it derives
+    from.
+    """
     return type(layer).forward is not _BASES[kind].forward
 
 

@@ -41,7 +41,8 @@ def deepest_feature(network: nn.Module, ndim: int) -> Iterator[Callable[[], torc
     def feature() -> torch.Tensor:
         if "feature" not in found:
             raise GrataError(
-                f"{type(network).__name__} shows no feature maps: no module of it gives an output of {ndim} dimensions. "
+                f"{type(network).__name__} shows no feature maps: no module of it gives an output of {ndim} "
+                f"dimensions. "
                 "A TorchScript network cannot be looked into; use the Python network."
             )
         return found["feature"]

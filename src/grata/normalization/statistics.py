@@ -30,22 +30,21 @@ class BatchStatistics:
         network: searched for BatchNorm1d/2d/3d, SyncBatchNorm and InstanceNorm with running statistics. A
             :class:`ScriptedNetwork` and layers that derive from these classes with a forward of their own (one that
             holds the activation as well) know only 0 and 1.
-        mix: weight of the batch's statistics, 0 to 1; or for batch normalization alone a :data:`Rule`, or the name of one
-            (``median``).
+        mix: weight of the batch's statistics, 0 to 1; or for batch normalization alone a :data:`Rule`, or the name of
+            one (``median``).
 
     Raises:
-        GrataError: ``mix`` outside 0..1, or a mix or a rule for such a network or layer, a rule for InstanceNorm, a traced
-            network, or a scripted part of a Python network.
+        GrataError: ``mix`` outside 0..1, or a mix or a rule for such a network or layer, a rule for InstanceNorm, a
+            traced network, or a scripted part of a Python network.
     """
 
     def __init__(self, network: nn.Module, mix: float | Rule | str = 1.0) -> None:
         if isinstance(mix, str) and mix in RULES:
             mix = RULES[mix]
-        if not callable(mix) and (
-            isinstance(mix, bool) or not isinstance(mix, int | float) or not 0.0 <= mix <= 1.0
-        ):
+        if not callable(mix) and (isinstance(mix, bool) or not isinstance(mix, int | float) or not 0.0 <= mix <= 1.0):
             raise GrataError(
-                f"batch_statistics must be a number between 0 (source) and 1 (batch), or one of {', '.join(RULES)}, got "
+                f"batch_statistics must be a number between 0 (source) and 1 (batch), or one of {', '.join(RULES)}, "
+                f"got "
                 f"{mix!r}."
             )
         self.mix = mix if callable(mix) else float(mix)
@@ -70,12 +69,14 @@ class BatchStatistics:
         for name, kind, layer in found:
             if isinstance(layer, torch.jit.ScriptModule):
                 raise GrataError(
-                    f"{name} belongs to a TorchScript network inside a Python one, where its statistics cannot be chosen: "
+                    f"{name} belongs to a TorchScript network inside a Python one, where its statistics cannot be "
+                    f"chosen: "
                     "give the TorchScript network itself, or set batch_statistics to 0."
                 )
             if callable(self.mix) and kind in INSTANCE_NORM:
                 raise GrataError(
-                    f"{name} is an {kind} with running statistics: rules of batch normalization do not fit it. Use method "
+                    f"{name} is an {kind} with running statistics: rules of batch normalization do not fit it. Use "
+                    f"method "
                     "source, ptbn or grata."
                 )
             if self.mix != 1.0 and keeps_own_forward(layer, kind):
@@ -194,7 +195,8 @@ def _own_forward(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
         return type(layer).forward(layer, x)
     except (TypeError, AttributeError, RuntimeError) as error:
         raise GrataError(
-            f"{type(layer).__name__} has a forward of its own that needs running statistics: it cannot use the batch's. Set "
+            f"{type(layer).__name__} has a forward of its own that needs running statistics: it cannot use the "
+            f"batch's. Set "
             f"batch_statistics to 0. ({type(error).__name__}: {error})"
         ) from error
     finally:
@@ -234,7 +236,8 @@ def _ruled(layer: nn.Module, rule: Rule, x: torch.Tensor) -> torch.Tensor:
 def _check_size(x: torch.Tensor) -> None:
     if x.numel() == x.shape[1]:
         raise GrataError(
-            f"The image is too small for batch statistics: a layer of {x.shape[1]} channels sees a single value of each. "
+            f"The image is too small for batch statistics: a layer of {x.shape[1]} channels sees a single value of "
+            f"each. "
             "Use larger images or windows (roi_size), larger batches, or batch_statistics 0."
         )
 

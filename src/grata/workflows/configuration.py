@@ -117,7 +117,9 @@ def check_method_settings(config: Mapping[str, Any]) -> None:
     """Raise :class:`GrataError` for a setting that the selected method does not have."""
     method, settings = config.get("method"), config.get("settings")
     if settings is not None and not isinstance(settings, Mapping | str):
-        raise GrataError(f"settings: they are those of the method, got {settings!r}. Override one as --settings#<setting>.")
+        raise GrataError(
+            f"settings: they are those of the method, got {settings!r}. Override one as --settings#<setting>."
+        )
     if isinstance(method, str) and method in METHODS and isinstance(settings, Mapping):
         check_settings(method, settings)
 
@@ -166,7 +168,8 @@ def check_device(device: str | torch.device) -> torch.device:
             torch.zeros(1, device=found).item()
         except (RuntimeError, NotImplementedError, AssertionError) as error:
             raise GrataError(
-                f"device: {found} was asked for, but torch {torch.__version__} cannot compute on it here. Use --device cpu."
+                f"device: {found} was asked for, but torch {torch.__version__} cannot compute on it here. Use "
+                f"--device cpu."
             ) from error
     if found.type == "cuda" and (found.index or 0) >= count:
         raise GrataError(
@@ -228,8 +231,8 @@ def _plain_error(kind: type[BaseException], error: BaseException, trace: Traceba
     if isinstance(error, KeyboardInterrupt):
         print("\nstopped. What is finished is kept; --resume true goes on with the rest.", file=sys.stderr, flush=True)
         if os.name == "posix":
-            # A shell tells by the signal that it was the user who stopped it; Python forgets it where the interrupt came
-            # in the middle of an evaluated expression.
+            # A shell tells by the signal that it was the user who stopped it; Python forgets it where the interrupt
+            # came in the middle of an evaluated expression.
             sys.stdout.flush()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
