@@ -13,6 +13,20 @@ def image(seed=0, count=1, spatial_dims=2):
     return torch.rand((count, 1, *[16] * spatial_dims), generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture
+def make_centred(make_network):
+    """A network that predicts either outcome of every channel at about half of the voxels."""
+
+    def make(spatial_dims=2):
+        network = make_network(spatial_dims)
+        with torch.no_grad():
+            logits = network.eval()(image(1, spatial_dims=spatial_dims))
+            list(network.parameters())[-1].sub_(logits.flatten(2).median(2).values[0])
+        return network
+
+    return make
+
+
 def naive_network(network):
     """In float64, each batch normalization by 0.8 of the source's and 0.2 of each sample's statistics, written out."""
     network = copy.deepcopy(network).double().eval()
@@ -42,13 +56,13 @@ def outcomes(z, activation):
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-def test_prediction_is_fused_with_the_similarity_to_prototypes(make_network, activation):
-    network = make_network()
+def test_prediction_is_fused_with_the_similarity_to_prototypes(make_centred, activation):
+    network = make_centred()
     reference = naive_network(network)
     # the layer whose input is the feature; of the same resolution as the prediction
     layer = "model.2.1.conv" if "model.2.1.conv" in dict(network.named_modules()) else None
     name = layer or [n for n, m in network.named_modules() if isinstance(m, torch.nn.Conv2d)][-1]
-    method = DIGA(network, activation=activation, confidence=0.45, feature_layer=name, fusion=0.4)
+    method = DIGA(network, activation=activation, confidence=0.51, feature_layer=name, fusion=0.4, temperature=0.7)
     running = None
     for seed in (1, 2):
         x = image(seed)
@@ -71,7 +85,7 @@ def test_prediction_is_fused_with_the_similarity_to_prototypes(make_network, act
             found = torch.full((*of.shape[:2], z.shape[0]), torch.nan, dtype=torch.float64)
             for g in range(of.shape[0]):
                 for k in range(of.shape[1]):
-                    sure = of[g, k] > 0.45
+                    sure = (of[g, k] >= 0.51) & (of[g].argmax(0) == k)
                     if sure.any():
                         found[g, k] = z[:, sure].mean(1)
             return found
@@ -79,25 +93,28 @@ def test_prediction_is_fused_with_the_similarity_to_prototypes(make_network, act
         def follow(old, new):
             if old is None:
                 return new
-            mixed = 0.8 * old + 0.2 * new
+            mixed = 0.9 * old + 0.1 * new
             return torch.where(new.isnan(), old, torch.where(old.isnan(), new, mixed))
 
         own = prototypes(coarse)
         running = follow(running, own)
-        used = follow(running, own)
         method.adapt(x)
         with torch.no_grad():
             found = method.network(x)
-        assert not used.isnan().any(), "the example is to have all prototypes"
-        scores = torch.empty(*p.shape[:2], *z.shape[1:], dtype=torch.float64)
-        for g in range(p.shape[0]):
-            similar = [torch.cosine_similarity(z, used[g, k][:, None, None], dim=0) for k in range(p.shape[1])]
-            scores[g] = torch.stack([s / 0.1 for s in similar]).softmax(0)
-        if scores.shape[2:] != p.shape[2:]:
-            scores = torch.nn.functional.interpolate(
-                scores.flatten(0, 1)[None], p.shape[2:], mode="bilinear", align_corners=False
-            )[0].reshape(p.shape)
-        expected = 0.6 * p + 0.4 * scores
+        assert not own.isnan().any(), "the example is to have all prototypes"
+
+        def scored(by):
+            scores = torch.empty(*p.shape[:2], *z.shape[1:], dtype=torch.float64)
+            for g in range(p.shape[0]):
+                distances = [(z - by[g, k][:, None, None]).square().sum(0).sqrt() for k in range(p.shape[1])]
+                scores[g] = torch.stack([-d / 0.7 for d in distances]).softmax(0)
+            if scores.shape[2:] != p.shape[2:]:
+                scores = torch.nn.functional.interpolate(
+                    scores.flatten(0, 1)[None], p.shape[2:], mode="bilinear", align_corners=False
+                )[0].reshape(p.shape)
+            return scores
+
+        expected = 0.6 * p + 0.4 * (0.8 * scored(running) + 0.2 * scored(own))
         found = outcomes(found, activation)[0]
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
 
@@ -113,18 +130,53 @@ def test_nothing_confident_leaves_the_prediction_of_the_mixed_statistics(make_ne
         )
 
 
-def test_an_image_is_predicted_alike_in_whatever_batch(make_network):
-    method = DIGA(make_network(), confidence=0.45)
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_an_outcome_without_a_prototype_keeps_its_probability(make_centred, activation):
+    method = DIGA(make_centred(), activation=activation, confidence=0.5, fusion=1.0)
+    method.adapt(image(1))
+    x = image(1)
+    with torch.no_grad():
+        logits, feature = method._logits_and_feature(x)
+        p = logits.softmax(1) if activation == "softmax" else logits.sigmoid()
+        (known,) = method._of_images(p, feature)
+        assert known.isfinite().all()
+        forgotten = known.clone()
+        forgotten[:, 1] = torch.nan
+        kept = method._scored(p[0], feature[0], forgotten)
+        scored = method._scored(p[0], feature[0], known)
+    # of two outcomes the other one has the rest, whatever its score
+    torch.testing.assert_close(kept, p[0], rtol=0, atol=1e-6)
+    assert not torch.allclose(scored, p[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_scores_of_a_batch_are_probabilities(make_centred, spatial_dims, activation):
+    method = DIGA(make_centred(spatial_dims), activation=activation, confidence=0.5)
+    x = image(1, 4, spatial_dims)
+    method.adapt(x)
+    with torch.no_grad():
+        logits, feature = method._logits_and_feature(x)
+        p = logits.softmax(1) if activation == "softmax" else logits.sigmoid()
+        scores = torch.stack([method._scored(p[i], feature[i], q) for i, q in enumerate(method._of_images(p, feature))])
+        assert method.network(x).isfinite().all()
+    assert scores.min() >= 0 and scores.max() <= 1 + 1e-6
+    if activation == "softmax":
+        torch.testing.assert_close(scores.sum(1), torch.ones_like(scores[:, 0]))
+
+
+def test_an_image_is_predicted_alike_in_whatever_batch(make_centred):
+    method = DIGA(make_centred(), confidence=0.5)
     method.adapt(image(3))
     with torch.no_grad():
         both = method.network(torch.cat([image(1), image(2)]))
         torch.testing.assert_close(both[:1], method.network(image(1)))
 
 
-def test_the_network_stays_as_it_is_and_prototypes_learn_from_images(make_network):
-    network = make_network()
+def test_the_network_stays_as_it_is_and_prototypes_learn_from_images(make_centred):
+    network = make_centred()
     before = copy.deepcopy(network.state_dict())
-    method = DIGA(network, confidence=0.45)
+    method = DIGA(network, confidence=0.5)
     with torch.no_grad():
         method.adapt(image(1))
         first = method.network(image(9))
@@ -134,9 +186,7 @@ def test_the_network_stays_as_it_is_and_prototypes_learn_from_images(make_networ
 
 
 def test_the_entropy_of_a_real_scan_falls_by_the_fusion(make_network, real_scan):
-    network = make_network(3)
     plain, fused = (DIGA(make_network(3), confidence=0.5, fusion=fusion) for fusion in (0.0, 1.0))
-    assert network is not None
     plain.adapt(real_scan), fused.adapt(real_scan)
     with torch.no_grad():
         a, b = (method.network(real_scan).sigmoid() for method in (plain, fused))
@@ -152,6 +202,8 @@ def test_the_entropy_of_a_real_scan_falls_by_the_fusion(make_network, real_scan)
     ("settings", "message"),
     [
         ({"instance_weight": 2}, "instance_weight must be"),
+        ({"momentum": -0.1}, "momentum must be"),
+        ({"fusion": 1.1}, "fusion must be"),
         ({"temperature": 0}, "temperature must be"),
         ({"feature_layer": "nowhere"}, "feature_layer: .*nowhere"),
         ({"batch_statistics": 1.0}, "batch_statistics"),

@@ -106,44 +106,61 @@ def test_a_method_that_learns_takes_the_median_by_its_name(make_network):
         Tent(make_network(), batch_statistics="mode")
 
 
+def mean_entropy(entropy, outcome, weighting):
+    """Over all voxels, or the mean of the means over those of each outcome that there is."""
+    if weighting == "entropy":
+        return entropy.mean().item()
+    return sum(entropy[outcome == k].mean().item() for k in outcome.unique()) / len(outcome.unique())
+
+
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("weighting", ["balance", "entropy", "uniform"])
-def test_intent_averages_predictions_by_the_balance_of_their_entropies(make_network, activation, weighting):
-    network, x = make_network(), batch(3)
+@pytest.mark.parametrize(("spatial_dims", "size"), [(2, 3), (3, 1)])
+def test_intent_averages_predictions_by_their_balanced_entropies(
+    make_network, activation, weighting, spatial_dims, size
+):
+    network, x = make_network(spatial_dims, out_channels=3), batch(size, spatial_dims)
     mixes = (0.0, 0.5, 1.0)
     logits = [naive(network, x, mixed(m)) for m in mixes]
     method = InTEnt(network, mixes=mixes, activation=activation, weighting=weighting)
     method.adapt(x)
     with torch.no_grad():
         predicted = method.network(x)
-    for index in range(3):
-        predictions, weights = [], []
-        for z in logits:
-            z = z[index]
-            if activation == "softmax":
-                p = z.softmax(0)
-                entropy, foreground = -(p * p.log()).sum(0), p.argmax(0) > 0
-                highest = math.log(2)
-            else:
-                p = z.sigmoid()
-                entropy = -(p * p.log() + (1 - p) * (1 - p).log()).sum(0)
-                foreground, highest = (p > 0.5).any(0), 2 * math.log(2)
-            inside, outside = entropy[foreground], entropy[~foreground]
-            if weighting == "uniform":
-                weight = 1.0
-            elif weighting == "entropy":
-                weight = 1 - entropy.mean() / highest
-            elif not len(inside) or not len(outside):
-                weight = 0.0
-            else:
-                weight = min(inside.mean(), outside.mean()) / max(inside.mean(), outside.mean())
-            predictions.append(p)
-            weights.append(float(weight))
-        if not sum(weights):
-            weights = [1.0] * len(weights)
-        expected = sum(w * p for w, p in zip(weights, predictions)) / sum(weights)
-        found = predicted[index].softmax(0) if activation == "softmax" else predicted[index].sigmoid()
-        close(found, expected)
+    for index in range(size):
+        if activation == "softmax":
+            cases = [[z[index].softmax(0) for z in logits]]
+            found = [predicted[index].softmax(0)]
+        else:
+            cases = [[z[index, c].sigmoid() for z in logits] for c in range(3)]
+            found = predicted[index].sigmoid()
+        for predictions, p_found in zip(cases, found):
+            values = []
+            for p in predictions:
+                if activation == "softmax":
+                    values.append(mean_entropy(-(p * p.log()).sum(0), p.argmax(0), weighting))
+                else:
+                    entropy = -(p * p.log() + (1 - p) * (1 - p).log())
+                    values.append(mean_entropy(entropy, p >= 0.5, weighting))
+            low, high = min(values), max(values)
+            raw = [1.0 if weighting == "uniform" else math.exp((high - v) / (high - low)) for v in values]
+            expected = sum(w * p for w, p in zip(raw, predictions)) / sum(raw)
+            close(p_found, expected)
+
+
+def test_intent_counts_predictions_of_the_same_entropy_alike(make_network):
+    method = InTEnt(make_network(), mixes=[0.3, 0.3], activation="softmax")
+    twin = BNAlpha(make_network(), alpha=0.3)
+    method.adapt(batch(1)), twin.adapt(batch(1))
+    with torch.no_grad():
+        torch.testing.assert_close(method.network(batch(1)).softmax(1), twin.network(batch(1)).softmax(1))
+
+
+def test_intent_looks_at_all_voxels_where_nothing_is_found(make_network):
+    method = InTEnt(make_network())
+    logits = torch.rand(1, 2, 4, 4) - 2.0
+    p = logits.sigmoid()
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log())
+    torch.testing.assert_close(method._mean_entropy(logits), entropy.mean((2, 3)))
 
 
 def test_intent_with_a_single_mix_is_bn_alpha(make_network):

@@ -32,29 +32,32 @@ class DIGA(PredictiveMethod):
     .. code-block:: text
 
         distribution:  μ = 0.8·μ_source + 0.2·μ_image,  σ² likewise, in each layer and for each image
-        semantics:     q_c(x) = mean of the features z where p_c > 0.9 and c is the predicted class       prototype
-                       Q_c ← 0.8·Q_c + 0.2·q_c(x)                                                          running
-                       q  = 0.8·Q + 0.2·q(x)                                                               of this image
-                       s_c = softmax_c(cos(z, q_c)/temperature)
-        prediction:    p = (1 − fusion)·softmax(f(x)) + fusion·s
+        semantics:     q_c(x) = mean of the features z where c is predicted with p_c ≥ 0.9          prototype
+                       Q_c ← (1 − ρ)·Q_c + ρ·q_c(x)                                                  running, ρ = 0.1
+                       s_c(q) = softmax_c(−‖z − q_c‖/temperature)
+                       s = 0.8·s(Q) + 0.2·s(q(x))
+        prediction:    p = 0.2·softmax(f(x)) + 0.8·s
 
-    The authors' code takes the running prototypes from the ground truth from the second image on; here they are of the
-    prediction alone, as the paper means it. Prototypes start at the first image that has confident voxels of a class. A
-    class that no prototype is known of keeps its probability, and the others share the rest by their scores.
+    All numbers are those of the authors' code. That takes the running prototypes from the ground truth from the second
+    image on; here they are of the prediction alone, as the paper means it. A class starts with the first image that has
+    confident voxels of it. The code gives a class without a prototype the score 0; structures of few voxels, none of
+    them sure, would be erased by that. Here it keeps its probability in s(·), and the others share the rest by their
+    scores.
 
     Dense prediction is what the paper is about; for sigmoid each channel has two prototypes, of its foreground
-    (p > 0.9) and its background (p < 0.1), and is scored between them. The feature is what the last convolution takes
-    that takes more channels than are predicted, or a layer that is named; features are compared at their own
-    resolution, to which probabilities are averaged, and scores are interpolated from there. The weight of the fusion
-    and the temperature could not be verified: here both sides count alike, and the temperature is 0.1.
+    (p ≥ 0.9) and its background (p ≤ 0.1), and is scored between them. The feature is what the last convolution takes
+    that takes more channels than are predicted (the very last one of a residual network may take the logits), or a
+    layer that is named; features are compared at their own resolution, to which probabilities are averaged, and scores
+    are interpolated from there.
 
     Args:
         network: the source network, with layers that keep running statistics.
         instance_weight: of the image's statistics.
-        confidence: threshold of the voxels that make a prototype, 0 to 1.
-        prototype_weight: of the image's prototypes in the running ones.
+        confidence: least probability of the voxels that make a prototype, 0 to 1.
+        momentum: ρ, weight of an image's prototypes in the running ones.
+        prototype_weight: of the scores by the image's own prototypes.
         fusion: weight of the scores in the prediction.
-        temperature: of the cosine, above 0.
+        temperature: of the distance, above 0.
         feature_layer: name of the module whose input is the feature; null: as above.
         settings: see :class:`PredictiveMethod`; ``batch_statistics`` has no part in it.
 
@@ -82,9 +85,10 @@ class DIGA(PredictiveMethod):
         *,
         instance_weight: float = 0.2,
         confidence: float = 0.9,
+        momentum: float = 0.1,
         prototype_weight: float = 0.2,
-        fusion: float = 0.5,
-        temperature: float = 0.1,
+        fusion: float = 0.8,
+        temperature: float = 1.0,
         feature_layer: str | None = None,
         **settings: Any,
     ) -> None:
@@ -94,6 +98,7 @@ class DIGA(PredictiveMethod):
         super().__init__(network, {}, batch_statistics=instance_mix(self.instance_weight), **settings)
         check_running_statistics(self.name, network, self._statistics)
         self.confidence = check_number("confidence", confidence, low=0.0, high=1.0)
+        self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
         self.prototype_weight = check_number("prototype_weight", prototype_weight, low=0.0, high=1.0)
         self.fusion = check_number("fusion", fusion, low=0.0, high=1.0)
         self.temperature = check_number("temperature", temperature, low=0.0)
@@ -125,30 +130,36 @@ class DIGA(PredictiveMethod):
 
     def _predict(self, x: torch.Tensor) -> torch.Tensor:
         logits, feature = self._logits_and_feature(x)
-        p = activate(logits, self.activation)
         if self._prototypes is None:
             return logits
-        fused = torch.stack([self._scored(p[i], feature[i], own) for i, own in enumerate(self._of_images(p, feature))])
-        return logits_of((1 - self.fusion) * p + self.fusion * fused, self.activation)
+        p = activate(logits, self.activation)
+        running = self._prototypes.to(feature)
+        own = self._of_images(p, feature)
+        scores = torch.stack(
+            [
+                (1 - self.prototype_weight) * self._scored(p[i], feature[i], running)
+                + self.prototype_weight * self._scored(p[i], feature[i], own[i])
+                for i in range(len(x))
+            ]
+        )
+        return logits_of((1 - self.fusion) * p + self.fusion * scores, self.activation)
 
-    def _scored(self, p: torch.Tensor, feature: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Scores ``(C, ...)`` of one image: of its prediction ``p``, its feature ``(F, ...)`` and its own
-        prototypes.
-        """
-        prototypes = self._followed(own)
+    def _scored(self, p: torch.Tensor, feature: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
+        """Scores ``(C, ...)`` of one image by ``prototypes``: of its prediction ``p``, its feature ``(F, ...)``."""
         known = prototypes.isfinite().all(-1)
-        z = F.normalize(feature.flatten(1), dim=0)
-        cosine = torch.einsum("gkf,fn->gkn", F.normalize(torch.nan_to_num(prototypes), dim=-1), z)
-        score = (cosine / self.temperature).masked_fill(~known[..., None], -torch.inf)
-        # of a distribution without any prototype nothing is scored
+        z = feature.flatten(1)
+        # one prototype at a time: all differences at once would be as large as all features times all classes
+        distance = torch.stack([(z - q[:, None]).norm(dim=0) for q in torch.nan_to_num(prototypes).flatten(0, 1)])
+        score = (-distance / self.temperature).reshape(*known.shape, -1).masked_fill(~known[..., None], -torch.inf)
+        # of a choice without any prototype nothing is scored
         score = torch.nan_to_num(score.softmax(1))
         grid = score.reshape(1, -1, *feature.shape[1:])
         if grid.shape[2:] != p.shape[1:]:
             grid = F.interpolate(grid, size=p.shape[1:], mode=_LINEAR[grid.ndim], align_corners=False)
         score = grid.reshape(*score.shape[:2], *p.shape[1:])
         given = self._outcomes(p[None])[0]
-        unknown = (given * (~known).reshape(*known.shape, *[1] * (p.ndim - 1))).sum(1, keepdim=True)
         mask = known.reshape(*known.shape, *[1] * (p.ndim - 1))
+        unknown = (given * ~mask).sum(1, keepdim=True)
         scored = torch.where(mask, score * (1 - unknown), given)
         return scored[0] if self.activation == "softmax" else scored[:, 0]
 
@@ -156,7 +167,8 @@ class DIGA(PredictiveMethod):
         """Prototypes ``(G, K, F)`` of each image; NaN where no voxel is confident."""
         coarse = _AREA[p.ndim](p, feature.shape[2:]) if p.shape[2:] != feature.shape[2:] else p
         outcomes = self._outcomes(coarse).flatten(3)
-        confident = (outcomes > self.confidence).to(feature)
+        predicted = F.one_hot(outcomes.argmax(2), outcomes.shape[2]).movedim(-1, 2).bool()
+        confident = (predicted & (outcomes >= self.confidence)).to(feature)
         z = feature.flatten(2)
         return [torch.einsum("gkn,fn->gkf", c, f) / c.sum(-1, keepdim=True) for c, f in zip(confident, z)]
 
@@ -167,11 +179,11 @@ class DIGA(PredictiveMethod):
         return p[:, None] if self.activation == "softmax" else torch.stack([p, 1 - p], 2)
 
     def _followed(self, prototypes: torch.Tensor) -> torch.Tensor:
-        """The running prototypes with an image's; those that one side does not know are the other's."""
+        """The running prototypes after an image's; those that one side does not know are the other's."""
         if self._prototypes is None:
             return prototypes
         before = self._prototypes.to(prototypes)
-        mixed = (1 - self.prototype_weight) * before + self.prototype_weight * prototypes
+        mixed = (1 - self.momentum) * before + self.momentum * prototypes
         return torch.where(prototypes.isnan(), before, torch.where(before.isnan(), prototypes, mixed))
 
     def _logits_and_feature(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,24 +27,29 @@ class InTEnt(PredictiveMethod):
 
     .. code-block:: text
 
-        p_k = σ(f(x; μ = (1 − m_k)·μ_source + m_k·μ_image, σ² likewise))       m_k = 0, 0.2, ..., 1
-        b_k = min(H_fg, H_bg)/max(H_fg, H_bg)                                   of the entropy of p_k: balance
-        p   = Σ_k b_k·p_k / Σ_k b_k
+        p_k = σ(f(x; μ = (1 − m_k)·μ_source + m_k·μ_batch, σ² likewise))       m_k = 0, 0.2, ..., 1
+        H_k = (H_fg + H_bg)/2                                                   balanced entropy of p_k
+        w   = softmax_k((max H − H_k)/(max H − min H))                          max and min over k
+        p   = Σ_k w_k·p_k
 
-    H_fg and H_bg are the mean entropies over the voxels that p_k holds for foreground and for background. Entropy alone
-    favours statistics with which the network finds nothing, and is sure of it; a network that outlines a structure is
-    about as sure of its inside as of its outside. A prediction without foreground (or without background) has balance
-    0; where all have, they count alike. Foreground are all classes but the first (softmax), all channels together
-    (sigmoid). The abstract and the summaries of the paper name the balance of the two entropies; that it is their ratio
-    is this package's reading.
+    H_fg and H_bg are the mean entropies over the voxels that p_k holds for foreground and for background. The mean over
+    all voxels is that of the background where structures are small, and favours statistics with which the network finds
+    nothing, and is sure of it; balanced, both count alike. Where p_k has no foreground, or no background, H_k is the
+    mean over all voxels. Predictions of the same entropy count alike.
+
+    The paper segments one structure. Here every channel of a sigmoid prediction is one, with weights of its own; for
+    softmax H_k is the mean over the classes that p_k contains of the mean entropy over their voxels, which for two
+    classes is the formula. The authors' code takes the image's statistics from one forward by the batch's statistics
+    alone, and averages several networks besides; here each layer's are those of what comes in after the layers before
+    it have mixed theirs.
 
     Each image has weights of its own, so that nothing is left for the next one; with a sliding window each window has.
     Nothing is learnt: all of the work is done in the prediction.
 
     Args:
         network: the source network, with layers that keep running statistics.
-        mixes: weights m_k of the image's statistics, 0 to 1.
-        weighting: ``balance``; ``entropy``: ``1 − H/H_max`` of the mean entropy over all voxels; ``uniform``.
+        mixes: weights m_k of the batch's statistics, 0 to 1.
+        weighting: ``balance``; ``entropy``: H_k is the mean over all voxels; ``uniform``.
         settings: see :class:`PredictiveMethod`; ``batch_statistics`` has no part in it.
 
     Raises:
@@ -94,34 +99,35 @@ class InTEnt(PredictiveMethod):
         return StepRecord()
 
     def _predict(self, x: torch.Tensor) -> torch.Tensor:
-        predictions = []
+        predictions, entropies = [], []
         for mix in self.mixes:
             with self._statistics.using(mix):
                 logits = self._logits(x)
-            predictions.append((activate(logits, self.activation), self._weight(logits)))
-        weights = torch.stack([weight for _, weight in predictions])
-        # where no prediction has both a foreground and a background they count alike
-        weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
-        weights = weights / weights.sum(0)
-        shape = [-1] + [1] * (x.ndim - 1)
-        total = sum(weight.reshape(shape) * p for weight, (p, _) in zip(weights, predictions))
-        return logits_of(total, self.activation)
+            predictions.append(activate(logits, self.activation))
+            entropies.append(self._mean_entropy(logits))
+        weights = self._weights(torch.stack(entropies))
+        shape = [*weights.shape[1:], *[1] * (x.ndim - 2)]
+        return logits_of(sum(w.reshape(shape) * p for w, p in zip(weights, predictions)), self.activation)
 
-    def _weight(self, logits: torch.Tensor) -> torch.Tensor:
-        """Weight of the prediction of each image: ``(B,)``, at least 0."""
+    def _weights(self, entropies: torch.Tensor) -> torch.Tensor:
+        """Weights of the predictions, that add up to 1, from their entropies: ``(K, B, C)``, softmax ``(K, B, 1)``."""
         if self.weighting == "uniform":
-            return torch.ones(len(logits), device=logits.device)
-        entropy = entropy_map(logits, self.activation, self.entropy).flatten(1)
-        if self.weighting == "entropy":
-            classes, decisions = (logits.shape[1], 1) if self.activation == "softmax" else (2, logits.shape[1])
-            highest = decisions * torch.log(torch.tensor(float(classes)))
-            return (1 - entropy.mean(1) / highest).clamp_min(0)
+            return torch.full_like(entropies, 1 / len(entropies))
+        high = entropies.amax(0)
+        span = high - entropies.amin(0)
+        return ((high - entropies) / torch.where(span > 0, span, torch.ones_like(span))).softmax(0)
+
+    def _mean_entropy(self, logits: torch.Tensor) -> torch.Tensor:
+        """H_k of each decision between outcomes: ``(B, C)`` for sigmoid, ``(B, 1)`` for softmax."""
         if self.activation == "softmax":
-            foreground = logits.argmax(1) > 0
+            entropy = entropy_map(logits, self.activation, self.entropy)[:, None].flatten(2)
+            outcome, outcomes = logits.argmax(1)[:, None].flatten(2), logits.shape[1]
         else:
-            foreground = (logits > 0).any(1)
-        foreground = foreground.flatten(1)
-        inside, outside = ((entropy * part).sum(1) / part.sum(1).clamp_min(1) for part in (foreground, ~foreground))
-        tiny = torch.finfo(entropy.dtype).tiny
-        balance = torch.minimum(inside, outside) / torch.maximum(inside, outside).clamp_min(tiny)
-        return torch.where(foreground.any(1) & ~foreground.all(1), balance, torch.zeros_like(balance))
+            alone = logits.flatten(0, 1)[:, None]
+            entropy = entropy_map(alone, self.activation, self.entropy).reshape(logits.shape).flatten(2)
+            outcome, outcomes = (logits >= 0).long().flatten(2), 2
+        if self.weighting != "balance":
+            return entropy.mean(2)
+        parts = [outcome == k for k in range(outcomes)]
+        means = [(entropy * part).sum(2) / part.sum(2).clamp_min(1) for part in parts]
+        return sum(means) / sum(part.any(2).to(entropy) for part in parts)
