@@ -82,6 +82,43 @@ def test_views_are_crops_of_half_the_size_in_multiples_of_32(make_network):
     assert sum(c.mean().item() for c in method._crops(two)) == 6
 
 
+class OfOneSize(torch.nn.Module):
+    def __init__(self, network, size):
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, x):
+        if x.shape[-1] != self.size:
+            raise ValueError(f"expected {self.size}")
+        return self.network(x)
+
+
+def test_a_network_of_one_size_is_told_to_take_the_whole_image(make_network):
+    x = image(size=64)
+    with pytest.raises(GrataError, match="crop: OfOneSize does not take crops of 32x32 from images of 64x64"):
+        DUA(OfOneSize(make_network(), 64), views=2).adapt(x)
+    method = DUA(OfOneSize(make_network(), 64), views=8, crop=1.0)
+    assert method.adapt(x).momentum > 0
+    # flips and quarter turns: the same values in other places
+    for view in method._crops(x):
+        assert torch.equal(view.flatten().sort().values, x.flatten().sort().values)
+
+
+def test_an_error_that_is_not_about_crops_is_left_alone(make_network):
+    with pytest.raises(ValueError, match="expected 64"):
+        DUA(OfOneSize(make_network(), 64), views=2).adapt(image(size=16))
+
+
+def test_parts_hardly_change_the_update(make_network, real_scan):
+    start, whole = statistics(make_network(3)), make_network(3)
+    DUA(whole, chunk=64).adapt(real_scan)
+    parts = make_network(3)
+    DUA(parts).adapt(real_scan)
+    a, b = statistics(whole), statistics(parts)
+    difference = sum((a[name] - b[name]).square().sum() for name in a)
+    assert difference < 1e-4 * sum((a[name] - start[name]).square().sum() for name in a)
+
+
 def test_the_running_statistics_come_closer_to_those_of_an_image_that_stays(make_network, real_scan):
     network = make_network(3)
     method = DUA(network, views=4)
@@ -112,7 +149,13 @@ def test_an_image_that_is_not_finite_leaves_the_statistics_alone(make_network):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"views": 0}, "views must be"), ({"decay": 2}, "decay must be"), ({"batch_statistics": 1.0}, "batch_statistics")],
+    [
+        ({"views": 0}, "views must be"),
+        ({"crop": 0}, "crop must be"),
+        ({"crop": 1.5}, "crop must be"),
+        ({"decay": 2}, "decay must be"),
+        ({"batch_statistics": 1.0}, "batch_statistics"),
+    ],
 )
 def test_wrong_settings_are_refused_by_name(make_network, settings, message):
     with pytest.raises(GrataError, match=message):

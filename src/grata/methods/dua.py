@@ -49,9 +49,13 @@ class DUA(PredictiveMethod):
 
     Nothing depends on the task. For segmentation a view is a crop of half the size along each axis, rounded up to a
     multiple of 32 (what common networks divide by), or the whole image where it is smaller: together the 64 crops cost
-    as much as 16 pictures or 8 volumes. They pass in parts, to save memory; in each part layers normalize by that
-    part's statistics, and the update takes mean and variance of all parts together. With several images in a batch the
-    views are shared out among them.
+    as much as 16 pictures of 512 x 512, and, as they are 32 x 32 x 32, as 14 volumes of 48 x 64 x 48. A network that
+    takes images of one size alone needs ``crop: 1``: then the views are the flips and turns of the whole image, and
+    cost as much as 64 images. With several images in a batch the views are shared out among them.
+
+    The views pass in parts, to save memory. The update takes mean and variance over all parts together, of values that
+    each part has normalized by its own statistics on the way; ``chunk`` of at least ``views`` is the batch of the
+    paper, to the last bit.
 
     Args:
         network: the source network, with layers that keep running statistics.
@@ -60,12 +64,13 @@ class DUA(PredictiveMethod):
         momentum: m_0.
         least: what is added to it.
         samples: after so many batches nothing is changed any more.
+        crop: size of a view along each axis as a share of the image's, above 0; 1: the whole image.
         chunk: how many views pass at a time.
         settings: see :class:`PredictiveMethod`; ``batch_statistics`` has no part in it.
 
     Raises:
         GrataError: no layer keeps running statistics, a layer cannot normalize by given ones, or a setting is out of
-            range.
+            range; by ``adapt``: the network does not take crops.
     """
 
     name = "dua"
@@ -90,6 +95,7 @@ class DUA(PredictiveMethod):
         momentum: float = 0.1,
         least: float = 0.005,
         samples: int = 80,
+        crop: float = 0.5,
         chunk: int = 16,
         **settings: Any,
     ) -> None:
@@ -108,6 +114,9 @@ class DUA(PredictiveMethod):
         self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
         self.least = check_number("least", least, low=0.0, high=1.0)
         self.samples = check_count("samples", samples)
+        self.crop = check_number("crop", crop, low=0.0, high=1.0)
+        if self.crop == 0.0:
+            raise GrataError("crop must be above 0.")
         self.chunk = check_count("chunk", chunk)
 
     def _adapt(self, images: torch.Tensor) -> DUARecord:
@@ -118,7 +127,7 @@ class DUA(PredictiveMethod):
         self._sums: dict[nn.Module, list[torch.Tensor]] = {}
         with torch.no_grad(), self._statistics.using(self._gather):
             for start in range(0, len(crops), self.chunk):
-                self._logits(torch.cat(crops[start : start + self.chunk]))
+                self._pass(torch.cat(crops[start : start + self.chunk]), images)
         if not all(torch.isfinite(part).all() for sums in self._sums.values() for part in sums):
             return DUARecord(flags=("non_finite_statistics", "step_skipped"))
         for layer, (count, total, squares) in self._sums.items():
@@ -128,6 +137,20 @@ class DUA(PredictiveMethod):
             layer.running_var.lerp_(variance.to(layer.running_var), momentum)
         self._sums = {}
         return DUARecord(momentum=momentum)
+
+    def _pass(self, crops: torch.Tensor, images: torch.Tensor) -> None:
+        try:
+            self._logits(crops)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            if crops.shape[2:] == images.shape[2:]:
+                raise
+            taken, given = ("x".join(map(str, x.shape[2:])) for x in (crops, images))
+            raise GrataError(
+                f"crop: {type(self.given).__name__} does not take crops of {taken} from images of {given} ({error}). Set "
+                "crop to 1: the views are flips and turns of the whole image then, at a higher cost."
+            ) from error
 
     def _gather(self, layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The rule of the update: normalize by what passes now, and add it up."""
@@ -144,7 +167,7 @@ class DUA(PredictiveMethod):
         shape.
         """
         size = images.shape[2:]
-        crop = [min(n, math.ceil(n / 2 / _MULTIPLE) * _MULTIPLE) for n in size]
+        crop = [min(n, math.ceil(n * self.crop / _MULTIPLE) * _MULTIPLE) for n in size]
         turns = default_views(crop)
         crops = []
         for index in range(self.views):
