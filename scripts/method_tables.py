@@ -126,28 +126,35 @@ def stream_table(frames: dict[str, pd.DataFrame], order: list[str]) -> str:
 
 
 def draw(frames: dict[str, pd.DataFrame], order: list[str], path: Path) -> None:
-    """Gain over the source against cost, one panel a task; names beside the points."""
+    """Gain over the source, a line a method and a panel a task; at the right what an image costs."""
     to_source = gains(frames, "source")
-    figure = Figure(figsize=(5.2 * len(frames), 5.2), layout="constrained")
+    figure = Figure(figsize=(2.0 + 4.2 * len(frames), 1.2 + 0.27 * len(order)), layout="constrained")
     FigureCanvasAgg(figure)
-    for (task, frame), axes in zip(frames.items(), figure.subplots(1, len(frames), squeeze=False)[0]):
+    panels = figure.subplots(1, len(frames), squeeze=False, sharey=True)[0]
+    for (task, frame), axes in zip(frames.items(), panels, strict=True):
         base = seconds(frame, "source")
-        for method in order:
+        for place, method in enumerate(reversed(order)):
             values = to_source[method][task]
             if not len(values):
                 continue
             mean, low, high = mean_and_interval([values])
-            ratio = seconds(frame, method) / base
             colour = {"source": "#000000", "ptbn": "#56B4E9", "grata": "#D55E00"}.get(method, "#777777")
-            axes.plot([ratio, ratio], [low, high], color=colour, linewidth=1.2)
-            axes.plot(ratio, mean, "o", color=colour, markersize=5)
-            axes.annotate(method, (ratio, mean), xytext=(4, 3), textcoords="offset points", fontsize=7, color=colour)
-        axes.axhline(0, color="#000000", linewidth=0.8, linestyle=":")
-        axes.set_xscale("log")
-        axes.set_xlabel("time of an image, in units of the source network's")
-        axes.set_ylabel("gain in Dice over the source network")
-        axes.set_title(task)
-        axes.grid(color="#E3E3E3", linewidth=0.6)
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
+            axes.plot(mean, place, "o", color=colour, markersize=5)
+            cost = f"×{seconds(frame, method) / base:.1f}"
+            axes.annotate(
+                cost,
+                (1.0, place),
+                xytext=(4, -3),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                fontsize=7,
+            )
+        axes.axvline(0, color="#000000", linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(order)), list(reversed(order)), fontsize=8)
+        axes.set_xlabel("gain in Dice over the source network")
+        axes.set_title(f"{task}; at the right: time of an image", fontsize=10)
+        axes.grid(axis="x", color="#E3E3E3", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150, metadata={"Software": None})
