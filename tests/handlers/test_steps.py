@@ -2,8 +2,11 @@
 
 import math
 
-from grata.handlers import merged_record
-from grata.methods import GradientRecord
+import torch
+from monai.inferers import SlidingWindowInferer
+
+from grata.handlers import WindowSelection, adapt_to_case, merged_record
+from grata.methods import GradientRecord, Tent
 
 
 def test_one_step_is_its_own_record():
@@ -18,3 +21,21 @@ def test_of_several_windows_the_last_speaks_and_the_agreement_is_the_mean():
     assert merged["cosine"] == 0.2 and merged["flags"] == ["x"]
     assert math.isclose(merged["agreement"], 0.7)
     assert [step["agreement"] for step in merged["steps"]] == [0.5, 0.9]
+
+
+def test_a_case_that_began_from_the_source_is_told_so_whatever_came_after_its_first_window():
+    several = [GradientRecord(reset=True), GradientRecord()]
+    assert merged_record(several)["reset"] is True
+    assert merged_record([GradientRecord(reset=True, steps=(GradientRecord(), GradientRecord()))])["reset"] is True
+    assert merged_record([GradientRecord(), GradientRecord()])["reset"] is False
+
+
+def test_the_second_case_of_an_episodic_method_is_told_as_reset_with_several_windows(make_network):
+    method = Tent(make_network(2), reset="per-case", activation="sigmoid")
+    inferer = SlidingWindowInferer((8, 8), sw_batch_size=1, overlap=0)
+    told = []
+    for _ in range(2):
+        records = adapt_to_case(method, torch.rand(1, 1, 16, 16), inferer, WindowSelection(uncertain=1, random=1))
+        assert len(records) == 2
+        told.append(merged_record(records)["reset"])
+    assert told == [False, True]

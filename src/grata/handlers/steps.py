@@ -51,13 +51,14 @@ def adapt_to_case(
 def merged_record(records: list[StepRecord]) -> dict[str, Any]:
     """The last step's values, the flags of all, and every step's values where there were several.
 
-    What tells of the prediction's quality is a mean: of ``agreement`` over the steps that have one.
+    ``reset`` is that of the case: only its first step can be the one that started from the source network. What tells
+    of the prediction's quality is a mean: of ``agreement`` over the steps that have one.
     """
     steps = [step for record in records for step in (record.as_dict().pop("steps", None) or [record.as_dict()])]
     for step in steps:
         step.pop("steps", None)
     flags = list(dict.fromkeys(flag for record in records for flag in record.flags))
-    merged = {**steps[-1], "flags": flags}
+    merged = {**steps[-1], "flags": flags, "reset": any(record.reset for record in records)}
     if len(steps) > 1:
         agreements = [step["agreement"] for step in steps if math.isfinite(step.get("agreement", math.nan))]
         merged |= {"agreement": sum(agreements) / len(agreements)} if agreements else {}
