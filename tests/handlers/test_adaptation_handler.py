@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -92,7 +93,30 @@ def test_a_skipped_step_is_journalled_and_the_next_case_goes_on(make_network, tm
     assert [line["flags"] for line in lines] == [[], ["non_finite_auxiliary_loss", "step_skipped"], []]
     assert lines[1]["auxiliary_loss"] is None
     assert lines[1]["parameter_change"] == lines[0]["parameter_change"]
-    assert handler.skipped == {"case1": ("non_finite_auxiliary_loss", "step_skipped")}
+    assert handler.skipped == {"case1": ("non_finite_auxiliary_loss", "step_skipped")} and handler.noted == {}
+
+
+class Talkative(GraTa):
+    """Has something to tell of every step, and cannot take that of an image of NaN."""
+
+    def _adapt(self, images, **options):
+        record = super()._adapt(images, **options)
+        return dataclasses.replace(record, flags=("recovered", *record.flags))
+
+
+def test_a_flag_of_a_step_that_was_taken_is_a_note_and_no_skipped_step(make_network):
+    network = make_network(3)
+    items = volumes(2)
+    items[1]["image"][0, 0, 0, 0] = float("nan")
+    handler = AdaptationHandler(Talkative(network))
+    evaluator(network, items, [handler]).run()
+    skipped = ("recovered", "non_finite_auxiliary_loss", "step_skipped")
+    assert handler.noted == {"case0": ("recovered",)} and handler.skipped == {"case1": skipped}
+    assert handler.remarks() == [
+        "case0: adapted (recovered)",
+        "case1: adaptation skipped (recovered, non_finite_auxiliary_loss, step_skipped), predicted with the parameters "
+        "before it",
+    ]
 
 
 @pytest.mark.parametrize("method", [Source, PTBN])

@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from .. import __version__
 from ..files import atomic_write
+from ..methods.gradient import SKIPPED
 from .config import BenchmarkConfig
 from .metrics import DISTANCES, METRICS
 from .protocols import Protocol
@@ -152,7 +153,7 @@ def _counts(chosen: pd.DataFrame) -> dict[str, Any]:
     if chosen.empty:
         return {"images": 0, "unlabelled": 0, "failed": 0, "skipped": 0}
     fine = chosen[chosen["error"] == ""]
-    skipped = fine["flags"].fillna("").str.contains("step_skipped").sum() if "flags" in fine else 0
+    skipped = fine["flags"].fillna("").str.contains(SKIPPED).sum() if "flags" in fine else 0
     # Where there is a label the calibration is defined, also where the Dice of an absent structure is not.
     scores = [column for column in fine.columns if column.split("/")[0] in METRICS]
     scored = fine[fine[scores].notna().any(axis=1)].groupby(["target", "case"]).ngroups

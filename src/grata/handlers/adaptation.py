@@ -16,6 +16,7 @@ from torch import nn
 from .. import __version__
 from ..errors import GrataError
 from ..methods import GraTa, Method, StepRecord
+from ..methods.gradient import SKIPPED
 from .journal import Journal
 from .steps import adapt_to_case, merged_record
 from .windows import WindowSelection, window_selection
@@ -47,7 +48,7 @@ class AdaptationHandler:
         site_key: key of the site's name in the batch.
 
     Attributes:
-        skipped: cases whose step was skipped (a non-finite loss or gradient), with their flags.
+        flags: by case, what was out of the ordinary; cases of which there is nothing to tell are left out.
 
     Raises:
         GrataError: unknown window settings.
@@ -68,9 +69,28 @@ class AdaptationHandler:
         self.source_key = source_key
         self.case_key = case_key
         self.site_key = site_key
-        self.skipped: dict[str, tuple[str, ...]] = {}
+        self.flags: dict[str, tuple[str, ...]] = {}
         self._line: dict[str, Any] = {}
         self._images = 1
+
+    @property
+    def skipped(self) -> dict[str, tuple[str, ...]]:
+        """Flags of the cases of which a step was skipped (a non-finite loss or gradient, nothing to learn from)."""
+        return {case: flags for case, flags in self.flags.items() if SKIPPED in flags}
+
+    @property
+    def noted(self) -> dict[str, tuple[str, ...]]:
+        """Flags of the cases of which no step was skipped."""
+        return {case: flags for case, flags in self.flags.items() if SKIPPED not in flags}
+
+    def remarks(self) -> list[str]:
+        """One line for each case with flags, in the order of the cases."""
+        remarks = []
+        for case, flags in self.flags.items():
+            told = ", ".join(flags)
+            skipped = f"adaptation skipped ({told}), predicted with the parameters before it"
+            remarks.append(f"{case}: {skipped if SKIPPED in flags else f'adapted ({told})'}")
+        return remarks
 
     def attach(self, engine: Engine) -> None:
         """Register on the engine's events.
@@ -96,9 +116,8 @@ class AdaptationHandler:
                 scripted = isinstance(self.method.given, torch.jit.ScriptModule)
                 what = "a TorchScript network" if scripted else f"the network that {self.method.name} predicts with"
                 raise GrataError(
-                    f"network: {what} cannot be put inside a {type(engine.network).__name__}. Give the network "
-                    f"itself to "
-                    "both the method and the evaluator."
+                    f"network: {what} cannot be put inside a {type(engine.network).__name__}. Give the network itself "
+                    "to both the method and the evaluator."
                 )
             raise GrataError(
                 f"network: the evaluator predicts with another {type(engine.network).__name__} than the network that "
@@ -140,7 +159,7 @@ class AdaptationHandler:
         unnamed = [f"iteration-{engine.state.iteration}-{index}" for index in range(self._images)]
         for index, case in enumerate(cases or unnamed):
             if self._line["flags"]:
-                self.skipped[case] = tuple(self._line["flags"])
+                self.flags[case] = tuple(self._line["flags"])
             if self.journal is not None:
                 self.journal.append(
                     {

@@ -200,7 +200,7 @@ class AdaptationRun:
         self.finished = list(state["finished"])
         self.outputs.scores = json.loads(state["scores"])
         self.outputs.volumes = json.loads(state["volumes"])
-        self.adaptation.skipped = {case: tuple(flags) for case, flags in json.loads(state["skipped"]).items()}
+        self.adaptation.flags = {case: tuple(flags) for case, flags in json.loads(state["flags"]).items()}
         self._committed = state["method"]
         self.method.load_state_dict(self._committed)
 
@@ -241,7 +241,7 @@ class AdaptationRun:
             "finished": finished,
             "scores": json.dumps(self.outputs.scores),
             "volumes": json.dumps(self.outputs.volumes),
-            "skipped": json.dumps(self.adaptation.skipped),
+            "flags": json.dumps(self.adaptation.flags),
             "settings": json.dumps(self.settings, sort_keys=True),
             "source": self._source_hash,
         }
@@ -306,8 +306,8 @@ class AdaptationRun:
         except GrataError as error:
             unwritten = error
         print(format_summary(**summary, seconds=seconds, output_dir=self.output_dir))
-        for case, flags in self.adaptation.skipped.items():
-            print(f"note: {case}: adaptation skipped ({', '.join(flags)}), predicted with the parameters before it")
+        for remark in self.adaptation.remarks():
+            print(f"note: {remark}")
         if unwritten is not None:
             print(f"error: {unwritten}")
         if self._stopped_by is not None:
@@ -329,6 +329,6 @@ def _read_state(path: Path) -> dict[str, Any]:
     # A damaged archive or pickle raises any of many kinds of exception.
     with contextlib.suppress(Exception):
         state = torch.load(path, weights_only=True)
-        if {"method", "finished", "scores", "volumes", "skipped", "settings", "source"} <= state.keys():
+        if {"method", "finished", "scores", "volumes", "flags", "settings", "source"} <= state.keys():
             return state
     raise GrataError(f"resume: {path} is damaged or not the state of a run. Start anew with --overwrite true instead.")
