@@ -134,6 +134,29 @@ def test_a_module_around_the_network_cannot_hide_what_a_method_predicts_with(nam
         run(Around(network), scans(), AdaptationHandler(method, source_key="source_pred"), SimpleInferer())
 
 
+@pytest.mark.parametrize("name", ["cotta", "diga", "intent", "vptta"])
+def test_a_module_around_what_a_method_predicts_with_still_knows_the_source(name):
+    network, items = make_network(), scans()
+    source = copy.deepcopy(network).eval()
+    method, alone = make(name, network), make(name, make_network())
+    seen = run(Around(method.network), items, AdaptationHandler(method, source_key="source_pred"), SimpleInferer())
+    for item, (predicted, by_source) in zip(items, seen):
+        x = item["image"][None]
+        alone.adapt(x)
+        with torch.no_grad():
+            assert torch.equal(predicted, alone.network(x)[0])
+            assert torch.equal(by_source, source(x)[0])
+
+
+@pytest.mark.parametrize("name", ["cotta", "diga", "intent", "vptta"])
+def test_what_is_given_beside_the_image_is_not_dropped(name):
+    method = make(name, make_network())
+    x = torch.rand(1, 1, 8, 8, 8)
+    method.adapt(x)
+    with pytest.raises(GrataError, match=f"more than the image, which {name} cannot pass on"):
+        method.network(x, torch.zeros(1))
+
+
 class Named(nn.Module):
     """A network that returns more than its logits."""
 

@@ -101,6 +101,7 @@ class Method(ABC):
         self.batches = 0
         self._was_reset = False
         self._active = False
+        self._as_source = False
 
     @property
     def network(self) -> nn.Module:
@@ -194,17 +195,22 @@ class Method(ABC):
 
     @contextlib.contextmanager
     def source_network(self) -> Iterator[nn.Module]:
-        """The network as it was before any adaptation, for the time of a ``with`` block; no gradients inside."""
+        """The network as it was before any adaptation, for the time of a ``with`` block; no gradients inside.
+
+        A module around :attr:`network` predicts as the source inside, too.
+        """
         with torch.no_grad():
-            if not self._active:
+            if not self._active or self._as_source:
                 yield self._network
                 return
             adapted = self._copy()
             try:
+                self._as_source = True
                 self._write(self._source)
                 self._statistics.detach()
                 yield self._network
             finally:
+                self._as_source = False
                 self._write(adapted)
                 self._statistics.attach()
 

@@ -90,7 +90,7 @@ class PredictiveMethod(Method):
 class PredictionNetwork(nn.Module):
     """The network that a method predicts with, where that is more than the adapted network itself.
 
-    Before the first batch and after ``restore()`` it predicts as the source network.
+    Before the first batch, after ``restore()`` and inside ``source_network()`` it predicts as the source network.
 
     Args:
         method: whose network it is.
@@ -108,8 +108,13 @@ class PredictionNetwork(nn.Module):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """As the network's: logits where it returns a dict, list or tuple are put in their place."""
         method, predict = self._method
-        if not method._active:
+        if not method._active or method._as_source:
             return self.network(x, *args, **kwargs)
+        if args or kwargs:
+            raise GrataError(
+                f"The network is given more than the image, which {method.name} cannot pass on to all that it predicts "
+                "with. Use method source, ptbn or bn_alpha, or a network of the image alone."
+            )
         with torch.no_grad():
             logits = predict(method._plain(x))
         if method.output is None:
