@@ -156,6 +156,11 @@ def test_an_image_that_comes_again_is_computed_once_where_no_other_one_has_a_say
     assert {name: computed.count(name) for name in rows} == {"source": 4, "online": 12, "episodic": 4}
     found = results(tmp_path / "results")
     assert len(found) == 3 * 12
+    # what was not computed has no cost
+    with open(tmp_path / "results" / "results.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            costs = row["method"] == "online" or row["round"] == "0"
+            assert [bool(row[column]) for column in MEASURED] == [costs] * len(MEASURED)
     monkeypatch.setattr(stream._Runner, "each_for_itself", False)
     settings["output_dir"] = str(tmp_path / "all")
     assert run_benchmark(write(settings)) == 0

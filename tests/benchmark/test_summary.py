@@ -5,6 +5,7 @@ import math
 import pytest
 
 from grata.benchmark import load_config
+from grata.benchmark.stream import MEASURED
 from grata.benchmark.summary import summarise, write_summary
 
 NAN, INF = math.nan, math.inf
@@ -155,6 +156,19 @@ def test_rounds_are_averaged_in_the_tables_and_told_apart_in_their_own(configure
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
     assert cells[0] == ["source", "method", "round 1", "round 2"]
     assert cells[2:] == [["bundle", "source", "0.5000", "0.7500"], ["bundle", "grata", "0.6000", "0.8500"]]
+
+
+def test_an_image_that_was_not_computed_again_has_no_part_in_the_cost(configured):
+    config = configured(protocol={"name": "recurring", "repeats": 2})
+    rows = [row("north", case, "source", 0, 0.5, protocol="recurring", round=0) for case in "12"]
+    rows[0] |= {"seconds": 9.0, "cold": True}
+    rows[1] |= {"seconds": 2.0, "peak_memory_mib": 7.0}
+    again = [{key: value for key, value in r.items() if key not in MEASURED} | {"round": 1} for r in rows]
+    line = by_name(config, [*rows, *again]).loc[("bundle", "north", "source")]
+    assert (line["seconds_adapt"], line["seconds"], line["peak_memory_mib"]) == (2.0, 3.0, 9.0)
+    # the only image that was computed came first after a start
+    line = by_name(config, [rows[0], again[0]]).loc[("bundle", "north", "source")]
+    assert line["seconds_adapt"] == 9.0
 
 
 def test_a_summary_tells_no_place_on_this_machine(configured, tmp_path):

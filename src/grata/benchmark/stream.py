@@ -29,7 +29,9 @@ from .protocols import Item
 __all__ = ["MEASURED", "run_job"]
 
 MEASURED = ("seconds", "seconds_predict", "peak_memory_mib", "cold")
-"""Columns that are measured and differ from run to run; all others are the same when a run is repeated."""
+"""Columns that are measured and differ from run to run; all others are the same when a run is repeated. They are empty
+for an image that was not computed again when it came again.
+"""
 
 # A worker whose parent was killed ends within moments.
 _WAIT_FOR_PREDECESSOR = 60
@@ -68,7 +70,7 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
             earlier = done.get((item.site, item.case)) if runner.each_for_itself else None
             if earlier is not None:
                 again = {"position": position, "round": item.round, "reset": runner.method.episodic}
-                row = earlier | {key: value for key, value in again.items() if key in earlier}
+                row = {key: again.get(key, value) for key, value in earlier.items() if key not in MEASURED}
                 label_map = part.read_label_map(earlier["position"])
             else:
                 row, label_map = runner.step(position)

@@ -210,7 +210,7 @@ def _cost(chosen: pd.DataFrame) -> dict[str, float]:
     names = ("seconds_adapt", "seconds_predict", "seconds", "peak_memory_mib")
     if chosen.empty or "seconds" not in chosen:
         return dict.fromkeys(names, math.nan)
-    fine = chosen[chosen["error"] == ""]
+    fine = chosen[(chosen["error"] == "") & chosen["seconds"].notna()]
     warm = fine[~fine["cold"].astype(bool)]
     # The first image after a start pays for what torch sets up once; where there is no other it has to do.
     timed = warm if len(warm) else fine
@@ -258,7 +258,7 @@ def _header(
     )
     cost = (
         "Seconds are those of adaptation and prediction, without reading, scoring and the first image after each start "
-        "of a job; memory is the peak of the whole process (CPU, Linux) or of its tensors (CUDA)."
+        "of a job; an image that comes again and need not be computed again has none. Memory is the peak of the whole process (CPU, Linux) or of its tensors (CUDA)."
     )
     protocols = [f"- `{protocol.label}`: {protocol.summary}." for protocol in config.protocols]
     given = yaml.safe_dump(_without_places(config.given), sort_keys=False, allow_unicode=True).rstrip()
