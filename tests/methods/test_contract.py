@@ -141,6 +141,54 @@ def test_another_process_goes_on_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_state_loaded_in_inference_mode_goes_on_as_well(name):
+    method = make(name)
+    stream(method, 2)
+    state = copy.deepcopy(method.state_dict())
+    expected = stream(method, 2, first=2)
+    other = make(name)
+    with torch.inference_mode():
+        other.load_state_dict(state)
+    for (a, x), (b, y) in zip(expected, stream(other, 2, first=2)):
+        assert repr(a) == repr(b) and torch.equal(x, y)
+
+
+def other_values():
+    """Every setting of each method's own that is a number or a choice, with a value that is not its default."""
+    choices = {"weighting": "uniform", "pseudo": "entropy", "auxiliary": "consistency", "optimizer": "RMSprop"}
+    choices |= {"learning_rate_law": "linear", "adapted": "all", "batch_statistics": 0.25}
+    for name, method in METHODS.items():
+        for key, value in (method.__init__.__kwdefaults__ or {}).items():
+            if key in choices:
+                other = "constant" if (name, key) == ("dltta", "learning_rate_law") else choices[key]
+            elif isinstance(value, bool):
+                other = not value
+            elif isinstance(value, int):
+                other = value + 1 if key != "neighbours" else value - 1
+            elif isinstance(value, float):
+                other = value / 2
+            elif isinstance(value, tuple):
+                other = value[:1] if key != "betas" else (0.5, 0.9)
+            else:
+                continue
+            yield pytest.param(name, {key: other}, id=f"{name}-{key}")
+
+
+@pytest.mark.parametrize(("name", "settings"), list(other_values()))
+def test_a_state_of_other_settings_is_refused_before_anything_is_written(name, settings):
+    method = make(name)
+    stream(method, 1)
+    network = make_network()
+    other = make(name, network, **settings)
+    before, generator = snapshot(network), other.generator.get_state()
+    with pytest.raises(Exception, match="This state .*(start anew|other names or shapes)") as error:
+        other.load_state_dict(method.state_dict())
+    assert type(error.value).__name__ == "GrataError"
+    assert same(snapshot(network), before) and torch.equal(other.generator.get_state(), generator)
+    assert other.batches == 0 and not other._active
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_a_state_is_taken_at_its_moment(name):
     method = make(name)
     stream(method, 1)

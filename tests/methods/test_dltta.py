@@ -174,8 +174,13 @@ def test_wrong_settings_are_refused_by_name(law, message):
 def test_a_state_of_another_law_is_refused(make_network):
     method = Tent(make_network())
     method.adapt(batch())
-    with pytest.raises(GrataError, match="learning_rate_law: this state"):
-        Tent(make_network(), learning_rate_law="discrepancy").load_state_dict(method.state_dict())
+    other = Tent(make_network(), learning_rate_law="discrepancy")
+    other.adapt(batch())
+    with pytest.raises(GrataError, match="another learning_rate_law"):
+        other.load_state_dict(method.state_dict())
+    with pytest.raises(GrataError, match="another learning_rate_law"):
+        method.load_state_dict(other.state_dict())
+    assert method.batches == other.batches == 1
 
 
 def test_a_network_that_cannot_be_looked_into_is_refused(make_network):

@@ -88,11 +88,6 @@ class DiscrepancyRate(Rate):
         return self._memory.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if "keys" not in state:
-            raise GrataError(
-                "learning_rate_law: this state was written with another law than discrepancy: give the same one, or "
-                "start anew."
-            )
         self._memory.load_state_dict(state)
 
     def _pooled(self, probabilities: torch.Tensor, shape: list[int]) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -57,6 +58,7 @@ class Method(ABC):
         name: how configs call the method.
         card: what it is, for tables.
         learns: whether ``adapt`` looks at the images; if not, any call only switches the network's statistics.
+        refused: settings of its bases that it does not have.
         given: the network as it was given.
         parameters: what the method changes, by name.
         reset: the policy.
@@ -69,6 +71,7 @@ class Method(ABC):
     name: ClassVar[str]
     card: ClassVar[Card]
     learns: ClassVar[bool] = True
+    refused: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -228,6 +231,7 @@ class Method(ABC):
             "method": self.name,
             "parameters": self._copy(),
             "source": self._digest_of_source(),
+            "settings": self._signature(),
             "reset": {"policy": repr(self.reset), "state": self.reset.state_dict()},
             "generator": self.generator.get_state(),
             "batches": self.batches,
@@ -238,7 +242,7 @@ class Method(ABC):
         """Go on from ``state``.
 
         Raises:
-            GrataError: it is of another method or another network; nothing is changed then.
+            GrataError: it is of another method, another network, or of other settings; nothing is changed then.
         """
         if state.get("method") != self.name:
             raise GrataError(f"This state was written by method {state.get('method')!r}, not by {self.name!r}.")
@@ -251,19 +255,53 @@ class Method(ABC):
             raise GrataError("This state was adapted from other source weights.")
         if state["reset"]["policy"] != repr(self.reset):
             raise GrataError(
-                f"This state was written with another reset policy ({state['reset']['policy']}, here "
-                f"{self.reset!r}): give "
-                "the same one, or start anew."
+                f"This state was written with another reset policy ({state['reset']['policy']}, here {self.reset!r}): "
+                "give the same one, or start anew."
             )
+        present = self._signature()
+        for key, written in state["settings"].items():
+            if present.get(key) != written:
+                raise GrataError(
+                    f"This state was written with another {key} ({written}, here {present.get(key)}): give the same "
+                    "one, or start anew."
+                )
         with torch.inference_mode(False):
             self.restore()
             if state["active"]:
                 self._activate()
             self._write(state["parameters"])
             self._adapted = self._copy()
-        self.reset.load_state_dict(state["reset"]["state"])
-        self.generator.set_state(state["generator"].cpu())
-        self.batches = int(state["batches"])
+            self.reset.load_state_dict(state["reset"]["state"])
+            self.generator.set_state(state["generator"].cpu())
+            self.batches = int(state["batches"])
+            self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Take over what a method adds to :meth:`state_dict`; all that could be refused was checked before."""
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        """All settings with their defaults, its own first, then those of its bases."""
+        found: dict[str, Any] = {}
+        for base in cls.__mro__:
+            if base is Method or "__init__" not in vars(base):
+                continue
+            parameters = inspect.signature(base.__init__).parameters.values()
+            for parameter in parameters:
+                if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in (*found, *cls.refused):
+                    found[parameter.name] = parameter.default
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+                break
+        return found
+
+    def _signature(self) -> dict[str, str]:
+        """The settings that a state was made by and holds for, as text: those that are plain values, by name."""
+        values = {name: vars(self)[name] for name in self.settings() if name in vars(self)}
+        mix = self._statistics.mix
+        return {
+            **{name: repr(value) for name, value in values.items() if _is_plain(value)},
+            "batch_statistics": getattr(mix, "__qualname__", type(mix).__name__) if callable(mix) else repr(mix),
+        }
 
     def _digest_of_source(self) -> str:
         if not self._active:
@@ -305,6 +343,12 @@ class Method(ABC):
             x = x.clone()
         dtype = next((p.dtype for p in self._network.parameters()), x.dtype)
         return x.detach().to(dtype)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _digest(values: Mapping[str, torch.Tensor]) -> str:

@@ -162,6 +162,6 @@ class CoTTA(GradientMethod):
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"teacher": self._teacher.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
         self._teacher.load_state_dict(state["teacher"])

@@ -198,8 +198,8 @@ class DIGA(PredictiveMethod):
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"prototypes": None if self._prototypes is None else self._prototypes.clone()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
         self._prototypes = None if state["prototypes"] is None else state["prototypes"].clone()
 
 

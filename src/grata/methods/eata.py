@@ -161,6 +161,6 @@ class EATA(GradientMethod):
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"average": None if self._average is None else self._average.clone()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
         self._average = None if state["average"] is None else state["average"].clone()

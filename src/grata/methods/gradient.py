@@ -354,26 +354,20 @@ class GradientMethod(PredictiveMethod):
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "optimizer_settings": self._optimizer_signature(),
             "rate": self.rate.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``.
-
-        Raises:
-            GrataError: it is of another method, network, optimizer, or of other settings of the optimizer.
-        """
-        if state.get("method") == self.name and state["optimizer_settings"] != self._optimizer_signature():
-            raise GrataError(
-                f"This state was written with another optimizer or other settings of it "
-                f"({state['optimizer_settings']}, "
-                f"here {self._optimizer_signature()}): give the same ones, or start anew."
-            )
-        super().load_state_dict(state)
-        with torch.inference_mode(False):
-            _load_optimizer(self.optimizer, state["optimizer"])
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
+        _load_optimizer(self.optimizer, state["optimizer"])
         self.rate.load_state_dict(state["rate"])
+
+    def _signature(self) -> dict[str, str]:
+        found = super()._signature() | {"optimizer": self._optimizer_signature()}
+        # what somebody gave as an object of their own is known by its class alone
+        for key, value in (("learning_rate_law", self.rate), ("strong_view", self.strong_view)):
+            found[key] = repr(value) if dataclasses.is_dataclass(value) else type(value).__name__
+        return found
 
     def _optimizer_signature(self) -> str:
         groups = [

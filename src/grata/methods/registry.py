@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
@@ -89,14 +88,4 @@ def check_settings(name: str, settings: Mapping[str, Any], key: str = "settings"
 
 def settings_of(name: str) -> dict[str, Any]:
     """All settings of the method called ``name`` with their defaults, its own first, then those of its bases."""
-    found: dict[str, Any] = {}
-    for cls in METHODS[name].__mro__:
-        if cls is Method or "__init__" not in vars(cls):
-            continue
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        for parameter in parameters:
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in found:
-                found[parameter.name] = parameter.default
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return found
+    return METHODS[name].settings()

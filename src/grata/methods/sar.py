@@ -176,8 +176,8 @@ class SAR(GradientMethod):
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"average": self._average, "threshold": self._threshold}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
         self._average, self._threshold = float(state["average"]), float(state["threshold"])
 
 

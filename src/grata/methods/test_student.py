@@ -153,8 +153,7 @@ class TeST(GradientMethod):
             "teacher_optimizer": copy.deepcopy(self._teacher_optimizer.state_dict()),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        with torch.inference_mode(False):
-            self._teacher.load_state_dict(state["teacher"])
-            _load_optimizer(self._teacher_optimizer, state["teacher_optimizer"])
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
+        self._teacher.load_state_dict(state["teacher"])
+        _load_optimizer(self._teacher_optimizer, state["teacher_optimizer"])

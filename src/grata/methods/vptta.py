@@ -103,7 +103,8 @@ class VPTTA(PredictiveMethod):
         if self.warm_up == 0:
             raise GrataError("warm_up must be above 0; the smaller, the sooner the statistics are the source's.")
         self.neighbours = check_count("neighbours", neighbours)
-        self._memory = MemoryBank(check_count("memory", memory))
+        self.memory = check_count("memory", memory)
+        self._memory = MemoryBank(self.memory)
         if self.neighbours > memory:
             raise GrataError(f"neighbours must be at most memory, {memory}, got {neighbours!r}.")
         self.lr = check_number("lr", lr, low=0.0)
@@ -244,16 +245,15 @@ class VPTTA(PredictiveMethod):
             "memory": self._memory.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
         self._seen = int(state["seen"])
         if state["prompt"] is None:
             return
         device = next((p.device for p in self._network.parameters()), torch.device("cpu"))
-        with torch.inference_mode(False):
-            self._make_prompt(state["prompt"].to(device, copy=True), state["shape"])
-            _load_optimizer(self._optimizer, state["prompt_optimizer"])
-            self._memory.load_state_dict(state["memory"])
+        self._make_prompt(state["prompt"].to(device, copy=True), state["shape"])
+        _load_optimizer(self._optimizer, state["prompt_optimizer"])
+        self._memory.load_state_dict(state["memory"])
 
 
 def _check_network(network: nn.Module) -> None:
