@@ -391,34 +391,68 @@ def test_a_run_in_this_process_leaves_it_as_it_was(settings, write, tmp_path, mo
     assert after == before
 
 
-def test_a_damaged_state_is_told_with_its_cause(settings, write, tmp_path):
-    settings |= {"methods": {"grata": {"lr": 0.02}}, "limit": 1}
+def stopped_after(monkeypatch, images):
+    """Let a run be stopped after so many images."""
+    real, calls = Part.append, []
+
+    def interrupted(self, row):
+        calls.append(row)
+        if len(calls) > images:
+            raise KeyboardInterrupt
+        real(self, row)
+
+    monkeypatch.setattr(Part, "append", interrupted)
+
+
+def test_a_damaged_state_is_told_with_its_cause(settings, write, tmp_path, monkeypatch):
+    settings |= {"methods": {"grata": {"lr": 0.02}}, "limit": 2, "protocol": "continual"}
     path = write(settings)
-    assert run_benchmark(path) == 0
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stopped_after(patched, 2)
+        run_benchmark(path)
     state = next((tmp_path / "results" / "parts").rglob("*.pt"))
     torch.save({"finished": 1}, state)
-    with pytest.raises(GrataError, match="seed-0.pt is damaged .*lacks finished, method or fingerprint.*Remove it"):
+    with pytest.raises(GrataError, match="seed-0.pt is damaged .*lacks finished or method.*Remove it"):
         run_benchmark(path)
     state.write_bytes(b"nothing")
     with pytest.raises(GrataError, match=r"seed-0.pt is damaged .*\(\w+Error: .+\). Remove it") as caught:
         run_benchmark(path)
     assert caught.value.__cause__ is not None and "\n" not in str(caught.value)
+    state.unlink()
+    assert run_benchmark(path) == 0 and len(results(tmp_path / "results")) == 4
 
 
-def test_a_state_of_another_device_is_read_on_the_cpu(settings, write, tmp_path, monkeypatch):
-    settings |= {"methods": {"grata": {"lr": 0.02}}, "limit": 1}
-    path = write(settings)
-    assert run_benchmark(path) == 0
-    devices, load = [], torch.load
+@pytest.mark.parametrize(
+    ("method", "protocol", "states"),
+    [
+        ({"lr": 0.02}, "continual", [True, True, True, False]),
+        ({"lr": 0.02}, "episodic", [False] * 4),
+        ({"lr": 0.02, "reset": "per-case"}, "continual", [False] * 4),
+    ],
+)
+def test_a_state_is_kept_where_a_later_image_depends_on_it(
+    settings, write, tmp_path, monkeypatch, method, protocol, states
+):
+    settings |= {"methods": {"grata": method}, "limit": 2, "protocol": protocol}
+    path, kept = write(settings), []
+    commit = Part.commit
 
-    def noting(*arguments, map_location=None, **options):
-        devices.append(map_location)
-        return load(*arguments, map_location=map_location, **options)
+    def noting(self, finished, state):
+        commit(self, finished, state)
+        kept.append(self.lock.with_suffix(".pt").exists())
 
-    monkeypatch.setattr(torch, "load", noting)
-    config = load_config(path)
-    assert [len(part.rows()) for _, part in parts(config)] == [1, 1]
-    assert devices[-2:] == ["cpu", "cpu"]
+    monkeypatch.setattr(Part, "commit", noting)
+    assert run_benchmark(path, output_dir=str(tmp_path / "whole")) == 0
+    # the streams of `episodic` are those of the sites
+    assert kept == states
+    # and without one a stopped run ends as one that was not, too
+    for images in (1, 2, 3):
+        folder = str(tmp_path / f"stopped{images}")
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            stopped_after(patched, images)
+            run_benchmark(path, output_dir=folder)
+        assert run_benchmark(path, output_dir=folder) == 0
+        assert results(tmp_path / f"stopped{images}") == results(tmp_path / "whole")
 
 
 def test_distances_are_in_mm_where_pixels_have_a_size(settings, write, tmp_path):

@@ -43,9 +43,10 @@ def killing(name, call, before):
     return work
 
 statuses = [child(lambda: run_benchmark(config, output_dir=whole))]
-for name, call, before in [("commit", 1, False), ("append", 1, False), ("append", 2, True),
+for name, call, before in [("_write_progress", 1, False), ("append", 1, False), ("append", 2, True),
                            ("write_label_map", 1, False), ("commit", 1, True), ("commit", 2, False),
-                           ("_write_rows", 1, False), ("append", 8, False)]:
+                           ("_write_state", 1, False), ("_write_rows", 1, False), ("_remove_state", 1, True),
+                           ("append", 5, False)]:
     statuses.append(child(killing(name, call, before)))
 statuses.append(child(lambda: run_benchmark(config, output_dir=killed)))
 print(statuses)
@@ -67,7 +68,7 @@ def test_a_run_that_was_killed_anywhere_ends_as_one_that_was_not(settings, write
     settings |= {"protocol": "continual", "methods": {"grata": {"lr": 0.02}}, "seeds": [0, 1]}
     path = write(settings)
     outcome = run("-c", KILLED, path, tmp_path / "whole", tmp_path / "killed")
-    assert outcome.stdout.strip() == str([0, *[-9] * 8, 0]), outcome.stderr
+    assert outcome.stdout.strip() == str([0, *[-9] * 10, 0]), outcome.stderr
     rows = results(tmp_path / "killed")
     assert rows == results(tmp_path / "whole") and len(rows) == 14
     assert sorted(path.name for path in (tmp_path / "killed").rglob(".*")) == [".lock"]

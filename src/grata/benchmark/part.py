@@ -19,10 +19,13 @@ __all__ = ["Part"]
 
 
 class Part:
-    """Rows (JSON lines), method state and label maps of one job.
+    """Rows (JSON lines), progress, method state and label maps of one job.
 
-    A row is appended first, then the state replaced, which counts the rows that it stands for. A process that is killed
-    in between leaves a row more than that: it is dropped, and its image done again from the state before it.
+    A row is appended first, then the state replaced, which counts the rows that it stands for, then the progress, which
+    counts them too. A process that is killed in between leaves a row more than the state counts: it is dropped, and its
+    image done again from the state before it; or a state that counts one more than the progress: the state is right.
+
+    Where no image to come depends on the state, none is kept, and the progress says so before the last one is removed.
 
     Args:
         folder: of all parts.
@@ -35,14 +38,23 @@ class Part:
         self.fingerprint = dict(fingerprint)
         self._base = folder / name
         self._rows = self._base.with_name(f"{self._base.name}.jsonl")
+        self._progress = self._base.with_name(f"{self._base.name}.json")
         self._state = self._base.with_name(f"{self._base.name}.pt")
         self.lock = self._base.with_name(f"{self._base.name}.lock")
 
     def changed(self) -> list[str]:
         """What this job had otherwise when it was begun; empty for a new one."""
-        state = self._read_state()
-        before = json.loads(state["fingerprint"]) if state else self.fingerprint
+        progress = self._read_progress()
+        before = progress["fingerprint"] if progress else self.fingerprint
         return [key for key in self.fingerprint if before.get(key) != self.fingerprint[key]]
+
+    def check(self) -> None:
+        """Read the state that the job would go on from.
+
+        Raises:
+            GrataError: it is damaged.
+        """
+        self._read_state()
 
     def open(self) -> tuple[list[dict[str, Any]], Mapping[str, Any] | None]:
         """Rows that are done and the method's state after them (None: the source), ready to go on.
@@ -50,44 +62,44 @@ class Part:
         Raises:
             OutputError: the folder cannot be written.
         """
-        state, rows = self._read_state(), self.rows()
-        if state is None or len(rows) < state["finished"]:
-            self._base.parent.mkdir(parents=True, exist_ok=True)
-            self._write_rows([])
-            self.commit(0, None)
-            return [], None
-        self._write_rows(rows)
-        return rows, state["method"]
+        progress, state = self._read_progress(), self._read_state()
+        if progress is not None:
+            goes_on = state is not None and state["finished"] >= progress["finished"]
+            finished = state["finished"] if goes_on else progress["finished"]
+            rows = self._read_rows(finished)
+            if len(rows) == finished and (goes_on or not progress["state"]):
+                self._write_rows(rows)
+                self._write_progress(finished, goes_on)
+                if not goes_on:
+                    self._remove_state()
+                return rows, state["method"] if goes_on else None
+        self._base.parent.mkdir(parents=True, exist_ok=True)
+        self._remove_state()
+        self._write_rows([])
+        self._write_progress(0, False)
+        return [], None
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows that are done."""
-        state = self._read_state()
-        if state is None or not self._rows.is_file():
-            return []
-        try:
-            lines = self._rows.read_text(encoding="utf-8").splitlines()[: state["finished"]]
-            rows = [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise self._damaged_rows() from error
-        if not all(isinstance(row, dict) for row in rows):
-            raise self._damaged_rows()
-        return rows
-
-    def _damaged_rows(self) -> GrataError:
-        return GrataError(f"{self._rows} is damaged. Remove it and {self._state.name} beside it; the job starts anew.")
+        progress = self._read_progress()
+        return [] if progress is None else self._read_rows(progress["finished"])
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row; it counts once :meth:`commit` says so."""
         append_line(self._rows, json.dumps(row))
 
     def commit(self, finished: int, method: Mapping[str, Any] | None) -> None:
-        """Count ``finished`` rows as done, with the method's state after the last of them."""
-        # torch.save itself answers a full disk with a RuntimeError about its archive
-        buffer = io.BytesIO()
-        state = {"finished": finished, "method": method, "fingerprint": json.dumps(self.fingerprint, sort_keys=True)}
-        torch.save(state, buffer)
-        with atomic_write(self._state) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        """Count ``finished`` rows as done.
+
+        Args:
+            finished: how many.
+            method: its state after the last of them; None: what is to come does not depend on it.
+        """
+        if method is not None:
+            self._write_state(finished, method)
+        self._write_progress(finished, method is not None)
+        if method is None:
+            self._remove_state()
 
     def write_label_map(self, position: int, labels: np.ndarray) -> None:
         """Keep the prediction of the image at a position."""
@@ -113,6 +125,53 @@ class Part:
         with atomic_write(self._rows) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
+    def _write_progress(self, finished: int, state: bool) -> None:
+        progress = {"finished": finished, "state": state, "fingerprint": self.fingerprint}
+        with atomic_write(self._progress) as temporary:
+            temporary.write_text(json.dumps(progress, sort_keys=True), encoding="utf-8")
+
+    def _write_state(self, finished: int, method: Mapping[str, Any]) -> None:
+        # torch.save itself answers a full disk with a RuntimeError about its archive
+        buffer = io.BytesIO()
+        torch.save({"finished": finished, "method": method}, buffer)
+        with atomic_write(self._state) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+
+    def _remove_state(self) -> None:
+        self._state.unlink(missing_ok=True)
+
+    def _read_rows(self, finished: int) -> list[dict[str, Any]]:
+        """The first ``finished`` rows, or fewer where there are fewer."""
+        if not self._rows.is_file():
+            return []
+        try:
+            lines = self._rows.read_text(encoding="utf-8").splitlines()[:finished]
+            rows = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise self._damaged_rows() from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise self._damaged_rows()
+        return rows
+
+    def _read_progress(self) -> dict[str, Any] | None:
+        if not self._progress.is_file():
+            if self._state.is_file():
+                raise GrataError(
+                    f"output_dir: {self._state} is there without {self._progress.name}, which tells what it is of. Remove "
+                    "it; the job starts anew."
+                )
+            return None
+        try:
+            progress = json.loads(self._progress.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise self._unreadable(self._progress, error) from error
+        except ValueError as error:
+            raise self._damaged_progress() from error
+        kinds = {"finished": int, "state": bool, "fingerprint": dict}
+        if not isinstance(progress, dict) or not all(isinstance(progress.get(k), kind) for k, kind in kinds.items()):
+            raise self._damaged_progress()
+        return progress
+
     def _read_state(self) -> dict[str, Any] | None:
         if not self._state.is_file():
             return None
@@ -120,17 +179,25 @@ class Part:
             # Another machine may not have the device on which the state was written.
             state = torch.load(self._state, map_location="cpu", weights_only=True)
         except OSError as error:
-            raise GrataError(
-                f"output_dir: {self._state} cannot be read ({error.strerror or error}). Check its permissions."
-            ) from error
+            raise self._unreadable(self._state, error) from error
         # A damaged archive or pickle raises any of many kinds of exception.
         except Exception as error:
-            raise self._damaged(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
-        if not isinstance(state, dict) or not {"finished", "method", "fingerprint"} <= state.keys():
-            raise self._damaged("it lacks finished, method or fingerprint")
+            raise self._damaged_state(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        if not isinstance(state, dict) or not {"finished", "method"} <= state.keys():
+            raise self._damaged_state("it lacks finished or method")
         return state
 
-    def _damaged(self, why: str) -> GrataError:
+    def _unreadable(self, path: Path, error: OSError) -> GrataError:
+        return GrataError(f"output_dir: {path} cannot be read ({error.strerror or error}). Check its permissions.")
+
+    def _damaged_rows(self) -> GrataError:
+        return GrataError(f"{self._rows} is damaged. Remove it; the job starts anew.")
+
+    def _damaged_progress(self) -> GrataError:
+        beside = f" and {self._state.name} beside it" if self._state.is_file() else ""
+        return GrataError(f"{self._progress} is damaged. Remove it{beside}; the job starts anew.")
+
+    def _damaged_state(self, why: str) -> GrataError:
         return GrataError(
             f"{self._state} is damaged or not the state of a benchmark ({why}). Remove it; the job starts anew."
         )

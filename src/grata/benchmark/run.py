@@ -74,6 +74,8 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
     remove_leftovers(folder)
     finished = {job.name: len(parts[job.name].rows()) for job in jobs}
     unfinished = [job for job in jobs if finished[job.name] < len(job.items)]
+    for job in unfinished:
+        parts[job.name].check()
     broken: dict[str, str] = {}
 
     total = sum(len(job.items) for job in jobs)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,7 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
         runner = _Runner(job)
         if own_process and runner.bundle.keeps_pages:
             keep_pages()
-        if state is not None:
-            runner.resume(state)
+        runner.resume(rows, state)
         done = {(row["target"], row["case"]): row for row in rows}
         for position in range(len(rows), len(job.items)):
             item = job.items[position]
@@ -78,7 +77,7 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
             if label_map is not None and job.keep_label_maps:
                 part.write_label_map(position, label_map)
             part.append(row)
-            part.commit(position + 1, runner.state)
+            part.commit(position + 1, runner.state if runner.goes_on_after(position) else None)
             advance()
 
 
@@ -92,6 +91,7 @@ class _Runner:
         }
         self.method: Method = self.bundle.make_method(job.row, self.bundle.make_network(), job.seed)
         self.state = self.method.state_dict()
+        self._last_unreset = max((n for n, item in enumerate(job.items) if not item.reset), default=0)
         self._cold = True
 
     @property
@@ -99,10 +99,18 @@ class _Runner:
         """Whether the result of an image depends on no other one, so that its repetition need not be computed."""
         return self.method.episodic or not self.method.learns
 
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from the state that an earlier process left."""
-        self.method.load_state_dict(state)
-        self.state = state
+    def goes_on_after(self, position: int) -> bool:
+        """Whether the images after the one at a position depend on the method's state after it."""
+        return not self.method.episodic and position < self._last_unreset
+
+    def resume(self, rows: Sequence[Mapping[str, Any]], state: Mapping[str, Any] | None) -> None:
+        """Go on after the rows of an earlier process, from the state that it left, if any."""
+        if state is None and self.method.episodic and any("flags" in row for row in rows):
+            # The next image starts from the source network again, not for the first time, and its row tells so.
+            state = self.state | {"batches": 1}
+        if state is not None:
+            self.method.load_state_dict(state)
+            self.state = state
 
     def step(self, position: int) -> tuple[dict[str, Any], Any]:
         """The row of the image at a position, and its label map unless it failed."""
