@@ -120,6 +120,14 @@ def test_refused(settings, write, changes, message):
         load_config(write({**settings, **changes}))
 
 
+def test_all_methods_by_an_override_with_settings_of_some(settings, write):
+    path = write(settings)
+    one, whole = ("methods#tent#lr", 0.5), ("methods", "all")
+    for overrides in ([whole, one], [one, whole]):
+        rows = {row.name: row.settings for row in load_config(path, dict(overrides)).methods}
+        assert list(rows) == list(METHODS) and rows["tent"] == {"lr": 0.5} and rows["grata"] == {}
+
+
 def test_all_methods_with_common_settings(settings, write):
     settings |= {"methods": "all", "common": {"autocast": "bfloat16"}}
     config = load_config(write(settings), {"methods#tent#lr": 1, "methods#tent#autocast": None})

@@ -154,20 +154,19 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Args:
         path: of the file; paths in it are relative to the working directory. ``methods: all`` is a row of each method
             that there is, with its defaults; ``all`` beside other rows, which may be of the same name, is the same.
-        overrides: by key, nested ones by ``#`` (``{"methods#grata#lr": 1e-3}``). In the first two names ``-`` and ``_``
-            are the same, since the command line does not keep them apart.
+        overrides: by key, nested ones by ``#`` (``{"methods#grata#lr": 1e-3}``), which come after those of a whole. In
+            the first two names ``-`` and ``_`` are the same, since the command line does not keep them apart.
 
     Raises:
         GrataError: the file cannot be read, a key is unknown (with the nearest known one) or has no effect where it is,
             an override is of a source, target or method that is not in the file, a value is of the wrong kind.
     """
     given = _read(Path(str(path)))
-    methods = given.get("methods")
-    if methods == "all" or (isinstance(methods, Mapping) and "all" in methods):
-        rows = {name: settings for name, settings in methods.items() if name != "all"} if methods != "all" else {}
-        given["methods"] = {name: {} for name in METHODS} | rows
-    for key, value in (overrides or {}).items():
+    _expand_all(given)
+    # What is given as a whole comes first: it would undo what is given of its parts.
+    for key, value in sorted((overrides or {}).items(), key=lambda item: item[0].count("#")):
         _override(given, key, value)
+        _expand_all(given)
     _check_keys(given, _DEFAULTS)
     values = {key: default if given.get(key) is None else given[key] for key, default in _DEFAULTS.items()}
     for key in ("bundle", "output_dir", "targets", "methods"):
@@ -247,6 +246,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise GrataError(f"{path}: holds a {type(given).__name__}, not a mapping of keys such as bundle and targets.")
     return given
+
+
+def _expand_all(given: dict[str, Any]) -> None:
+    """Replace ``all`` among the methods by a row of each."""
+    methods = given.get("methods")
+    if methods == "all" or (isinstance(methods, Mapping) and "all" in methods):
+        rows = {name: settings for name, settings in methods.items() if name != "all"} if methods != "all" else {}
+        given["methods"] = {name: {} for name in METHODS} | rows
 
 
 def _override(given: dict[str, Any], key: str, value: Any) -> None:
