@@ -198,3 +198,9 @@ def test_torchscript_is_refused(make_network):
 def test_wrong_settings_are_refused_by_name(make_network, setting, value):
     with pytest.raises(GrataError, match=setting):
         make(make_network(), **{setting: value})
+
+
+def test_a_gradient_below_what_float16_resolves_still_teaches_the_prompt(make_network):
+    x = 1e-4 * batch(2, side=256)
+    half, exact = (make(make_network(), autocast=precision).adapt(x) for precision in ("float16", None))
+    assert not half.flags and half.gradient_norm == pytest.approx(exact.gradient_norm, rel=0.01)

@@ -18,7 +18,10 @@ from ..normalization import BatchStatistics, Rule, ScriptedNetwork
 from ..resets import PerCase, ResetPolicy, make_reset
 from .card import Card
 
-__all__ = ["Method", "StepRecord"]
+__all__ = ["SKIPPED", "Method", "StepRecord"]
+
+SKIPPED = "step_skipped"
+"""Flag of a step that was not taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +262,7 @@ class Method(ABC):
                 "give the same one, or start anew."
             )
         present = self._signature()
-        for key, written in state["settings"].items():
+        for key, written in state.get("settings", {}).items():
             if present.get(key) != written:
                 raise GrataError(
                     f"This state was written with another {key} ({written}, here {present.get(key)}): give the same "

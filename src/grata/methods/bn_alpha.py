@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..normalization import check_running_statistics
 from .base import Method, StepRecord
 from .card import Card
 from .predictive import check_number
-from .ptbn import check_running_statistics
 
 __all__ = ["BNAlpha"]
 

@@ -12,10 +12,10 @@ from ..components.parameters import collect_all_parameters
 from ..components.probabilities import confidence
 from ..components.teacher import Teacher
 from ..objectives import activate, consistency_loss
-from ..objectives.entropy import entropy_map
 from ..views import resolve_views
+from .base import SKIPPED
 from .card import Card
-from .gradient import SKIPPED, GradientMethod, GradientRecord
+from .gradient import GradientMethod, GradientRecord
 from .predictive import PredictionNetwork, check_count, check_number
 
 __all__ = ["CoTTA"]
@@ -99,13 +99,6 @@ class CoTTA(GradientMethod):
     @property
     def network(self) -> nn.Module:
         return self._prediction_network
-
-    def uncertainty(self, images: torch.Tensor) -> torch.Tensor:
-        """Mean entropy of the teacher's prediction of each image; shape ``(B,)``."""
-        self._activate()
-        self._network.eval()
-        with torch.no_grad():
-            return entropy_map(self._predict(self._plain(images)), self.activation, self.entropy).flatten(1).mean(1)
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
         # before the student's forward, whose gradient needs the student's weights to stay where they are

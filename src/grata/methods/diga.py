@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from ..components.probabilities import logits_of
 from ..errors import GrataError
+from ..normalization import check_running_statistics
 from ..normalization.rules import instance_mix
 from ..objectives import activate
-from .base import StepRecord
+from .base import SKIPPED, StepRecord
 from .card import Card
-from .predictive import PredictionNetwork, PredictiveMethod, check_number
-from .ptbn import check_running_statistics
+from .predictive import PredictionNetwork, PredictiveMethod, check_number, check_positive
 
 __all__ = ["DIGA"]
 
@@ -101,9 +101,7 @@ class DIGA(PredictiveMethod):
         self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
         self.prototype_weight = check_number("prototype_weight", prototype_weight, low=0.0, high=1.0)
         self.fusion = check_number("fusion", fusion, low=0.0, high=1.0)
-        self.temperature = check_number("temperature", temperature, low=0.0)
-        if self.temperature == 0.0:
-            raise GrataError("temperature must be above 0.")
+        self.temperature = check_positive("temperature", temperature)
         layers = dict(network.named_modules())
         if feature_layer is not None and feature_layer not in layers:
             raise GrataError(
@@ -123,7 +121,7 @@ class DIGA(PredictiveMethod):
             logits, feature = self._logits_and_feature(images)
             of_images = self._of_images(activate(logits, self.activation), feature)
         if not torch.isfinite(logits).all():
-            return StepRecord(flags=("non_finite_logits", "step_skipped"))
+            return StepRecord(flags=("non_finite_logits", SKIPPED))
         for prototypes in of_images:
             self._prototypes = self._followed(prototypes)
         return StepRecord()

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from ..components.distributions import log_distributions
-from ..errors import GrataError
-from ..normalization import Rule, normalization_layers
+from ..normalization import Rule, check_running_statistics
 from .card import Card
 from .gradient import GradientMethod
 
@@ -78,12 +77,7 @@ class DomainAdaptor(GradientMethod):
     ) -> None:
         mix = adaptive_mix if batch_statistics is None else batch_statistics
         super().__init__(network, batch_statistics=mix, optimizer=optimizer, lr=lr, **settings)
-        if not self._statistics.layers:
-            kinds = sorted({kind for _, kind, _ in normalization_layers(network)})
-            raise GrataError(
-                "method domainadaptor mixes the running statistics of batch normalization with the batch's, and "
-                f"{type(network).__name__} keeps none (its normalization layers: {', '.join(kinds)}). Use method tent."
-            )
+        check_running_statistics(self.name, network, self._statistics)
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
         return generalized_entropy(self._logits(x), self.activation)

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
-from ..normalization import BatchStatistics, batch_norm_layers
+from ..normalization import BatchStatistics, batch_norm_layers, check_running_statistics
 from ..views import default_views
-from .base import StepRecord
+from .base import SKIPPED, StepRecord
 from .card import Card
-from .predictive import PredictiveMethod, check_count, check_number
-from .ptbn import check_running_statistics
+from .predictive import PredictiveMethod, check_count, check_number, check_positive
 
 __all__ = ["DUA", "DUARecord"]
 
@@ -114,9 +113,7 @@ class DUA(PredictiveMethod):
         self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
         self.least = check_number("least", least, low=0.0, high=1.0)
         self.samples = check_count("samples", samples)
-        self.crop = check_number("crop", crop, low=0.0, high=1.0)
-        if self.crop == 0.0:
-            raise GrataError("crop must be above 0.")
+        self.crop = check_positive("crop", crop, high=1.0)
         self.chunk = check_count("chunk", chunk)
 
     def _adapt(self, images: torch.Tensor) -> DUARecord:
@@ -129,7 +126,7 @@ class DUA(PredictiveMethod):
             for start in range(0, len(crops), self.chunk):
                 self._pass(torch.cat(crops[start : start + self.chunk]), images)
         if not all(torch.isfinite(part).all() for sums in self._sums.values() for part in sums):
-            return DUARecord(flags=("non_finite_statistics", "step_skipped"))
+            return DUARecord(flags=("non_finite_statistics", SKIPPED))
         for layer, (count, total, squares) in self._sums.items():
             mean = total / count
             variance = (squares / count - mean.square()).clamp_min(0) * count / (count - 1).clamp_min(1)

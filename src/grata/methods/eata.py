@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from ..components.distributions import log_distributions
-from ..components.filters import NOTHING_KEPT, NothingKept, kept_mean, kept_share, maximal_entropy, voxel_entropy
-from ..errors import GrataError
+from ..components.filters import kept_mean, kept_share, maximal_entropy, voxel_entropy
 from ..prepared import require
+from .base import SKIPPED
 from .card import Card
-from .gradient import SKIPPED, GradientMethod, GradientRecord
-from .predictive import check_number
+from .gradient import GradientMethod, GradientRecord
+from .predictive import check_number, check_positive
 
 __all__ = ["EATA"]
 
@@ -92,22 +92,15 @@ class EATA(GradientMethod):
             optimizer_options=optimizer_options,
             **settings,
         )
-        self.margin = check_number("margin", margin, low=0.0, high=1.0)
-        if self.margin == 0.0:
-            raise GrataError("margin must be above 0, or no voxel is reliable.")
-        self.redundancy = check_number("redundancy", redundancy, low=0.0)
-        if self.redundancy == 0.0:
-            raise GrataError("redundancy must be above 0, or every voxel is redundant.")
+        self.margin = check_positive("margin", margin, high=1.0, why="or no voxel is reliable")
+        self.redundancy = check_positive("redundancy", redundancy, why="or every voxel is redundant")
         self.fisher_alpha = check_number("fisher_alpha", fisher_alpha, low=0.0)
         fisher = require(self.prepared(), "fisher", self.name)
         self._fisher = {name: fisher[name].to(p) for name, p in self.parameters.items() if name in fisher}
         self._average: torch.Tensor | None = None
 
     def _step(self, x: torch.Tensor) -> GradientRecord:
-        try:
-            record = super()._step(x)
-        except NothingKept:
-            return GradientRecord(kept=0.0, flags=(NOTHING_KEPT, SKIPPED))
+        record = super()._step(x)
         if SKIPPED not in record.flags:
             self._average = self._next_average
         return record

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from torch import nn
 
 from ..alignment import Rate, StepSignals, cosine_similarity, gradient_norm, make_rate
+from ..components.filters import NOTHING_KEPT, NothingKept
+from ..components.gradients import add_gradients, cloned, gradient_of, load_optimizer
 from ..errors import GrataError
 from ..networks import HEADS, AuxiliaryHeads
 from ..normalization import Rule, collect_affine_parameters, deepest_feature
@@ -32,17 +33,13 @@ from ..prepared import Prepared, require
 from ..resets import ResetPolicy
 from ..styles import StrongView
 from ..views import resolve_views
-from .base import StepRecord
+from .base import SKIPPED, StepRecord
 from .predictive import PredictiveMethod, check_count, check_number, check_precision
 
-__all__ = ["OBJECTIVES", "SKIPPED", "GradientMethod", "GradientRecord", "non_finite"]
+__all__ = ["OBJECTIVES", "GradientMethod", "GradientRecord", "non_finite"]
 
 OBJECTIVES = ("entropy", "consistency", *BRANCH_LOSSES)
 """Objectives by name: what can give the auxiliary gradient of any method, and both gradients of GraTa."""
-
-SKIPPED = "step_skipped"
-"""Flag of a step that was not taken."""
-
 
 @dataclasses.dataclass(frozen=True)
 class GradientRecord(StepRecord):
@@ -174,6 +171,9 @@ class GradientMethod(PredictiveMethod):
         """The objective of the step for images ``(B, C, ...)``, at the present parameters: a scalar with a gradient.
 
         What the record is to tell beside the loss is put into ``self._notes``.
+
+        Raises:
+            NothingKept: a filter let nothing through; no step is taken then.
         """
 
     def _adapt(self, images: torch.Tensor) -> GradientRecord:
@@ -195,8 +195,11 @@ class GradientMethod(PredictiveMethod):
             if flags := non_finite("auxiliary_", loss, record.auxiliary_gradient_norm):
                 return dataclasses.replace(record, flags=flags)
 
-        with self._moved(auxiliary, -self.rho):
-            loss, gradient = self._loss_and_gradient(x, self._loss)
+        try:
+            with self._moved(auxiliary, -self.rho):
+                loss, gradient = self._loss_and_gradient(x, self._loss)
+        except NothingKept:
+            return dataclasses.replace(record, kept=0.0, flags=(NOTHING_KEPT, SKIPPED))
         record = dataclasses.replace(record, loss=loss, gradient_norm=gradient_norm(gradient), **self._notes)
         if flags := non_finite("", loss, record.gradient_norm):
             return dataclasses.replace(record, flags=flags)
@@ -307,28 +310,31 @@ class GradientMethod(PredictiveMethod):
     ) -> tuple[float, list[torch.Tensor | None]]:
         """Value and gradient over the adapted parameters of ``loss_at(x)``."""
         loss = loss_at(x)
-        parameters = list(self.parameters.values())
-        if not self._half_precision(x):
-            return loss.item(), _gradient(loss, parameters)
-        # The gradient of a mean over voxels is below what float16 resolves: scale the loss, less where that overflows.
-        for exponent in (16, 12, 8, 4, 0):
-            scaled = _gradient(loss * 2.0**exponent, parameters, retain_graph=True)
-            gradient = [None if g is None else g / 2.0**exponent for g in scaled]
-            if math.isfinite(gradient_norm(gradient)):
-                break
-        return loss.item(), gradient
+        return loss.item(), gradient_of(loss, list(self.parameters.values()), self._half_precision(x))
 
-    def _half_precision(self, x: torch.Tensor) -> bool:
-        if self.autocast is not None:
-            return self.autocast is torch.float16
-        device = x.device.type
-        return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
+    def _mean_by_parts(
+        self, parts: Iterable[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]], count: int
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """Losses, and the gradient of their mean, one part after the other: memory is that of one.
+
+        Args:
+            parts: images, and the loss to take of them.
+            count: how many they are.
+        """
+        parameters = list(self.parameters.values())
+        losses: list[torch.Tensor] = []
+        total: list[torch.Tensor | None] = [None] * len(parameters)
+        for x, loss_at in parts:
+            loss = loss_at(x)
+            total = add_gradients(total, gradient_of(loss / count, parameters, self._half_precision(x)))
+            losses.append(loss.detach())
+        return losses, total
 
     def _optimizer_step(self, gradient: list[torch.Tensor | None], factor: float) -> float | None:
         """One step at ``factor`` times the base learning rates; None (and the optimizer as before) when it
         overflows.
         """
-        before = copy.deepcopy(self.optimizer.state_dict())
+        before = cloned(self.optimizer.state_dict())
         for group, base in zip(self.optimizer.param_groups, self._base_lr):
             group["lr"] = base * factor
         for parameter, g in zip(self.parameters.values(), gradient):
@@ -339,7 +345,7 @@ class GradientMethod(PredictiveMethod):
         values = (*self.parameters.values(), *(m for m in moments if isinstance(m, torch.Tensor)))
         if all(torch.isfinite(value).all() for value in values):
             return self.optimizer.param_groups[0]["lr"]
-        _load_optimizer(self.optimizer, before)
+        load_optimizer(self.optimizer, before)
         return None
 
     def _reset_optimizer(self) -> None:
@@ -353,13 +359,13 @@ class GradientMethod(PredictiveMethod):
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "optimizer": cloned(self.optimizer.state_dict()),
             "rate": self.rate.state_dict(),
         }
 
     def _load(self, state: dict[str, Any]) -> None:
         super()._load(state)
-        _load_optimizer(self.optimizer, state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.rate.load_state_dict(state["rate"])
 
     def _signature(self) -> dict[str, str]:
@@ -375,38 +381,6 @@ class GradientMethod(PredictiveMethod):
             for group, lr in zip(self.optimizer.param_groups, self._base_lr)
         ]
         return f"{type(self.optimizer).__name__} {groups}"
-
-
-def _gradient(
-    loss: torch.Tensor, parameters: list[nn.Parameter], retain_graph: bool = False
-) -> list[torch.Tensor | None]:
-    """None for a parameter that the loss does not depend on: an optimizer then leaves it alone, weight decay and
-    all.
-    """
-    gradients: Sequence[torch.Tensor | None] = [None]
-    if loss.requires_grad:
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
-    if all(g is None for g in gradients):
-        raise GrataError(
-            "The network's prediction does not depend on any adapted parameter: its normalization layers are not "
-            "used, run "
-            "without gradients, or were replaced since the method was made."
-        )
-    return list(gradients)
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """``optimizer.load_state_dict`` that neither shares tensors with ``state`` nor changes their types, as torch's
-    does.
-    """
-    state = copy.deepcopy(state)
-    optimizer.load_state_dict(state)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, saved in state["state"].items():
-        loaded = optimizer.state[parameters[index]]
-        for key, value in saved.items():
-            if isinstance(value, torch.Tensor):
-                loaded[key] = value.to(loaded[key].device, copy=True)
 
 
 def non_finite(part: str, loss: float, norm: float) -> tuple[str, ...]:

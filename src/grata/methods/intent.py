@@ -10,12 +10,12 @@ from torch import nn
 
 from ..components.probabilities import logits_of
 from ..errors import GrataError
+from ..normalization import check_running_statistics
 from ..objectives import activate
 from ..objectives.entropy import entropy_map
 from .base import StepRecord
 from .card import Card
 from .predictive import PredictionNetwork, PredictiveMethod, check_number
-from .ptbn import check_running_statistics
 
 __all__ = ["InTEnt"]
 

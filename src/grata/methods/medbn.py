@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..normalization import check_running_statistics
 from ..normalization.rules import median_statistics
 from .base import Method, StepRecord
 from .card import Card
-from .ptbn import check_running_statistics
 
 __all__ = ["MedBN"]
 

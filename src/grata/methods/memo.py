@@ -90,13 +90,12 @@ class MEMO(GradientMethod):
         loss = self._marginal_entropy(marginal.requires_grad_())
         (slope,) = torch.autograd.grad(loss, marginal)
         self.generator.set_state(state)
-        total: list[torch.Tensor | None] = [None] * len(self.parameters)
-        for view, image in self._augmentations(x):
-            _, part = super()._loss_and_gradient(
-                image, lambda image: (slope * self._probabilities(view, image)).sum() / self.augmentations
-            )
-            total = [b if a is None else a if b is None else a + b for a, b in zip(total, part)]
-        return loss.item(), total
+        parts = (
+            (image, lambda image, view=view: (slope * self._probabilities(view, image)).sum())
+            for view, image in self._augmentations(x)
+        )
+        _, gradient = self._mean_by_parts(parts, self.augmentations)
+        return loss.item(), gradient
 
     def _marginal(self, x: torch.Tensor) -> torch.Tensor:
         return sum(self._probabilities(view, image) for view, image in self._augmentations(x)) / self.augmentations

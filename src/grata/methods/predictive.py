@@ -16,7 +16,7 @@ from ..objectives.entropy import entropy_map
 from ..resets import ResetPolicy
 from .base import Method
 
-__all__ = ["PredictionNetwork", "PredictiveMethod", "check_count", "check_number", "check_precision"]
+__all__ = ["PredictionNetwork", "PredictiveMethod", "check_count", "check_number", "check_positive", "check_precision"]
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float16": torch.float16, "fp16": torch.float16}
 
@@ -63,11 +63,22 @@ class PredictiveMethod(Method):
         self.output = output
 
     def uncertainty(self, images: torch.Tensor) -> torch.Tensor:
-        """Mean entropy of the present network's prediction of each image; shape ``(B,)``."""
+        """Mean entropy of the prediction of each image, as the method makes it at present; shape ``(B,)``."""
         self._activate()
         self._network.eval()
         with torch.no_grad():
-            return entropy_map(self._logits(self._plain(images)), self.activation, self.entropy).flatten(1).mean(1)
+            return entropy_map(self._predict(self._plain(images)), self.activation, self.entropy).flatten(1).mean(1)
+
+    def _predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits ``(B, C, ...)`` that the method predicts images with, while it is active."""
+        return self._logits(x)
+
+    def _half_precision(self, x: torch.Tensor) -> bool:
+        """Whether a forward is one in float16, in which small gradients are lost."""
+        if self.autocast is not None:
+            return self.autocast is torch.float16
+        device = x.device.type
+        return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
 
     def _precision(self, x: torch.Tensor, autocast: torch.dtype | None = None) -> torch.autocast:
         """The precision of a forward: the one given, else the method's own, else that of the surrounding autocast."""
@@ -138,6 +149,21 @@ def check_number(name: str, value: Any, low: float, high: float = float("inf")) 
         limit = f" and at most {high:g}" if high < float("inf") else ""
         raise GrataError(f"{name} must be a finite number of at least {low:g}{limit}, got {value!r}.")
     return float(value)
+
+
+def check_positive(name: str, value: Any, high: float = float("inf"), why: str = "") -> float:
+    """``value`` as a float; :class:`GrataError` unless it is a finite number above 0 and at most ``high``.
+
+    Args:
+        name: of the setting.
+        value: of it.
+        high: the most.
+        why: what would be otherwise, for the message.
+    """
+    number = check_number(name, value, 0.0, high)
+    if number == 0.0:
+        raise GrataError(f"{name} must be above 0{why and f', {why}'}.")
+    return number
 
 
 def check_count(name: str, value: Any, low: int = 1) -> int:

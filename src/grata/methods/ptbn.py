@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..errors import GrataError
-from ..normalization import BatchStatistics, normalization_layers
+from ..normalization import check_running_statistics
 from .base import Method, StepRecord
 from .card import Card
 
-__all__ = ["PTBN", "check_running_statistics"]
+__all__ = ["PTBN"]
 
 
 class PTBN(Method):
@@ -45,15 +44,3 @@ class PTBN(Method):
 
     def _adapt(self, images: torch.Tensor) -> StepRecord:
         return StepRecord()
-
-
-def check_running_statistics(name: str, network: nn.Module, statistics: BatchStatistics) -> None:
-    """Raise :class:`GrataError` where the statistics of batch normalization are none that method ``name`` could
-    change.
-    """
-    if not statistics.layers:
-        kinds = sorted({kind for _, kind, _ in normalization_layers(network)}) or ["none"]
-        raise GrataError(
-            f"method {name} changes the statistics of batch normalization, and {type(network).__name__} keeps none "
-            f"(its normalization layers: {', '.join(kinds)}). Use method source or grata."
-        )

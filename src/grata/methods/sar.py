@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from ..alignment import gradient_norm
-from ..components.filters import NOTHING_KEPT, NothingKept, kept_mean, kept_share, maximal_entropy, voxel_entropy
+from ..components.filters import kept_mean, kept_share, maximal_entropy, voxel_entropy
 from ..errors import GrataError
 from ..normalization import collect_affine_parameters
+from .base import SKIPPED
 from .card import Card
-from .gradient import SKIPPED, GradientMethod, GradientRecord, non_finite
-from .predictive import check_number
+from .gradient import GradientMethod, GradientRecord, non_finite
+from .predictive import check_number, check_positive
 
 __all__ = ["SAR"]
 
@@ -103,9 +104,7 @@ class SAR(GradientMethod):
             optimizer_options=optimizer_options,
             **settings,
         )
-        self.margin = check_number("margin", margin, low=0.0, high=1.0)
-        if self.margin == 0.0:
-            raise GrataError("margin must be above 0, or no voxel is reliable.")
+        self.margin = check_positive("margin", margin, high=1.0, why="or no voxel is reliable")
         self.sharpness = check_number("sharpness", sharpness, low=0.0)
         self.recovery = check_number("recovery", recovery, low=0.0, high=1.0)
         self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
@@ -122,10 +121,7 @@ class SAR(GradientMethod):
         return dataclasses.replace(record, flags=(*record.flags, RECOVERED))
 
     def _step(self, x: torch.Tensor) -> GradientRecord:
-        try:
-            record = super()._step(x)
-        except NothingKept:
-            return GradientRecord(kept=0.0, flags=(NOTHING_KEPT, SKIPPED))
+        record = super()._step(x)
         if SKIPPED not in record.flags:
             self._follow(self._entropy)
         return record

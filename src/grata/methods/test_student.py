@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Any
 
@@ -10,13 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..components.gradients import cloned, load_optimizer
 from ..components.parameters import collect_all_parameters
 from ..components.probabilities import confidence
 from ..components.teacher import Teacher
 from ..objectives import consistency_loss, entropy_loss
 from ..views import resolve_views
+from .base import SKIPPED
 from .card import Card
-from .gradient import SKIPPED, GradientMethod, GradientRecord, _load_optimizer
+from .gradient import GradientMethod, GradientRecord
 from .predictive import check_count, check_number
 
 __all__ = ["TeST"]
@@ -106,14 +107,12 @@ class TeST(GradientMethod):
     def _teach(self, x: torch.Tensor) -> list[str]:
         """One step of the teacher, whose weights are in place; flags of what went wrong."""
         target = self._pseudo_label(x)
-        total: list[torch.Tensor | None] = [None] * len(self.parameters)
         views = resolve_views(self.views, x.shape[2:])
-        for view in views:
-            _, part = self._loss_and_gradient(
-                view(x),
-                lambda seen: consistency_loss(view.inverse(self._logits(seen)), target, self.activation) / len(views),
-            )
-            total = [b if a is None else a if b is None else a + b for a, b in zip(total, part)]
+        parts = (
+            (view(x), lambda x, view=view: consistency_loss(view.inverse(self._logits(x)), target, self.activation))
+            for view in views
+        )
+        _, total = self._mean_by_parts(parts, len(views))
         if not all(g is None or torch.isfinite(g).all() for g in total):
             return ["non_finite_teacher"]
         before = self._copy()
@@ -150,10 +149,10 @@ class TeST(GradientMethod):
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
             "teacher": self._teacher.state_dict(),
-            "teacher_optimizer": copy.deepcopy(self._teacher_optimizer.state_dict()),
+            "teacher_optimizer": cloned(self._teacher_optimizer.state_dict()),
         }
 
     def _load(self, state: dict[str, Any]) -> None:
         super()._load(state)
         self._teacher.load_state_dict(state["teacher"])
-        _load_optimizer(self._teacher_optimizer, state["teacher_optimizer"])
+        load_optimizer(self._teacher_optimizer, state["teacher_optimizer"])

@@ -11,7 +11,7 @@ from ..components.distributions import kl_divergence, log_distributions
 from ..errors import GrataError
 from .card import Card
 from .gradient import GradientMethod, GradientRecord
-from .predictive import check_number
+from .predictive import check_positive
 
 __all__ = ["TIPI"]
 
@@ -78,9 +78,7 @@ class TIPI(GradientMethod):
         **settings: Any,
     ) -> None:
         super().__init__(network, optimizer=optimizer, lr=lr, optimizer_options=optimizer_options, **settings)
-        self.epsilon = check_number("epsilon", epsilon, low=0.0)
-        if self.epsilon == 0.0:
-            raise GrataError("epsilon must be above 0, or there is no other image to compare with.")
+        self.epsilon = check_positive("epsilon", epsilon, why="or there is no other image to compare with")
         if not isinstance(reverse, bool):
             raise GrataError(f"reverse must be true or false, got {reverse!r}.")
         self.reverse = reverse

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..components.parameters import collect_all_parameters
 from ..errors import GrataError
 from ..views import resolve_views
 from .card import Card
@@ -63,21 +66,36 @@ class TTT(GradientMethod):
         lr: float = 1e-3,
         **settings: Any,
     ) -> None:
-        shared = {name: p for name, p in network.named_parameters() if not name.startswith("branches.")}
-        super().__init__(network, shared, prepared=prepared, optimizer=optimizer, lr=lr, **settings)
+        super().__init__(
+            network, collect_all_parameters(network), prepared=prepared, optimizer=optimizer, lr=lr, **settings
+        )
         self._find_branch("rotation")
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
-        views = resolve_views(self._rotation_views(), x.shape[2:])
-        losses = []
-        for k, view in enumerate(views):
-            turned = view(x)
-            # a turn that changed the shape would give itself away by it
-            if turned.shape == x.shape:
-                label = torch.full((len(x),), k, device=x.device)
-                losses.append(F.cross_entropy(self._branch("rotation", turned), label))
-        if len(losses) < 2:
+        turned = self._turned(x)
+        return sum(self._of_view(k, view) for k, view in turned) / len(turned)
+
+    def _loss_and_gradient(
+        self, x: torch.Tensor, loss_at: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[float, list[torch.Tensor | None]]:
+        if loss_at != self._loss:
+            return super()._loss_and_gradient(x, loss_at)
+        # the last view first, as one backward pass through all of them adds them up
+        turned = self._turned(x)[::-1]
+        parts = ((view, partial(self._of_view, k)) for k, view in turned)
+        losses, gradient = self._mean_by_parts(parts, len(turned))
+        return (sum(losses[::-1]) / len(losses)).item(), gradient
+
+    def _turned(self, x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        """The views of ``x`` that keep its shape, each with its number: another shape would give a turn away."""
+        views = [view(x) for view in resolve_views(self._rotation_views(), x.shape[2:])]
+        kept = [(k, view) for k, view in enumerate(views) if view.shape == x.shape]
+        if len(kept) < 2:
             raise GrataError(
                 "ttt: of the rotation head's views only one keeps the shape of these images. Use square ones."
             )
-        return sum(losses) / len(losses)
+        return kept
+
+    def _of_view(self, k: int, turned: torch.Tensor) -> torch.Tensor:
+        label = torch.full((len(turned),), k, device=turned.device)
+        return F.cross_entropy(self._branch("rotation", turned), label)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -13,13 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..alignment import gradient_norm
+from ..components.gradients import cloned, gradient_of, load_optimizer
 from ..components.memory import MemoryBank
 from ..errors import GrataError
-from ..normalization import normalization_layers
-from ..objectives.entropy import entropy_map
+from ..normalization import check_running_statistics
 from .card import Card
-from .gradient import GradientRecord, _load_optimizer, non_finite
-from .predictive import PredictionNetwork, PredictiveMethod, check_count, check_number
+from .gradient import GradientRecord, non_finite
+from .predictive import PredictionNetwork, PredictiveMethod, check_count, check_number, check_positive
 
 __all__ = ["VPTTA"]
 
@@ -96,12 +95,10 @@ class VPTTA(PredictiveMethod):
     ) -> None:
         if "batch_statistics" in settings:
             raise GrataError("batch_statistics: vptta has its own, by warm_up. Leave the setting out.")
-        _check_network(network)
         super().__init__(network, {}, batch_statistics=self._warmed_up, **settings)
+        check_running_statistics(self.name, network, self._statistics)
         self.alpha = check_number("alpha", alpha, low=0.0, high=1.0)
-        self.warm_up = check_number("warm_up", warm_up, low=0.0)
-        if self.warm_up == 0:
-            raise GrataError("warm_up must be above 0; the smaller, the sooner the statistics are the source's.")
+        self.warm_up = check_positive("warm_up", warm_up)
         self.neighbours = check_count("neighbours", neighbours)
         self.memory = check_count("memory", memory)
         self._memory = MemoryBank(self.memory)
@@ -120,13 +117,6 @@ class VPTTA(PredictiveMethod):
     @property
     def network(self) -> nn.Module:
         return self._prediction_network
-
-    def uncertainty(self, images: torch.Tensor) -> torch.Tensor:
-        """Mean entropy of the prediction of each image with its prompt; shape ``(B,)``."""
-        self._activate()
-        self._network.eval()
-        with torch.no_grad():
-            return entropy_map(self._predict(self._plain(images)), self.activation, self.entropy).flatten(1).mean(1)
 
     def _adapt(self, images: torch.Tensor) -> GradientRecord:
         x = _exact(images)
@@ -154,7 +144,7 @@ class VPTTA(PredictiveMethod):
             loss = sum(self._distances) / len(self._distances)
         finally:
             self._distances = None
-        (gradient,) = torch.autograd.grad(loss, [self._prompt])
+        (gradient,) = gradient_of(loss, [self._prompt], self._half_precision(x))
         record = GradientRecord(loss=loss.item(), gradient_norm=gradient_norm([gradient]))
         if flags := non_finite("", record.loss, record.gradient_norm):
             return dataclasses.replace(record, flags=flags)
@@ -241,7 +231,7 @@ class VPTTA(PredictiveMethod):
         return state | {
             "prompt": self._prompt.detach().clone(),
             "shape": list(self._shape),
-            "prompt_optimizer": copy.deepcopy(self._optimizer.state_dict()),
+            "prompt_optimizer": cloned(self._optimizer.state_dict()),
             "memory": self._memory.state_dict(),
         }
 
@@ -252,23 +242,8 @@ class VPTTA(PredictiveMethod):
             return
         device = next((p.device for p in self._network.parameters()), torch.device("cpu"))
         self._make_prompt(state["prompt"].to(device, copy=True), state["shape"])
-        _load_optimizer(self._optimizer, state["prompt_optimizer"])
+        load_optimizer(self._optimizer, state["prompt_optimizer"])
         self._memory.load_state_dict(state["memory"])
-
-
-def _check_network(network: nn.Module) -> None:
-    if isinstance(network, torch.jit.ScriptModule):
-        raise GrataError(
-            "vptta looks at the statistics inside the network, and a TorchScript network shows none. Use the Python "
-            "network (model.pt), or method tent."
-        )
-    layers = list(normalization_layers(network))
-    if not any("Batch" in kind and getattr(layer, "running_mean", None) is not None for _, kind, layer in layers):
-        kinds = sorted({kind for _, kind, _ in layers}) or ["none"]
-        raise GrataError(
-            f"vptta needs batch normalization with running statistics, and {type(network).__name__} keeps none (its "
-            f"normalization layers: {', '.join(kinds)}). Use method memo, tent or grata."
-        )
 
 
 def _exact(x: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from .affine import batch_norm_layers, collect_affine_parameters, normalization_
 from .features import deepest_feature
 from .rules import RULES, Rule
 from .scripted import ScriptedNetwork
-from .statistics import BatchStatistics, channel_affine
+from .statistics import BatchStatistics, channel_affine, check_running_statistics
 
 __all__ = [
     "RULES",
@@ -13,6 +13,7 @@ __all__ = [
     "ScriptedNetwork",
     "batch_norm_layers",
     "channel_affine",
+    "check_running_statistics",
     "collect_affine_parameters",
     "deepest_feature",
     "normalization_layers",

@@ -15,7 +15,7 @@ from .affine import BATCH_NORM, INSTANCE_NORM, keeps_own_forward, layer_kind, no
 from .rules import RULES, Rule
 from .scripted import ScriptedNetwork
 
-__all__ = ["BatchStatistics", "channel_affine"]
+__all__ = ["BatchStatistics", "channel_affine", "check_running_statistics"]
 
 
 class BatchStatistics:
@@ -140,6 +140,16 @@ class BatchStatistics:
             for _, layer in self._layers:
                 del layer.forward
         self._attached = False
+
+
+def check_running_statistics(name: str, network: nn.Module, statistics: BatchStatistics) -> None:
+    """Raise :class:`GrataError` where ``network`` keeps no running statistics that method ``name`` could work on."""
+    if not statistics.layers:
+        kinds = sorted({kind for _, kind, _ in normalization_layers(network)}) or ["none"]
+        raise GrataError(
+            f"method {name} works on the running statistics of batch normalization, and {type(network).__name__} keeps "
+            f"none (its normalization layers: {', '.join(kinds)}). Use method source, memo, tent or grata."
+        )
 
 
 def channel_affine(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
