@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from grata.errors import GrataError
-from grata.methods import PTBN, Tent
+from grata.methods import METHODS, PTBN, Tent, create, settings_of
 from grata.methods.bn_alpha import BNAlpha
 from grata.methods.intent import InTEnt
 from grata.methods.medbn import MedBN
+from grata.normalization import BatchStatistics, ScriptedNetwork
+from grata.normalization.rules import instance_mix
 
 
 def batch(size=2, spatial_dims=2, seed=0):
@@ -201,3 +203,54 @@ def test_networks_whose_statistics_cannot_be_changed_are_refused(make_network, m
 def test_wrong_settings_are_refused_by_name(make_network, method, settings, message):
     with pytest.raises(GrataError, match=message):
         method(make_network(), **settings)
+
+
+@pytest.mark.parametrize("name", ["diga", "dua", "intent", "vptta"])
+def test_methods_with_statistics_of_their_own_do_not_have_the_setting(make_network, name):
+    assert "batch_statistics" not in settings_of(name)
+    with pytest.raises(GrataError, match="batch_statistics: "):
+        METHODS[name](make_network(), batch_statistics=1.0)
+    with pytest.raises(GrataError, match=f"settings#batch_statistics: method {name} has no such setting"):
+        create(name, make_network(), {"batch_statistics": 1.0}, activation="softmax")
+    create(name, make_network(), activation="softmax", batch_statistics=1.0)
+
+
+@pytest.mark.parametrize("name", ["bn_alpha", "diga", "domainadaptor", "dua", "intent", "medbn", "vptta"])
+def test_of_a_scripted_network_a_remedy_is_told_that_the_method_has(make_network, name):
+    scripted = torch.jit.script(make_network())
+    with pytest.raises(GrataError, match="^A TorchScript network .* neither a mix .*model.pt.* such as ptbn"):
+        create(name, scripted, activation="softmax")
+
+
+def test_a_scripted_network_refuses_other_statistics_for_a_while_too(make_network):
+    statistics = BatchStatistics(ScriptedNetwork(torch.jit.script(make_network())), 1.0)
+    with pytest.raises(GrataError, match="TorchScript"), statistics.using(0.5):
+        pass
+    with statistics.using(0.0):
+        pass
+
+
+class OneVoxel(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(2)
+        self.norm.running_mean.fill_(0.5)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+@pytest.mark.parametrize(
+    ("mix", "fits"),
+    [(1.0, False), (0.5, True), (0.0, True), ("median", False), (instance_mix(0.2), True), (instance_mix(1.0), False)],
+    ids=str,
+)
+def test_a_single_value_is_refused_where_nothing_but_it_counts(mix, fits):
+    layer = OneVoxel()
+    statistics, x = BatchStatistics(layer, mix), torch.tensor([[2.0, -1.0]])[:, :, None, None]
+    statistics.attach()
+    if fits:
+        assert layer(x).abs().min() > 0
+    else:
+        with pytest.raises(GrataError, match="too small"):
+            layer(x)

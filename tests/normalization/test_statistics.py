@@ -107,7 +107,7 @@ def test_a_mix_outside_its_range_is_refused(mix):
 
 def test_a_single_value_has_no_statistics():
     network = nn.Sequential(a_layer())
-    BatchStatistics(network, 0.5).attach()
+    BatchStatistics(network, 1.0).attach()
     with pytest.raises(GrataError, match="too small for batch statistics"):
         network(torch.zeros(1, 3, 1, 1))
 

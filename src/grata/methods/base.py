@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
-from ..normalization import BatchStatistics, Rule, ScriptedNetwork
+from ..normalization import BatchStatistics, Rule, switchable
 from ..resets import PerCase, ResetPolicy, make_reset
 from .card import Card
 
@@ -52,7 +52,7 @@ class Method(ABC):
         network: the source network, its weights loaded.
         changed: what the method will change, parameters or buffers, by their name in the network's state dict.
         batch_statistics: weight of the batch's statistics in batch normalization: 1 the batch's own, 0 the source's; or
-            a rule, see :class:`grata.normalization.BatchStatistics`.
+            a rule or its name (``median``), see :class:`grata.normalization.BatchStatistics`.
         seed: of the method's own random generator.
         reset: when to start from the source network again: a policy of :mod:`grata.resets`, its name, or a mapping of
             its name and settings. None: as the method's paper has it, ``per-case`` (episodic) or ``never`` (online).
@@ -80,7 +80,7 @@ class Method(ABC):
         self,
         network: nn.Module,
         changed: Mapping[str, torch.Tensor],
-        batch_statistics: float | Rule = 1.0,
+        batch_statistics: float | Rule | str = 1.0,
         seed: int = 0,
         reset: ResetPolicy | str | Mapping[str, Any] | None = None,
     ) -> None:
@@ -88,13 +88,10 @@ class Method(ABC):
         if coarse:
             raise GrataError(
                 f"What {self.name} adapts in the network is {coarse.pop()}, in which steps as small as those of "
-                f"adaptation "
-                "are lost. Give float32 weights, and compute in half precision by autocast."
+                "adaptation are lost. Give float32 weights, and compute in half precision by autocast."
             )
         self.given = network
-        if isinstance(network, torch.jit.ScriptModule):
-            network = ScriptedNetwork(network)
-        self._network = network
+        self._network = network = switchable(network)
         self._statistics = BatchStatistics(network, batch_statistics)
         self.parameters = dict(changed)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:

@@ -46,7 +46,7 @@ class DomainAdaptor(GradientMethod):
 
     Args:
         network: the source network; it needs batch normalization with running statistics and affine parameters.
-        batch_statistics: null: AdaMixBN; or a weight of the batch's statistics, 1 to 0, in its place.
+        batch_statistics: null: AdaMixBN; or a weight of the batch's statistics, 1 to 0, or ``median``, in its place.
         optimizer, lr, settings: see :class:`GradientMethod`.
 
     Raises:
@@ -70,7 +70,7 @@ class DomainAdaptor(GradientMethod):
         self,
         network: nn.Module,
         *,
-        batch_statistics: float | Rule | None = None,
+        batch_statistics: float | Rule | str | None = None,
         optimizer: Any = "SGD",
         lr: float = 1e-3,
         **settings: Any,

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
-from ..normalization import BatchStatistics, batch_norm_layers, check_running_statistics
+from ..normalization import BatchStatistics, batch_norm_layers, check_running_statistics, switchable
+from ..normalization.rules import check_size
 from ..views import default_views
 from .base import SKIPPED, StepRecord
 from .card import Card
@@ -84,6 +85,7 @@ class DUA(PredictiveMethod):
         needs=("running statistics",),
         forwards=5,
     )
+    refused = ("batch_statistics",)
 
     def __init__(
         self,
@@ -101,7 +103,7 @@ class DUA(PredictiveMethod):
         if "batch_statistics" in settings:
             raise GrataError("batch_statistics: dua predicts by the running statistics that it changes. Leave it out.")
         # a rule is what the update needs of the layers, and refuses those that do not take one
-        check_running_statistics(self.name, network, BatchStatistics(network, self._gather))
+        check_running_statistics(self.name, network, BatchStatistics(switchable(network), self._gather))
         changed = {
             f"{name}.{part}": getattr(layer, part)
             for name, layer in batch_norm_layers(network)
@@ -145,12 +147,13 @@ class DUA(PredictiveMethod):
                 raise
             taken, given = ("x".join(map(str, x.shape[2:])) for x in (crops, images))
             raise GrataError(
-                f"crop: {type(self.given).__name__} does not take crops of {taken} from images of {given} ({error}). Set "
-                "crop to 1: the views are flips and turns of the whole image then, at a higher cost."
+                f"crop: {type(self.given).__name__} does not take crops of {taken} from images of {given} ({error}). "
+                "Set crop to 1: the views are flips and turns of the whole image then, at a higher cost."
             ) from error
 
     def _gather(self, layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The rule of the update: normalize by what passes now, and add it up."""
+        check_size(x)
         values = x.transpose(0, 1).flatten(1)
         variance, mean = torch.var_mean(values, 1, correction=0)
         count = torch.tensor(float(values.shape[1]), dtype=torch.float64, device=x.device)

@@ -100,7 +100,8 @@ class GradientMethod(PredictiveMethod):
         views_autocast: precision of the weak views alone, which carry no gradient and are averaged.
         prepared: file of ``python -m grata prepare``, or what was read from it: its heads are the auxiliary branches of
             a network that has none of its own. Read when an objective needs it.
-        batch_statistics: weight of the batch's statistics in batch normalization, 1 to 0 (the source's).
+        batch_statistics: weight of the batch's statistics in batch normalization, 1 to 0 (the source's), or
+            ``median``.
         reset: when to start from the source network again, see :mod:`grata.resets`; None: as the paper has it.
         autocast: ``bfloat16`` or ``float16`` for the forwards; None: as the surrounding ``torch.autocast`` says.
         output: key or index of the logits, for a network that returns a dict, list or tuple.
@@ -128,7 +129,7 @@ class GradientMethod(PredictiveMethod):
         strong_view: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | Mapping[str, Any] | None = None,
         views_autocast: str | None = None,
         prepared: Prepared | str | Path | None = None,
-        batch_statistics: float | Rule = 1.0,
+        batch_statistics: float | Rule | str = 1.0,
         reset: ResetPolicy | str | Mapping[str, Any] | None = None,
         autocast: str | None = None,
         output: str | int | None = None,

@@ -71,6 +71,7 @@ class InTEnt(PredictiveMethod):
         forwards=6,
     )
     learns = False
+    refused = ("batch_statistics",)
 
     def __init__(
         self,
@@ -80,13 +81,15 @@ class InTEnt(PredictiveMethod):
         weighting: str = "balance",
         **settings: Any,
     ) -> None:
+        if "batch_statistics" in settings:
+            raise GrataError("batch_statistics: intent has its own, by mixes. Leave the setting out.")
         if isinstance(mixes, str) or not isinstance(mixes, Sequence) or not mixes:
             raise GrataError(f"mixes must be a list of numbers from 0 to 1, got {mixes!r}.")
         self.mixes = [check_number("mixes", mix, low=0.0, high=1.0) for mix in mixes]
         if weighting not in _WEIGHTINGS:
             raise GrataError(f"weighting must be one of {', '.join(_WEIGHTINGS)}, got {weighting!r}.")
         # one that is really a mix, so that layers which cannot are told of at once
-        super().__init__(network, {}, **{"batch_statistics": 0.5, **settings})
+        super().__init__(network, {}, batch_statistics=0.5, **settings)
         check_running_statistics(self.name, network, self._statistics)
         self.weighting = weighting
         self._prediction_network = PredictionNetwork(self, self._predict)

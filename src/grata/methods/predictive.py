@@ -31,7 +31,8 @@ class PredictiveMethod(Method):
         seed: of the method's own random generator.
         entropy: None: Shannon's, of each channel for sigmoid (``binary``), over the classes for softmax; or ``plogp``,
             see :func:`grata.objectives.entropy_loss`.
-        batch_statistics: weight of the batch's statistics in batch normalization, 1 to 0 (the source's).
+        batch_statistics: weight of the batch's statistics in batch normalization, 1 to 0 (the source's), or
+            ``median``.
         reset: when to start from the source network again, see :mod:`grata.resets`; None: as the paper has it.
         autocast: ``bfloat16`` or ``float16`` for the forwards; None: as the surrounding ``torch.autocast`` says.
         output: key or index of the logits, for a network that returns a dict, list or tuple.
@@ -48,7 +49,7 @@ class PredictiveMethod(Method):
         activation: str = "sigmoid",
         seed: int = 0,
         entropy: str | None = None,
-        batch_statistics: float | Rule = 1.0,
+        batch_statistics: float | Rule | str = 1.0,
         reset: ResetPolicy | str | Mapping[str, Any] | None = None,
         autocast: str | None = None,
         output: str | int | None = None,

@@ -21,7 +21,7 @@ class PTBN(Method):
 
     Args:
         network: the source network, with layers that keep running statistics.
-        batch_statistics: weight of the batch's statistics; below 1 they are mixed with the source's.
+        batch_statistics: weight of the batch's statistics, below 1 they are mixed with the source's; or ``median``.
 
     Raises:
         GrataError: no layer of the network keeps running statistics, so that nothing would change.
@@ -38,7 +38,7 @@ class PTBN(Method):
     )
     learns = False
 
-    def __init__(self, network: nn.Module, *, batch_statistics: float = 1.0) -> None:
+    def __init__(self, network: nn.Module, *, batch_statistics: float | str = 1.0) -> None:
         super().__init__(network, {}, batch_statistics)
         check_running_statistics(self.name, network, self._statistics)
 

@@ -3,7 +3,7 @@
 from .affine import batch_norm_layers, collect_affine_parameters, normalization_layers
 from .features import deepest_feature
 from .rules import RULES, Rule
-from .scripted import ScriptedNetwork
+from .scripted import ScriptedNetwork, switchable
 from .statistics import BatchStatistics, channel_affine, check_running_statistics
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "collect_affine_parameters",
     "deepest_feature",
     "normalization_layers",
+    "switchable",
 ]

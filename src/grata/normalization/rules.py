@@ -7,11 +7,30 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-__all__ = ["RULES", "Rule", "instance_mix", "median_statistics", "sample_statistics"]
+from ..errors import GrataError
+
+__all__ = ["RULES", "Rule", "check_size", "instance_mix", "median_statistics", "sample_statistics"]
 
 Rule = Callable[[nn.Module, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """``rule(layer, x)``: mean and variance to normalize ``x`` ``(B, C, ...)`` by, float32 at least, each ``(C,)`` for the
 whole batch or ``(B, C)`` for every sample; ``layer`` has ``running_mean``, ``running_var`` ``(C,)`` of the source."""
+
+
+def check_size(x: torch.Tensor, samples: bool = False) -> None:
+    """Refuse what has no statistics but those that make every value zero.
+
+    Args:
+        x: ``(B, C, ...)``.
+        samples: whether each sample is to have statistics of its own.
+
+    Raises:
+        GrataError: there is a single value of each channel.
+    """
+    if x[0, 0].numel() == 1 and (samples or len(x) == 1):
+        raise GrataError(
+            f"The image is too small for batch statistics: a layer of {x.shape[1]} channels sees a single value of "
+            f"each. Use larger images or windows (roi_size){'' if samples else ', larger batches'}, or method source."
+        )
 
 
 def sample_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,6 +48,8 @@ def instance_mix(weight: float) -> Rule:
     """
 
     def rule(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if weight == 1.0:
+            check_size(x, samples=True)
         mean, variance = sample_statistics(x)
         return (
             weight * mean + (1 - weight) * layer.running_mean,
@@ -43,6 +64,7 @@ def median_statistics(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, 
 
     Of an even number of values the lower of the two in the middle is taken.
     """
+    check_size(x)
     values = x.transpose(0, 1).flatten(1)
     median = values.median(1).values
     return median, (values - median[:, None]).square().mean(1)

@@ -10,7 +10,12 @@ from torch import nn
 from ..errors import GrataError
 from .affine import BATCH_NORM, INSTANCE_NORM, normalization_layers
 
-__all__ = ["ScriptedNetwork"]
+__all__ = ["ScriptedNetwork", "switchable"]
+
+
+def switchable(network: nn.Module) -> nn.Module:
+    """``network``, a TorchScript one wrapped so that its statistics can be switched."""
+    return ScriptedNetwork(network) if isinstance(network, torch.jit.ScriptModule) else network
 
 
 class ScriptedNetwork(nn.Module):
@@ -55,12 +60,12 @@ class ScriptedNetwork(nn.Module):
         for name, kind in self._unknown.items():
             raise GrataError(
                 f"{name} of this TorchScript network is a {kind}, not one of torch's normalization layers: adapt the "
-                "Python network instead, or set batch_statistics to 0."
+                "Python network instead, or use method source."
             )
         if any("training" not in layer.code for layer in self._layers):
             raise GrataError(
-                "This TorchScript network was traced in evaluation mode: its batch normalization can only use the source's "
-                "statistics. Export it by scripting (python -m monai.bundle ckpt_export without use_trace)."
+                "This TorchScript network was traced in evaluation mode: its batch normalization can only use the "
+                "source's statistics. Export it by scripting (python -m monai.bundle ckpt_export without use_trace)."
             )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

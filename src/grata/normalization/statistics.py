@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..errors import GrataError
 from .affine import BATCH_NORM, INSTANCE_NORM, keeps_own_forward, layer_kind, normalization_layers
-from .rules import RULES, Rule
+from .rules import RULES, Rule, check_size
 from .scripted import ScriptedNetwork
 
 __all__ = ["BatchStatistics", "channel_affine", "check_running_statistics"]
@@ -44,8 +44,7 @@ class BatchStatistics:
         if not callable(mix) and (isinstance(mix, bool) or not isinstance(mix, int | float) or not 0.0 <= mix <= 1.0):
             raise GrataError(
                 f"batch_statistics must be a number between 0 (source) and 1 (batch), or one of {', '.join(RULES)}, "
-                f"got "
-                f"{mix!r}."
+                f"got {mix!r}."
             )
         self.mix = mix if callable(mix) else float(mix)
         self._network = network
@@ -56,33 +55,38 @@ class BatchStatistics:
         ]
         self._layers = [(kind, layer) for _, kind, layer in found]
         self._attached = False
-        if not found or self.mix == 0.0:
+        self._found = found
+        self._check(self.mix)
+
+    def _check(self, mix: float | Rule) -> None:
+        """Raise :class:`GrataError` where a layer does not take ``mix``."""
+        if not self._found or mix == 0.0:
             return
-        if isinstance(network, ScriptedNetwork):
-            network.check_switchable()
-            if self.mix != 1.0:
+        if isinstance(self._network, ScriptedNetwork):
+            self._network.check_switchable()
+            if mix != 1.0:
                 raise GrataError(
-                    "A TorchScript network can use the batch's statistics, not a mix with the source's: "
-                    "set batch_statistics to 1, or use the Python network (model.pt) instead of model.ts."
+                    "A TorchScript network can use the batch's statistics or the source's, neither a mix of them nor "
+                    "others: use the Python network (model.pt) instead of model.ts, or a method that takes the "
+                    "batch's, such as ptbn, tent or grata with batch_statistics 1."
                 )
             return
-        for name, kind, layer in found:
+        for name, kind, layer in self._found:
             if isinstance(layer, torch.jit.ScriptModule):
                 raise GrataError(
                     f"{name} belongs to a TorchScript network inside a Python one, where its statistics cannot be "
-                    f"chosen: "
-                    "give the TorchScript network itself, or set batch_statistics to 0."
+                    "chosen: give the TorchScript network itself, or use method source."
                 )
-            if callable(self.mix) and kind in INSTANCE_NORM:
+            if callable(mix) and kind in INSTANCE_NORM:
                 raise GrataError(
                     f"{name} is an {kind} with running statistics: rules of batch normalization do not fit it. Use "
-                    f"method "
-                    "source, ptbn or grata."
+                    "method source, ptbn or grata."
                 )
-            if self.mix != 1.0 and keeps_own_forward(layer, kind):
+            if mix != 1.0 and keeps_own_forward(layer, kind):
                 raise GrataError(
                     f"{name} is a {type(layer).__name__}, a {kind} with a forward of its own: it can use the batch's "
-                    "statistics, not a mix with the source's. Set batch_statistics to 1 or 0."
+                    "statistics, not a mix with the source's. Use a method that takes the batch's, such as ptbn, tent or "
+                    "grata with batch_statistics 1."
                 )
 
     @property
@@ -116,8 +120,12 @@ class BatchStatistics:
         """Other statistics for the time of a ``with`` block, while attached.
 
         Args:
-            mix: as in the constructor, and taken by the network as that one was.
+            mix: as in the constructor.
+
+        Raises:
+            GrataError: a layer does not take it.
         """
+        self._check(mix)
         present, self.mix = self.mix, mix
         try:
             if isinstance(self._network, ScriptedNetwork):
@@ -173,8 +181,9 @@ def channel_affine(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, tor
     else:
         return None
     mean, variance = layer.running_mean, layer.running_var
+    if mix == 1.0:
+        check_size(x)
     if mix > 0.0:
-        _check_size(x)
         # Without running statistics to update, it gives those of the batch.
         batch_mean, batch_variance = torch.batch_norm_update_stats(x.detach(), None, None, 0.0)
         mean = batch_mean if mix == 1.0 else mix * batch_mean + (1 - mix) * mean
@@ -206,8 +215,7 @@ def _own_forward(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
     except (TypeError, AttributeError, RuntimeError) as error:
         raise GrataError(
             f"{type(layer).__name__} has a forward of its own that needs running statistics: it cannot use the "
-            f"batch's. Set "
-            f"batch_statistics to 0. ({type(error).__name__}: {error})"
+            f"batch's. Use method source. ({type(error).__name__}: {error})"
         ) from error
     finally:
         layer._buffers.update(kept)
@@ -215,9 +223,8 @@ def _own_forward(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
 
 
 def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
-    if mix > 0.0:
-        _check_size(x)
     if mix == 1.0:
+        check_size(x)
         return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
     if mix == 0.0:
         return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps)
@@ -233,7 +240,6 @@ def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
 
 
 def _ruled(layer: nn.Module, rule: Rule, x: torch.Tensor) -> torch.Tensor:
-    _check_size(x)
     exact = _at_least_float32(x)
     mean, variance = rule(layer, exact)
     shape = [-1, x.shape[1]] + [1] * (x.ndim - 2)
@@ -241,15 +247,6 @@ def _ruled(layer: nn.Module, rule: Rule, x: torch.Tensor) -> torch.Tensor:
     if layer.affine:
         y = y * layer.weight.view(shape) + layer.bias.view(shape)
     return y.to(x.dtype)
-
-
-def _check_size(x: torch.Tensor) -> None:
-    if x.numel() == x.shape[1]:
-        raise GrataError(
-            f"The image is too small for batch statistics: a layer of {x.shape[1]} channels sees a single value of "
-            f"each. "
-            "Use larger images or windows (roi_size), larger batches, or batch_statistics 0."
-        )
 
 
 def _instance_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
