@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grata.errors import GrataError
-from grata.methods import Source, Tent
+from grata.methods import Source, Tent, create
 from grata.resets import RESETS, Drift, EntropyCollapse, EveryN, SiteChange, make_reset
 
 
@@ -153,3 +153,20 @@ def test_a_method_that_learns_nothing_cannot_collapse(make_network):
     policy = SiteChange()
     policy.begin("a")
     assert policy.due(Source(network), "b") and not policy.due(Source(network), "a")
+
+
+@pytest.mark.parametrize("name", ["diga", "intent", "vptta"])
+def test_what_has_no_parameters_cannot_drift(make_network, name):
+    with pytest.raises(GrataError, match=f"reset: method {name} changes no parameters that could drift"):
+        create(name, make_network(), activation="softmax", reset="drift")
+    assert create("dua", make_network(), activation="softmax", reset="drift").reset == Drift()
+
+
+@pytest.mark.parametrize("name", ["cotta", "diga", "intent", "vptta"])
+def test_a_collapse_is_that_of_what_the_method_predicts(make_network, name):
+    method = create(name, make_network(), activation="softmax")
+    method.adapt(image(0))
+    with torch.no_grad():
+        log_p = method.network(image(1)).log_softmax(1)
+    expected = -(log_p.exp() * log_p).sum(1).flatten(1).mean(1)
+    torch.testing.assert_close(method.uncertainty(image(1)), expected, rtol=1e-4, atol=1e-6)

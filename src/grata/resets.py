@@ -43,6 +43,9 @@ class ResetPolicy(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
 
+    def check(self, method: Method) -> None:
+        """Raise :class:`GrataError` where the policy could never act on ``method``."""
+
     @abstractmethod
     def due(self, method: Method, site: str | None) -> bool:
         """Whether to start again before the next case, which comes from ``site``."""
@@ -164,7 +167,7 @@ class EntropyCollapse(ResetPolicy):
         except NotImplementedError as error:
             raise GrataError(
                 f"reset: method {method.name} learns nothing that could collapse, and gives no entropy. Leave it at "
-                f"never."
+                "never."
             ) from error
         if not math.isfinite(entropy):
             return
@@ -202,6 +205,13 @@ class Drift(ResetPolicy):
 
     def __post_init__(self) -> None:
         _check_between("bound", self.bound, 0.0, math.inf)
+
+    def check(self, method: Method) -> None:
+        if not method.parameters:
+            raise GrataError(
+                f"reset: method {method.name} changes no parameters that could drift from the source's. Use every-n, "
+                "site-change or per-case."
+            )
 
     def due(self, method: Method, site: str | None) -> bool:
         return method.parameter_change()["relative"] > self.bound

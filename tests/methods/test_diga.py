@@ -1,12 +1,13 @@
 """DIGA against its formula."""
 
 import copy
+import weakref
 
 import pytest
 import torch
 
 from grata.errors import GrataError
-from grata.methods.diga import DIGA
+from grata.methods.diga import DIGA, _input_of
 
 
 def image(seed=0, count=1, spatial_dims=2):
@@ -218,3 +219,22 @@ def test_wrong_settings_are_refused_by_name(make_network, settings, message):
 def test_networks_without_running_statistics_are_refused(make_network):
     with pytest.raises(GrataError, match="InstanceNorm2d"):
         DIGA(make_network(2, "instance"))
+
+
+@pytest.mark.parametrize("layer", [None, "0"])
+def test_no_feature_is_held_that_cannot_be_the_answer(layer):
+    widths = [1, 2, 8, 4, 4, 2]
+    network = torch.nn.Sequential(*[torch.nn.Conv2d(a, b, 1) for a, b in zip(widths, widths[1:])])
+    inputs = []
+
+    def watch(module, given):
+        inputs.append(weakref.ref(given[0]))
+
+    for module in network:
+        module.register_forward_pre_hook(watch)
+    with torch.no_grad(), _input_of(network, layer, 4) as feature:
+        network(torch.rand(1, 1, 4, 4))
+        alive = [x().shape[1] for x in inputs if x() is not None]
+        assert alive == ([8, 4] if layer is None else [1])
+        if layer is None:
+            assert feature(2).shape[1] == 4 and feature(4).shape[1] == 8

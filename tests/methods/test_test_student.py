@@ -127,3 +127,11 @@ def test_takes_any_images(make_network, norm, spatial_dims, size, activation):
 def test_wrong_settings_are_refused_by_name(make_network, setting, value):
     with pytest.raises(GrataError, match=setting):
         create("test", make_network(), {"activation": "sigmoid", setting: value})
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0])
+def test_the_teachers_views_tell_how_good_the_prediction_may_be(make_network, confidence):
+    method = create("test", make_network(), {"activation": "softmax", "confidence": confidence, "steps": 2})
+    record = method.adapt(batch())
+    assert 0 < record.agreement <= 1
+    assert all(step.agreement == record.agreement for step in record.steps)

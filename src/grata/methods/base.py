@@ -68,7 +68,8 @@ class Method(ABC):
         batches: how many batches it has adapted to since the source.
 
     Raises:
-        GrataError: ``batch_statistics`` is out of range, or the parameters are too coarse to take small steps.
+        GrataError: ``batch_statistics`` is out of range, the parameters are too coarse to take small steps, or the policy
+            could never act.
     """
 
     name: ClassVar[str]
@@ -99,6 +100,7 @@ class Method(ABC):
         if reset is None:
             reset = "per-case" if self.card.episodic else "never"
         self.reset = make_reset(reset)
+        self.reset.check(self)
         self._seed = seed
         self.generator = torch.Generator().manual_seed(self._seed)
         self.batches = 0

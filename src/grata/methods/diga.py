@@ -216,16 +216,18 @@ def _input_of(network: nn.Module, layer: str | None, ndim: int) -> Iterator[Call
     taken: list[torch.Tensor] = []
 
     def watch(module: nn.Module, inputs: Any) -> None:
-        if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim == ndim:
-            taken.append(inputs[0])
+        if not (inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim == ndim):
+            return
+        # an earlier one of no more channels can no longer be the answer, and is not held on to
+        taken[:] = [x for x in taken if layer is None and x.shape[1] > inputs[0].shape[1]]
+        taken.append(inputs[0])
 
     def feature(channels: int) -> torch.Tensor:
         found = [x for x in taken if layer is not None or x.shape[1] > channels]
         if not found:
             raise GrataError(
-                f"feature_layer: no convolution of this {type(network).__name__} takes more channels than it "
-                f"predicts. Name the "
-                "module whose input is the feature; a TorchScript network cannot be looked into."
+                f"feature_layer: no convolution of this {type(network).__name__} takes more channels than it predicts. "
+                "Name the module whose input is the feature; a TorchScript network cannot be looked into."
             )
         return found[-1]
 

@@ -96,10 +96,12 @@ class TeST(GradientMethod):
         with self._teacher.in_place(learns=True):
             flags = [flag for _ in range(self.teacher_steps) for flag in self._teach(images)]
             label = self._pseudo_label(images)
+            agreement = self._notes["agreement"]
         sure = confidence(label, self.activation) >= self.confidence
         if not sure.any():
-            return GradientRecord(kept=0.0, flags=(*dict.fromkeys(flags), "nothing_confident", SKIPPED))
-        self._label, self._sure = label, sure
+            flags = (*dict.fromkeys(flags), "nothing_confident", SKIPPED)
+            return GradientRecord(kept=0.0, agreement=agreement, flags=flags)
+        self._label, self._sure, self._agreement = label, sure, agreement
         record = super()._adapt(images)
         self._label = self._sure = None
         return dataclasses.replace(record, flags=tuple(dict.fromkeys((*flags, *record.flags))))
@@ -132,7 +134,7 @@ class TeST(GradientMethod):
         else:
             wrong = F.cross_entropy(logits, self._label.argmax(1), reduction="none").unsqueeze(1)
         kept = self._sure.to(logits)
-        self._notes["kept"] = kept.mean().item()
+        self._notes |= {"kept": kept.mean().item(), "agreement": self._agreement}
         distilled = (wrong * kept).sum() / kept.sum()
         return distilled + self.entropy_weight * entropy_loss(logits, self.activation, self.entropy)
 
