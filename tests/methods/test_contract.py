@@ -288,6 +288,23 @@ def test_the_card_tells_who_wrote_it_and_what_it_needs(name):
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.card.prepared])
+def test_weights_may_be_loaded_after_a_method_was_made_and_must_then_be_those_prepared_for(name):
+    trained, network = make_network(), make_network()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.5)
+    untrained = snapshot(network)
+    method = create(name, network, activation="sigmoid", seed=3, prepared=prepared(trained))
+    with pytest.raises(Exception, match="prepared for other weights") as error:
+        method.adapt(images())
+    assert type(error.value).__name__ == "GrataError" and same(snapshot(network), untrained)
+    network.load_state_dict(trained.state_dict())
+    expected = make(name, trained)
+    assert repr(method.adapt(images())) == repr(expected.adapt(images()))
+    assert torch.equal(predict(method, images()), predict(expected, images()))
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.card.prepared])
 def test_what_was_not_prepared_is_asked_for_with_the_command_that_does(name):
     with pytest.raises(Exception, match="python -m grata prepare") as error:
         create(name, make_network(), activation="sigmoid")

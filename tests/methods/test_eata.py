@@ -177,7 +177,7 @@ def test_the_fisher_information_is_asked_for_and_must_be_of_these_weights(make_n
     with pytest.raises(GrataError, match="method eata needs"):
         EATA(make_network(), prepared=Prepared(digest=network_digest(make_network())))
     with pytest.raises(GrataError, match="other weights"):
-        EATA(make_network(), prepared=prepared(sharp(make_network())))
+        EATA(make_network(), prepared=prepared(sharp(make_network()))).adapt(batch())
 
 
 def test_the_file_of_the_preparation_is_read(make_network, tmp_path):

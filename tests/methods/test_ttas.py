@@ -146,8 +146,9 @@ def test_what_was_not_prepared_is_asked_for(make_network):
 
 
 def test_what_was_prepared_for_others_is_refused(make_network):
+    given = {"activation": "softmax", "prepared": prior(make_network())}
     with pytest.raises(GrataError, match="other weights"):
-        create("ttas", make_network(out_channels=3), {"activation": "softmax", "prepared": prior(make_network())})
+        create("ttas", make_network(out_channels=3), given).adapt(batch())
     with pytest.raises(GrataError, match="3 channels"):
         make(make_network(), class_sizes=torch.tensor([0.5, 0.3, 0.2])).adapt(batch())
     with pytest.raises(GrataError, match="2D images"):

@@ -147,6 +147,7 @@ class GradientMethod(PredictiveMethod):
         )
         self.steps = check_count("steps", steps)
         self._prepared = prepared
+        self._to_check: Prepared | None = None
         self._heads: AuxiliaryHeads | None = None
         if auxiliary is not None:
             self._check_objective("auxiliary", auxiliary)
@@ -257,7 +258,7 @@ class GradientMethod(PredictiveMethod):
         """The network's own branch, else the prepared head of that name.
 
         Raises:
-            GrataError: there is neither, or the heads were prepared for other weights.
+            GrataError: there is neither.
         """
         if self._has_branch(name):
             return
@@ -273,16 +274,24 @@ class GradientMethod(PredictiveMethod):
         return ROTATION_VIEWS if self._has_branch("rotation") else self._heads.views
 
     def prepared(self) -> Prepared | None:
-        """What was prepared from the source set, made sure that it was for this network; None: nothing was given.
+        """What was prepared from the source set; None: nothing was given.
+
+        That it was for the network's weights is made sure of when these are taken as the source's, at the first batch:
+        they may be loaded after the method was made.
 
         Raises:
-            GrataError: the file is missing or damaged, or was prepared for other weights.
+            GrataError: the file is missing or damaged.
         """
         if isinstance(self._prepared, str | Path):
             self._prepared = Prepared.load(self._prepared)
-        if self._prepared is not None:
-            self._prepared.check_network(self.given)
+        self._to_check = self._prepared
         return self._prepared
+
+    def _activate(self) -> None:
+        if not self._active and self._to_check is not None:
+            self._to_check.check_network(self.given)
+            self._to_check = None
+        super()._activate()
 
     def _branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Output of an auxiliary branch, the network's own or a prepared head, in float32."""
