@@ -28,7 +28,7 @@ def methods(
 
     Args:
         name: of a method, whose rule, settings and defaults are told.
-        bundle: folder of a bundle: tells which methods it can take, and what the others lack.
+        bundle: folder of a bundle: tells which methods it can take, and what the others lack; with a name, of that one.
         changes: only those that change this, e.g. statistics or affine.
         mode: only those that are online or episodic.
         spatial_dims: only those for 2D or 3D images: 2 or 3.
@@ -39,15 +39,24 @@ def methods(
     """
 
     def run() -> int:
+        from .errors import GrataError
         from .report.listing import describe, methods_table, select
 
-        if name is not None:
-            print(describe(name))
-            return 0
-        names = select(changes, mode, spatial_dims, backwards, prepared)
+        given = (changes, mode, spatial_dims, backwards, prepared)
+        filters = dict(zip(("changes", "mode", "spatial_dims", "backwards", "prepared"), given, strict=True))
+        if name is None:
+            names = select(**filters)
+        else:
+            names, description = [name], describe(name)
+            if key := next((key for key, value in filters.items() if value is not None), None):
+                raise GrataError(f"{key}: it chooses among all methods. Leave out {name}, or {key}.")
+            if form != "simple":
+                raise GrataError(f"form: it is that of the list of methods. Leave out {name}, or form.")
         if bundle is None:
-            print(methods_table(names, form))
+            print(methods_table(names, form) if name is None else description)
             return 0
+        if form != "simple":
+            raise GrataError("form: what a bundle can take is told as simple alone. Leave out bundle, or form.")
         from .benchmark import fitting_methods
 
         print(fitting_methods(bundle, names))

@@ -64,6 +64,11 @@ def test_a_description_holds_the_settings_with_their_defaults_and_the_formula(na
         (("--form", "html"), "form: it is simple"),
         (("tentt",), "there is no 'tentt'"),
         (("--bundle", "nowhere"), "nowhere/configs/adapt.yaml does not exist"),
+        (("tentt", "--bundle", "nowhere"), "there is no 'tentt'"),
+        (("tent", "--form", "json"), "form: it is that of the list of methods. Leave out tent, or form"),
+        (("--bundle", "nowhere", "--form", "json"), "form: what a bundle can take is told as simple alone"),
+        (("tent", "--mode", "online"), "mode: it chooses among all methods. Leave out tent, or mode"),
+        (("tent", "--backwards", "false"), "backwards: it chooses among all methods"),
     ],
 )
 def test_errors_are_one_line_and_the_status_tells(arguments, message):
@@ -85,6 +90,11 @@ def test_a_bundle_is_told_what_it_can_take_and_what_the_others_lack(bundle, tmp_
     lacking = {line.split()[0] for line in out.splitlines() if line.split()[1:2] == ["no"]}
     assert status == 0 and lacking == set(select(prepared=True))
     assert "python -m grata prepare" in " ".join(out.split())
+
+
+def test_a_bundle_is_told_whether_it_can_take_one_method(bundle):
+    status, out, _ = command("tent", "--bundle", bundle)
+    assert status == 0 and [line.split()[:2] for line in out.splitlines()[2:]] == [["tent", "yes"]]
 
 
 def test_a_filter_of_which_nothing_is_left_gives_an_empty_table():
