@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..benchmark.metrics import Region
 from ..errors import GrataError
+from ..objectives.shape_moments import soft_moments
 
 __all__ = ["ShapeMoments", "channel_masks"]
 
@@ -54,20 +57,12 @@ class ShapeMoments:
 
     def add(self, masks: torch.Tensor) -> None:
         """One image's windows ``(N, C, ...)`` of 0 and 1; a channel without foreground has no part in its moments."""
-        axes = range(2, masks.ndim)
-        volume = masks.sum(list(axes))
-        self._sizes.append((volume / masks[0, 0].numel()).mean(0).cpu())
-        centroids, spreads = [], []
-        for axis in axes:
-            size = masks.shape[axis]
-            position = (torch.arange(size, dtype=masks.dtype, device=masks.device) + 0.5) / size
-            profile = masks.sum([other for other in axes if other != axis]) / volume[..., None]
-            centroid = profile @ position
-            centroids.append(centroid)
-            spreads.append((profile * (position - centroid[..., None]).square()).sum(-1).sqrt())
-        # An empty channel divides by zero: its windows are NaN, and nanmean passes them over.
-        self._centroids.append(torch.stack(centroids, -1).nanmean(0).cpu())
-        self._spreads.append(torch.stack(spreads, -1).nanmean(0).cpu())
+        sizes, *moments = soft_moments(masks)
+        self._sizes.append(sizes.mean(0).cpu())
+        # An empty channel is nowhere: nanmean passes its windows over.
+        centroid, spread = (moment.masked_fill(sizes[..., None] == 0, math.nan).nanmean(0).cpu() for moment in moments)
+        self._centroids.append(centroid)
+        self._spreads.append(spread)
 
     @property
     def images(self) -> int:
