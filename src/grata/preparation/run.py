@@ -1,4 +1,7 @@
-"""The command ``python -m grata prepare``: from a bundle and its source set to one small file."""
+"""The command ``python -m grata prepare``: from a bundle and its source set to one small file.
+
+It stands beside the benchmark, whose reading of bundles, images and label maps it shares.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from tqdm import tqdm
 from ..benchmark.bundle import Bundle, Case, quiet
 from ..errors import GrataError
 from ..files import check_output_dir
+from ..methods.predictive import _item
 from ..networks import HEADS
 from ..normalization import BatchStatistics, ScriptedNetwork, collect_affine_parameters
 from ..objectives import activate
@@ -224,16 +228,7 @@ class _Preparation:
         return (probabilities > 0.5).any(1, keepdim=True).to(image)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        result = self._network(x)
-        which = self._bundle.output
-        if not isinstance(result, torch.Tensor) and which is not None:
-            try:
-                result = result[which]
-            except (LookupError, TypeError) as error:
-                raise GrataError(f"output: {which!r} is not in what the network returns.") from error
-        if not isinstance(result, torch.Tensor):
-            raise GrataError(f"The network returns a {type(result).__name__}: name the logits by grata#output.")
-        return result.float()
+        return _item(self._network(x), self._bundle.output).float()
 
 
 def _head_names(heads: str | Sequence[str] | None) -> tuple[str, ...]:
