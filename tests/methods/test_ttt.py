@@ -57,7 +57,8 @@ def test_one_view_is_learnt_from_before_the_next_is_looked_at_so_that_memory_is_
         events.append("forward")
         output.register_hook(lambda _: events.append("backward"))
 
-    next(module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)).register_forward_hook(watch)
+    first = next(module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    first.register_forward_hook(watch)
     method.adapt(batch())
     assert events == ["forward", "backward"] * len(heads.views)
 

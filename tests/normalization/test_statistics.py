@@ -29,7 +29,8 @@ def a_layer(kind=nn.BatchNorm2d):
 
 @pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
-    ("kind", "shape"), [(nn.BatchNorm2d, (2, 3, 5, 4)), (nn.BatchNorm3d, (1, 3, 4, 3, 5)), (nn.SyncBatchNorm, (2, 3, 6))]
+    ("kind", "shape"),
+    [(nn.BatchNorm2d, (2, 3, 5, 4)), (nn.BatchNorm3d, (1, 3, 4, 3, 5)), (nn.SyncBatchNorm, (2, 3, 6))],
 )
 def test_statistics_are_the_mix_of_batch_and_source_in_any_mode(kind, shape, mix):
     layer = a_layer(kind)

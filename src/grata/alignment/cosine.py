@@ -10,7 +10,7 @@ __all__ = ["cosine_similarity", "gradient_norm"]
 
 
 def gradient_norm(gradients: Sequence[torch.Tensor | None]) -> float:
-    """Euclidean norm of all gradients taken as one vector, summed in float64; None, as autograd has it, counts as zero."""
+    """Euclidean norm of all gradients taken as one vector, summed in float64; None, as of autograd, counts as zero."""
     return float(sum(g.double().square().sum() for g in gradients if g is not None)) ** 0.5
 
 

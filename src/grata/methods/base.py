@@ -68,8 +68,8 @@ class Method(ABC):
         batches: how many batches it has adapted to since the source.
 
     Raises:
-        GrataError: ``batch_statistics`` is out of range, the parameters are too coarse to take small steps, or the policy
-            could never act.
+        GrataError: ``batch_statistics`` is out of range, the parameters are too coarse to take small steps, or the
+            policy could never act.
     """
 
     name: ClassVar[str]

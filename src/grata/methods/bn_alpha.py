@@ -36,8 +36,7 @@ class BNAlpha(Method):
     card = Card(
         title="BN-α",
         reference="Schneider et al., Improving robustness against common corruptions by covariate shift adaptation, "
-        "NeurIPS "
-        "2020, arXiv:2006.16971",
+        "NeurIPS 2020, arXiv:2006.16971",
         year=2020,
         rule="the batch's statistics are mixed into the running ones, nothing is learnt",
         changes="mixed statistics",

@@ -34,8 +34,8 @@ class Card:
         spatial_dims: of the images that it takes.
         episodic: whether it starts from the source network again for every case, as its paper has it; else it is
             online.
-        forwards: of the network over one batch in :meth:`Method.adapt` and the prediction after it, at the default
-            settings.
+        forwards: calls of the network for one batch in :meth:`Method.adapt` and the prediction after it, at the default
+            settings, whatever the size of what a call is given: views, crops, or the batch.
         backwards: the same of gradients.
     """
 

@@ -50,7 +50,8 @@ class CoTTA(GradientMethod):
     by ŷ from before the step; here the teacher predicts after it. For segmentation they take Adam at ``lr`` 7.5e-6.
 
     The anchor is the source weights that are kept anyway for ``restore``, and teacher and anchor are put into the one
-    network for their forwards: beside the optimizer's, one more copy of the parameters is held.
+    network for their forwards: between steps one more copy of the parameters is held beside the optimizer's moments,
+    and during a forward the student's as well.
 
     Args:
         network: the source network.

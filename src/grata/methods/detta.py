@@ -42,8 +42,7 @@ class DeTTA(GradientMethod):
     card = Card(
         title="DeTTA",
         reference="Wen et al., From denoising training to test-time adaptation: enhancing domain generalization for "
-        "medical "
-        "image segmentation, WACV 2024, arXiv:2310.20271",
+        "medical image segmentation, WACV 2024, arXiv:2310.20271",
         year=2024,
         rule="one step down the L1 error of a denoising decoder",
         changes="affine parameters, batch statistics",

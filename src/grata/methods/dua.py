@@ -44,8 +44,9 @@ class DUA(PredictiveMethod):
 
     The statistics μ_views are those of a batch of 64 views of the one image, random crops that are flipped and turned,
     each layer's after the layers before it have normalized by the views' own statistics. After 80 images they stay as
-    they are. The authors' code reports the best of all steps by the test error, which needs labels; here it is the
-    last.
+    they are. Of a volume that is larger than the window each batch of windows that is adapted to counts as an image:
+    the momentum decays with every one, and 80 are reached sooner. The authors' code reports the best of all steps by
+    the test error, which needs labels; here it is the last.
 
     Nothing depends on the task. For segmentation a view is a crop of half the size along each axis, rounded up to a
     multiple of 32 (what common networks divide by), or the whole image where it is smaller: together the 64 crops cost
@@ -53,9 +54,9 @@ class DUA(PredictiveMethod):
     takes images of one size alone needs ``crop: 1``: then the views are the flips and turns of the whole image, and
     cost as much as 64 images. With several images in a batch the views are shared out among them.
 
-    The views pass in parts, to save memory. The update takes mean and variance over all parts together, of values that
-    each part has normalized by its own statistics on the way; ``chunk`` of at least ``views`` is the batch of the
-    paper, to the last bit.
+    The views pass in parts of ``chunk``, to save memory; each part is one of the forwards that the card counts. The
+    update takes mean and variance over all parts together, of values that each part has normalized by its own
+    statistics on the way; ``chunk`` of at least ``views`` is the batch of the paper, to the last bit.
 
     Args:
         network: the source network, with layers that keep running statistics.
@@ -77,8 +78,7 @@ class DUA(PredictiveMethod):
     card = Card(
         title="DUA",
         reference="Mirza et al., The norm must go on: dynamic unsupervised domain adaptation by normalization, CVPR "
-        "2022, "
-        "arXiv:2112.00463",
+        "2022, arXiv:2112.00463",
         year=2022,
         rule="running statistics follow those of 64 crops, flips and turns of each image, with a momentum that decays",
         changes="running statistics",

@@ -55,8 +55,8 @@ class EATA(GradientMethod):
         optimizer, lr, optimizer_options, settings: see :class:`GradientMethod`.
 
     Raises:
-        GrataError: the Fisher information is missing, a setting is out of range, or the network has nothing to adapt; by
-            ``adapt``: it is of other weights.
+        GrataError: the Fisher information is missing, a setting is out of range, or the network has nothing to adapt;
+            by ``adapt``: it is of other weights.
     """
 
     name = "eata"

@@ -46,8 +46,7 @@ class GraTa(GradientMethod):
     card = Card(
         title="GraTa",
         reference="Chen et al., Gradient alignment improves test-time adaptation for medical image segmentation, "
-        "AAAI 2025, "
-        "arXiv:2408.07343",
+        "AAAI 2025, arXiv:2408.07343",
         year=2025,
         rule="pseudo gradient (consistency of a strong view with a pseudo-label) aligned with the auxiliary gradient "
         "(entropy), learning rate from their cosine",

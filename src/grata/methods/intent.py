@@ -60,8 +60,7 @@ class InTEnt(PredictiveMethod):
     card = Card(
         title="InTEnt",
         reference="Dong et al., Medical image segmentation with InTEnt: integrated entropy weighting for single "
-        "image test-time "
-        "adaptation, CVPR workshops 2024, arXiv:2402.09604",
+        "image test-time adaptation, CVPR workshops 2024, arXiv:2402.09604",
         year=2024,
         rule="predictions with several mixes of source and image statistics, averaged by the balance of their "
         "entropies",

@@ -51,13 +51,18 @@ class TTAS(GradientMethod):
     For sigmoid each channel is a problem of two classes: its entropy has the weights ``1 − τ_c`` of the foreground and
     ``τ_c`` of the background, its divergence that of ``(s_c, 1 − s_c)``, and channels are added up.
 
-    The paper, by its abstract, and the authors' code adapt scale and bias of the normalization layers; later papers that
-    quote it adapt all parameters (``adapted: all``), which at this learning rate ruined the hippocampus network within
-    10 steps on simulated shifts of its source (docs/results/settings.md). The authors run 150 epochs over the slices of a subject with the size
-    alone, then 150 with one moment, whose prior they take from the subject's own predictions; here all terms act from
-    the start, and the priors are the source's. Their code exchanges the two ends of the margin, so that the inside is
-    penalized too; here it is free. Their weight of 1e-4 is for squared pixels of images of 384, and 15 in units of the
-    image.
+    Of a volume that is larger than the window each batch of windows takes its own ``steps``, one batch after the
+    other, from where the last one ended. Size and moments are then those of the windows that were chosen, the most
+    uncertain ones, in which there is more foreground than in the windows that the priors were taken from: the method
+    is for images that the network sees at once.
+
+    The paper, by its abstract, and the authors' code adapt scale and bias of the normalization layers; later papers
+    that quote it adapt all parameters (``adapted: all``), which at this learning rate ruined the hippocampus network
+    within 10 steps on simulated shifts of its source (docs/results/settings.md). The authors run 150 epochs over the
+    slices of a subject with the size alone, then 150 with one moment, whose prior they take from the subject's own
+    predictions; here all terms act from the start, and the priors are the source's. Their code exchanges the two ends
+    of the margin, so that the inside is penalized too; here it is free. Their weight of 1e-4 is for squared pixels of
+    images of 384, and 15 in units of the image.
 
     Args:
         network: the source network.
@@ -71,7 +76,8 @@ class TTAS(GradientMethod):
 
     Raises:
         GrataError: the class sizes or moments were not prepared, a setting is out of range, or the network has
-            nothing to adapt; by ``adapt``: what was prepared has other channels or axes than the prediction.
+            nothing to adapt; by ``adapt``: what was prepared is of other weights, or has other channels or axes than
+            the prediction.
     """
 
     name = "ttas"

@@ -47,8 +47,7 @@ class TTT(GradientMethod):
     card = Card(
         title="TTT",
         reference="Sun et al., Test-time training with self-supervision for generalization under distribution "
-        "shifts, ICML 2020, "
-        "arXiv:1909.13231",
+        "shifts, ICML 2020, arXiv:1909.13231",
         year=2020,
         rule="one step down the loss of a head that tells which way the image was turned",
         changes="all parameters of the encoder, batch statistics",

@@ -41,10 +41,10 @@ class VPTTA(PredictiveMethod):
     channel; the phase stays. Nothing of the rule depends on the task: it looks at no prediction.
 
     The images of a batch have one prompt, learnt from all of them, which also fits batches of another size, such as the
-    windows of the same volume; the authors' code takes one image at a time. It starts from the mean of what the memory
-    has for each image. The memory is of images of one size and number of channels: when another comes, it is emptied,
-    and the prompt starts from ones. Until the method has adapted to images of a size, these are predicted without a
-    prompt.
+    windows of the same volume; each batch of windows counts as an image in n, and has entries of its own in the memory.
+    The authors' code takes one image at a time. The prompt starts from the mean of what the memory has for each image.
+    The memory is of images of one size and number of channels: when another comes, it is emptied, and the prompt starts
+    from ones. Until the method has adapted to images of a size, these are predicted without a prompt.
 
     The authors' code places a prompt of odd width one frequency beside the middle, and takes its channels in turned
     order (it shifts the spectrum over channels too); here it is centred, and each channel has its own. Its memory holds

@@ -60,7 +60,9 @@ def decode(network: ResUNet, maps: list[torch.Tensor]) -> torch.Tensor:
 def _up(
     layer: nn.ConvTranspose2d, y: torch.Tensor, affine: tuple[torch.Tensor, torch.Tensor] | None
 ) -> torch.Tensor:
-    """Transposed convolution of ``affine(y)`` as a view ``(B, H, 2, W, 2, C)``: pixel (2h + a, 2w + b) at [h, a, w, b]."""
+    """Transposed convolution of ``affine(y)`` as a view ``(B, H, 2, W, 2, C)``: at [h, a, w, b] pixel
+    (2h + a, 2w + b).
+    """
     # (a, b, out, in)
     weight = layer.weight.permute(2, 3, 1, 0)
     bias = layer.bias.expand(2, 2, -1)

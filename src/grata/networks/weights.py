@@ -77,8 +77,8 @@ def _formatted(network: nn.Module, memory_format: str) -> nn.Module:
         return network.to(memory_format=getattr(torch, memory_format))
     except RuntimeError as error:
         raise GrataError(
-            f"memory_format: {memory_format} does not fit this {type(network).__name__} ({_first_line(error)}) channels_last "
-            "is for 2D, channels_last_3d for 3D networks."
+            f"memory_format: {memory_format} does not fit this {type(network).__name__} ({_first_line(error)}) "
+            "channels_last is for 2D, channels_last_3d for 3D networks."
         ) from error
 
 
@@ -103,7 +103,7 @@ def load_encoder(network: nn.Module, path: str | Path) -> list[str]:
         raise GrataError(f"{type(network).__name__} has no ResNet encoder. Use grata.networks.ResUNet.")
     if encoder.conv1.in_channels != 3:
         raise GrataError(
-            f"network_def#in_channels: ImageNet weights are for images of 3 channels, this network takes "
+            "network_def#in_channels: ImageNet weights are for images of 3 channels, this network takes "
             f"{encoder.conv1.in_channels}. Set in_channels to 3 and repeat or choose channels in the preprocessing, or "
             "train without ImageNet weights."
         )

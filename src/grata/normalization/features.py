@@ -42,8 +42,7 @@ def deepest_feature(network: nn.Module, ndim: int) -> Iterator[Callable[[], torc
         if "feature" not in found:
             raise GrataError(
                 f"{type(network).__name__} shows no feature maps: no module of it gives an output of {ndim} "
-                f"dimensions. "
-                "A TorchScript network cannot be looked into; use the Python network."
+                "dimensions. A TorchScript network cannot be looked into; use the Python network."
             )
         return found["feature"]
 

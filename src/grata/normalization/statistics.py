@@ -85,8 +85,8 @@ class BatchStatistics:
             if mix != 1.0 and keeps_own_forward(layer, kind):
                 raise GrataError(
                     f"{name} is a {type(layer).__name__}, a {kind} with a forward of its own: it can use the batch's "
-                    "statistics, not a mix with the source's. Use a method that takes the batch's, such as ptbn, tent or "
-                    "grata with batch_statistics 1."
+                    "statistics, not a mix with the source's. Use a method that takes the batch's, such as ptbn, tent "
+                    "or grata with batch_statistics 1."
                 )
 
     @property

@@ -11,7 +11,7 @@ __all__ = ["view_agreement"]
 
 
 def view_agreement(predictions: Sequence[torch.Tensor], background: bool = False) -> float:
-    """Mean soft Dice ``2·Σpq / (Σp² + Σq²)`` over all pairs of views, channels and samples; 0 to 1, 1 when all are equal.
+    """Mean soft Dice ``2·Σpq / (Σp² + Σq²)`` over all pairs of views, channels and samples: 0 to 1, all equal.
 
     Predictions that agree need not be right, but those that disagree cannot all be.
 

@@ -15,8 +15,8 @@ def super_resolution_loss(branch: Branch, x: torch.Tensor, generator: torch.Gene
 
     Args:
         branch: runs an auxiliary branch.
-        x: ``(B, C, H, W)`` in 0..1, as the sigmoid is; halved by averaging 2×2 pixels, so H and W must be twice what the
-            network takes.
+        x: ``(B, C, H, W)`` in 0..1, as the sigmoid is; halved by averaging 2×2 pixels, so H and W must be twice what
+            the network takes.
         generator: not drawn from.
     """
     return F.mse_loss(branch("super_resolution", F.avg_pool2d(x, 2)).sigmoid(), x)
