@@ -157,8 +157,8 @@ class Part:
         if not self._progress.is_file():
             if self._state.is_file():
                 raise GrataError(
-                    f"output_dir: {self._state} is there without {self._progress.name}, which tells what it is of. Remove "
-                    "it; the job starts anew."
+                    f"output_dir: {self._state} is there without {self._progress.name}, which tells what it is of. "
+                    "Remove it; the job starts anew."
                 )
             return None
         try:

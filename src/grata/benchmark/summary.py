@@ -258,7 +258,8 @@ def _header(
     )
     cost = (
         "Seconds are those of adaptation and prediction, without reading, scoring and the first image after each start "
-        "of a job; an image that comes again and need not be computed again has none. Memory is the peak of the whole process (CPU, Linux) or of its tensors (CUDA)."
+        "of a job; an image that comes again and need not be computed again has none. Memory is "
+        "the peak of the whole process (CPU, Linux) or of its tensors (CUDA)."
     )
     protocols = [f"- `{protocol.label}`: {protocol.summary}." for protocol in config.protocols]
     given = yaml.safe_dump(_without_places(config.given), sort_keys=False, allow_unicode=True).rstrip()

@@ -50,5 +50,6 @@ class JointInferer(Inferer):
         def branch(name: str, x: torch.Tensor) -> torch.Tensor:
             return network.branch(name, x).float()
 
-        auxiliary = sum(weight * BRANCH_LOSSES[name](branch, x, self.generator) for name, weight in self.weights.items())
+        losses = (w * BRANCH_LOSSES[name](branch, x, self.generator) for name, w in self.weights.items())
+        auxiliary = sum(losses)
         return {"logits": network(x), "auxiliary": auxiliary}

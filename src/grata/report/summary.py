@@ -132,8 +132,8 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     left_out = sum(row["distances_left_out"] for row in scores)
     if left_out:
         lines += [
-            "  HD95 and ASSD are means over the finite distances; left out, because a structure was missing, or some cases "
-            "are measured in mm and others in pixels:"
+            "  HD95 and ASSD are means over the finite distances; left out, because a structure was missing, or some "
+            "cases are measured in mm and others in pixels:"
         ]
         lines += [
             f"    {row['site'] or '-'}, {row['variant']}, {row['class']}: {row['distances_left_out']} of {row['cases']}"

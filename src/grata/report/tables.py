@@ -16,7 +16,8 @@ def write_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], path:
     """Write rows as CSV, whole or not at all.
 
     Args:
-        rows: a mapping a row, in the order they are written; floats get six decimals, missing ones are ``nan`` and ``inf``.
+        rows: a mapping a row, in the order they are written; floats get six decimals, missing ones are ``nan`` and
+            ``inf``.
         columns: the keys of each row.
         path: the file, in a folder that exists; an older one is replaced.
 

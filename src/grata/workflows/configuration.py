@@ -169,7 +169,7 @@ def check_device(device: str | torch.device) -> torch.device:
         except (RuntimeError, NotImplementedError, AssertionError) as error:
             raise GrataError(
                 f"device: {found} was asked for, but torch {torch.__version__} cannot compute on it here. Use "
-                f"--device cpu."
+                "--device cpu."
             ) from error
     if found.type == "cuda" and (found.index or 0) >= count:
         raise GrataError(

@@ -108,7 +108,8 @@ class OutputHandler:
         image = item[self.image_key]
         prediction = _label_map(item[self.pred_key])
         source = item.get(self.source_key)
-        maps = {self.variant: prediction} if source is None else {"source": _label_map(source), self.variant: prediction}
+        maps = {} if source is None else {"source": _label_map(source)}
+        maps[self.variant] = prediction
 
         nifti, dicom_seg, png, figure = self.paths(name)
         for path in (nifti, figure):

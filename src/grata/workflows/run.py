@@ -147,36 +147,42 @@ class AdaptationRun:
         engine = self.evaluator
         if engine.data_loader.batch_size != 1:
             raise GrataError(
-                f"dataloader#batch_size: cases are taken one at a time here, got {engine.data_loader.batch_size}. Leave it "
-                "at 1."
+                f"dataloader#batch_size: cases are taken one at a time here, got {engine.data_loader.batch_size}. "
+                "Leave it at 1."
             )
         if not isinstance(engine.data_loader.sampler, SequentialSampler):
-            raise GrataError("dataloader#shuffle: cases are taken in order here, so that a run can go on. Leave it false.")
+            raise GrataError(
+                "dataloader#shuffle: cases are taken in order here, so that a run can go on. Leave it false."
+            )
         for handler, event in (
             (self.adaptation.adapt, Events.ITERATION_STARTED),
             (self.outputs.write, Events.ITERATION_COMPLETED),
         ):
             if not engine.has_event_handler(handler, event):
                 name = type(handler.__self__).__name__
-                raise GrataError(f"handlers: {name} is not among the evaluator's handlers. Give @outputs and @adaptation.")
+                raise GrataError(
+                    f"handlers: {name} is not among the evaluator's handlers. Give @outputs and @adaptation."
+                )
 
     def _open(self, resume: bool, overwrite: bool) -> None:
         state_file, journal = self.output_dir / _STATE, self.output_dir / JOURNAL
         if resume and overwrite:
-            raise GrataError("resume, overwrite: the one goes on with the earlier run, the other removes it. Give one of them.")
+            raise GrataError(
+                "resume, overwrite: the one goes on with the earlier run, the other removes it. Give one of them."
+            )
         if resume and state_file.is_file():
             self._resume(_read_state(state_file))
         elif overwrite:
             self._remove_earlier_run()
         elif resume and self._finished_without_state():
             raise GrataError(
-                f"resume: the run in {self.output_dir} has lost its {_STATE}. Put it back, start anew with --overwrite true "
-                "instead, or choose another folder."
+                f"resume: the run in {self.output_dir} has lost its {_STATE}. Put it back, start anew with "
+                "--overwrite true instead, or choose another folder."
             )
         elif not resume and (state_file.exists() or journal.exists()):
             raise GrataError(
-                f"output_dir: {self.output_dir} holds the results of an earlier run. Add --resume true to go on with it, "
-                "--overwrite true to replace it, or choose another folder."
+                f"output_dir: {self.output_dir} holds the results of an earlier run. Add --resume true to go on with "
+                "it, --overwrite true to replace it, or choose another folder."
             )
         self._remove_unfinished()
         remove_leftovers(self.output_dir)
@@ -184,7 +190,7 @@ class AdaptationRun:
             self.adaptation.journal.keep(set(self.finished))
 
     def _finished_without_state(self) -> bool:
-        """Whether cases were finished; the first line alone may stem from a run that was killed before its first commit."""
+        """Whether cases were finished; one line alone may stem from a run that was killed before its first commit."""
         lines = [line for line in Journal(self.output_dir / JOURNAL).lines() if "fault" not in line]
         return len(lines) > 1 or (len(lines) == 1 and (self.output_dir / "summary.json").exists())
 
@@ -229,8 +235,8 @@ class AdaptationRun:
         prediction = engine.state.output[CommonKeys.PRED]
         if isinstance(prediction, torch.Tensor) and not torch.isfinite(prediction).all():
             raise GrataError(
-                "The prediction holds NaN or infinite values. Export the scan again with values in their usual range, or "
-                "check the weights."
+                "The prediction holds NaN or infinite values. Export the scan again with values in their usual range, "
+                "or check the weights."
             )
 
     def _commit(self, engine: Engine) -> None:
@@ -286,7 +292,8 @@ class AdaptationRun:
         scores, volumes = (
             [row for case in sorted(rows) for row in rows[case]] for rows in (self.outputs.scores, self.outputs.volumes)
         )
-        found = {*self.finished, *(case["case"] for case in self.discovery.cases), *(fault.case for fault in self.faults)}
+        found = {*self.finished, *(case["case"] for case in self.discovery.cases)}
+        found |= {fault.case for fault in self.faults}
         summary = {
             "method": self.method.name,
             "version": __version__,
@@ -312,7 +319,8 @@ class AdaptationRun:
             print(f"error: {unwritten}")
         if self._stopped_by is not None:
             left = sum(case["case"] not in self.finished for case in self.discovery.cases)
-            print(f"stopped early: {left} cases are left. What is finished is kept; --resume true goes on with the rest.")
+            kept = "What is finished is kept; --resume true goes on with the rest."
+            print(f"stopped early: {left} cases are left. {kept}")
         return 1 if self.faults or unwritten else 0
 
 
