@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from grata.errors import GrataError
 from grata.networks import AuxiliaryHeads
-from grata.normalization import BatchStatistics, ScriptedNetwork, collect_affine_parameters
+from grata.normalization import BatchStatistics, ScriptedNetwork, collect_affine_parameters, deepest_feature
 from grata.objectives import denoising_loss, rotation_loss
 
 
@@ -222,3 +222,25 @@ def test_what_does_not_fit_is_told(make):
     network.deepest = lambda x: network.second(network.first(x))
     with pytest.raises(GrataError, match="prediction without norm2"):
         idle.branch("rotation", x)
+
+
+class Pooled(nn.Module):
+    """Its deepest map has more channels than the logits after it, and more positions than what is pooled of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.deep = nn.Conv2d(1, 6, 3, stride=2, padding=1)
+        self.gate = nn.AdaptiveAvgPool2d(1)
+        self.logits = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        y = self.deep(x)
+        return nn.functional.interpolate(self.logits(y * self.gate(y)), scale_factor=2)
+
+
+def test_heads_and_laws_take_the_same_feature_for_the_deepest():
+    network, image = Pooled(), torch.rand(2, 1, 8, 8)
+    heads = AuxiliaryHeads.create(network, image)
+    with torch.no_grad(), deepest_feature(network, image.shape) as feature:
+        network(image)
+    assert torch.equal(feature(), network.deep(image)) and heads.saved().feature == "deep"

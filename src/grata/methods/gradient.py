@@ -311,7 +311,7 @@ class GradientMethod(PredictiveMethod):
 
     def _probabilities_and_feature(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Prediction ``(B, C, ...)`` of the present network, and its deepest feature averaged over space ``(B, F)``."""
-        with torch.no_grad(), deepest_feature(self._network, x.ndim) as feature:
+        with torch.no_grad(), deepest_feature(self._network, x.shape) as feature:
             probabilities = activate(self._logits(x), self.activation)
         return probabilities, feature().flatten(2).mean(2).float()
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import GrataError
+from ..normalization.features import depth, is_map
 from ..prepared import SavedHeads
 from ..views import default_views
 
@@ -289,20 +290,13 @@ def _deepest_feature(network: nn.Module, image: torch.Tensor) -> tuple[str, torc
         for handle in handles:
             handle.remove()
     times = Counter(name for name, _ in runs)
-    maps = [
-        (name, shape)
-        for name, shape in runs
-        if times[name] == 1
-        and len(shape) == image.ndim
-        and shape[0] == image.shape[0]
-        and 1 < math.prod(shape[2:]) <= math.prod(image.shape[2:])
-    ]
+    maps = [(name, shape) for name, shape in runs if times[name] == 1 and is_map(shape, image.shape)]
     if not maps:
         raise GrataError(
             f"{type(network).__name__} has no feature map that auxiliary heads could hang on: none of its modules "
             f"returns a tensor (B, C, ...) of {image.ndim - 2} spatial dimensions. Prepare without heads: --heads none."
         )
-    return min(reversed(maps), key=lambda found: (math.prod(found[1][2:]), -found[1][1]))
+    return max(reversed(maps), key=lambda found: depth(found[1]))
 
 
 def _check_not_scripted(network: nn.Module) -> None:
