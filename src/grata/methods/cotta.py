@@ -95,7 +95,7 @@ class CoTTA(GradientMethod):
         self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
         self.restore_probability = check_number("restore_probability", restore_probability, low=0.0, high=1.0)
         self._teacher = Teacher(self.parameters)
-        self._prediction_network = PredictionNetwork(self, self._predict)
+        self._prediction_network = PredictionNetwork(self)
 
     @property
     def network(self) -> nn.Module:

@@ -110,7 +110,7 @@ class DIGA(PredictiveMethod):
             )
         self.feature_layer = feature_layer
         self._prototypes: torch.Tensor | None = None
-        self._prediction_network = PredictionNetwork(self, self._predict)
+        self._prediction_network = PredictionNetwork(self)
 
     @property
     def network(self) -> nn.Module:

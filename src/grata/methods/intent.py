@@ -91,7 +91,7 @@ class InTEnt(PredictiveMethod):
         super().__init__(network, {}, batch_statistics=0.5, **settings)
         check_running_statistics(self.name, network, self._statistics)
         self.weighting = weighting
-        self._prediction_network = PredictionNetwork(self, self._predict)
+        self._prediction_network = PredictionNetwork(self)
 
     @property
     def network(self) -> nn.Module:

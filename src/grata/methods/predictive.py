@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -100,26 +100,24 @@ class PredictiveMethod(Method):
 
 
 class PredictionNetwork(nn.Module):
-    """The network that a method predicts with, where that is more than the adapted network itself.
+    """The network that a method predicts with, where its ``_predict`` is more than the adapted network itself.
 
     Before the first batch, after ``restore()`` and inside ``source_network()`` it predicts as the source network.
 
     Args:
-        method: whose network it is.
-        predict: logits in float32 ``(B, C, ...)`` of images ``(B, C, ...)``; called without gradients.
+        method: whose network it is; its ``_predict`` is called without gradients.
     """
 
-    def __init__(self, method: PredictiveMethod, predict: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, method: PredictiveMethod) -> None:
         super().__init__()
         self.network = method._network
-        # the method holds this module: as a submodule or plain attribute it would be searched by torch
-        self._method = (method, predict)
+        self._method = method
         # without a word to the network, whose own mode this is not
         self.training = False
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """As the network's: logits where it returns a dict, list or tuple are put in their place."""
-        method, predict = self._method
+        method = self._method
         if not method._active or method._as_source:
             return self.network(x, *args, **kwargs)
         if args or kwargs:
@@ -128,7 +126,7 @@ class PredictionNetwork(nn.Module):
                 "with. Use method source, ptbn or bn_alpha, or a network of the image alone."
             )
         with torch.no_grad():
-            logits = predict(method._plain(x))
+            logits = method._predict(method._plain(x))
         if method.output is None:
             return logits
         returned = self.network(x, *args, **kwargs)

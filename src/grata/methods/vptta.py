@@ -110,7 +110,7 @@ class VPTTA(PredictiveMethod):
             raise GrataError(f"betas must be two numbers, got {betas!r}.")
         self.betas = tuple(check_number("betas", beta, low=0.0, high=1.0 - 1e-6) for beta in betas)
         self.steps = check_count("steps", steps)
-        self._prediction_network = PredictionNetwork(self, self._predict)
+        self._prediction_network = PredictionNetwork(self)
         self._seen = 0
         self._distances: list[torch.Tensor] | None = None
         self._forget()

@@ -48,19 +48,17 @@ class BatchStatistics:
             )
         self.mix = mix if callable(mix) else float(mix)
         self._network = network
-        found = [
+        self._layers = [
             (name, kind, layer)
             for name, kind, layer in normalization_layers(network)
             if kind in BATCH_NORM + INSTANCE_NORM and getattr(layer, "running_mean", None) is not None
         ]
-        self._layers = [(kind, layer) for _, kind, layer in found]
         self._attached = False
-        self._found = found
         self._check(self.mix)
 
     def _check(self, mix: float | Rule) -> None:
         """Raise :class:`GrataError` where a layer does not take ``mix``."""
-        if not self._found or mix == 0.0:
+        if not self._layers or mix == 0.0:
             return
         if isinstance(self._network, ScriptedNetwork):
             self._network.check_switchable()
@@ -71,7 +69,7 @@ class BatchStatistics:
                     "batch's, such as ptbn, tent or grata with batch_statistics 1."
                 )
             return
-        for name, kind, layer in self._found:
+        for name, kind, layer in self._layers:
             if isinstance(layer, torch.jit.ScriptModule):
                 raise GrataError(
                     f"{name} belongs to a TorchScript network inside a Python one, where its statistics cannot be "
@@ -92,7 +90,7 @@ class BatchStatistics:
     @property
     def layers(self) -> list[nn.Module]:
         """The layers that keep running statistics, in the order of the network."""
-        return [layer for _, layer in self._layers]
+        return [layer for _, _, layer in self._layers]
 
     def attach(self) -> None:
         """Use the batch's statistics from the next forward on. Attaching twice is the same as once.
@@ -102,16 +100,18 @@ class BatchStatistics:
         """
         if self._attached:
             return
-        if isinstance(self._network, ScriptedNetwork):
-            self._network.use_batch_statistics = self.mix == 1.0
-        elif any("forward" in vars(layer) for _, layer in self._layers):
+        scripted = isinstance(self._network, ScriptedNetwork)
+        if not scripted and any("forward" in vars(layer) for layer in self.layers):
             raise GrataError("The network is being adapted by another method: call that method's restore() first.")
-        else:
-            self._put()
+        self._put()
         self._attached = True
 
     def _put(self) -> None:
-        for kind, layer in self._layers:
+        """Make the layers normalize by the present ``mix``."""
+        if isinstance(self._network, ScriptedNetwork):
+            self._network.use_batch_statistics = self.mix == 1.0
+            return
+        for _, kind, layer in self._layers:
             forward = _ruled if callable(self.mix) else _forward(kind, layer)
             layer.forward = partial(forward, layer, self.mix)
 
@@ -128,24 +128,18 @@ class BatchStatistics:
         self._check(mix)
         present, self.mix = self.mix, mix
         try:
-            if isinstance(self._network, ScriptedNetwork):
-                self._network.use_batch_statistics = mix == 1.0
-            else:
-                self._put()
+            self._put()
             yield
         finally:
             self.mix = present
-            if isinstance(self._network, ScriptedNetwork):
-                self._network.use_batch_statistics = present == 1.0
-            else:
-                self._put()
+            self._put()
 
     def detach(self) -> None:
         """Back to the layers' own behaviour, exactly."""
         if isinstance(self._network, ScriptedNetwork):
             self._network.use_batch_statistics = False
         elif self._attached:
-            for _, layer in self._layers:
+            for layer in self.layers:
                 del layer.forward
         self._attached = False
 
