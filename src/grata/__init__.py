@@ -2,7 +2,7 @@
 
 import importlib
 from importlib.metadata import version
-from types import ModuleType
+from typing import Any
 
 __version__ = version("grata")
 
@@ -23,13 +23,17 @@ _ROOMS = (
     "styles",
     "views",
     "workflows",
+    "zoo",
 )
+_FUNCTIONS = {"overlay": "zoo"}
 
-__all__ = ["__version__", *_ROOMS]
+__all__ = ["__version__", *_ROOMS, *_FUNCTIONS]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """``import grata`` stays light: a room is imported when it is first used."""
+def __getattr__(name: str) -> Any:
+    """``import grata`` stays light: a room is imported when it, or what it gives, is first used."""
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

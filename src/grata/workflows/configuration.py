@@ -23,7 +23,18 @@ from ..data.identifiers import printable
 from ..errors import GrataError
 from ..methods import METHODS, check_settings
 
-__all__ = ["causes", "check_device", "check_keys", "check_method_settings", "effective_settings", "explain", "start"]
+__all__ = [
+    "causes",
+    "check_device",
+    "check_keys",
+    "check_method_settings",
+    "constant",
+    "effective_settings",
+    "explain",
+    "plain_errors",
+    "running_workflow",
+    "start",
+]
 
 # Keys that MONAI itself reads; all others must be used by some other key.
 _READ_BY_MONAI = {
@@ -65,12 +76,9 @@ def start(
         GrataError: a key of the configuration or of the command line is used by nothing, as a mistyped one; a reference
             leads nowhere; a value is of the wrong kind.
     """
-    if _constant(traceback) is not True:
-        sys.excepthook = _plain_error
-    # MONAI's image loading says so of a decoder that no scan is read with here
-    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+    plain_errors(traceback)
     for key, value in {"traceback": traceback, **(flags or {})}.items():
-        if not isinstance(_constant(value), bool):
+        if not isinstance(constant(value), bool):
             raise GrataError(f"{key}: it is true or false, got {value!r}.")
     for key, value in (counts or {}).items():
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
@@ -83,19 +91,27 @@ def start(
         if len(sides) != 2 or not all(type(side) is int and 1 <= side <= 8192 for side in sides):
             raise GrataError(f"{key}: it is a list of two sides in pixels, such as '[512, 512]', got {value!r}.")
     for key, value in (paths or {}).items():
-        if not isinstance(_constant(value), str | Path | None):
+        if not isinstance(constant(value), str | Path | None):
             raise GrataError(
                 f"{key}: the command line reads {value!r} as a {type(value).__name__}. Write ./ before the name."
             )
-    workflow = _running_workflow()
+    workflow = running_workflow()
     if workflow is not None:
         config = workflow.parser.get()
         check_keys(config, {workflow.init_id, workflow.run_id, workflow.final_id})
         check_method_settings(config)
         # the command line hands these words over as text, and the text "false" counts as true
         for key, value in list(_leaves(config)):
-            if _constant(value) is not value:
-                workflow.parser.set(_constant(value), key)
+            if constant(value) is not value:
+                workflow.parser.set(constant(value), key)
+
+
+def plain_errors(traceback: bool | str | None = False) -> None:
+    """Tell what ends the process in plain words from now on, unless ``traceback`` is true."""
+    if constant(traceback) is not True:
+        sys.excepthook = _plain_error
+    # MONAI's image loading says so of a decoder that no scan is read with here
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
 
 
 def effective_settings(ignored: Iterable[str] = ()) -> dict[str, Any]:
@@ -107,7 +123,7 @@ def effective_settings(ignored: Iterable[str] = ()) -> dict[str, Any]:
     Returns:
         Plain values by id, such as ``{"settings#lr": 0.0001}``; empty when no workflow is running.
     """
-    workflow = _running_workflow()
+    workflow = running_workflow()
     leaves = _leaves(workflow.parser.get()) if workflow is not None else ()
     left_out = {*ignored, "imports", "_meta_"}
     return {_shown(key): value for key, value in leaves if key.split(ID_SEP_KEY)[0] not in left_out}
@@ -242,7 +258,7 @@ def _plain_error(kind: type[BaseException], error: BaseException, trace: Traceba
         tracebacks.print_exception(kind, error, trace)
 
 
-def _running_workflow() -> ConfigWorkflow | None:
+def running_workflow() -> ConfigWorkflow | None:
     """The workflow that evaluates the expression we are called from: MONAI hands no reference to it."""
     frame = inspect.currentframe()
     while frame is not None:
@@ -272,5 +288,6 @@ def _shown(key: str) -> str:
     return key.replace(ID_SEP_KEY, "#")
 
 
-def _constant(value: Any) -> Any:
+def constant(value: Any) -> Any:
+    """``true``, ``false`` and ``null`` as the command line hands them over, as what they mean; others as they are."""
     return {"true": True, "false": False, "null": None}.get(value.lower(), value) if isinstance(value, str) else value

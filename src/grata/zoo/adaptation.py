@@ -1,0 +1,184 @@
+"""A method plugged into a bundle's own evaluator: what the bundle tells is found, what it does not tell is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.engines import SupervisedEvaluator
+from torch import nn
+
+from ..errors import GrataError
+from ..files import JOURNAL, check_output_dir
+from ..methods import METHODS, Method, create, settings_of
+from ..methods.source import Source
+from ..normalization import AttachedAffine, ensure_affine
+from ..workflows.configuration import constant, running_workflow
+from .head import Head, find_head, is_unit_range
+from .run import EvaluatorRun, NamedCases
+from .start import bundle_postprocessing
+
+__all__ = ["ADAPTED", "ZooAdaptation", "make_method"]
+
+ADAPTED = "adapted.safetensors"
+"""What a run without a bank has learnt, in its folder."""
+
+
+class ZooAdaptation:
+    """Plugs a method into a bundle's evaluator, after the bundle's own handlers, and runs it.
+
+    What the network's output means is read off the bundle's postprocessing, the scale of its images off its
+    preprocessing. The bundle's outputs stay its own; beside them there is a journal, and what was learnt. How images
+    that fail are dealt with, see :class:`EvaluatorRun`.
+
+    Args:
+        evaluator: of the bundle; its network, inferer and data loader are in place.
+        method: name of a method, see :data:`grata.methods.METHODS`.
+        settings: of the method.
+        postprocessing: what predictions go through; None: what the running workflow gives the evaluator.
+        bundle_root: folder of the bundle; None: it is not known.
+        output_dir: for the journal and the saved adaptation; None: neither is written.
+        reset: when to start from the source network again; None: as the method's paper has it.
+        seed: of the method's own random generator.
+        activation: ``softmax`` or ``sigmoid``; None: as the postprocessing has it.
+        output: key or index of the logits in what the network returns; None: as the postprocessing has it.
+        affine: ``auto``, ``own`` or ``attach``, see :func:`grata.normalization.ensure_affine`.
+        prepared: file of ``python -m grata prepare``; None: ``models/prepared.safetensors`` where the bundle has it.
+        windows: see :class:`grata.handlers.WindowSelection`.
+        bank: folder with one adaptation per site or scanner, or settings of :class:`grata.adapters.AdapterBank`.
+        start_from: a saved adaptation to go on from.
+        traceback: show the Python traceback of each fault.
+
+    Raises:
+        GrataError: what the bundle does not tell was not given, a setting is refused, the method cannot adapt the
+            network.
+    """
+
+    def __init__(
+        self,
+        evaluator: SupervisedEvaluator,
+        method: str = "grata",
+        settings: Mapping[str, Any] | None = None,
+        *,
+        postprocessing: Any = None,
+        bundle_root: str | Path | None = None,
+        output_dir: str | Path | None = None,
+        reset: str | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        activation: str | None = None,
+        output: str | int | None = None,
+        affine: str = "auto",
+        prepared: str | Path | None = None,
+        windows: Mapping[str, Any] | None = None,
+        bank: str | Path | Mapping[str, Any] | None = None,
+        start_from: str | Path | None = None,
+        traceback: bool = False,
+    ) -> None:
+        if not isinstance(evaluator, SupervisedEvaluator):
+            raise GrataError(
+                f"adaptation#evaluator: it is a {type(evaluator).__name__}, not a SupervisedEvaluator. Name the engine "
+                "that predicts, for example --adaptation#evaluator @validate#evaluator."
+            )
+        postprocessing = bundle_postprocessing() if postprocessing is None else postprocessing
+        self.evaluator = evaluator
+        self.head = find_head(postprocessing)
+        self.method, self.attached = make_method(
+            evaluator.network,
+            method,
+            settings,
+            self.head,
+            is_unit_range(getattr(getattr(evaluator.data_loader, "dataset", None), "transform", None)),
+            affine=affine,
+            activation=constant(activation),
+            output=constant(output),
+            prepared=constant(prepared) or prepared_of(bundle_root),
+            reset=constant(reset),
+            seed=seed,
+        )
+        folder = None if constant(output_dir) is None else check_output_dir(output_dir)
+        self.handler = NamedCases(
+            self.method,
+            windows=constant(windows),
+            journal=folder and folder / JOURNAL,
+            bank=constant(bank),
+            start_from=constant(start_from),
+            save_to=folder and (folder / ADAPTED if constant(bank) is None else None),
+        )
+        self._traceback = constant(traceback) is True
+
+    def run(self) -> None:
+        """Run the evaluator over all images that the bundle finds.
+
+        Where one failed the process ends with status 1, after the ``finalize`` of the bundle's own workflow.
+
+        Raises:
+            GrataError: the bundle finds no image.
+        """
+        network = type(self.method.given).__name__
+        own = "attached to norms without" if self.attached is not None else "of normalization layers"
+        count = sum(parameter.numel() for parameter in self.method.parameters.values())
+        head = f", {self.head.activation} as in {self.head.source}" if self.head.activation else ""
+        print(f"{self.method.name} on {network}: changes {count} parameters {own}{head}.")
+        run = EvaluatorRun(self.evaluator, self.handler, self._traceback)
+        run.run()
+        print(f"{self.method.name}: {run.finished} of {run.finished + len(run.faults)} images done.")
+        for line in (*(f"{name}: {message}" for name, message in run.faults.items()), *self.handler.remarks()):
+            print(f"  {line}")
+        if run.faults:
+            if (workflow := running_workflow()) is not None:
+                workflow.finalize()
+            sys.exit(1)
+
+
+def make_method(
+    network: nn.Module,
+    name: str,
+    settings: Mapping[str, Any] | None,
+    head: Head,
+    unit_range: bool,
+    affine: str = "auto",
+    **common: Any,
+) -> tuple[Method, AttachedAffine | None]:
+    """A method for a bundle's network, and the affine parameters that were attached for it.
+
+    Args:
+        network: of the bundle.
+        name: of the method.
+        settings: of it.
+        head: as the bundle's postprocessing has it; what ``common`` says comes first.
+        unit_range: whether the network's images lie in 0..1: the strong view is then kept there.
+        affine: see :func:`grata.normalization.ensure_affine`.
+        common: what is said for all methods, see :func:`grata.methods.create`; None: nothing is said.
+
+    Raises:
+        GrataError: nothing tells the activation, or whatever the method refuses.
+    """
+    settings = dict(settings or {})
+    known = settings_of(name) if name in METHODS else {}
+    if common.get("activation") is None:
+        common["activation"] = head.activation
+    if common.get("output") is None:
+        common["output"] = head.output
+    if "strong_view" in known and not unit_range:
+        common["strong_view"] = {"output_range": "input"}
+    if "activation" in known and common["activation"] is None and "activation" not in settings:
+        raise GrataError(
+            "adaptation#activation: the bundle's postprocessing does not tell what the network's output means. Give "
+            "--adaptation#activation softmax (one class a voxel) or sigmoid (each channel for itself), as the network "
+            "was trained."
+        )
+    attached = None if METHODS.get(name) is Source else ensure_affine(network, affine)
+    try:
+        return create(name, network, settings, **common), attached
+    except GrataError as error:
+        # the keys that a bundle's own adapt.yaml has at its top lie one level down in an overlay
+        key = str(error).split(" ")[0].rstrip(":").split("#")[0]
+        raise GrataError(f"adaptation#{error}" if key in common and key not in settings else str(error)) from error
+
+
+def prepared_of(bundle_root: str | Path | None) -> Path | None:
+    """What was prepared of a bundle's source set, where the bundle has it."""
+    path = None if bundle_root is None else Path(bundle_root) / "models" / "prepared.safetensors"
+    return path if path is not None and path.is_file() else None

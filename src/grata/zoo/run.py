@@ -1,0 +1,210 @@
+"""A whole run of somebody else's evaluator: faults stay with their image."""
+
+from __future__ import annotations
+
+import gc
+import traceback as tracebacks
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents, SupervisedEvaluator
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from tqdm import tqdm
+
+from .. import __version__
+from ..errors import GrataError, OutputError
+from ..handlers import AdaptationHandler
+from ..workflows.checks import require_finite
+from ..workflows.configuration import causes, explain
+
+__all__ = ["EvaluatorRun", "NamedCases"]
+
+
+class NamedCases(AdaptationHandler):
+    """An :class:`AdaptationHandler` for batches that do not name their cases: they are named from outside."""
+
+    names: tuple[str, ...] = ()
+
+    def _items(self, engine: Engine, key: str) -> list[str]:
+        return list(self.names) if key == self.case_key and self.names else super()._items(engine, key)
+
+
+class EvaluatorRun:
+    """Runs an evaluator over all images of its data loader.
+
+    An image that fails (in reading, adaptation, prediction or writing) is reported, leaves no trace in the network, and
+    the rest is done; a batch of several is then taken apart. The evaluator starts again for what is left: what its
+    handlers average over an epoch is over the images since the last fault. Images come in the order of the data set,
+    also where the loader would shuffle them.
+
+    Args:
+        evaluator: its data loader may be any; of a stream without indices the first fault ends the run.
+        handler: what adapts; not attached yet.
+        traceback: show the Python traceback of each fault.
+
+    Attributes:
+        finished: how many images were done.
+        faults: what was wrong, by the image's name: its file's, or its place in the list.
+    """
+
+    def __init__(self, evaluator: SupervisedEvaluator, handler: NamedCases, traceback: bool = False) -> None:
+        self.evaluator = evaluator
+        self.handler = handler
+        self.traceback = traceback
+        self.finished = 0
+        self.faults: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Run it.
+
+        Raises:
+            GrataError: there is no image, or nothing more can be written.
+        """
+        engine, loader = self.evaluator, self.evaluator.data_loader
+        self.handler.attach(engine)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, require_finite)
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
+            engine.run()
+            return
+        pending = _batches(loader)
+        if not pending:
+            raise GrataError(
+                "dataset: the bundle finds no image. Look at dataset_dir, and at how the bundle's configuration makes "
+                "its list of images from it: names and folders must be as it expects them."
+            )
+        self._names = _names(loader.dataset, [index for batch in pending for index in batch])
+        self._committed = self.handler.method.state_dict()
+        engine.add_event_handler(Events.ITERATION_STARTED, self._name)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._commit)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fault)
+        # A fault is told by this run; the engine's own log would repeat it with the whole chain of transforms.
+        engine.logger.disabled = True
+        with tqdm(total=len(self._names), desc=self.handler.method.name, unit="image") as self._bar:
+            while pending:
+                # An iterator that a fault left behind must be gone before the next one forks its workers.
+                engine._dataloader_iter = None
+                gc.collect()
+                self._pending, self._done, self._error = pending, 0, None
+                engine.data_loader = _loader_of(loader, pending)
+                engine.state.epoch_length = len(pending)
+                engine.run()
+                pending = pending[self._done :]
+                if self._error is not None:
+                    pending = self._after_fault(pending, self._error)
+        engine.data_loader = loader
+
+    def _count(self, engine: Engine) -> None:
+        self.finished += len(engine.state.batch) if isinstance(engine.state.batch, list) else 1
+
+    def _name(self, engine: Engine) -> None:
+        self.handler.names = tuple(self._names[index] for index in self._pending[self._done])
+
+    def _commit(self, engine: Engine) -> None:
+        self._committed = self.handler.method.state_dict()
+        self.finished += len(self._pending[self._done])
+        self._bar.update(len(self._pending[self._done]))
+        self._done += 1
+
+    def _fault(self, engine: Engine, error: Exception) -> None:
+        # Engines hand interruptions to their handlers too, and a library that was interrupted may raise its own error.
+        if self._error is not None or any(not isinstance(cause, Exception) for cause in causes(error)):
+            raise error
+        self._error = error
+
+    def _after_fault(self, pending: list[list[int]], error: Exception) -> list[list[int]]:
+        """What is left to do, the method as it was before."""
+        if self.traceback:
+            tracebacks.print_exception(error)
+        self.handler.method.load_state_dict(self._committed)
+        if any(isinstance(cause, OutputError) for cause in causes(error)):
+            raise error
+        failed, rest = pending[0], pending[1:]
+        if len(failed) > 1:
+            return [[index] for index in failed] + rest
+        name = self._names[failed[0]]
+        message = _without_paths(explain(error), self.evaluator.data_loader.dataset, failed[0], name)
+        tqdm.write(f"{name}: {message}")
+        self.faults[name] = message
+        self._bar.update(1)
+        if self.handler.journal is not None:
+            self.handler.journal.append({"case": name, "fault": message, "version": __version__})
+        return rest
+
+
+def _batches(loader: DataLoader) -> list[list[int]]:
+    """Indices of the loader's batches, in the order of the data set."""
+    if not isinstance(loader.sampler, RandomSampler) and loader.batch_sampler is not None:
+        return [list(batch) for batch in loader.batch_sampler]
+    size = loader.batch_size or 1
+    indices = range(len(loader.dataset))
+    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+
+def _loader_of(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
+    """The same loader for these batches alone."""
+    workers = {} if loader.num_workers == 0 else {"prefetch_factor": loader.prefetch_factor}
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batches,
+        num_workers=min(loader.num_workers, len(batches)),
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        **workers,
+    )
+
+
+def _names(dataset: Any, indices: list[int]) -> dict[int, str]:
+    """A name for each image: that of its file, or its place in the list where there is no such file, where others
+    share it, and of DICOM, whose files and folders may name the patient.
+    """
+    found = {index: _file_name(_files(dataset, index)) for index in indices}
+    names = list(found.values())
+    return {
+        index: name if name and names.count(name) == 1 else f"{name or 'image'}-{index + 1}"
+        for index, name in found.items()
+    }
+
+
+def _file_name(files: list[Path]) -> str:
+    name = files[0].name if files else ""
+    lower = name.lower()
+    ending = next((ending for ending in _ENDINGS if lower.endswith(ending)), "")
+    return name[: -len(ending)] if ending else ""
+
+
+_ENDINGS = (
+    ".nii.gz",
+    ".nii",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".npy",
+)
+
+
+def _files(dataset: Any, index: int) -> list[Path]:
+    """Files that an item of a ``monai.data.Dataset`` names, before it is read."""
+    data = getattr(dataset, "data", None)
+    item = data[index] if isinstance(data, list | tuple) and index < len(data) else None
+    image = item.get("image") if isinstance(item, Mapping) else item
+    images = image if isinstance(image, list | tuple) else [image]
+    return [Path(image) for image in images if isinstance(image, str | Path)]
+
+
+def _without_paths(message: str, dataset: Any, index: int, name: str) -> str:
+    for path in sorted(map(str, _files(dataset, index)), key=len, reverse=True):
+        message = message.replace(path, name)
+    return message

@@ -1,0 +1,117 @@
+"""Before a bundle is run with the overlay: plain messages, and what a mistyped key or a collision would hide."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow, run
+from monai.bundle.utils import ID_SEP_KEY
+from monai.utils import ensure_tuple
+
+from ..errors import GrataError
+from ..workflows.configuration import check_method_settings, plain_errors, running_workflow
+
+__all__ = ["begin", "bundle_postprocessing", "overlay"]
+
+
+def overlay() -> Path:
+    """Where the overlay lies that adapts any bundle in Model Zoo layout, see its first lines."""
+    return Path(__file__).with_name("adapt.yaml")
+
+
+def begin() -> None:
+    """First expression of the overlay's ``adapt``.
+
+    Raises:
+        GrataError: the bundle has a key of the overlay's name, which would be lost; a key of the command line that
+            nothing knows, as a mistyped one; no evaluator.
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return
+    config = workflow.parser.get()
+    plain_errors(config["adaptation"].get("traceback"))
+    check_method_settings(config)
+    files, overrides = _command()
+    _check_collisions(files)
+    _check_overrides(files, overrides)
+    reference = config["adaptation"].get("evaluator")
+    if isinstance(reference, str) and reference.startswith("@") and _id(reference) not in workflow.parser:
+        engines = ", ".join(sorted(_engines(config))) or "none"
+        raise GrataError(
+            f"adaptation#evaluator: the configuration has no {reference[1:]}; its evaluators: {engines}. Run the "
+            "overlay after the bundle's configs/inference.json, or name the engine, for example --adaptation#evaluator "
+            "@validate#evaluator."
+        )
+
+
+def bundle_postprocessing() -> Any:
+    """What the running workflow's evaluator puts predictions through; None where it cannot be found."""
+    workflow = running_workflow()
+    if workflow is None:
+        return None
+    key = f"{_id(str(workflow.parser.get()['adaptation'].get('evaluator')))}{ID_SEP_KEY}postprocessing"
+    return workflow.parser.get_parsed_content(key) if key in workflow.parser else None
+
+
+def _check_collisions(files: list[Path]) -> None:
+    ours = ConfigParser.load_config_file(overlay())
+    for path in files:
+        keys = ConfigParser.load_config_file(path)
+        if keys.get("adaptation", {}).get("_target_") == ours["adaptation"]["_target_"]:
+            return
+        taken = sorted(ours.keys() & {key.lstrip("+") for key in keys})
+        if taken:
+            own = " It has a workflow of its own for this: run that one." if "adapt" in taken else ""
+            raise GrataError(
+                f"{path}: it has a key {taken[0]}, which the overlay would replace.{own} Rename that key, or leave the "
+                "file out."
+            )
+
+
+def _check_overrides(files: list[Path], overrides: Mapping[str, Any]) -> None:
+    """MONAI takes a key that nothing reads without a word."""
+    config: dict[str, Any] = {}
+    for path in files:
+        config |= {key.lstrip("+"): value for key, value in ConfigParser.load_config_file(path).items()}
+    known = {*config, "bundle_root"} if config else set()
+    arguments = config.get("adaptation") or {}
+    for key in overrides if config else ():
+        head, _, rest = key.lstrip("+").partition("#")
+        if head not in known:
+            near = difflib.get_close_matches(head, known, n=1) or [f"adaptation#{head}"] * (head in arguments)
+            hint = f"Did you mean --{near[0]}?" if near else "Nothing in the configuration has that name."
+            raise GrataError(f"--{key}: there is no such key. {hint}")
+        name = rest.split("#")[0]
+        if head == "adaptation" and name not in arguments:
+            near = difflib.get_close_matches(name, arguments, n=1)
+            hint = f"Did you mean --adaptation#{near[0]}?" if near else f"There are {', '.join(arguments)}."
+            raise GrataError(f"--{key}: there is no such key. {hint}")
+
+
+def _command() -> tuple[list[Path], Mapping[str, Any]]:
+    """Configuration files and overrides of the running ``monai.bundle run``; none where it was called in another way."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is run.__code__:
+            files = frame.f_locals["config_file"]
+            return list(map(Path, ensure_tuple(files) if files else ())), frame.f_locals["override"]
+        frame = frame.f_back
+    return [], {}
+
+
+def _engines(config: Any, key: str = "") -> list[str]:
+    """Keys of the components that are evaluators."""
+    if not isinstance(config, Mapping):
+        return []
+    found = [key] if "Evaluator" in str(config.get("_target_", "")) else []
+    return found + [name for k, v in config.items() for name in _engines(v, f"{key}#{k}" if key else str(k))]
+
+
+def _id(reference: str) -> str:
+    return reference.removeprefix("@").replace("#", ID_SEP_KEY)
