@@ -1,21 +1,26 @@
 """Normalization layers: find them, collect their affine parameters, choose their statistics."""
 
 from .affine import batch_norm_layers, collect_affine_parameters, normalization_layers
+from .attached import AFFINE, AttachedAffine, attach_affine, ensure_affine
 from .features import deepest_feature
 from .rules import RULES, Rule
 from .scripted import ScriptedNetwork, switchable
 from .statistics import BatchStatistics, channel_affine, check_running_statistics
 
 __all__ = [
+    "AFFINE",
     "RULES",
+    "AttachedAffine",
     "BatchStatistics",
     "Rule",
     "ScriptedNetwork",
+    "attach_affine",
     "batch_norm_layers",
     "channel_affine",
     "check_running_statistics",
     "collect_affine_parameters",
     "deepest_feature",
+    "ensure_affine",
     "normalization_layers",
     "switchable",
 ]
