@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser, ConfigWorkflow, run
+from monai.bundle import ConfigParser, run
 from monai.bundle.utils import ID_SEP_KEY
 from monai.utils import ensure_tuple
 
