@@ -25,6 +25,8 @@ class WindowSelection:
     Args:
         uncertain: how many of those with the highest mean entropy under the present network.
         random: how many others, drawn by the method's own generator.
+        batch_size: how many of them the method is given at once; None: as many as the inferer predicts at once. A
+            gradient takes several times the memory of a prediction.
 
     Raises:
         GrataError: a negative number, or none at all.
@@ -32,10 +34,13 @@ class WindowSelection:
 
     uncertain: int = 2
     random: int = 2
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("uncertain", "random"):
+        for name in ("uncertain", "random", "batch_size"):
             value = getattr(self, name)
+            if name == "batch_size" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise GrataError(f"windows#{name}: it is a whole number, got {value!r}.")
         if min(self.uncertain, self.random) < 0 or self.uncertain + self.random < 1:
@@ -43,22 +48,26 @@ class WindowSelection:
                 "windows: uncertain and random must not be negative and give at least one window together, "
                 f"got uncertain={self.uncertain}, random={self.random}."
             )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise GrataError(f"windows#batch_size: it is at least 1, or null, got {self.batch_size}.")
 
     def select(self, images: torch.Tensor, inferer: SlidingWindowInferer, method: Method) -> list[torch.Tensor]:
-        """Batches of at most ``sw_batch_size`` windows to adapt on.
+        """Batches of windows to adapt on, each of at most ``batch_size``.
 
         Args:
             images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``. One that fits into the window is taken whole, padded as the
                 inferer pads it.
-            inferer: gives roi_size, overlap, padding and sw_batch_size.
+            inferer: gives roi_size, overlap, padding and sw_batch_size, by which the uncertainty is measured.
             method: measures the uncertainty, and owns the generator for the random windows.
 
         Returns:
             Batches of windows ``(N, C, *roi_size)``; for a ``SliceInferer`` 2D slices.
         """
         x = images.as_tensor() if hasattr(images, "as_tensor") else images
+        # that of MONAI's inferer for HoVerNet, whose output is smaller than its window
+        x = _pad(x, list(getattr(inferer, "extra_input_padding", None) or ()), inferer)
         roi_size = _roi_size(inferer, x)
-        x = _pad(x, roi_size, inferer)
+        x = _pad(x, _missing(x, roi_size), inferer)
         slices = dense_patch_slices(x.shape[2:], roi_size, _interval(x.shape[2:], roi_size, inferer))
         windows = [(sample, window) for sample in range(len(x)) for window in slices]
         size = max(1, int(inferer.sw_batch_size))
@@ -74,10 +83,12 @@ class WindowSelection:
             entropy = torch.cat(
                 [method.uncertainty(crop(windows[i : i + size])) for i in range(0, len(windows), size)]
             ).tolist()
-            chosen = [windows[i] for i in self._choose(entropy, method.generator)]
+            chosen = [windows[i] for i in self.choose(entropy, method.generator)]
+        size = self.batch_size or size
         return [crop(chosen[i : i + size]) for i in range(0, len(chosen), size)]
 
-    def _choose(self, entropy: list[float], generator: torch.Generator) -> list[int]:
+    def choose(self, entropy: list[float], generator: torch.Generator) -> list[int]:
+        """Which windows to adapt on, by their mean entropy, one or more of two or more; the most uncertain first."""
         most = len(entropy) - 1
         ranked = sorted(range(len(entropy)), key=lambda i: (-entropy[i], i))
         uncertain = ranked[: min(self.uncertain, most)]
@@ -95,7 +106,7 @@ def window_selection(windows: WindowSelection | Mapping[str, Any] | None) -> Win
     if isinstance(windows, WindowSelection):
         return windows
     if not isinstance(windows, Mapping | None):
-        raise GrataError(f"windows: it holds the settings uncertain and random, got {windows!r}.")
+        raise GrataError(f"windows: it holds the settings uncertain, random and batch_size, got {windows!r}.")
     known = [field.name for field in fields(WindowSelection)]
     for key in windows or {}:
         if key not in known:
@@ -112,12 +123,17 @@ def _roi_size(inferer: SlidingWindowInferer, x: torch.Tensor) -> tuple[int, ...]
     return fall_back_tuple(inferer.roi_size, x.shape[2:])
 
 
-def _pad(x: torch.Tensor, roi_size: tuple[int, ...], inferer: SlidingWindowInferer) -> torch.Tensor:
-    """Pads as ``monai.inferers.sliding_window_inference`` does, so that the method sees what is predicted later."""
+def _missing(x: torch.Tensor, roi_size: tuple[int, ...]) -> list[int]:
+    """What ``x`` needs on both sides of each axis, the last first, to be as large as the window."""
     pad = []
     for size, roi in zip(reversed(x.shape[2:]), reversed(roi_size)):
         missing = max(roi - size, 0)
         pad += [missing // 2, missing - missing // 2]
+    return pad
+
+
+def _pad(x: torch.Tensor, pad: list[int], inferer: SlidingWindowInferer) -> torch.Tensor:
+    """Pads as the inferer does, so that the method sees what is predicted later."""
     if not any(pad):
         return x
     mode = str(getattr(inferer.padding_mode, "value", inferer.padding_mode))

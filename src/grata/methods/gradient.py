@@ -41,6 +41,7 @@ __all__ = ["OBJECTIVES", "GradientMethod", "GradientRecord", "non_finite"]
 OBJECTIVES = ("entropy", "consistency", *BRANCH_LOSSES)
 """Objectives by name: what can give the auxiliary gradient of any method, and both gradients of GraTa."""
 
+
 @dataclasses.dataclass(frozen=True)
 class GradientRecord(StepRecord):
     """One optimizer step; NaN stands for what there is not, or was not reached when the step was skipped.
@@ -302,12 +303,20 @@ class GradientMethod(PredictiveMethod):
     def _pseudo_label(self, x: torch.Tensor) -> torch.Tensor:
         """Mean probability over the weak views, each prediction mapped back; how well these agree is noted."""
         views = resolve_views(self.views, x.shape[2:])
+        total: Any = 0
+
+        def predictions() -> Iterator[torch.Tensor]:
+            nonlocal total
+            for view in views:
+                p = view.inverse(activate(self._logits(view(x), self.views_autocast), self.activation))
+                total = total + p
+                yield p
+                # gone before the next view's forward takes memory
+                del p
+
         with torch.no_grad():
-            predictions = [
-                view.inverse(activate(self._logits(view(x), self.views_autocast), self.activation)) for view in views
-            ]
-            self._notes["agreement"] = view_agreement(predictions, background=self.activation == "softmax")
-            return sum(predictions) / len(views)
+            self._notes["agreement"] = view_agreement(predictions(), background=self.activation == "softmax")
+            return total / len(views)
 
     def _probabilities_and_feature(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Prediction ``(B, C, ...)`` of the present network, and its deepest feature averaged over space ``(B, F)``."""
