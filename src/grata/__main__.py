@@ -1,5 +1,7 @@
 """``python -m grata methods``: the methods there are, and which of them a bundle can take.
 
+``python -m grata doctor <bundle>``: what can be adapted in a bundle, an nnU-Net folder or a TorchScript file.
+
 ``python -m grata benchmark <config.yaml>``: methods by sites, with tables and figures.
 
 ``python -m grata prepare <bundle>``: what methods need of the source set, in one file of the bundle.
@@ -65,6 +67,24 @@ def methods(
     _report(run, "stopped.")
 
 
+def doctor(path: str, config_file: str | None = None, **overrides: Any) -> None:
+    """Tell what can be adapted in a bundle, and what will be refused and why, before it is run.
+
+    Args:
+        path: folder of a bundle in Model Zoo layout, a trained nnU-Net folder, or a TorchScript file.
+        config_file: of a bundle, relative to it; by default configs/inference.json or .yaml.
+        overrides: keys of the bundle's configuration or of the overlay, e.g. --adaptation#activation sigmoid; of a
+            file activation and output.
+    """
+
+    def run() -> int:
+        from .zoo.doctor import doctor as run_doctor
+
+        return run_doctor(path, config_file, **overrides)
+
+    _report(run, "stopped.")
+
+
 def benchmark(config_file: str, **overrides: Any) -> None:
     """Compare methods over sites; started again, it goes on where it was stopped.
 
@@ -118,4 +138,4 @@ def _report(run: Callable[[], int], stopped: str) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire({"methods": methods, "benchmark": benchmark, "prepare": prepare}, name="grata")
+    fire.Fire({"methods": methods, "doctor": doctor, "benchmark": benchmark, "prepare": prepare}, name="grata")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +27,7 @@ from ..workflows.configuration import check_keys, check_method_settings, explain
 from .config import MethodRow
 from .metrics import Region, make_regions
 
-__all__ = ["Bundle", "Case", "is_random", "quiet"]
+__all__ = ["Bundle", "Case", "is_random"]
 
 Case = Mapping[str, Any]
 """A case as :func:`grata.data.discover` gives it; one that cannot be used has its ``fault`` instead of an image."""
@@ -384,12 +382,6 @@ _WHERE = {
     "seed",
     "settings",
 }
-
-
-def quiet() -> None:
-    """Leave out what MONAI's image loading says of a decoder that no scan is read with here."""
-    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 def is_random(row: MethodRow) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from ..errors import GrataError
-from .bundle import Bundle, quiet
+from ..workflows.configuration import quiet
+from .bundle import Bundle
 from .config import MethodRow
 
 __all__ = ["fitting_methods"]

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from ..workflows.configuration import explain
-from .bundle import quiet
+from ..workflows.configuration import explain, quiet
 from .jobs import Job
 from .stream import run_job
 

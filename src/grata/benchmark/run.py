@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..errors import GrataError
 from ..files import atomic_write, check_output_dir, remove_leftovers
-from .bundle import quiet
+from ..workflows.configuration import quiet
 from .config import BenchmarkConfig, load_config
 from .figures import draw_figures
 from .jobs import Job, plan, threads_each

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..benchmark.bundle import Bundle, Case, quiet
+from ..benchmark.bundle import Bundle, Case
 from ..errors import GrataError
 from ..files import check_output_dir
 from ..methods.predictive import _item
@@ -22,7 +22,7 @@ from ..networks import HEADS
 from ..normalization import BatchStatistics, ScriptedNetwork, collect_affine_parameters
 from ..objectives import activate
 from ..prepared import Prepared, SavedHeads, network_digest
-from ..workflows.configuration import explain
+from ..workflows.configuration import explain, quiet
 from .fisher import squared_gradient
 from .moments import ShapeMoments, channel_masks
 from .training import train_heads

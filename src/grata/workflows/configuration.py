@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import os
 import re
 import signal
@@ -32,6 +33,7 @@ __all__ = [
     "effective_settings",
     "explain",
     "plain_errors",
+    "quiet",
     "running_workflow",
     "start",
 ]
@@ -110,8 +112,13 @@ def plain_errors(traceback: bool | str | None = False) -> None:
     """Tell what ends the process in plain words from now on, unless ``traceback`` is true."""
     if constant(traceback) is not True:
         sys.excepthook = _plain_error
-    # MONAI's image loading says so of a decoder that no scan is read with here
+    quiet()
+
+
+def quiet() -> None:
+    """Leave out what MONAI's image loading says of a decoder that no scan is read with here."""
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 def effective_settings(ignored: Iterable[str] = ()) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple
 from ..errors import GrataError
 from ..workflows.configuration import check_method_settings, plain_errors, running_workflow
 
-__all__ = ["begin", "bundle_postprocessing", "overlay"]
+__all__ = ["begin", "bundle_postprocessing", "check_collisions", "evaluators", "overlay"]
 
 
 def overlay() -> Path:
@@ -37,11 +37,11 @@ def begin() -> None:
     plain_errors(config["adaptation"].get("traceback"))
     check_method_settings(config)
     files, overrides = _command()
-    _check_collisions(files)
+    check_collisions(files)
     _check_overrides(files, overrides)
     reference = config["adaptation"].get("evaluator")
     if isinstance(reference, str) and reference.startswith("@") and _id(reference) not in workflow.parser:
-        engines = ", ".join(sorted(_engines(config))) or "none"
+        engines = ", ".join(sorted(evaluators(config))) or "none"
         raise GrataError(
             f"adaptation#evaluator: the configuration has no {reference[1:]}; its evaluators: {engines}. Run the "
             "overlay after the bundle's configs/inference.json, or name the engine, for example --adaptation#evaluator "
@@ -58,7 +58,8 @@ def bundle_postprocessing() -> Any:
     return workflow.parser.get_parsed_content(key) if key in workflow.parser else None
 
 
-def _check_collisions(files: list[Path]) -> None:
+def check_collisions(files: list[Path]) -> None:
+    """Raise :class:`GrataError` where one of the configuration files before the overlay has a key of its name."""
     ours = ConfigParser.load_config_file(overlay())
     for path in files:
         keys = ConfigParser.load_config_file(path)
@@ -104,12 +105,12 @@ def _command() -> tuple[list[Path], Mapping[str, Any]]:
     return [], {}
 
 
-def _engines(config: Any, key: str = "") -> list[str]:
+def evaluators(config: Any, key: str = "") -> list[str]:
     """Keys of the components that are evaluators."""
     if not isinstance(config, Mapping):
         return []
     found = [key] if "Evaluator" in str(config.get("_target_", "")) else []
-    return found + [name for k, v in config.items() for name in _engines(v, f"{key}#{k}" if key else str(k))]
+    return found + [name for k, v in config.items() for name in evaluators(v, f"{key}#{k}" if key else str(k))]
 
 
 def _id(reference: str) -> str:

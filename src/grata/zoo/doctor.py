@@ -1,0 +1,309 @@
+"""The command ``python -m grata doctor``: what can be adapted in a bundle, and what will be refused, before it is run."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.bundle.utils import ID_SEP_KEY
+from monai.inferers import Inferer, SimpleInferer, SliceInferer, SlidingWindowInferer
+from tabulate import tabulate
+from torch import nn
+
+from ..errors import GrataError
+from ..methods import METHODS
+from ..networks.weights import check_fit, read_state
+from ..normalization import AttachedAffine, normalization_layers
+from ..workflows.configuration import explain, quiet
+from .adaptation import make_method, prepared_of
+from .head import Head, find_head, is_unit_range
+from .start import check_collisions, evaluators, overlay
+
+__all__ = ["Report", "doctor", "examine"]
+
+_CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
+_CLASSES = ("out_channels", "out_classes", "num_classes")
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        name: of the bundle's folder, or of the file.
+        facts: what is told, by what it is about, in order.
+        methods: what each method lacks; an empty text where it fits.
+        problems: what will be refused whatever the method.
+    """
+
+    name: str
+    facts: dict[str, str] = field(default_factory=dict)
+    methods: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether any method that learns or changes something will run."""
+        return not self.problems and any(not lack for name, lack in self.methods.items() if name != "source")
+
+    def __str__(self) -> str:
+        facts = tabulate(self.facts.items(), tablefmt="plain", maxcolwidths=[None, 100])
+        lines = [self.name, facts, *(f"refused: {problem}" for problem in self.problems)]
+        if self.methods:
+            lacks: dict[str, list[str]] = {}
+            for name, lack in self.methods.items():
+                lacks.setdefault(lack.removeprefix(f"method {name} "), []).append(name)
+            rows = [[", ".join(names), f"no: {lack}" if lack else "yes"] for lack, names in lacks.items()]
+            lines += [
+                "",
+                tabulate(sorted(rows, key=lambda row: row[1] != "yes"), ["methods", "fit"], maxcolwidths=[44, 70]),
+            ]
+        return "\n".join(lines)
+
+
+def doctor(path: str | Path, config_file: str | None = None, **overrides: Any) -> int:
+    """Print what :func:`examine` finds.
+
+    Returns:
+        0 when something can be adapted, else 1.
+    """
+    quiet()
+    report = examine(path, config_file, **overrides)
+    print(report)
+    return 0 if report.adapts else 1
+
+
+def examine(path: str | Path, config_file: str | None = None, **overrides: Any) -> Report:
+    """Look at a bundle in Model Zoo layout, a trained nnU-Net folder or a TorchScript file; no image is read.
+
+    Args:
+        path: the folder or file.
+        config_file: of a bundle, relative to it; None: ``configs/inference.json`` or ``.yaml``.
+        overrides: keys of the bundle's configuration and of the overlay, nested ones by ``#``.
+
+    Raises:
+        GrataError: there is nothing of these kinds, or its configuration or network cannot be made.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return _of_script(path, **overrides)
+    if (path / "plans.json").is_file():
+        return _of_nnunet(path)
+    return _of_bundle(path, config_file, overrides)
+
+
+def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]) -> Report:
+    files = [root / config_file] if config_file else [root / "configs" / name for name in _CONFIGS]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise GrataError(
+            f"{root}: there is no {' or '.join(str(f.relative_to(root)) for f in files)}. Give the folder of a bundle, a "
+            "trained nnU-Net folder (with plans.json) or a TorchScript file."
+        )
+    report = Report(root.resolve().name)
+    config = _Config(root, file, overrides)
+    network = config.get("network_def")
+    if not isinstance(network, nn.Module):
+        network = config.get("network")
+    if not isinstance(network, nn.Module):
+        raise GrataError(f"{file}: it has neither network_def nor network. Name its inference configuration.")
+    report.facts["configuration"] = str(file.relative_to(root))
+    report.facts["weights"] = _weights(config, network, report)
+    try:
+        check_collisions([file])
+    except GrataError as error:
+        report.problems.append(str(error))
+    given = config.raw("adaptation")
+    evaluator = str(given.get("evaluator", "@evaluator")).removeprefix("@").replace("#", ID_SEP_KEY)
+    if evaluator not in config:
+        found = ", ".join(evaluators(config.raw())) or "none"
+        report.problems.append(
+            f"adaptation#evaluator: the configuration has no {evaluator}; its evaluators: {found}. Name the one that "
+            "predicts, for example --adaptation#evaluator @validate#evaluator."
+        )
+    head = find_head(config.get(f"{evaluator}{ID_SEP_KEY}postprocessing") or config.get("postprocessing"))
+    inferer = config.get(f"{evaluator}{ID_SEP_KEY}inferer") or config.get("inferer") or SimpleInferer()
+    unit = is_unit_range(config.get("preprocessing"))
+    _tell_network(report, network, _classes(config))
+    _tell_window(report, inferer)
+    _tell_methods(report, network, head, unit, {"prepared": prepared_of(root), **given})
+    report.facts["images"] = "in 0..1" if unit else "of another range than 0..1, which the strong view keeps"
+    if report.adapts:
+        report.facts["run"] = (
+            f"python -m monai.bundle run adapt --bundle_root . --config_file \"['{file.relative_to(root)}', "
+            f"'{overlay()}']\" --method <method> --dataset_dir <images>"
+        )
+    return report
+
+
+def _of_script(path: Path, **settings: Any) -> Report:
+    report = Report(path.name)
+    try:
+        network = torch.jit.load(path, map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        raise GrataError(
+            f"{path}: it is no TorchScript file ({str(error).strip().splitlines()[0]}). Weights alone (a state dict) "
+            "tell nothing of the network: give the folder of their bundle."
+        ) from error
+    _tell_network(report, network, None)
+    _tell_methods(report, network, Head(), True, settings)
+    return report
+
+
+def _of_nnunet(folder: Path) -> Report:
+    from ..nnunet import describe
+
+    found = describe(folder)
+    report = Report(folder.resolve().name)
+    report.facts |= {key.replace("_", " "): str(value) for key, value in found.items() if key != "refused"}
+    return report
+
+
+class _Config:
+    """A bundle's configuration with the overlay's keys; its folder is where modules of its own are found."""
+
+    def __init__(self, root: Path, file: Path, overrides: Mapping[str, Any]) -> None:
+        self.root, self.file = root, file
+        self._parser = ConfigParser()
+        self._parser.read_config(file)
+        self._parser["bundle_root"] = str(root)
+        self._parser["device"] = "$torch.device('cpu')"
+        if "adaptation" not in self._parser:
+            self._parser["adaptation"] = {}
+        for key, value in overrides.items():
+            self._parser[key] = value
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._parser
+
+    def raw(self, key: str | None = None) -> dict[str, Any]:
+        """As it is written."""
+        return self._parser.get(key) if key else self._parser.get()
+
+    def get(self, key: str) -> Any:
+        """What a key stands for; None where there is no such key."""
+        if key not in self._parser:
+            return None
+        sys.path.insert(0, str(self.root))
+        try:
+            return self._parser.get_parsed_content(key)
+        except Exception as error:  # a configuration calls anything, and that raises anything
+            raise GrataError(f"{self.file}: its {key} cannot be made. {explain(error)}") from error
+        finally:
+            sys.path.remove(str(self.root))
+
+
+def _weights(config: _Config, network: nn.Module, report: Report) -> str:
+    keys = [key for key, item in _components(config.raw()) if item.get("_target_") == "CheckpointLoader"]
+    path = config.get(f"{keys[0]}{ID_SEP_KEY}load_path") if keys else None
+    if not isinstance(path, str | Path):
+        return "not named by a CheckpointLoader"
+    shown = Path(path).name
+    if not Path(path).is_file():
+        hint = ", see large_files.yml for where it is" if list(config.root.glob("large_files.*")) else ""
+        return f"{shown} is missing{hint}"
+    try:
+        check_fit(read_state(Path(path)), network, shown)
+    except GrataError as error:
+        return str(error)
+    network.load_state_dict(read_state(Path(path)))
+    return f"{shown} fits the network"
+
+
+def _tell_network(report: Report, network: nn.Module, classes: int | None) -> None:
+    total = sum(parameter.numel() for parameter in network.parameters())
+    dims = _spatial_dims(network)
+    out = f", {classes} output channels" if classes else ""
+    report.facts["network"] = f"{_name(network)}, {dims}D{out}, {total:,} parameters"
+    layers = Counter(_kind(kind, layer) for _, kind, layer in normalization_layers(network))
+    report.facts["normalization"] = ", ".join(f"{count} {kind}" for kind, count in layers.items()) or "none"
+
+
+def _tell_window(report: Report, inferer: Inferer) -> None:
+    name = type(inferer).__name__
+    if isinstance(inferer, SlidingWindowInferer):
+        size = inferer.orig_roi_size if isinstance(inferer, SliceInferer) else inferer.roi_size
+        shown = " x ".join(map(str, size)) if isinstance(size, Sequence) else str(size)
+        report.facts["window"] = f"{shown}, {inferer.sw_batch_size} at once, overlap {inferer.overlap} ({name})"
+    elif isinstance(inferer, SimpleInferer):
+        report.facts["window"] = f"none: the whole image ({name})"
+    else:
+        report.facts["window"] = name
+        report.problems.append(
+            f"inferer: {name} is not one that adaptation knows; give a SimpleInferer, SlidingWindowInferer or "
+            "SliceInferer by --inferer#_target_, or use method source."
+        )
+
+
+def _tell_methods(
+    report: Report,
+    network: nn.Module,
+    head: Head,
+    unit: bool,
+    given: Mapping[str, Any],
+) -> None:
+    common = {key: given.get(key) for key in ("activation", "output", "reset", "prepared")}
+    affine = given.get("affine") or "auto"
+    activation = common["activation"] or head.activation
+    output = common["output"] or head.output
+    said = "" if common["activation"] or not head.source else f" (by {head.source})"
+    report.facts["head"] = f"{activation or 'unknown: give activation'}{said}{f', output {output}' if output else ''}"
+    attached: AttachedAffine | None = None
+    for name in METHODS:
+        try:
+            method, found = make_method(network, name, {}, head, unit, affine, **common)
+            attached = attached or found
+            report.methods[name] = ""
+            if name == "grata":
+                changed = sum(parameter.numel() for parameter in method.parameters.values())
+                own = "attached to norms that have none" if attached else "of normalization layers"
+                report.facts["adapts"] = f"{changed:,} parameters {own} ({len(method.parameters)} tensors)"
+        except GrataError as error:
+            report.methods[name] = str(error)
+
+
+def _classes(config: _Config) -> int | None:
+    definition = config.raw().get("network_def")
+    if isinstance(definition, Mapping):
+        for key in _CLASSES:
+            value = config.get(f"network_def{ID_SEP_KEY}{key}")
+            if isinstance(value, int):
+                return value
+    metadata = config.root / "configs" / "metadata.json"
+    if metadata.is_file():
+        outputs = ConfigParser.load_config_file(metadata).get("network_data_format", {}).get("outputs", {})
+        for output in outputs.values():
+            if isinstance(output.get("num_channels"), int):
+                return output["num_channels"]
+    return None
+
+
+def _components(config: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All items with a ``_target_``, with their ids."""
+    if isinstance(config, Mapping) and "_target_" in config:
+        yield key, config
+    items = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
+    for name, value in items:
+        yield from _components(value, f"{key}{ID_SEP_KEY}{name}" if key else str(name))
+
+
+def _kind(kind: str, layer: nn.Module) -> str:
+    parts = [] if getattr(layer, "weight", None) is not None else ["without affine parameters"]
+    if kind.startswith("Instance") and getattr(layer, "running_mean", None) is not None:
+        parts.append("with running statistics")
+    return " ".join((kind, *parts))
+
+
+def _spatial_dims(network: nn.Module) -> int | str:
+    names = {getattr(module, "original_name", type(module).__name__) for module in network.modules()}
+    return 3 if "Conv3d" in names else 2 if "Conv2d" in names else "?"
+
+
+def _name(network: nn.Module) -> str:
+    return str(getattr(network, "original_name", type(network).__name__))
