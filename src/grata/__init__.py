@@ -7,6 +7,7 @@ from typing import Any
 __version__ = version("grata")
 
 _ROOMS = (
+    "adapters",
     "alignment",
     "benchmark",
     "data",

@@ -5,6 +5,10 @@
 ``python -m grata benchmark <config.yaml>``: methods by sites, with tables and figures.
 
 ``python -m grata prepare <bundle>``: what methods need of the source set, in one file of the bundle.
+
+``python -m grata bank list <folder>``: what was learnt for each site or scanner.
+
+``python -m grata nnunet <model folder> <input> <output>``: adapt a trained nnU-Net and predict with it.
 """
 
 from __future__ import annotations
@@ -120,6 +124,55 @@ def prepare(bundle: str, dataset_dir: str, **options: Any) -> None:
     _report(run, "stopped. Nothing was written.")
 
 
+def nnunet(model_folder: str, input: str, output: str, method: str = "grata", **options: Any) -> None:
+    """Adapt a trained nnU-Net v2 to each image of a folder, and predict it with nnU-Net's own predictor.
+
+    Args:
+        model_folder: trained-model folder, which holds plans.json, dataset.json and fold_0, ...
+        input: folder of images, named as for nnU-Net: <case>_0000.nii.gz, one file a channel.
+        output: folder for the segmentations, the journal and the summary.
+        method: see python -m grata methods; with source nnU-Net's own predictions.
+        options: folds (0 or 0,1 or all), checkpoint_name, device, seed, site, save_probabilities, overwrite,
+            use_mirroring, tile_step_size, affine, traceback; and of the method and its windows e.g. --settings#lr 0.001
+            --windows#uncertain 4
+    """
+
+    def run() -> int:
+        from .nnunet.command import run_command
+
+        return run_command(model_folder, input, output, method, **options)
+
+    _report(run, "stopped. What is finished is kept; the same command with --overwrite false does the rest.")
+
+
+def bank(
+    action: str,
+    folder: str,
+    name: str | None = None,
+    checkpoint: str | None = None,
+    output: str | None = None,
+    all: bool = False,
+) -> None:
+    """Look after a bank of adaptations, one for each site or scanner.
+
+    Args:
+        action: list, inspect, export or reset.
+        folder: of the bank.
+        name: of an entry, as list shows it, or how it begins.
+        checkpoint: file with the source weights (.pt, .pth or .ts): export writes a copy of it with the adapted values
+            in place; without it, a copy of the saved adaptation.
+        output: file that export writes.
+        all: reset all entries (true).
+    """
+
+    def run() -> int:
+        from .adapters import run_bank
+
+        return run_bank(action, folder, name, checkpoint, output, all)
+
+    _report(run, "stopped. Entries are whole, as they were or as they were to be.")
+
+
 def _report(run: Callable[[], int], stopped: str) -> None:
     """End the process with the status of ``run``; errors and Ctrl-C are told in plain words."""
     from .workflows.configuration import explain
@@ -138,4 +191,14 @@ def _report(run: Callable[[], int], stopped: str) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire({"methods": methods, "doctor": doctor, "benchmark": benchmark, "prepare": prepare}, name="grata")
+    fire.Fire(
+        {
+            "methods": methods,
+            "doctor": doctor,
+            "benchmark": benchmark,
+            "prepare": prepare,
+            "bank": bank,
+            "nnunet": nnunet,
+        },
+        name="grata",
+    )

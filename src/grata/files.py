@@ -80,9 +80,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Remove what a killed process left half written by :func:`atomic_write` in a folder and its subfolders."""
-    for path in Path(folder).rglob(".*"):
+def remove_leftovers(folder: str | os.PathLike[str], subfolders: bool = True) -> None:
+    """Remove what a killed process left half written by :func:`atomic_write` in a folder, and in its subfolders."""
+    for path in Path(folder).glob("**/.*" if subfolders else ".*"):
         if re.match(r"\.[0-9a-f]{12}-", path.name) and path.is_file():
             path.unlink()
 
@@ -110,7 +110,9 @@ def check_output_dir(path: str | os.PathLike[str]) -> Path:
 
 def _refusal(folder: Path, error: OSError) -> GrataError:
     if error.errno == errno.ENAMETOOLONG:
-        return GrataError(f"A name in the output folder '{folder}' would be too long: give the scan a shorter file name.")
+        return GrataError(
+            f"A name in the output folder '{folder}' would be too long: give the scan a shorter file name."
+        )
     return OutputError(
         f"Cannot write to the output folder '{folder}': {error.strerror or error}. Free some space, or name a folder "
         "that you may write to."

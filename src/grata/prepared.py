@@ -19,7 +19,7 @@ from torch import nn
 from .errors import GrataError
 from .files import atomic_write
 
-__all__ = ["Prepared", "SavedHeads", "network_digest", "require"]
+__all__ = ["Prepared", "SavedHeads", "network_digest", "require", "weights_digest"]
 
 _HEADER = "grata_prepared"
 _FORMAT = 1
@@ -208,13 +208,19 @@ def require(prepared: Prepared | None, what: str, method: str) -> Any:
 
 
 def network_digest(network: nn.Module) -> str:
-    """SHA-256 of a network's weights and statistics, the same on every device and in whatever order they are listed.
+    """:func:`weights_digest` of a network's present weights and statistics."""
+    return weights_digest(network.state_dict())
+
+
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the weights and statistics in a state dict, the same on every device and in whatever order they are
+    listed.
 
     Left out are the counters of batches, which no prediction depends on, and auxiliary ``branches``, which are added to
     a network or not.
     """
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
+    for name, value in sorted(state.items()):
         if name.endswith(_COUNTER) or name.startswith("branches."):
             continue
         plain = value.detach().cpu().contiguous()

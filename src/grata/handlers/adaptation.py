@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import CommonKeys
+from monai.utils.enums import PostFix
 from torch import nn
 
 from .. import __version__
+from ..adapters import UNKNOWN, AdapterBank, Keeper
 from ..errors import GrataError
 from ..methods import GraTa, Method, StepRecord
 from ..methods.gradient import SKIPPED
@@ -46,12 +49,17 @@ class AdaptationHandler:
             ``engine.state.batch`` under this key, where postprocessing finds it.
         case_key: key of the case ids in the batch.
         site_key: key of the site's name in the batch.
+        bank: one adaptation for each site or scanner, each of which goes on from where it stood, also in another run:
+            an :class:`grata.adapters.AdapterBank`, its folder, or a mapping of ``path`` and ``tags``.
+        start_from: a saved adaptation to start from, see :class:`grata.adapters.Keeper`.
+        save_to: file for what is learnt without a bank, written after each case.
 
     Attributes:
         flags: by case, what was out of the ordinary; cases of which there is nothing to tell are left out.
+        keeper: keeps what is learnt.
 
     Raises:
-        GrataError: unknown window settings.
+        GrataError: unknown window settings, or ones of the bank.
     """
 
     def __init__(
@@ -62,8 +70,12 @@ class AdaptationHandler:
         source_key: str | None = None,
         case_key: str = "case",
         site_key: str = "site",
+        bank: AdapterBank | str | Path | Mapping[str, Any] | None = None,
+        start_from: str | Path | None = None,
+        save_to: str | Path | None = None,
     ) -> None:
         self.method = method
+        self.keeper = Keeper(method, bank, start_from, save_to)
         self.windows = window_selection(windows)
         self.journal = Journal(journal) if isinstance(journal, str | Path) else journal
         self.source_key = source_key
@@ -101,6 +113,7 @@ class AdaptationHandler:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_STARTED, self.adapt)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.record)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.keep)
 
     def start(self, engine: Engine) -> None:
         """Let the engine predict with the method's network.
@@ -133,6 +146,7 @@ class AdaptationHandler:
                 "prepare_batch, inferer: the network is given more than the image, which adaptation cannot map to its "
                 "views. Use method source or ptbn, or a network of the image alone."
             )
+        entry = self.keeper.begin(images, self._items(engine, self.site_key), self._meta(engine))
         if self.source_key is not None:
             with self.method.source_network() as source, engine.mode(engine.network), _precision(engine):
                 network = source if engine.network is self.method.network else engine.network
@@ -147,6 +161,10 @@ class AdaptationHandler:
             "seconds": round(time.perf_counter() - started, 4),
             "peak_memory_mib": peak[0],
         }
+        if entry is not None:
+            self._line["bank"] = entry
+        if entry == UNKNOWN:
+            self._line["flags"] = [*self._line["flags"], "unknown_site"]
 
     def _adapt(self, images: torch.Tensor, engine: Engine) -> list[StepRecord]:
         with _precision(engine):
@@ -170,6 +188,15 @@ class AdaptationHandler:
                         **self._line,
                     }
                 )
+
+    def keep(self, engine: Engine) -> None:
+        """Keep what was learnt of the batch: it is finished."""
+        self.keeper.keep()
+
+    def _meta(self, engine: Engine) -> Mapping[str, Any]:
+        """Metadata that loading put beside images that are no ``MetaTensor``."""
+        batch = engine.state.batch
+        return batch.get(PostFix.meta(CommonKeys.IMAGE), {}) if isinstance(batch, Mapping) else {}
 
     def _items(self, engine: Engine, key: str) -> list[str]:
         batch = engine.state.batch

@@ -61,6 +61,8 @@ class Method(ABC):
         name: how configs call the method.
         card: what it is, for tables.
         learns: whether ``adapt`` looks at the images; if not, any call only switches the network's statistics.
+        predicts_by: the part of its state that a plain network predicts by as the method does; None: no weights alone
+            do.
         refused: settings of its bases that it does not have.
         given: the network as it was given.
         parameters: what the method changes, by name.
@@ -75,6 +77,7 @@ class Method(ABC):
     name: ClassVar[str]
     card: ClassVar[Card]
     learns: ClassVar[bool] = True
+    predicts_by: ClassVar[str | None] = "parameters"
     refused: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -117,6 +120,11 @@ class Method(ABC):
     def episodic(self) -> bool:
         """Whether every case starts from the source network."""
         return isinstance(self.reset, PerCase)
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether it predicts by statistics of the batch where the network by itself has running ones."""
+        return bool(self._statistics.layers) and self._statistics.mix != 0.0
 
     def begin_case(self, site: str | None = None) -> None:
         """A case begins: start from the source network again where the reset policy says so.

@@ -77,6 +77,7 @@ class CoTTA(GradientMethod):
         forwards=36,
         backwards=1,
     )
+    predicts_by = "teacher"
 
     def __init__(
         self,

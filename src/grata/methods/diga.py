@@ -78,6 +78,7 @@ class DIGA(PredictiveMethod):
         needs=("running statistics",),
         forwards=2,
     )
+    predicts_by = None
     refused = ("batch_statistics",)
 
     def __init__(

@@ -69,6 +69,7 @@ class InTEnt(PredictiveMethod):
         episodic=True,
         forwards=6,
     )
+    predicts_by = None
     learns = False
     refused = ("batch_statistics",)
 

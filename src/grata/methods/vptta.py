@@ -79,6 +79,7 @@ class VPTTA(PredictiveMethod):
         forwards=2,
         backwards=1,
     )
+    predicts_by = None
     refused = ("batch_statistics",)
 
     def __init__(

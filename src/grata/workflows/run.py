@@ -41,8 +41,9 @@ class AdaptationRun:
     """Runs an evaluator over all cases that were found, and tells how it went.
 
     A case that fails (in reading, adaptation, prediction or writing) is reported, leaves no trace in the network, and
-    the next one is taken up. After each case everything that the next one depends on is on the disk, in ``state.pt``:
-    a run that was stopped at any moment and started again with ``resume`` ends as if it had never stopped.
+    the next one is taken up. After each case everything that the next one depends on is on the disk, in ``state.pt``
+    and the adapter bank: a run that was stopped at any moment and started again with ``resume`` ends as if it had never
+    stopped.
 
     Args:
         evaluator: predicts the cases, one a batch, from a data loader over a ``monai.data.Dataset``, in order; its
@@ -126,6 +127,8 @@ class AdaptationRun:
         engine.logger.disabled = True
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check_prediction)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._begin)
+        # A bank is written after the state, by which a resumed run puts right what of the bank was not written any more.
+        engine.remove_event_handler(self.adaptation.keep, Events.ITERATION_COMPLETED)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._commit)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fault)
         pending = [c for c in self.discovery.cases if c["case"] not in self.finished]
@@ -209,6 +212,7 @@ class AdaptationRun:
         self.adaptation.flags = {case: tuple(flags) for case, flags in json.loads(state["flags"]).items()}
         self._committed = state["method"]
         self.method.load_state_dict(self._committed)
+        self.adaptation.keeper.resume(json.loads(state.get("kept", "null")))
 
     def _remove_earlier_run(self) -> None:
         """Remove what an earlier run wrote, and nothing else."""
@@ -248,6 +252,7 @@ class AdaptationRun:
             "scores": json.dumps(self.outputs.scores),
             "volumes": json.dumps(self.outputs.volumes),
             "flags": json.dumps(self.adaptation.flags),
+            "kept": json.dumps(self.adaptation.keeper.stage(method)),
             "settings": json.dumps(self.settings, sort_keys=True),
             "source": self._source_hash,
         }
@@ -258,6 +263,12 @@ class AdaptationRun:
             temporary.write_bytes(buffer.getvalue())
         self.finished, self._committed = finished, method
         self._bar.update(len(engine.state.batch))
+        try:
+            self.adaptation.keep(engine)
+        except OutputError as error:
+            self._stopped_by = error
+            self.faults.append(Fault(finished[-1], f"it is finished, but what was learnt could not be kept: {error}"))
+            engine.terminate()
 
     def _fault(self, engine: Engine, error: Exception) -> None:
         # Engines hand interruptions to their handlers too, and a library that was interrupted may raise its own error.

@@ -1,0 +1,192 @@
+"""A folder with one saved adaptation for each site or scanner."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from monai.data import MetaTensor
+
+from ..errors import GrataError, OutputError
+from ..files import check_output_dir, remove_leftovers
+from .saved import Adaptation, card_path, saved_digest
+from .tags import SCANNER, check_tags, scanner_tags
+
+__all__ = ["UNKNOWN", "AdapterBank", "entry_name", "make_bank", "replace"]
+
+UNKNOWN = "unknown"
+"""Entry of scans that tell neither site nor scanner; also the site of cases whose site was not given."""
+
+_WAIT_S = 60
+
+
+class AdapterBank:
+    """Saved adaptations by site or scanner.
+
+    The key of a scan is its site where one is given, else what the tags of its DICOM headers tell of the scanner, else
+    nothing: the entry ``unknown`` is for these.
+
+    Args:
+        path: the folder; it is made when the first entry is written.
+        tags: DICOM keywords that make the key of a scan without a site. They tell of the device alone, see
+            :func:`grata.adapters.check_tags`.
+
+    Raises:
+        GrataError: ``path`` is a file, or a tag is not taken.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], tags: Sequence[str] = SCANNER) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise GrataError(f"bank: it is a folder, got {path!r}.")
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise GrataError(f"bank: {self.path} is a file. Name a folder.")
+        self.tags = check_tags(tags)
+
+    def key_of(
+        self, images: torch.Tensor, sites: Sequence[str] = (), meta: Mapping[str, Any] | None = None
+    ) -> dict[str, str]:
+        """The key of a batch: ``{"site": ...}``, or values by DICOM keyword; empty where nothing is known.
+
+        Args:
+            images: ``(B, C, ...)``; a ``MetaTensor`` tells its scans' metadata.
+            sites: of the images, where they have one.
+            meta: collated metadata of images that are no MetaTensor.
+
+        Raises:
+            GrataError: the images have several keys.
+        """
+        batched: bool = True
+        if isinstance(images, MetaTensor):
+            meta, batched = images.meta, bool(images.is_batch)
+        keys = []
+        for index in range(len(images)):
+            site = sites[index].strip() if index < len(sites) else ""
+            if site and site != UNKNOWN:
+                keys.append({"site": site})
+            else:
+                keys.append(scanner_tags(meta or {}, self.tags, index if batched else None))
+        if any(key != keys[0] for key in keys):
+            raise GrataError(
+                "bank: a batch holds images of several sites or scanners, which are adapted to apart. Set the data "
+                "loader's batch_size to 1."
+            )
+        return keys[0]
+
+    def file(self, entry: str) -> Path:
+        """Where the saved adaptation of an entry lies."""
+        return self.path / f"{entry}.safetensors"
+
+    def entries(self) -> list[str]:
+        """Names of all entries, damaged ones as well."""
+        return sorted(path.stem for path in self.path.glob("*.safetensors") if not path.name.startswith("."))
+
+    def read(self, entry: str) -> Adaptation:
+        """An entry.
+
+        Raises:
+            GrataError: there is none of that name, or it is damaged.
+        """
+        path = self.file(entry)
+        if not path.is_file():
+            raise GrataError(f"bank: there is no entry {entry!r} in {self.path}; there are {self._listed()}.")
+        try:
+            return Adaptation.read(path)
+        except GrataError as error:
+            raise GrataError(f"{error} To start it anew: python -m grata bank reset {self.path} {entry}") from error
+
+    def write(self, entry: str, adaptation: Adaptation, before: str | None) -> str:
+        """Write an entry.
+
+        Args:
+            entry: its name.
+            adaptation: what is to be in it.
+            before: digest of what is in it at present as far as the writer knows; None: there is none yet.
+
+        Returns:
+            The digest of the new content.
+
+        Raises:
+            OutputError: it cannot be written, or somebody else has changed it since.
+        """
+        check_output_dir(self.path)
+        with self._locked():
+            return replace(self.file(entry), adaptation, before)
+
+    def reset(self, entry: str) -> None:
+        """Remove an entry: its site or scanner starts from the source network again.
+
+        Raises:
+            GrataError: there is none of that name, or it cannot be removed.
+        """
+        path = self.file(entry)
+        if entry not in self.entries():
+            raise GrataError(f"bank: there is no entry {entry!r} in {self.path}; there are {self._listed()}.")
+        try:
+            with self._locked():
+                path.unlink()
+                card_path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"bank: {path} cannot be removed ({error.strerror}).") from error
+
+    def _listed(self) -> str:
+        return ", ".join(self.entries()) or "none"
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with FileLock(self.path / ".bank.lock", timeout=_WAIT_S):
+                remove_leftovers(self.path, subfolders=False)
+                yield
+        except Timeout as error:
+            raise OutputError(f"bank: another process has held {self.path} for {_WAIT_S} s. End it.") from error
+
+
+def entry_name(key: Mapping[str, str]) -> str:
+    """Name of the entry of a key: readable, safe as a file's name, and another one for each key."""
+    if not key:
+        return UNKNOWN
+    text = json.dumps(dict(key), sort_keys=True)
+    plain = unicodedata.normalize("NFKD", " ".join(key.values())).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", plain)[:48].strip("-")
+    return f"{slug or 'entry'}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def make_bank(setting: AdapterBank | str | os.PathLike[str] | Mapping[str, Any] | None) -> AdapterBank | None:
+    """A bank from what a config says: a folder, or a mapping of ``path`` and ``tags``.
+
+    Raises:
+        GrataError: an unknown setting, or one that is refused.
+    """
+    if setting is None or isinstance(setting, AdapterBank):
+        return setting
+    settings = dict(setting) if isinstance(setting, Mapping) else {"path": setting}
+    for key in settings:
+        if key not in ("path", "tags"):
+            raise GrataError(f"bank#{key}: there is no such setting; the settings are path, tags.")
+    if "path" not in settings:
+        raise GrataError("bank#path: name the folder of the bank.")
+    return AdapterBank(**{key: value for key, value in settings.items() if value is not None or key == "path"})
+
+
+def replace(path: Path, adaptation: Adaptation, before: str | None) -> str:
+    """Write a saved adaptation in place of the one with the digest ``before`` (None: of none).
+
+    Raises:
+        OutputError: it cannot be written, or something else lies there.
+    """
+    if saved_digest(path) != before or (before is None and path.exists()):
+        raise OutputError(
+            f"{path} was written, changed or removed by somebody else while this run adapted: nothing is written over "
+            "it. Let one run at a time write there, and start this one again."
+        )
+    return adaptation.save(path)

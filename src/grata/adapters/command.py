@@ -1,0 +1,123 @@
+"""What ``python -m grata bank`` does."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from tabulate import tabulate
+
+from ..errors import GrataError
+from ..files import check_output_dir
+from .bank import AdapterBank
+from .export import export_checkpoint
+from .saved import saved_path
+
+__all__ = ["run_bank"]
+
+_ACTIONS = ("list", "inspect", "export", "reset")
+
+
+def run_bank(
+    action: str,
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    checkpoint: str | None = None,
+    output: str | None = None,
+    all: bool = False,
+) -> int:
+    """Look after a bank; what was done is printed.
+
+    Args:
+        action: ``list``, ``inspect``, ``export`` or ``reset``.
+        folder: of the bank.
+        name: of an entry, or how the name of one alone begins.
+        checkpoint: file with the source weights, for ``export`` of a merged checkpoint.
+        output: file that ``export`` writes.
+        all: ``reset`` all entries.
+
+    Returns:
+        Exit status: 1 where entries are damaged, else 0.
+
+    Raises:
+        GrataError: an unknown action, or one that lacks something or fails.
+    """
+    if action not in _ACTIONS:
+        raise GrataError(f"bank: there is no {action!r}; say {', '.join(_ACTIONS)}.")
+    bank = AdapterBank(str(folder))
+    if not bank.path.is_dir():
+        raise GrataError(f"bank: {bank.path} does not exist. Name the folder of a bank.")
+    if not isinstance(all, bool):
+        raise GrataError(f"all: it is true or false, got {all!r}.")
+    if action == "list":
+        return _list(bank)
+    if action == "reset" and all:
+        if name is not None:
+            raise GrataError("reset: name one entry, or give --all true, not both.")
+        entries = bank.entries()
+    elif name is None:
+        raise GrataError(f"{action}: name an entry{', or give --all true' if action == 'reset' else ''}.")
+    else:
+        entries = [_entry(bank, str(name))]
+    if action == "inspect":
+        print(json.dumps({"entry_name": entries[0], **bank.read(entries[0]).card}, indent=2))
+    elif action == "export":
+        _export(bank, entries[0], checkpoint, output)
+    else:
+        for entry in entries:
+            bank.reset(entry)
+            print(f"{entry}: removed. Its next case starts from the source network.")
+        if not entries:
+            print(f"{bank.path} has no entry.")
+    return 0
+
+
+def _list(bank: AdapterBank) -> int:
+    rows, damaged = [], []
+    for entry in bank.entries():
+        try:
+            found = bank.read(entry)
+        except GrataError as error:
+            damaged.append(f"{entry}: {error}")
+            rows.append([entry, "damaged"])
+            continue
+        scanner = ", ".join(f"{key} {value}" for key, value in found.entry.items()) or "not told"
+        change = f"{found.parameter_change['l2']:.4g} ({found.parameter_change['relative']:.2%})"
+        rows.append([entry, scanner, found.method, str(found.cases), change])
+    if not rows:
+        print(f"{bank.path} has no entry.")
+        return 0
+    print(
+        tabulate(
+            rows, headers=["entry", "site or scanner", "method", "cases", "parameter change"], disable_numparse=True
+        )
+    )
+    for line in damaged:
+        print(f"\n{line}")
+    return 1 if damaged else 0
+
+
+def _entry(bank: AdapterBank, name: str) -> str:
+    entries = bank.entries()
+    found = [name] if name in entries else [entry for entry in entries if entry.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise GrataError(f"bank: {name!r} can be {', '.join(found)}. Give more of the name.")
+    raise GrataError(f"bank: there is no entry {name!r} in {bank.path}; there are {', '.join(entries) or 'none'}.")
+
+
+def _export(bank: AdapterBank, entry: str, checkpoint: str | None, output: str | None) -> None:
+    if output is None:
+        raise GrataError("export: name the new file by --output <file>.")
+    adaptation = bank.read(entry)
+    check_output_dir(Path(str(output)).parent)
+    if checkpoint is not None:
+        print("\n".join(export_checkpoint(adaptation, str(checkpoint), str(output))))
+        return
+    path = saved_path(str(output))
+    if path.exists():
+        raise GrataError(f"output: {path} is there already, and nothing is written over it. Name another file.")
+    adaptation.save(path)
+    print(f"{path}: what {adaptation.method} has learnt, to be given as start_from.")

@@ -1,0 +1,328 @@
+"""What was learnt, in a small file beside a readable card: put back onto the same source weights only."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import nn
+
+from .. import __version__
+from ..errors import GrataError
+from ..files import atomic_write
+from ..methods import Method
+from ..normalization import attach_affine
+from ..normalization.affine import ATTACHED
+from ..prepared import network_digest
+from .codec import decode, encode
+
+__all__ = ["Adaptation", "apply", "card_path", "load", "save", "saved_digest", "saved_path", "source_digest"]
+
+_HEADER = "grata_adaptation"
+_FORMAT = 1
+_SUFFIX = ".safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """What a method has learnt on one set of source weights, with all it needs to go on in another process.
+
+    Attributes:
+        method: its name.
+        settings: what the state holds for, by name, as text.
+        reset: the reset policy.
+        network: class of the network.
+        source: SHA-256 of the source weights, see :func:`grata.prepared.network_digest`.
+        entry: what it is for, by ``site`` or DICOM keyword; empty: nothing was told.
+        cases: how many it has seen; not which.
+        batches: how many it has adapted to since the source.
+        parameters: how many numbers were adapted.
+        parameter_change: distance from the source, ``l2`` and ``relative``.
+        batch_statistics: whether predictions take statistics of the batch in place of the network's running ones.
+        predicts_by: the part of the state that a plain network predicts by; None: weights alone do not predict as the
+            method does.
+        names: of each adapted parameter in the network's state dict: several where layers share it, none where it was
+            attached.
+        attached: names that attached parameters would have in the state dict if the layers had them by themselves.
+        version: of this package.
+        state: of the method, see :meth:`grata.methods.Method.state_dict`.
+    """
+
+    method: str
+    settings: Mapping[str, str]
+    reset: str
+    network: str
+    source: str
+    entry: Mapping[str, str]
+    cases: int
+    batches: int
+    parameters: int
+    parameter_change: Mapping[str, float]
+    batch_statistics: bool
+    predicts_by: str | None
+    names: Mapping[str, list[str]]
+    attached: Mapping[str, list[str]]
+    version: str
+    state: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        method: Method,
+        cases: int,
+        source: str | None = None,
+        entry: Mapping[str, str] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> Adaptation:
+        """What a method has learnt so far.
+
+        Args:
+            method: at present; its own network need not be the source's.
+            cases: how many it has seen.
+            source: :func:`source_digest` of the method, where it is known.
+            entry: what the adaptation is for.
+            state: ``method.state_dict()``, where it is at hand.
+        """
+        state = method.state_dict() if state is None else state
+        names, attached = _names(method.given, method.parameters)
+        return cls(
+            method=method.name,
+            settings=state["settings"],
+            reset=state["reset"]["policy"],
+            network=_class_name(method.given),
+            source=source_digest(method) if source is None else source,
+            entry=dict(entry or {}),
+            cases=cases,
+            batches=method.batches,
+            parameters=sum(p.numel() for p in method.parameters.values()),
+            parameter_change=method.parameter_change(),
+            batch_statistics=method.uses_batch_statistics,
+            predicts_by=method.predicts_by,
+            names=names,
+            attached=attached,
+            version=__version__,
+            state=state,
+        )
+
+    @property
+    def learnt(self) -> dict[str, torch.Tensor]:
+        """Values of the adapted parameters that are predicted with, by name; of a teacher where there is one."""
+        return self.state[self.predicts_by or "parameters"] or self.state["parameters"]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What there is to tell of it, ready for JSON; nothing of any case."""
+        hidden = ("state", "names", "attached")
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
+        return {**fields, "attached": sum(map(len, self.attached.values()))}
+
+    def content(self) -> tuple[dict[str, torch.Tensor], str, str]:
+        """Tensors, header (JSON) and digest of both: the same for the same adaptation in any process."""
+        tensors, skeleton = encode(self.state)
+        header = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"state": skeleton}
+        text = json.dumps({"format": _FORMAT, **header}, sort_keys=True)
+        return tensors, text, _digest(text, tensors)
+
+    def save(self, path: str | os.PathLike[str]) -> str:
+        """Write ``<name>.safetensors`` and its card ``<name>.json``, neither ever half written.
+
+        The first holds everything. The card is a copy to read, written last.
+
+        Args:
+            path: with or without ``.safetensors``; its folder exists.
+
+        Returns:
+            The digest of the content.
+
+        Raises:
+            GrataError: a file cannot be written, or the state holds something that is no plain value.
+        """
+        path = saved_path(path)
+        try:
+            tensors, header, digest = self.content()
+        except TypeError as error:
+            raise GrataError(f"The state of method {self.method} cannot be saved: {error}") from error
+        data = serialize(tensors, {_HEADER: header, "content": digest})
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(data)
+        card = {**self.card, "sha256": hashlib.sha256(data).hexdigest()}
+        with atomic_write(card_path(path)) as temporary:
+            temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        return digest
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Adaptation:
+        """Read what :meth:`save` wrote; the tensors lie on the CPU. The card is not needed.
+
+        Raises:
+            GrataError: there is no such file, it is damaged, or of another kind.
+        """
+        path = saved_path(path)
+        if not path.is_file():
+            raise GrataError(f"{path} does not exist. Name a saved adaptation, <name>.safetensors.")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise GrataError(f"{path} is damaged and cannot be read ({error}). Copy it anew, or remove it.") from error
+        if _HEADER not in metadata:
+            raise GrataError(f"{path} is no saved adaptation. Name one that grata wrote.")
+        if _digest(metadata[_HEADER], tensors) != metadata.get("content"):
+            raise GrataError(f"{path} is damaged: its content is not what was written. Copy it anew, or remove it.")
+        header = json.loads(metadata[_HEADER])
+        if header.pop("format") != _FORMAT:
+            raise GrataError(f"{path} was written by another version of grata ({header.get('version')}). Use that one.")
+        return cls(**{**header, "state": decode(header["state"], tensors)})
+
+    def check_source(self, digest: str, path: str | os.PathLike[str]) -> None:
+        """Raise :class:`GrataError` unless ``digest`` is that of the source weights that this was learnt on."""
+        if digest != self.source:
+            raise GrataError(
+                f"{path} was learnt on other source weights (of a {self.network}) than this network has. Give the "
+                "weights that were adapted, or start anew."
+            )
+
+    def put(self, method: Method, source: str, path: str | os.PathLike[str]) -> None:
+        """Let a method go on from here.
+
+        Args:
+            method: of the same name and settings, on the same source weights.
+            source: its :func:`source_digest`.
+            path: of the file, for messages.
+
+        Raises:
+            GrataError: it is another method, or has other weights or settings; nothing is changed then.
+        """
+        self.check_source(source, path)
+        try:
+            method.load_state_dict(dict(self.state))
+        except GrataError as error:
+            raise GrataError(f"{path}: {error}") from error
+
+
+def save(method: Method, path: str | os.PathLike[str], cases: int | None = None) -> Adaptation:
+    """Write what a method has learnt, and all that it needs to go on, see :meth:`Adaptation.save`.
+
+    Args:
+        method: any; it stays as it is.
+        path: of the file; its folder exists. An older file of that name is replaced.
+        cases: how many it has seen; None: as many as batches.
+
+    Raises:
+        GrataError: a file cannot be written.
+    """
+    adaptation = Adaptation.of(method, method.batches if cases is None else cases)
+    adaptation.save(path)
+    return adaptation
+
+
+def load(method: Method, path: str | os.PathLike[str]) -> Adaptation:
+    """Let a method go on from a saved adaptation, bit for bit.
+
+    Args:
+        method: of the same name and settings, on the same source weights.
+        path: of the file.
+
+    Raises:
+        GrataError: the file is missing or damaged, of another method, other weights or settings; nothing is changed
+            then.
+    """
+    adaptation = Adaptation.read(path)
+    adaptation.put(method, source_digest(method), path)
+    return adaptation
+
+
+def apply(network: nn.Module, path: str | os.PathLike[str]) -> int:
+    """Write what was learnt into a plain network: to predict with it as it is, or as the start of another method.
+
+    Parameters that were attached to normalization layers are attached first. A method that takes statistics of the
+    batch does so when it predicts as well; give the network to method ``ptbn`` for that.
+
+    Args:
+        network: with the source weights, not being adapted.
+        path: of the saved adaptation.
+
+    Returns:
+        How many numbers were written.
+
+    Raises:
+        GrataError: the file is missing or damaged, or the network has other weights; nothing is changed then.
+    """
+    adaptation = Adaptation.read(path)
+    adaptation.check_source(network_digest(network), path)
+    if adaptation.attached:
+        attach_affine(network)
+    places = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    with torch.no_grad():
+        for name, value in adaptation.learnt.items():
+            places[name].copy_(value)
+    return adaptation.parameters
+
+
+def source_digest(method: Method) -> str:
+    """SHA-256 of the source weights of a method's network, also while it is adapted."""
+    with method.source_network():
+        return network_digest(method.given)
+
+
+def saved_path(path: str | os.PathLike[str]) -> Path:
+    """``path``, which may leave out its ``.safetensors``."""
+    path = Path(path)
+    return path if path.suffix == _SUFFIX else path.with_name(path.name + _SUFFIX)
+
+
+def card_path(path: str | os.PathLike[str]) -> Path:
+    """Where the card of a saved adaptation lies."""
+    return saved_path(path).with_suffix(".json")
+
+
+def saved_digest(path: Path) -> str | None:
+    """Digest of the content of a saved adaptation as its header has it; None: there is no file, or no such header."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("content")
+    except (SafetensorError, OSError):
+        return None
+
+
+def _digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _names(
+    network: nn.Module, parameters: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Names of each parameter in the network's state dict, which lists what layers share several times; and those that
+    attached ones would have.
+    """
+    places: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for name, value in network.state_dict().items():
+        places.setdefault((value.data_ptr(), tuple(value.shape)), []).append(name)
+    names, attached = {}, {}
+    for name, parameter in parameters.items():
+        layer, _, leaf = name.rpartition(".")
+        owner, _, mark = layer.rpartition(".")
+        if mark == ATTACHED:
+            module = network.get_submodule(owner)
+            paths = [path for path, m in network.named_modules(remove_duplicate=False) if m is module]
+            names[name], attached[name] = [], [f"{path}.{leaf}".lstrip(".") for path in paths]
+        else:
+            names[name] = places.get((parameter.data_ptr(), tuple(parameter.shape)), [name])
+    return names, attached
+
+
+def _class_name(network: nn.Module) -> str:
+    return getattr(network, "original_name", type(network).__name__)
