@@ -14,6 +14,8 @@ import nibabel
 import numpy as np
 import pytest
 
+import grata
+
 # Python, not a preexec_fn, sets the limits up: a fork of this process, full of threads, could hang. Without the two
 # capabilities root is refused what a user is refused.
 LAUNCHER = """
@@ -90,6 +92,21 @@ def adapt(run):
         )
 
     return adapt
+
+
+@pytest.fixture(scope="session")
+def with_overlay(run):
+    """``run adapt`` of a bundle's inference.json and the overlay for any bundle, into a folder."""
+
+    def with_overlay(bundle: Path, output: Path, *arguments: object, cwd: Path):
+        files = str([str(bundle / "configs" / "inference.json"), str(grata.overlay())])
+        return run(
+            *("run", "adapt", "--config_file", files, "--bundle_root", bundle, "--output_dir", output),
+            *("--adaptation#output_dir", output / "adaptation", *arguments),
+            cwd=cwd,
+        )
+
+    return with_overlay
 
 
 @pytest.fixture(scope="session")

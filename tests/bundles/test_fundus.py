@@ -71,7 +71,16 @@ def test_a_users_folder_of_pictures_of_all_formats_is_scored_and_a_bad_one_repor
     (dataset / "images" / "broken.png").write_bytes(b"no picture")
     try:
         result = adapt(
-            fundus, tmp_path / "output", "--dataset_dir", dataset, "--site", "B", "--method", "tent", cwd=tmp_path, check=False
+            fundus,
+            tmp_path / "output",
+            "--dataset_dir",
+            dataset,
+            "--site",
+            "B",
+            "--method",
+            "tent",
+            cwd=tmp_path,
+            check=False,
         )
     finally:
         (dataset / "images" / "broken.png").unlink()
@@ -126,6 +135,15 @@ def test_the_exported_network_can_be_adapted_as_well(run, adapt, fundus, adapted
         assert (np.asarray(Image.open(path)) == np.asarray(Image.open(twin))).mean() > 0.998
     scripted = torch.jit.load(tmp_path / "model.ts")
     assert len(GraTa(scripted).parameters) > 0
+
+
+def test_the_overlay_on_plain_inference_predicts_as_adapt_does(with_overlay, adapted, fundus, tmp_path):
+    with_overlay(fundus, tmp_path / "output", cwd=tmp_path)
+    own, _ = adapted
+    for sample in ("phantom_camera_a", "phantom_camera_b"):
+        expected = np.asarray(Image.open(own / "segmentations" / f"{sample}.png"))
+        assert expected.any()
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "output" / f"{sample}_seg.png")), expected)
 
 
 def test_plain_inference_and_evaluation(run, fundus, adapted, dataset, tmp_path):

@@ -247,6 +247,19 @@ def test_the_exported_network_can_be_adapted_as_well(run, adapt, bundle, from_an
     )
 
 
+def test_the_overlay_on_plain_inference_predicts_as_adapt_does(with_overlay, from_anywhere, bundle, tmp_path):
+    with_overlay(bundle, tmp_path / "output", "--dataset_dir", bundle / "sample_scans" / "nifti", cwd=tmp_path)
+    own, _ = from_anywhere
+    for case in ("icbm152_left", "icbm152_right"):
+        expected = nib.load(own / "segmentations" / f"{case}.nii.gz")
+        found = nib.load(tmp_path / "output" / f"{case}_seg.nii.gz")
+        assert np.array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj)) and expected.get_fdata().any()
+        assert np.allclose(found.affine, expected.affine)
+    keys = ("case", "loss", "cosine", "learning_rate", "parameter_change")
+    told = [[line[key] for key in keys] for line in journal(tmp_path / "output" / "adaptation")]
+    assert told == [[line[key] for key in keys] for line in journal(own)[:2]]
+
+
 def test_plain_inference_and_evaluation_need_nothing_but_monai(run, bundle, dataset, tmp_path):
     files = bundle / "configs" / "inference.json", bundle / "configs" / "evaluate.json"
     assert "grata" not in files[0].read_text() + files[1].read_text()

@@ -211,7 +211,7 @@ def _weights(config: _Config, network: nn.Module, report: Report) -> str:
     try:
         check_fit(read_state(Path(path)), network, shown)
     except GrataError as error:
-        return str(error)
+        return str(error).removeprefix("weights: ")
     network.load_state_dict(read_state(Path(path)))
     return f"{shown} fits the network"
 

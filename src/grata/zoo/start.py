@@ -84,7 +84,7 @@ def _check_overrides(files: list[Path], overrides: Mapping[str, Any]) -> None:
     for key in overrides if config else ():
         head, _, rest = key.lstrip("+").partition("#")
         if head not in known:
-            near = difflib.get_close_matches(head, known, n=1) or [f"adaptation#{head}"] * (head in arguments)
+            near = [f"adaptation#{head}"] if head in arguments else difflib.get_close_matches(head, known, n=1)
             hint = f"Did you mean --{near[0]}?" if near else "Nothing in the configuration has that name."
             raise GrataError(f"--{key}: there is no such key. {hint}")
         name = rest.split("#")[0]
