@@ -21,12 +21,13 @@ _ROOMS = (
     "prepared",
     "report",
     "resets",
+    "streaming",
     "styles",
     "views",
     "workflows",
     "zoo",
 )
-_FUNCTIONS = {"overlay": "zoo"}
+_FUNCTIONS = {"adapt": "streaming", "overlay": "zoo"}
 
 __all__ = ["__version__", *_ROOMS, *_FUNCTIONS]
 

@@ -16,7 +16,15 @@ from ..objectives.entropy import entropy_map
 from ..resets import ResetPolicy
 from .base import Method
 
-__all__ = ["PredictionNetwork", "PredictiveMethod", "check_count", "check_number", "check_positive", "check_precision"]
+__all__ = [
+    "PredictionNetwork",
+    "PredictiveMethod",
+    "check_count",
+    "check_number",
+    "check_positive",
+    "check_precision",
+    "logits_in",
+]
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float16": torch.float16, "fp16": torch.float16}
 
@@ -93,7 +101,7 @@ class PredictiveMethod(Method):
     ) -> torch.Tensor:
         """Logits in float32 ``(B, C, ...)`` of the adapted network, or of another one of its kind."""
         with self._precision(x, autocast):
-            logits = _item((network or self._network)(x), self.output)
+            logits = logits_in((network or self._network)(x), self.output)
         if self.activation == "softmax" and logits.shape[1] < 2:
             raise GrataError("activation=softmax needs two or more output channels; a single one is for sigmoid.")
         return logits if logits.dtype == torch.float64 else logits.float()
@@ -179,8 +187,10 @@ def check_precision(name: str, value: str | None) -> torch.dtype | None:
     return None if value is None else _AUTOCAST[value]
 
 
-def _item(output: Any, which: str | int | None) -> torch.Tensor:
-    """The logits in what a network returns."""
+def logits_in(output: Any, which: str | int | None) -> torch.Tensor:
+    """The logits in what a network returns; :class:`GrataError` where ``which``, a key or an index, does not lead to
+    any.
+    """
     # A network with deep supervision returns a list in training alone.
     if isinstance(output, torch.Tensor) and not isinstance(which, str):
         return output

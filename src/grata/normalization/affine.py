@@ -130,8 +130,8 @@ def collect_affine_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     if counts:
         found = ", ".join(f"{n} {kind} without affine parameters" for kind, n in sorted(counts.items()))
         advice = (
-            "Give them some by affine=auto (in Python grata.normalization.attach_affine(network)), which leaves the "
-            "prediction as it is; or train it with e.g. norm=('instance', {'affine': True})."
+            "Attach some, which leaves the prediction as it is: affine=auto, or in Python "
+            "grata.normalization.attach_affine(network). A TorchScript network takes none: use the Python network."
         )
     else:
         counts = Counter(

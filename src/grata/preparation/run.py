@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..benchmark.bundle import Bundle, Case
 from ..errors import GrataError
 from ..files import check_output_dir
-from ..methods.predictive import _item
+from ..methods.predictive import logits_in
 from ..networks import HEADS
 from ..normalization import BatchStatistics, ScriptedNetwork, collect_affine_parameters
 from ..objectives import activate
@@ -228,7 +228,7 @@ class _Preparation:
         return (probabilities > 0.5).any(1, keepdim=True).to(image)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        return _item(self._network(x), self._bundle.output).float()
+        return logits_in(self._network(x), self._bundle.output).float()
 
 
 def _head_names(heads: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -1,0 +1,246 @@
+"""Adapt a network to a stream of images in a few lines, without an engine: for notebooks and scripts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, SimpleInferer
+from monai.networks import eval_mode
+from monai.utils import CommonKeys
+from monai.utils.enums import PostFix
+from torch import nn
+
+from .adapters import AdapterBank, Keeper
+from .errors import GrataError
+from .handlers.steps import adapt_to_case, merged_record
+from .handlers.windows import WindowSelection, window_selection
+from .methods import METHODS, Method, create
+from .methods.predictive import logits_in
+from .networks.weights import read_state
+from .normalization import AttachedAffine, ensure_affine
+from .objectives import activate
+from .objectives.activation import check_activation
+from .prepared import Prepared
+from .resets import ResetPolicy
+
+__all__ = ["Adapted", "AdaptedStream", "adapt"]
+
+IMAGE, SITE = CommonKeys.IMAGE.value, "site"
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """One batch, predicted by the network that was just adapted to it.
+
+    Attributes:
+        item: what the stream gave: a tensor or a mapping, as it was.
+        prediction: what the network returned, through the inferer; on the inferer's device.
+        logits: ``(B, C, ...)`` in it.
+        record: what the adaptation did: losses, cosine, learning rate, flags, see :class:`grata.methods.StepRecord`.
+        activation: that turns logits into probabilities; None: not told.
+    """
+
+    item: Any
+    prediction: Any
+    logits: torch.Tensor
+    record: dict[str, Any]
+    activation: str | None = None
+
+    @property
+    def probabilities(self) -> torch.Tensor:
+        """``(B, C, ...)``, 0 to 1, computed from the logits at each access.
+
+        Raises:
+            GrataError: no activation was given.
+        """
+        if self.activation is None:
+            raise GrataError("activation: say sigmoid or softmax, as the network was trained.")
+        return activate(self.logits, self.activation)
+
+
+class AdaptedStream(Iterator[Adapted]):
+    """What :func:`adapt` returns: each time it is asked it takes one batch, adapts to it and predicts it.
+
+    Attributes:
+        method: that adapts; its ``restore()`` brings the source network back, its ``state_dict()`` tells all it learnt.
+        attached: affine parameters that were attached to the network, see :func:`grata.normalization.attach_affine`;
+            None: none were.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        attached: AttachedAffine | None,
+        items: Iterator[Any],
+        inferer: Inferer,
+        windows: WindowSelection,
+        activation: str | None,
+        output: str | int | None,
+        keeper: Keeper,
+    ) -> None:
+        self.method = method
+        self.attached = attached
+        self._items = enumerate(items)
+        self._inferer = inferer
+        self._windows = windows
+        self._activation = activation
+        self._output = output
+        self._keeper = keeper
+
+    def __next__(self) -> Adapted:
+        index, item = next(self._items)
+        images, sites, meta = _opened(item, index)
+        images = images.to(next((p.device for p in self.method.network.parameters()), images.device))
+        self._keeper.begin(images, sites, meta)
+        records = adapt_to_case(self.method, images, self._inferer, self._windows, sites[0] if sites else None)
+        with eval_mode(self.method.network):
+            prediction = self._inferer(images, self.method.network)
+        logits = logits_in(prediction, self._output)
+        self._keeper.keep()
+        return Adapted(item, prediction, logits, merged_record(records), self._activation)
+
+
+def adapt(
+    network: nn.Module | str | os.PathLike[str],
+    images: torch.Tensor | Iterable[torch.Tensor | Mapping[str, Any]],
+    method: str = "grata",
+    *,
+    activation: str | None = None,
+    output: str | int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    inferer: Inferer | None = None,
+    windows: WindowSelection | Mapping[str, Any] | None = None,
+    affine: str = "auto",
+    reset: ResetPolicy | str | Mapping[str, Any] | None = None,
+    prepared: Prepared | str | Path | None = None,
+    seed: int = 0,
+    bank: AdapterBank | str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    start_from: str | os.PathLike[str] | None = None,
+    save_to: str | os.PathLike[str] | None = None,
+) -> AdaptedStream:
+    """Adapt a network to a stream of images, one batch after the other, and predict each by what it was adapted to.
+
+    Nothing happens until the iterator is asked for a batch. The network is changed in place; its weights at the first
+    batch are the source, and ``stream.method.restore()`` brings them back: call it before the network is adapted anew.
+
+    Example::
+
+        stream = grata.adapt(network, loader, method="grata", activation="softmax", settings={"lr": 1e-4})
+        for adapted in stream:
+            labels = adapted.probabilities.argmax(1)
+            print(adapted.record["cosine"], adapted.record["flags"])
+        stream.method.restore()
+
+    Args:
+        network: the source network with its weights loaded, or a TorchScript file, which is loaded onto the CPU.
+        images: one batch ``(B, C, H, W)`` or ``(B, C, D, H, W)``, scaled as in training; or an iterable of such
+            batches, each a tensor or a mapping with one under ``image``, such as MONAI's ``DataLoader``, of which one
+            is taken at a time. They are moved to the network's device. The ``site`` of a mapping is for reset policies
+            and banks that ask for it.
+        method: a name of :data:`grata.methods.METHODS`.
+        activation: ``sigmoid`` (multi-label) or ``softmax`` (multi-class); only methods that do not look at the
+            prediction do without.
+        output: key or index of the logits, for a network that returns a dict, list or tuple.
+        settings: of the method.
+        inferer: what predicts, and what the network is adapted through: ``SimpleInferer`` if None, or
+            ``SlidingWindowInferer`` for volumes that do not fit into memory at once.
+        windows: which windows of a large volume are adapted on, see :class:`grata.handlers.WindowSelection`.
+        affine: what is adapted where normalization layers have no affine parameters, see
+            :func:`grata.normalization.ensure_affine`.
+        reset: when to start from the source network again, see :mod:`grata.resets`; None: as the method's paper has it.
+        prepared: file of ``python -m grata prepare``, for methods that need it.
+        seed: of the method's own random generator.
+        bank, start_from, save_to: where what is learnt is kept, and what to go on from, see
+            :class:`grata.adapters.Keeper`.
+
+    Returns:
+        An iterator over :class:`Adapted`.
+
+    Raises:
+        GrataError: the file is no TorchScript network; or whatever the method refuses, such as a network that has
+            nothing to adapt or was traced in evaluation mode. While iterating: an item that holds no batch of images.
+    """
+    if activation is not None:
+        check_activation(activation)
+    chosen = window_selection(windows)
+    if not isinstance(images, Iterable):
+        raise GrataError(f"images: give a batch or an iterable of batches, got a {type(images).__name__}.")
+    items = iter([images] if isinstance(images, torch.Tensor | Mapping) else images)
+    # parameters made in inference mode could never be trained
+    with torch.inference_mode(False):
+        network = _load(network) if isinstance(network, str | os.PathLike) else network
+        _check(network)
+        attached = ensure_affine(network, affine) if method in METHODS and METHODS[method].learns else None
+        try:
+            made = create(
+                method,
+                network,
+                settings,
+                activation=activation,
+                output=output,
+                reset=reset,
+                prepared=prepared,
+                seed=seed,
+            )
+            keeper = Keeper(made, bank, start_from, save_to)
+        except GrataError:
+            if attached is not None:
+                attached.detach()
+            raise
+    # a setting of that name is the method's
+    activation, output = getattr(made, "activation", activation), getattr(made, "output", output)
+    return AdaptedStream(made, attached, items, inferer or SimpleInferer(), chosen, activation, output, keeper)
+
+
+def _load(path: str | os.PathLike[str]) -> nn.Module:
+    path = Path(path)
+    if not path.is_file():
+        raise GrataError(f"network: {path} is no file.")
+    try:
+        return torch.jit.load(path, map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+    try:
+        read_state(path)
+    except GrataError:
+        raise GrataError(
+            f"network: {path} is not a TorchScript network ({reason}). Give one that torch.jit.script and "
+            "torch.jit.save wrote, or the Python network."
+        ) from None
+    raise GrataError(
+        f"network: {path} holds weights alone, and not what they are the weights of. Make that network, load them by "
+        "network.load_state_dict(torch.load(path, weights_only=True)), and give the network."
+    )
+
+
+def _check(network: Any) -> None:
+    if not isinstance(network, nn.Module):
+        what = "a state dict, which is weights alone: load it into a network" if isinstance(network, Mapping) else ""
+        raise GrataError(f"network: give a torch.nn.Module or a TorchScript file, got {what or repr(network)}.")
+    if any(parameter.is_inference() for parameter in network.parameters()):
+        raise GrataError(
+            "network: it was made or loaded inside torch.inference_mode, and its weights can never be trained. Make it "
+            "outside; adapting inside is fine."
+        )
+
+
+def _opened(item: Any, index: int) -> tuple[torch.Tensor, list[str], Mapping[str, Any]]:
+    """Images, their sites and metadata in an item of the stream."""
+    images, sites, meta = item, [], {}
+    if isinstance(item, Mapping):
+        if IMAGE not in item:
+            raise GrataError(f"images: item {index} has no key {IMAGE!r}, only {', '.join(map(str, item))}.")
+        images, site, meta = item[IMAGE], item.get(SITE, []), item.get(PostFix.meta(IMAGE), {})
+        sites = [str(name) for name in (site if isinstance(site, list | tuple) else [site])]
+    if not isinstance(images, torch.Tensor) or images.ndim not in (4, 5):
+        what = f"shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else f"a {type(images).__name__}"
+        raise GrataError(
+            f"images: item {index} must be a batch (B, C, H, W) or (B, C, D, H, W), a tensor or a mapping with one "
+            f"under {IMAGE!r}, got {what}."
+        )
+    return images, sites, meta
