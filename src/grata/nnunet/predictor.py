@@ -1,0 +1,177 @@
+"""nnU-Net's predictor, with networks that adapt to each image before it predicts it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import GrataError
+from ..handlers.windows import WindowSelection, window_selection
+from ..methods import Method, StepRecord
+from ..methods.registry import create
+from ..normalization import ensure_affine
+from ..views import VIEWS
+from .model import TrainedModel
+
+__all__ = ["AdaptedPredictor", "mirror_views"]
+
+
+class AdaptedPredictor:
+    """Adapts to a preprocessed image and predicts it; windows, mirroring and their weights are nnU-Net's own.
+
+    Each fold has its own network and its own method; their logits are averaged as nnU-Net averages them. What nnU-Net
+    knows is the default of a method's settings: the activation from the labels (softmax; sigmoid for regions), the weak
+    views from the axes that the network was trained to be mirrored along, and a strong view on the scale of the image,
+    since nnU-Net's images are z-scores.
+
+    Args:
+        model: as :func:`grata.nnunet.load_model` reads it.
+        method: name of the method.
+        settings: of the method.
+        windows: which windows of an image a method adapts to, a :class:`grata.handlers.WindowSelection` or its
+            settings; without a batch size of its own it is that of the training, by the plans.
+        affine: what to do about normalization layers without affine parameters, see
+            :func:`grata.normalization.ensure_affine`.
+        seed: of the methods' generators.
+        device: to compute on.
+        tile_step_size: of the windows, as a part of their size.
+        use_mirroring: predict mirrored images as well, as nnU-Net does.
+
+    Attributes:
+        methods: by fold.
+
+    Raises:
+        GrataError: the model or the method is refused.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        method: str = "grata",
+        settings: Mapping[str, Any] | None = None,
+        windows: WindowSelection | Mapping[str, Any] | None = None,
+        affine: str = "auto",
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        tile_step_size: float = 0.5,
+        use_mirroring: bool = True,
+    ) -> None:
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        model.check()
+        self.model = model
+        self.windows = window_selection(windows)
+        self.device = torch.device(device)
+        settings, strong_view = dict(settings or {}), {"output_range": "input"}
+        if isinstance(settings.get("strong_view"), Mapping):
+            settings["strong_view"] = strong_view | settings["strong_view"]
+        common = {
+            "activation": model.activation,
+            "seed": seed,
+            "views": mirror_views(model.checkpoint.mirror_axes, len(model.configuration.patch_size)),
+            "strong_view": strong_view,
+        }
+        self.methods: dict[str, Method] = {}
+        for fold in model.checkpoints:
+            network = model.network(fold).to(self.device)
+            ensure_affine(network, affine)
+            self.methods[fold] = create(method, network, settings, **common)
+        # It tells on the terminal that a CPU is no CUDA device.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._predictor = nnUNetPredictor(
+                tile_step_size=tile_step_size,
+                use_mirroring=use_mirroring,
+                perform_everything_on_device=self.device.type == "cuda",
+                device=self.device,
+                allow_tqdm=False,
+            )
+        self._predictor.manual_initialization(
+            next(iter(self.methods.values())).network,
+            model.plans,
+            model.configuration,
+            None,
+            model.dataset,
+            model.checkpoint.trainer,
+            model.checkpoint.mirror_axes,
+        )
+
+    def adapt(self, fold: str, data: torch.Tensor, site: str | None = None) -> list[StepRecord]:
+        """Let the method of a fold adapt to one image.
+
+        Args:
+            fold: a key of ``methods``.
+            data: preprocessed by nnU-Net, ``(C, X, Y, Z)``; a 2D image has ``X`` = 1.
+            site: where it comes from, for reset policies that ask for it.
+
+        Returns:
+            The record of each call of ``method.adapt``.
+        """
+        method = self.methods[fold]
+        # as nnU-Net predicts
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            method.begin_case(site)
+            return [method.adapt(batch, same_case=True) for batch in self._batches(method, data)]
+
+    def _batches(self, method: Method, data: torch.Tensor) -> list[torch.Tensor]:
+        """Windows to adapt to, padded and placed as those that are predicted: ``(N, C, *patch_size)``."""
+        from acvl_utils.cropping_and_padding.padding import pad_nd_image
+
+        configuration = self.model.configuration
+        padded, _ = pad_nd_image(data, configuration.patch_size, "constant", {"value": 0}, True, None)
+        places = self._predictor._internal_get_sliding_window_slicers(padded.shape[1:])
+
+        def crop(chosen: Sequence[tuple[slice | int, ...]]) -> torch.Tensor:
+            return torch.stack([padded[place] for place in chosen]).to(self.device)
+
+        if not method.learns or len(places) == 1:
+            return [crop(places[:1])]
+        entropy = torch.cat([method.uncertainty(crop([place])) for place in places]).tolist()
+        chosen = [places[i] for i in self.windows.choose(entropy, method.generator)]
+        size = self.windows.batch_size or configuration.batch_size
+        return [crop(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+
+    @torch.inference_mode()
+    def logits(self, data: torch.Tensor) -> torch.Tensor:
+        """What the networks, as they are at present, say of a preprocessed image: logits ``(heads, X, Y, Z)``, mean
+        over the folds.
+
+        Raises:
+            GrataError: they are not all finite.
+        """
+        total = None
+        for method in self.methods.values():
+            self._predictor.network = method.network
+            # It loads what is listed before it predicts; the network is to predict as it is.
+            self._predictor.list_of_parameters = [method.network.state_dict()]
+            logits = self._predictor.predict_logits_from_preprocessed_data(data)
+            total = logits if total is None else total.add_(logits)
+        if len(self.methods) > 1:
+            total /= len(self.methods)
+        # nnU-Net would turn NaN into an empty segmentation, which reads like a finding.
+        if not torch.isfinite(total).all():
+            raise GrataError(
+                "The prediction holds NaN or infinite values. Export the scan again with values in their usual range, "
+                "or check the weights."
+            )
+        return total
+
+
+def mirror_views(axes: Sequence[int] | None, spatial_dims: int) -> list[str]:
+    """Names of the weak views that mirror along no other axes than these: nnU-Net's own test-time augmentation.
+
+    Args:
+        axes: counted from the first spatial axis.
+        spatial_dims: of the network: 2 or 3.
+    """
+    allowed = {axis - spatial_dims for axis in axes or ()}
+    names = []
+    for view in VIEWS.values():
+        # half a turn mirrors both axes of its plane
+        mirrored = {*view.flips, *(view.plane if view.turns else ())}
+        if not view.quarter_turn and mirrored <= allowed:
+            names.append(view.name)
+    return names
