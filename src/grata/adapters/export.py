@@ -17,14 +17,14 @@ from ..files import atomic_write
 from ..prepared import weights_digest
 from .saved import Adaptation
 
-__all__ = ["export_checkpoint"]
+__all__ = ["NUMPY_NUMBERS", "export_checkpoint"]
 
 _PREFIX = "module."
 """What a network that was trained on several devices at once has before its names."""
 
 # nnU-Net logs numbers of numpy in its checkpoints; they run no code.
 _SCALAR = np.float64(0).__reduce__()[0]
-_NUMBERS = [
+NUMPY_NUMBERS = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")),
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -63,7 +63,7 @@ def export_checkpoint(
 
 def _weights(adaptation: Adaptation, checkpoint: Path) -> tuple[bytes, set[torch.dtype]]:
     try:
-        with torch.serialization.safe_globals(_NUMBERS):
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
             content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     # A file of another kind can end in any exception; torch's own text advises to allow pickles, which run code.
     except Exception as error:

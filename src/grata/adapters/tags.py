@@ -32,7 +32,7 @@ _NOMINAL = 0.5
 
 
 def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    """``tags``, which tell of the device and of nothing else.
+    """``tags`` in DICOM's order, each once; they tell of the device and of nothing else.
 
     Args:
         tags: DICOM keywords: of the acquisition (group 0018), or Manufacturer, ManufacturerModelName, StationName,
@@ -54,7 +54,7 @@ def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
                 f"bank#tags: {keyword} is not taken: names of files would be made of it, and only what tells of the "
                 f"device may be in them. Give keywords of DICOM's group 0018, or some of {', '.join(_OTHERS)}."
             )
-    return tuple(dict.fromkeys(tags))
+    return tuple(sorted(set(tags), key=tag_for_keyword))
 
 
 def scanner_tags(meta: Mapping[str, Any], tags: Sequence[str], item: int | None = None) -> dict[str, str]:
