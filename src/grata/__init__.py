@@ -15,6 +15,7 @@ _ROOMS = (
     "handlers",
     "methods",
     "networks",
+    "nnunet",
     "normalization",
     "objectives",
     "preparation",

@@ -132,7 +132,7 @@ def nnunet(model_folder: str, input: str, output: str, method: str = "grata", **
         input: folder of images, named as for nnU-Net: <case>_0000.nii.gz, one file a channel.
         output: folder for the segmentations, the journal and the summary.
         method: see python -m grata methods; with source nnU-Net's own predictions.
-        options: folds (0 or 0,1 or all), checkpoint_name, device, seed, site, save_probabilities, overwrite,
+        options: folds (0 or 0,1 or all), checkpoint_name, device, seed, site, bank, save_probabilities, overwrite,
             use_mirroring, tile_step_size, affine, traceback; and of the method and its windows e.g. --settings#lr 0.001
             --windows#uncertain 4
     """

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from grata.adapters import AdapterBank, export_checkpoint
 from grata.errors import GrataError
 from grata.nnunet import AdaptedPredictor, describe, load_model, predict
 from grata.nnunet.checkpoints import read_checkpoint
@@ -248,6 +249,38 @@ def test_finished_cases_are_kept_when_nothing_is_to_be_overwritten(trained, imag
     assert predict(model, images, tmp_path, "grata", SETTINGS, **settings) == 0
     np.testing.assert_array_equal(outputs(tmp_path, "case8")[0], before)
     assert len(journal(tmp_path)) == 2
+
+
+def test_a_bank_lets_each_site_go_on_from_where_it_stood(trained, images, tmp_path):
+    model, settings = trained["3d_fullres"], QUICK | {"folds": [0, 1], "save_probabilities": True}
+    for case in ("case7", "case8"):
+        (tmp_path / case).mkdir()
+        shutil.copy(images / f"{case}_0000.nii.gz", tmp_path / case)
+    for number, (site, case) in enumerate([("A", "case7"), ("B", "case8"), ("A", "case8")]):
+        kept = settings | {"site": site, "bank": tmp_path / "bank"}
+        assert predict(model, tmp_path / case, tmp_path / str(number), "grata", SETTINGS, **kept) == 0
+    assert predict(model, images, tmp_path / "alone", "grata", SETTINGS, **settings) == 0
+    assert_same(tmp_path / "2", tmp_path / "alone", "case8")
+    assert not np.array_equal(outputs(tmp_path / "1", "case8")[2], outputs(tmp_path / "2", "case8")[2])
+    assert len(AdapterBank(tmp_path / "bank" / "fold_1").entries()) == 2
+    with pytest.raises(GrataError, match="bank: it keeps what is learnt by site"):
+        predict(model, images, tmp_path / "out", bank=tmp_path / "bank")
+
+
+def test_nnunet_itself_predicts_with_an_exported_checkpoint_as_the_adapted_network(trained, images, tmp_path):
+    settings = QUICK | {"folds": 0, "site": "A", "bank": tmp_path / "bank", "save_probabilities": True}
+    assert predict(trained["2d"], images, tmp_path / "ours", "grata", SETTINGS, **settings) == 0
+    bank = AdapterBank(tmp_path / "bank" / "fold_0")
+    merged = tmp_path / "merged"
+    (merged / "fold_0").mkdir(parents=True)
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(trained["2d"] / name, merged)
+    checkpoint = "fold_0/checkpoint_final.pth"
+    export_checkpoint(bank.read(bank.entries()[0]), trained["2d"] / checkpoint, merged / checkpoint)
+    nnunet_itself(merged, images, tmp_path / "theirs", (0,), False)
+    # the last case was predicted with what was learnt last
+    assert_same(tmp_path / "ours", tmp_path / "theirs", "case8")
+    assert not np.array_equal(outputs(tmp_path / "ours", "case7")[2], outputs(tmp_path / "theirs", "case7")[2])
 
 
 class _Evil:

@@ -6,21 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from ..adapters.export import NUMPY_NUMBERS
 from ..errors import GrataError
 
 __all__ = ["Checkpoint", "read_checkpoint"]
-
-# The log of a training holds numbers of NumPy; before its version 2 the function that makes them had another name.
-_SCALAR = np.float64(0).__reduce__()[0]
-_HARMLESS = [
-    np.dtype,
-    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-]
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             NumPy.
     """
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise GrataError(f"{path}: cannot be read ({error.strerror}).") from error

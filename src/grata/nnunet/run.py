@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__
+from ..adapters import Keeper
 from ..data import Fault
 from ..errors import GrataError, OutputError
 from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
@@ -43,6 +44,7 @@ def predict(
     affine: str = "auto",
     seed: int = 0,
     site: str | None = None,
+    bank: str | Path | None = None,
     device: str | torch.device | None = None,
     tile_step_size: float = 0.5,
     use_mirroring: bool = True,
@@ -68,7 +70,10 @@ def predict(
         affine: what to do about normalization layers without affine parameters, see
             :func:`grata.normalization.ensure_affine`.
         seed: of the methods' generators.
-        site: where the images come from, for the journal and for reset policies that ask for it.
+        site: where the images come from, for the journal, the bank and reset policies that ask for it.
+        bank: folder that keeps what is learnt for each site, which goes on from where it stood, also in another run: an
+            :class:`grata.adapters.AdapterBank` for each fold, ``fold_0`` and so on. It needs a ``site``, since images
+            tell nothing of their scanner here.
         device: to compute on; None: CUDA where there is one, else the CPU.
         tile_step_size: of nnU-Net's windows, as a part of their size.
         use_mirroring: predict mirrored images as well, as nnU-Net does.
@@ -89,6 +94,8 @@ def predict(
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise GrataError(f"{name}: it is true or false, got {flag!r}.")
+    if bank is not None and not site:
+        raise GrataError("bank: it keeps what is learnt by site. Name the one that the images come from by site.")
     check_positive("tile_step_size", tile_step_size, high=1.0)
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
@@ -101,9 +108,13 @@ def predict(
     given = {
         "model_folder": model_folder, "input": input, "method": method, "settings": settings, "windows": windows,
         "folds": list(model.checkpoints), "checkpoint_name": checkpoint_name, "affine": affine, "seed": seed,
-        "site": site, "device": device, "tile_step_size": tile_step_size, "use_mirroring": use_mirroring,
+        "site": site, "bank": bank, "device": device, "tile_step_size": tile_step_size, "use_mirroring": use_mirroring,
     }  # fmt: skip
-    run = _Run(predictor, output, save_probabilities, site, traceback)
+    keepers = {
+        fold: Keeper(adapting, None if bank is None else str(Path(bank) / f"fold_{fold}"))
+        for fold, adapting in predictor.methods.items()
+    }
+    run = _Run(predictor, keepers, output, save_probabilities, site, traceback)
     done = set() if overwrite else {case for case in cases if run.is_done(case)}
     run.start({case: files for case, files in cases.items() if case not in done})
     faults += run.faults
@@ -127,9 +138,16 @@ class _Run:
     """Cases one after the other."""
 
     def __init__(
-        self, predictor: AdaptedPredictor, output: Path, save_probabilities: bool, site: str | None, traceback: bool
+        self,
+        predictor: AdaptedPredictor,
+        keepers: Mapping[str, Keeper],
+        output: Path,
+        save_probabilities: bool,
+        site: str | None,
+        traceback: bool,
     ) -> None:
         self.predictor = predictor
+        self.keepers = keepers
         self.model = predictor.model
         self.output = output
         self.save_probabilities = save_probabilities
@@ -180,9 +198,12 @@ class _Run:
         data, properties = self._preprocess(files)
         lines = [self._adapt(case, fold, data) for fold in self.predictor.methods]
         self._export(case, self.predictor.logits(data), properties, lines)
+        for keeper in self.keepers.values():
+            keeper.keep()
 
     def _adapt(self, case: str, fold: str, data: torch.Tensor) -> dict[str, Any]:
         method, started = self.predictor.methods[fold], time.perf_counter()
+        self.keepers[fold].begin(data[None], [self.site] if self.site else [])
         record = merged_record(self.predictor.adapt(fold, data, self.site))
         return {
             "case": case,
