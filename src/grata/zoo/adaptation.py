@@ -10,6 +10,7 @@ from typing import Any
 from monai.engines import SupervisedEvaluator
 from torch import nn
 
+from ..adapters.saved import card_path, saved_path
 from ..errors import GrataError
 from ..files import JOURNAL, check_output_dir
 from ..methods import METHODS, Method, create, settings_of
@@ -49,6 +50,7 @@ class ZooAdaptation:
         windows: see :class:`grata.handlers.WindowSelection`.
         bank: folder with one adaptation per site or scanner, or settings of :class:`grata.adapters.AdapterBank`.
         start_from: a saved adaptation to go on from.
+        overwrite: remove what an earlier run has left in ``output_dir``.
         traceback: show the Python traceback of each fault.
 
     Raises:
@@ -74,6 +76,7 @@ class ZooAdaptation:
         windows: Mapping[str, Any] | None = None,
         bank: str | Path | Mapping[str, Any] | None = None,
         start_from: str | Path | None = None,
+        overwrite: bool = False,
         traceback: bool = False,
     ) -> None:
         if not isinstance(evaluator, SupervisedEvaluator):
@@ -97,14 +100,18 @@ class ZooAdaptation:
             reset=constant(reset),
             seed=seed,
         )
+        bank, start_from = constant(bank), constant(start_from)
         folder = None if constant(output_dir) is None else check_output_dir(output_dir)
+        save_to = folder / ADAPTED if folder and bank is None and self.method.parameters else None
+        if folder is not None:
+            _open(folder, None if start_from is None else Path(start_from), constant(overwrite) is True)
         self.handler = NamedCases(
             self.method,
             windows=constant(windows),
             journal=folder and folder / JOURNAL,
-            bank=constant(bank),
-            start_from=constant(start_from),
-            save_to=folder and (folder / ADAPTED if constant(bank) is None else None),
+            bank=bank,
+            start_from=start_from,
+            save_to=save_to,
         )
         self._traceback = constant(traceback) is True
 
@@ -123,10 +130,10 @@ class ZooAdaptation:
         print(f"{self.method.name} on {network}: changes {count} parameters {own}{head}.")
         run = EvaluatorRun(self.evaluator, self.handler, self._traceback)
         run.run()
-        print(f"{self.method.name}: {run.finished} of {run.finished + len(run.faults)} images done.")
+        print(f"{self.method.name}: {run.finished} of {run.images} images done.")
         for line in (*(f"{name}: {message}" for name, message in run.faults.items()), *self.handler.remarks()):
             print(f"  {line}")
-        if run.faults:
+        if run.finished < run.images:
             if (workflow := running_workflow()) is not None:
                 workflow.finalize()
             sys.exit(1)
@@ -176,6 +183,24 @@ def make_method(
         # the keys that a bundle's own adapt.yaml has at its top lie one level down in an overlay
         key = str(error).split(" ")[0].rstrip(":").split("#")[0]
         raise GrataError(f"adaptation#{error}" if key in common and key not in settings else str(error)) from error
+
+
+def _open(folder: Path, start_from: Path | None, overwrite: bool) -> None:
+    """Make sure that a run may write into ``folder``.
+
+    Raises:
+        GrataError: an earlier run has learnt something there, which this one neither goes on from nor replaces.
+    """
+    saved = folder / ADAPTED
+    goes_on = start_from is not None and saved.is_file() and saved_path(start_from).resolve() == saved.resolve()
+    if overwrite and not goes_on:
+        for path in (folder / JOURNAL, saved, card_path(saved)):
+            path.unlink(missing_ok=True)
+    elif saved.is_file() and not goes_on:
+        raise GrataError(
+            f"adaptation#output_dir: {saved} holds what an earlier run has learnt. Add --adaptation#start_from {saved} "
+            "to go on from it, --adaptation#overwrite true to start anew, or name another --adaptation#output_dir."
+        )
 
 
 def prepared_of(bundle_root: str | Path | None) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedEvaluator
+from monai.handlers import StatsHandler
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from tqdm import tqdm
 
@@ -45,7 +46,8 @@ class EvaluatorRun:
         traceback: show the Python traceback of each fault.
 
     Attributes:
-        finished: how many images were done.
+        images: how many there are; of a stream, how many came.
+        finished: how many were done.
         faults: what was wrong, by the image's name: its file's, or its place in the list.
     """
 
@@ -53,7 +55,7 @@ class EvaluatorRun:
         self.evaluator = evaluator
         self.handler = handler
         self.traceback = traceback
-        self.finished = 0
+        self.images = self.finished = 0
         self.faults: dict[str, str] = {}
 
     def run(self) -> None:
@@ -75,29 +77,34 @@ class EvaluatorRun:
                 "dataset: the bundle finds no image. Look at dataset_dir, and at how the bundle's configuration makes "
                 "its list of images from it: names and folders must be as it expects them."
             )
+        self.images = sum(map(len, pending))
         self._names = _names(loader.dataset, [index for batch in pending for index in batch])
-        self._committed = self.handler.method.state_dict()
+        self._committed: dict[str, Any] | None = None
         engine.add_event_handler(Events.ITERATION_STARTED, self._name)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._commit)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fault)
-        # A fault is told by this run; the engine's own log would repeat it with the whole chain of transforms.
-        engine.logger.disabled = True
-        with tqdm(total=len(self._names), desc=self.handler.method.name, unit="image") as self._bar:
+        if not self.traceback:
+            _tell_no_tracebacks(engine)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, _raise)
+        with tqdm(total=self.images, desc=self.handler.method.name, unit="image") as self._bar:
             while pending:
-                # An iterator that a fault left behind must be gone before the next one forks its workers.
-                engine._dataloader_iter = None
+                # What a fault left of the last run must be gone: ignite would go on with it, and its loader's iterator
+                # before the next one forks its workers.
+                engine._internal_run_generator = engine._dataloader_iter = None
                 gc.collect()
-                self._pending, self._done, self._error = pending, 0, None
+                self._pending, self._done = pending, 0
                 engine.data_loader = _loader_of(loader, pending)
                 engine.state.epoch_length = len(pending)
-                engine.run()
-                pending = pending[self._done :]
-                if self._error is not None:
-                    pending = self._after_fault(pending, self._error)
+                try:
+                    engine.run()
+                    pending = []
+                # Reading, a transform or a network can raise anything, and one image must not end the list.
+                except Exception as error:
+                    pending = self._after_fault(pending[self._done :], error)
         engine.data_loader = loader
 
     def _count(self, engine: Engine) -> None:
-        self.finished += len(engine.state.batch) if isinstance(engine.state.batch, list) else 1
+        self.images += len(engine.state.batch) if isinstance(engine.state.batch, list) else 1
+        self.finished = self.images
 
     def _name(self, engine: Engine) -> None:
         self.handler.names = tuple(self._names[index] for index in self._pending[self._done])
@@ -108,30 +115,44 @@ class EvaluatorRun:
         self._bar.update(len(self._pending[self._done]))
         self._done += 1
 
-    def _fault(self, engine: Engine, error: Exception) -> None:
-        # Engines hand interruptions to their handlers too, and a library that was interrupted may raise its own error.
-        if self._error is not None or any(not isinstance(cause, Exception) for cause in causes(error)):
-            raise error
-        self._error = error
-
     def _after_fault(self, pending: list[list[int]], error: Exception) -> list[list[int]]:
         """What is left to do, the method as it was before."""
+        # A library that was interrupted may raise an error of its own.
+        if any(not isinstance(cause, Exception) for cause in causes(error)):
+            raise error
         if self.traceback:
             tracebacks.print_exception(error)
-        self.handler.method.load_state_dict(self._committed)
+        if self._committed is None:
+            self.handler.method.restore()
+        else:
+            self.handler.method.load_state_dict(self._committed)
         if any(isinstance(cause, OutputError) for cause in causes(error)):
             raise error
         failed, rest = pending[0], pending[1:]
         if len(failed) > 1:
             return [[index] for index in failed] + rest
         name = self._names[failed[0]]
-        message = _without_paths(explain(error), self.evaluator.data_loader.dataset, failed[0], name)
+        told = explain(error).replace("(--traceback true", "(--adaptation#traceback true")
+        message = _without_paths(told, self.evaluator.data_loader.dataset, failed[0], name)
         tqdm.write(f"{name}: {message}")
         self.faults[name] = message
         self._bar.update(1)
         if self.handler.journal is not None:
             self.handler.journal.append({"case": name, "fault": message, "version": __version__})
         return rest
+
+
+def _raise(engine: Engine, error: Exception) -> None:
+    """Without any handler left ignite keeps errors to itself."""
+    raise error
+
+
+def _tell_no_tracebacks(engine: Engine) -> None:
+    """Faults are told by the run; the engine's own log and MONAI's would repeat each with the whole chain of calls."""
+    engine.logger.disabled = True
+    for handler, *_ in list(engine._event_handlers[Events.EXCEPTION_RAISED]):
+        if isinstance(getattr(handler, "__self__", None), StatsHandler):
+            engine.remove_event_handler(handler, Events.EXCEPTION_RAISED)
 
 
 def _batches(loader: DataLoader) -> list[list[int]]:
