@@ -157,12 +157,25 @@ def _of_script(path: Path, **settings: Any) -> Report:
 
 
 def _of_nnunet(folder: Path) -> Report:
-    from ..nnunet import describe
+    from ..nnunet import describe, load_model
 
     found = describe(folder)
-    report = Report(folder.resolve().name)
-    report.facts |= {key.replace("_", " "): str(value) for key, value in found.items() if key != "refused"}
+    report = Report(folder.resolve().name, problems=found["refused"])
+    if "configuration" in found:
+        report.facts["configuration"] = f"nnU-Net v2 {found['configuration']}, folds {_listed(found['folds'])}"
+        report.facts["channels"] = _listed(found["channels"])
+        report.facts["labels"] = _listed(found["labels"])
+        report.facts["window"] = f"{' x '.join(map(str, found['patch_size']))} at {_listed(found['spacing'])} mm"
+    if not report.problems:
+        network = load_model(folder).network(found["folds"][0])
+        _tell_network(report, network, found["classes"])
+        _tell_methods(report, network, Head(found["activation"], None, "nnU-Net's labels"), False, {})
+        report.facts["run"] = f"python -m grata nnunet {folder} <images> <output> --method <method>"
     return report
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
 class _Config:
