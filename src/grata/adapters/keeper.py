@@ -127,7 +127,7 @@ class Keeper:
             "key": self._key,
             "cases": self._staged.cases,
             "before": before.digest,
-            "after": self._staged.content()[2],
+            "after": self._staged.content()[1]["content"],
             "others": {place: kept.digest for place, kept in self._kept.items() if place != self._place},
         }
 

@@ -124,12 +124,12 @@ class Adaptation:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
         return {**fields, "attached": sum(map(len, self.attached.values()))}
 
-    def content(self) -> tuple[dict[str, torch.Tensor], str, str]:
-        """Tensors, header (JSON) and digest of both: the same for the same adaptation in any process."""
+    def content(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors and header; its ``content``, a digest of both, is the same for the same adaptation in any process."""
         tensors, skeleton = encode(self.state)
-        header = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"state": skeleton}
-        text = json.dumps({"format": _FORMAT, **header}, sort_keys=True)
-        return tensors, text, _digest(text, tensors)
+        header = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        header |= {"state": skeleton, "format": _FORMAT}
+        return tensors, {**header, "content": _digest(header, tensors)}
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """Write ``<name>.safetensors`` and its card ``<name>.json``, neither ever half written.
@@ -147,16 +147,16 @@ class Adaptation:
         """
         path = saved_path(path)
         try:
-            tensors, header, digest = self.content()
+            tensors, header = self.content()
         except TypeError as error:
             raise GrataError(f"The state of method {self.method} cannot be saved: {error}") from error
-        data = serialize(tensors, {_HEADER: header, "content": digest})
+        data = serialize(tensors, {_HEADER: json.dumps(header, sort_keys=True)})
         with atomic_write(path) as temporary:
             temporary.write_bytes(data)
         card = {**self.card, "sha256": hashlib.sha256(data).hexdigest()}
         with atomic_write(card_path(path)) as temporary:
             temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        return digest
+        return header["content"]
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Adaptation:
@@ -170,15 +170,14 @@ class Adaptation:
             raise GrataError(f"{path} does not exist. Name a saved adaptation, <name>.safetensors.")
         try:
             with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
+                header = _header(file)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, OSError, ValueError) as error:
             raise GrataError(f"{path} is damaged and cannot be read ({error}). Copy it anew, or remove it.") from error
-        if _HEADER not in metadata:
+        if not header:
             raise GrataError(f"{path} is no saved adaptation. Name one that grata wrote.")
-        if _digest(metadata[_HEADER], tensors) != metadata.get("content"):
+        if header.pop("content", None) != _digest(header, tensors):
             raise GrataError(f"{path} is damaged: its content is not what was written. Copy it anew, or remove it.")
-        header = json.loads(metadata[_HEADER])
         if header.pop("format") != _FORMAT:
             raise GrataError(f"{path} was written by another version of grata ({header.get('version')}). Use that one.")
         return cls(**{**header, "state": decode(header["state"], tensors)})
@@ -289,13 +288,17 @@ def saved_digest(path: Path) -> str | None:
     """Digest of the content of a saved adaptation as its header has it; None: there is no file, or no such header."""
     try:
         with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("content")
-    except (SafetensorError, OSError):
+            return _header(file).get("content")
+    except (SafetensorError, OSError, ValueError):
         return None
 
 
-def _digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256(header.encode())
+def _header(file: Any) -> dict[str, Any]:
+    return json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,0 +1,110 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from grata.adapters import Adaptation, AdapterBank, load, run_bank, save
+from grata.errors import GrataError
+
+
+@pytest.fixture
+def folder(make_method, images, run, tmp_path):
+    """A bank of two sites, A with two cases, B with one."""
+    stream = [{"image": images[i][0], "case": f"case{i}", "site": site} for i, site in enumerate("ABA")]
+    run(make_method("tent"), stream, bank=tmp_path / "bank")
+    return tmp_path / "bank"
+
+
+def test_list_shows_each_entry(folder, capsys):
+    assert run_bank("list", folder) == 0
+    header, _, a, b = capsys.readouterr().out.splitlines()
+    assert header.split("  ")[0] == "entry" and "parameter change" in header
+    bank = AdapterBank(folder)
+    for line, name, cases in zip((a, b), bank.entries(), "21", strict=True):
+        change = f"{bank.read(name).parameter_change['l2']:.4g}"
+        cells = line.split()
+        assert cells[0] == name and cells[1:3] == ["site", name[0].upper()] and cells[3:6] == ["tent", cases, change]
+
+
+def test_damaged_entries_are_listed_as_such_and_hide_no_other(folder, capsys):
+    bank = AdapterBank(folder)
+    damaged, whole = bank.entries()
+    bank.file(damaged).write_bytes(b"garbage")
+    assert run_bank("list", folder) == 1
+    out = capsys.readouterr().out
+    assert f"{damaged}: " in out and f"bank reset {folder} {damaged}" in out
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
+    assert rows[damaged] == ["damaged"] and rows[whole][:3] == ["site", "B", "tent"]
+    assert run_bank("reset", folder, damaged) == 0
+    assert bank.entries() == [whole]
+
+
+def test_inspect_prints_the_card(folder, capsys):
+    name = AdapterBank(folder).entries()[0]
+    assert run_bank("inspect", folder, "a") == 0
+    told = json.loads(capsys.readouterr().out)
+    card = json.loads((folder / f"{name}.json").read_text())
+    assert told.pop("entry_name") == name and card.pop("sha256") and told == card
+
+
+def test_export_merges_or_copies(folder, make_method, make_network, tmp_path, capsys):
+    name = AdapterBank(folder).entries()[0]
+    torch.save(make_network(2).state_dict(), tmp_path / "model.pt")
+    assert run_bank("export", folder, "a", tmp_path / "model.pt", tmp_path / "out" / "merged.pt") == 0
+    assert run_bank("export", folder, name, output=str(tmp_path / "site_a")) == 0
+    assert "start_from" in capsys.readouterr().out
+    method = make_method("tent")
+    load(method, tmp_path / "site_a")
+    merged = torch.load(tmp_path / "out" / "merged.pt", weights_only=True)
+    assert all(torch.equal(merged[key], value) for key, value in method.parameters.items())
+    with pytest.raises(GrataError, match="is there already"):
+        run_bank("export", folder, name, output=str(tmp_path / "site_a"))
+
+
+def test_reset_removes_one_or_all_and_nothing_else(folder, capsys):
+    (folder / "notes.txt").write_text("mine")
+    one, other = AdapterBank(folder).entries()
+    assert run_bank("reset", folder, one) == 0
+    assert AdapterBank(folder).entries() == [other] and one in capsys.readouterr().out
+    assert run_bank("reset", folder, all=True) == 0
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == ["notes.txt"]
+    assert run_bank("reset", folder, all=True) == 0 and "has no entry" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"action": "lists"}, "there is no 'lists'"),
+        ({"action": "inspect"}, "inspect: name an entry"),
+        ({"action": "reset"}, "or give --all true"),
+        ({"action": "reset", "name": "a", "all": True}, "not both"),
+        ({"action": "inspect", "name": "x"}, "there is no entry 'x'"),
+        ({"action": "inspect", "name": ""}, "can be a-.*, b-"),
+        ({"action": "export", "name": "a"}, "--output"),
+        ({"action": "export", "name": "a", "output": "x", "checkpoint": "none.pt"}, "none.pt does not exist"),
+        ({"action": "list", "folder": "nowhere"}, "nowhere does not exist"),
+    ],
+)
+def test_mistakes_are_told_and_change_nothing(arguments, message, folder):
+    before = sorted(folder.iterdir())
+    with pytest.raises(GrataError, match=message):
+        run_bank(**{"folder": folder, **arguments})
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_command_itself(folder, tmp_path):
+    damaged = AdapterBank(folder).entries()[0]
+    (folder / f"{damaged}.safetensors").write_bytes(b"")
+    command = [sys.executable, "-m", "grata", "bank", "list", "bank"]
+    listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert listed.returncode == 1 and "site B" in listed.stdout and f"{damaged}: " in listed.stdout
+    assert not listed.stderr
+
+
+def test_an_adaptation_that_is_not_of_a_bank_is_listed_too(folder, make_method, capsys):
+    save(make_method("source"), folder / "mine")
+    assert run_bank("list", folder) == 0
+    assert "not told" in capsys.readouterr().out
+    assert Adaptation.read(folder / "mine").cases == 0
