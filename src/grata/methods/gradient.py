@@ -32,7 +32,7 @@ from ..objectives import (
 from ..prepared import Prepared, require
 from ..resets import ResetPolicy
 from ..styles import StrongView
-from ..views import resolve_views
+from ..views import View, resolve_views
 from .base import SKIPPED, StepRecord
 from .predictive import PredictiveMethod, check_count, check_number, check_precision
 
@@ -305,17 +305,16 @@ class GradientMethod(PredictiveMethod):
         views = resolve_views(self.views, x.shape[2:])
         total: Any = 0
 
-        def predictions() -> Iterator[torch.Tensor]:
+        def predicted(view: View) -> torch.Tensor:
             nonlocal total
-            for view in views:
-                p = view.inverse(activate(self._logits(view(x), self.views_autocast), self.activation))
-                total = total + p
-                yield p
-                # gone before the next view's forward takes memory
-                del p
+            p = view.inverse(activate(self._logits(view(x), self.views_autocast), self.activation))
+            total = total + p
+            return p
 
         with torch.no_grad():
-            self._notes["agreement"] = view_agreement(predictions(), background=self.activation == "softmax")
+            # one after the other, so that nothing is kept of a view but what the agreement needs
+            agreement = view_agreement(map(predicted, views), background=self.activation == "softmax")
+            self._notes["agreement"] = agreement
             return total / len(views)
 
     def _probabilities_and_feature(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

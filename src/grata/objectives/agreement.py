@@ -26,9 +26,9 @@ def view_agreement(predictions: Iterable[torch.Tensor], background: bool = False
     maps: list[torch.Tensor] = []
     energy: list[torch.Tensor] = []
     dice: list[torch.Tensor] = []
-    for prediction in predictions:
+    for p in predictions:
         # of a turned view this is a copy: it alone is held on to
-        p = prediction.flatten(2)[:, int(background) :]
+        p = p.flatten(2)[:, int(background) :]
         of_p = (p * p).sum(-1)
         for q, of_q in zip(maps, energy):
             total = of_p + of_q
