@@ -420,6 +420,17 @@ def test_lists_of_cases(tmp_path, scans):
     assert len(flat(tmp_path, cases_file="A.csv").cases) == 2
 
 
+def test_a_list_tells_the_site_of_each_image(tmp_path):
+    for name in ("a", "b", "c"):
+        save(tmp_path / f"{name}.png")
+    write(tmp_path / "list.csv", ["image,mask,Site", "a.png,,north", "b.png,,south", "c.png,,"])
+    found = discover(tmp_path, cases_file="list.csv", spatial_dims=2, site="elsewhere").cases
+    assert {case["case"]: case["site"] for case in found} == {"a": "north", "b": "south", "c": "elsewhere"}
+    write(tmp_path / "other.csv", ["image,mask,site", "a.png,,south"])
+    with pytest.raises(GrataError, match="a second time, with another site"):
+        discover(tmp_path, cases_file=["list.csv", "other.csv"], spatial_dims=2)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -5,32 +5,41 @@ import os
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 from ..errors import GrataError
 
-__all__ = ["read_case_lists"]
+__all__ = ["Listed", "read_case_lists"]
+
+
+class Listed(NamedTuple):
+    """What a list tells of an image: its label map and its site, None where it tells none."""
+
+    mask: Path | None
+    site: str | None
 
 
 def read_case_lists(
     files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], root: Path
-) -> list[tuple[Path, Path | None]]:
+) -> dict[Path, Listed]:
     """Read lists of cases.
 
     Args:
         files: one CSV file or several, each a path, or a name in ``root``. Their first line names the columns, in any
-            case; ``image`` and ``mask`` hold paths relative to ``root``, with slashes of either kind, and others are
-            passed over. An empty ``mask`` is an image without a label.
+            case; ``image`` and ``mask`` hold paths relative to ``root``, with slashes of either kind, ``site``, which
+            may be missing, the name of each image's site; others are passed over. An empty ``mask`` is an image without
+            a label.
         root: the data set's folder.
 
     Returns:
-        Image and label map, in the order of the lists, whether the files exist or not. What is listed twice alike
-        appears once.
+        What is told of each image, in the order of the lists, whether the files exist or not. What is listed twice
+        alike appears once.
 
     Raises:
-        GrataError: a list cannot be read, lacks a column, is empty, lists one image with two masks, or leads out of
+        GrataError: a list cannot be read, lacks a column, is empty, lists one image with two masks or sites, or leads out of
             ``root``.
     """
-    listed: dict[Path, Path | None] = {}
+    listed: dict[Path, Listed] = {}
     for file in files if isinstance(files, list | tuple) else [files]:
         if not isinstance(file, str | os.PathLike):
             raise GrataError(
@@ -42,16 +51,18 @@ def read_case_lists(
             image, mask = (_inside(root, row[key], f"{path}, line {line}, {key}") for key in ("image", "mask"))
             if image is None:
                 raise GrataError(f"{path}, line {line}: there is no image. Name one, or remove the line.")
-            if listed.setdefault(image, mask) != mask:
+            told = Listed(mask, row.get("site") or None)
+            if (before := listed.setdefault(image, told)) != told:
+                other = "mask" if before.mask != told.mask else "site"
                 raise GrataError(
-                    f"{path}, line {line}: '{row['image']}' is listed a second time, with another mask. Correct one of the "
-                    "two lines."
+                    f"{path}, line {line}: '{row['image']}' is listed a second time, with another {other}. Correct one of "
+                    "the two lines."
                 )
-    return list(listed.items())
+    return listed
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line numbers and cells of the two columns."""
+    """Line numbers and cells by column."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)

@@ -107,11 +107,12 @@ def discover(
             DICOM. Without it labels are looked for in a ``labels``, ``masks`` or ``mask`` folder beside ``images`` or
             ``image`` (also ``labelsTr``, ``imagesTr``) and beside the image as ``<name>_seg``, ``<name>_label`` or
             ``<name>_mask``. A picture's label may have another extension than the picture, also ``.gif``.
-        site: name of the site the scans come from; ``"unknown"`` by default.
+        site: name of the site the scans come from, unless ``cases_file`` says otherwise; ``"unknown"`` by default.
         spatial_dims: 3 for volumes; 2 for pictures and NIfTI images of a single slice. DICOM series are always volumes.
         cases_file: one CSV file or several, each a path or a name in ``dataset_dir``: only the images in its column
             ``image`` are taken, with the label maps in its column ``mask`` (empty for none), all as paths relative to
-            ``dataset_dir``. For NIfTI files and pictures.
+            ``dataset_dir``; a column ``site`` tells where each comes from, in a stream of several sites. For NIfTI files
+            and pictures.
 
     Returns:
         The usable cases and the faults. Slice distances may differ by 1 % or 0.01 mm, whichever is larger, direction
@@ -129,15 +130,17 @@ def discover(
     if cases_file is not None:
         if labels_root is not None:
             raise GrataError("cases_file, labels_dir: the list names the labels, in its column mask. Give one of them.")
-        listed = dict(read_case_lists(cases_file, root))
+        listed = read_case_lists(cases_file, root)
         for path, case in _file_ids(list(listed), root, frozenset()):
-            missing = [file for file in (path, listed[path]) if file is not None and not file.is_file()]
+            mask, own_site = listed[path]
+            missing = [file for file in (path, mask) if file is not None and not file.is_file()]
             if missing:
                 shown = printable(_relative(missing[0], root))
                 message = f"File '{shown}' is in the list of cases, but not there. Put it back, or correct the list."
                 result.faults.append(Fault(case, message))
                 continue
-            _add_file(result, path, case, listed[path], root, spatial_dims, frozenset(), common)
+            told = {"site": own_site or common["site"]}
+            _add_file(result, path, case, mask, root, spatial_dims, frozenset(), told)
         return _sorted(result)
 
     modality, description = (None if value is None else str(value) for value in (modality, description))
