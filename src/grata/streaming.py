@@ -41,7 +41,8 @@ class Adapted:
         item: what the stream gave: a tensor or a mapping, as it was.
         prediction: what the network returned, through the inferer; on the inferer's device.
         logits: ``(B, C, ...)`` in it.
-        record: what the adaptation did: losses, cosine, learning rate, flags, see :class:`grata.methods.StepRecord`.
+        record: what the adaptation did: losses, cosine, learning rate, flags, see :class:`grata.methods.StepRecord`;
+            with a bank its entry.
         activation: that turns logits into probabilities; None: not told.
     """
 
@@ -96,13 +97,14 @@ class AdaptedStream(Iterator[Adapted]):
         index, item = next(self._items)
         images, sites, meta = _opened(item, index)
         images = images.to(next((p.device for p in self.method.network.parameters()), images.device))
-        self._keeper.begin(images, sites, meta)
+        entry = self._keeper.begin(images, sites, meta)
         records = adapt_to_case(self.method, images, self._inferer, self._windows, sites[0] if sites else None)
         with eval_mode(self.method.network):
             prediction = self._inferer(images, self.method.network)
         logits = logits_in(prediction, self._output)
         self._keeper.keep()
-        return Adapted(item, prediction, logits, merged_record(records), self._activation)
+        record = merged_record(records) | ({} if entry is None else {"bank": entry})
+        return Adapted(item, prediction, logits, record, self._activation)
 
 
 def adapt(
@@ -125,15 +127,20 @@ def adapt(
 ) -> AdaptedStream:
     """Adapt a network to a stream of images, one batch after the other, and predict each by what it was adapted to.
 
-    Nothing happens until the iterator is asked for a batch. The network is changed in place; its weights at the first
-    batch are the source, and ``stream.method.restore()`` brings them back: call it before the network is adapted anew.
+    Nothing is adapted until the iterator is asked for a batch. The network is changed in place; its weights at the
+    first batch are the source, and ``stream.method.restore()`` brings them back: call it before adapting it anew.
 
     Example::
 
-        stream = grata.adapt(network, loader, method="grata", activation="softmax", settings={"lr": 1e-4})
+        import grata, torch
+        from monai.networks.nets import UNet
+
+        network = UNet(2, 1, 2, channels=(8, 16, 32), strides=(2, 2), norm="batch")  # and its weights loaded
+        images = (torch.rand(1, 1, 64, 64) for _ in range(3))  # or a DataLoader
+        stream = grata.adapt(network, images, method="grata", activation="softmax", settings={"lr": 1e-4})
         for adapted in stream:
             labels = adapted.probabilities.argmax(1)
-            print(adapted.record["cosine"], adapted.record["flags"])
+            print(labels.shape, adapted.record["cosine"], adapted.record["flags"])
         stream.method.restore()
 
     Args:

@@ -11,7 +11,7 @@ __all__ = ["collect_all_parameters"]
 
 
 def collect_all_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Every floating-point parameter by its name in ``network.state_dict()``, without those of auxiliary ``branches``.
+    """Every floating-point parameter by its name in the network, without those of auxiliary ``branches``.
 
     A parameter that the prediction does not depend on is among them: it gets no gradient, and so takes no step.
 

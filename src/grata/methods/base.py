@@ -50,7 +50,7 @@ class Method(ABC):
 
     Args:
         network: the source network, its weights loaded.
-        changed: what the method will change, parameters or buffers, by their name in the network's state dict.
+        changed: what the method will change, parameters or buffers, by their name in the network.
         batch_statistics: weight of the batch's statistics in batch normalization: 1 the batch's own, 0 the source's; or
             a rule or its name (``median``), see :class:`grata.normalization.BatchStatistics`.
         seed: of the method's own random generator.
