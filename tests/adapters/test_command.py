@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,3 +109,13 @@ def test_an_adaptation_that_is_not_of_a_bank_is_listed_too(folder, make_method, 
     assert run_bank("list", folder) == 0
     assert "not told" in capsys.readouterr().out
     assert Adaptation.read(folder / "mine").cases == 0
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parents[2] / "docs" / "adapter-bank.md"
+    example = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, str(page), "exec"), {})
+    north, south, written = capsys.readouterr().out.splitlines()
+    assert north.startswith("{'site': 'North'} 3 ") and south.startswith("{'site': 'South'} 2 ")
+    assert float(south.split()[-1]) > 0 and written == "48 numbers written"

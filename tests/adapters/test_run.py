@@ -98,6 +98,8 @@ def test_a_run_killed_before_any_of_its_writes_ends_the_same(make_run, tmp_path,
         assert resumed.keys() == whole.keys()
         for site, found in resumed.items():
             assert same_state(found.state, whole[site].state) and found.cases == whole[site].cases, (moment, site)
+        cards = {path.name: path.read_text() for path in (tmp_path / f"bank{moment}").glob("*.json")}
+        assert cards == {path.name: path.read_text() for path in (tmp_path / "whole").glob("*.json")}
         lines = Journal(tmp_path / f"out{moment}" / "journal.jsonl").lines()
         assert [line["case"] for line in lines] == [item["case"] for item in cases()]
     # Of each case: the note that it has begun, the state, the entry and its card.

@@ -83,7 +83,7 @@ def _list(bank: AdapterBank) -> int:
             rows.append([entry, "damaged"])
             continue
         scanner = ", ".join(f"{key} {value}" for key, value in found.entry.items()) or "not told"
-        change = f"{found.parameter_change['l2']:.4g} ({found.parameter_change['relative']:.2%})"
+        change = f"{found.parameter_change['l2']:.4g} ({100 * found.parameter_change['relative']:.2g} %)"
         rows.append([entry, scanner, found.method, str(found.cases), change])
     if not rows:
         print(f"{bank.path} has no entry.")

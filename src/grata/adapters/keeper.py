@@ -147,7 +147,7 @@ class Keeper:
     def resume(self, staged: Mapping[str, Any] | None) -> None:
         """Go on where a stopped process had staged a case; the method has the state of that moment already.
 
-        What it had not written any more is written.
+        What it had not written any more is written, the card as well.
 
         Args:
             staged: as :meth:`stage` gave it.
@@ -169,10 +169,9 @@ class Keeper:
                 "--overwrite true instead."
             )
         self._place, self._key, self._images = staged["place"], dict(staged["key"]), 0
-        digest = present[self._place]
-        self._kept[self._place] = _Kept(self.method.state_dict(), staged["cases"], digest)
-        if digest != staged["after"]:
-            self.keep()
+        self._kept[self._place] = _Kept(self.method.state_dict(), staged["cases"], present[self._place])
+        # also where only the card was missing
+        self.keep()
 
     def _source(self) -> str:
         self._source_digest = self._source_digest or source_digest(self.method)
