@@ -213,6 +213,29 @@ def _is_convolution(name, weights):
     return weights[f"{name.rpartition('.')[0]}.weight"].ndim > 1
 
 
+@pytest.mark.parametrize("method", ["ptbn", "dua", "tent"])
+def test_networks_with_batch_normalization_take_methods_of_its_statistics(edited, method):
+    def batch_norm(plans):
+        arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        arguments["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm3d"
+
+    def statistics(checkpoint):
+        weights = checkpoint["network_weights"]
+        for name in [name for name in weights if name.endswith(".weight") and weights[name].ndim == 1]:
+            layer, count = name.removesuffix(".weight"), len(weights[name])
+            weights |= {f"{layer}.running_mean": torch.zeros(count), f"{layer}.running_var": torch.ones(count)}
+            weights[f"{layer}.num_batches_tracked"] = torch.tensor(1)
+
+    model = load_model(edited(plans=batch_norm, checkpoint=statistics))
+    assert describe(model.folder)["normalization"] == {"BatchNorm3d": 5}
+    data = volume((16, 16, 20))
+    predictor = AdaptedPredictor(model, method)
+    before = predictor.logits(data)
+    assert torch.equal(before, AdaptedPredictor(model, "source").logits(data))
+    predictor.adapt("0", data)
+    assert not torch.equal(predictor.logits(data), before)
+
+
 def test_a_bad_case_is_told_and_the_others_are_as_without_it(trained, images, tmp_path, capsys):
     mixed = tmp_path / "mixed"
     shutil.copytree(images, mixed)

@@ -95,10 +95,17 @@ class TrainedModel:
         name, configuration = self.checkpoint.trainer, self.configuration
         try:
             trainer = recursive_find_trainer_class_by_name(name)
-        except (RuntimeError, ImportError, AssertionError) as error:
+        # The search imports one trainer after the other, with all that each of them imports.
+        except Exception as error:
+            if str(error).startswith("Could not find"):
+                raise GrataError(
+                    f"{self.folder}: it was trained with {name}, which is not among the trainers of the installed "
+                    "nnU-Net. Install the package that has it, or name its folder in nnU-Net's variable "
+                    "nnUNet_extTrainer."
+                ) from error
             raise GrataError(
-                f"{self.folder}: it was trained with {name}, which is not among the trainers of the installed nnU-Net. "
-                "Install the package that has it, or name its folder in nnU-Net's variable nnUNet_extTrainer."
+                f"{self.folder}: it was trained with {name}, and nnU-Net fails in looking for it "
+                f"({type(error).__name__}: {error}). Put the package right that this is about."
             ) from error
         self._check_architecture(configuration)
         channels = determine_num_input_channels(self.plans, configuration, self.dataset)

@@ -11,8 +11,8 @@ import torch
 
 from ..errors import GrataError
 from ..handlers.windows import WindowSelection, window_selection
-from ..methods import Method, StepRecord
-from ..methods.registry import create
+from ..methods import METHODS, Method, StepRecord, create
+from ..methods.gradient import GradientMethod
 from ..normalization import ensure_affine
 from ..views import VIEWS
 from .model import TrainedModel
@@ -66,15 +66,14 @@ class AdaptedPredictor:
         self.model = model
         self.windows = window_selection(windows)
         self.device = torch.device(device)
-        settings, strong_view = dict(settings or {}), {"output_range": "input"}
-        if isinstance(settings.get("strong_view"), Mapping):
-            settings["strong_view"] = strong_view | settings["strong_view"]
-        common = {
-            "activation": model.activation,
-            "seed": seed,
-            "views": mirror_views(model.checkpoint.mirror_axes, len(model.configuration.patch_size)),
-            "strong_view": strong_view,
-        }
+        settings, common = dict(settings or {}), {"activation": model.activation, "seed": seed}
+        # other methods have settings of the same names that mean something else
+        if issubclass(METHODS.get(method, Method), GradientMethod):
+            strong_view = {"output_range": "input"}
+            if isinstance(settings.get("strong_view"), Mapping):
+                settings["strong_view"] = strong_view | settings["strong_view"]
+            views = mirror_views(model.checkpoint.mirror_axes, len(model.configuration.patch_size))
+            common |= {"views": views, "strong_view": strong_view}
         self.methods: dict[str, Method] = {}
         for fold in model.checkpoints:
             network = model.network(fold).to(self.device)
@@ -129,7 +128,8 @@ class AdaptedPredictor:
 
         if not method.learns or len(places) == 1:
             return [crop(places[:1])]
-        entropy = torch.cat([method.uncertainty(crop([place])) for place in places]).tolist()
+        # numbers, since small tensors that are kept would hold the heap open around each window's memory
+        entropy = [method.uncertainty(crop([place])).item() for place in places]
         chosen = [places[i] for i in self.windows.choose(entropy, method.generator)]
         size = self.windows.batch_size or configuration.batch_size
         return [crop(chosen[i : i + size]) for i in range(0, len(chosen), size)]
