@@ -20,6 +20,7 @@ from grata.nnunet.checkpoints import read_checkpoint
 from grata.nnunet.command import run_command
 from grata.nnunet.predictor import mirror_views
 from grata.views import VIEWS
+from grata.zoo.doctor import examine
 
 pytest.importorskip("nnunetv2")
 
@@ -387,6 +388,14 @@ def test_describe_tells_what_is_in_the_folder(trained):
     assert (told["channels"], told["labels"], told["classes"]) == (["MRI"], ["background", "organ", "lesion"], 3)
     assert told["normalization"] == {"InstanceNorm2d": len(norms)} and told["network"] == "PlainConvUNet"
     assert told["parameters"] == sum(2 * norm.num_features for norm in norms) and told["attached"] == 0
+
+
+def test_the_doctor_tells_it_to_people(trained, edited):
+    report = examine(trained["3d_fullres"])
+    assert report.facts["head"] == "softmax (by nnU-Net's labels)" and "PlainConvUNet, 3D" in report.facts["network"]
+    assert report.methods["grata"] == "" and "running statistics" in report.methods["ptbn"] and report.adapts
+    cascade = edited(plans=lambda plans: plans["configurations"]["3d_fullres"].update(previous_stage="3d_lowres"))
+    assert "cascade" in str(examine(cascade)) and not examine(cascade).adapts
 
 
 def test_without_nnunet_it_is_said_how_to_install_it(trained, images, tmp_path, monkeypatch):

@@ -80,9 +80,10 @@ class WindowSelection:
         if len(slices) == 1:
             chosen = windows
         else:
-            entropy = torch.cat(
-                [method.uncertainty(crop(windows[i : i + size])) for i in range(0, len(windows), size)]
-            ).tolist()
+            # Numbers, not tensors: small ones kept between large ones leave holes in the heap that grow with the volume.
+            entropy: list[float] = []
+            for i in range(0, len(windows), size):
+                entropy += method.uncertainty(crop(windows[i : i + size])).tolist()
             chosen = [windows[i] for i in self.choose(entropy, method.generator)]
         size = self.batch_size or size
         return [crop(chosen[i : i + size]) for i in range(0, len(chosen), size)]
