@@ -125,8 +125,15 @@ class Adaptation:
         return {**fields, "attached": sum(map(len, self.attached.values()))}
 
     def content(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Tensors and header; its ``content``, a digest of both, is the same for the same adaptation in any process."""
-        tensors, skeleton = encode(self.state)
+        """Tensors and header; its ``content``, a digest of both, is the same for the same adaptation in any process.
+
+        Raises:
+            GrataError: the state holds something that is no plain value.
+        """
+        try:
+            tensors, skeleton = encode(self.state)
+        except TypeError as error:
+            raise GrataError(f"The state of method {self.method} cannot be saved: {error}") from error
         header = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         header |= {"state": skeleton, "format": _FORMAT}
         return tensors, {**header, "content": _digest(header, tensors)}
@@ -146,10 +153,7 @@ class Adaptation:
             GrataError: a file cannot be written, or the state holds something that is no plain value.
         """
         path = saved_path(path)
-        try:
-            tensors, header = self.content()
-        except TypeError as error:
-            raise GrataError(f"The state of method {self.method} cannot be saved: {error}") from error
+        tensors, header = self.content()
         data = serialize(tensors, {_HEADER: json.dumps(header, sort_keys=True)})
         with atomic_write(path) as temporary:
             temporary.write_bytes(data)

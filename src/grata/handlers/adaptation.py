@@ -212,7 +212,7 @@ class GraTaHandler(AdaptationHandler):
 
     Args:
         network: the evaluator's network.
-        windows, journal, source_key, case_key, site_key: see :class:`AdaptationHandler`.
+        windows, journal, source_key, case_key, site_key, bank, start_from, save_to: see :class:`AdaptationHandler`.
         settings: of :class:`grata.methods.GraTa`, e.g. ``activation="softmax", lr=1e-4``.
 
     Example::
@@ -229,9 +229,13 @@ class GraTaHandler(AdaptationHandler):
         source_key: str | None = None,
         case_key: str = "case",
         site_key: str = "site",
+        bank: AdapterBank | str | Path | Mapping[str, Any] | None = None,
+        start_from: str | Path | None = None,
+        save_to: str | Path | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(GraTa(network, **settings), windows, journal, source_key, case_key, site_key)
+        method = GraTa(network, **settings)
+        super().__init__(method, windows, journal, source_key, case_key, site_key, bank, start_from, save_to)
 
 
 def _precision(engine: Engine) -> contextlib.AbstractContextManager:
