@@ -1,0 +1,160 @@
+"""Run bundles in Model Zoo layout plainly and with the overlay, and write what was found as a Markdown table.
+
+    python scripts/zoo_table.py rows.yaml docs/results/zoo.md --method grata
+
+Each row of the YAML file names a bundle: ``bundle`` (its folder, relative to the file), ``dataset_dir`` (relative to the
+bundle), ``run`` (the key that its own inference runs by), and where needed ``config`` (configs/inference.json),
+``overrides`` (keys of the command line, for both runs) and ``note`` (why; printed below the table). Seconds are those of
+the run itself, without imports and without building the network. The part of a result page before the first line that
+begins with ``| bundle`` is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from monai.bundle import ConfigWorkflow
+
+from grata import overlay
+from grata.errors import GrataError
+from grata.files import atomic_write
+from grata.zoo.doctor import Report, examine
+
+HEADER = (
+    "bundle",
+    "network",
+    "normalization",
+    "head",
+    "window",
+    "adapts",
+    "methods that do not fit",
+    "plain, s",
+    "adapted, s",
+    "ratio",
+)
+RESULT = "seconds of the run:"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path, help="YAML file, one row a bundle")
+    parser.add_argument("page", type=Path, help="Markdown page whose table is written")
+    parser.add_argument("--method", default="grata")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for one run")
+    options = parser.parse_args()
+    before = options.page.read_text().split("| bundle", 1)[0] if options.page.is_file() else ""
+    table = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    notes = [""]
+    for row in yaml.safe_load(options.rows.read_text()):
+        root = (options.rows.parent / row["bundle"]).resolve()
+        table.append(tell(root, row, options.method, options.timeout))
+        print(table[-1], flush=True)
+        if row.get("note"):
+            notes.append(f"- {root.name}: {row['note']}")
+        # after each row: what was measured stays when the next one is interrupted
+        with atomic_write(options.page) as path:
+            path.write_text(before + "\n".join([*table, *notes]).rstrip() + "\n")
+
+
+def tell(root: Path, row: dict[str, Any], method: str, timeout: float) -> str:
+    """One line of the table."""
+    config = row.get("config", "configs/inference.json")
+    overrides = {"dataset_dir": row["dataset_dir"], **row.get("overrides", {})}
+    try:
+        report = examine(root, config, **overrides)
+    except GrataError as error:
+        return line(root.name, f"refused: {error}")
+    before = hashes(root)
+    plain = seconds(root, [config], row.get("run", "run"), overrides, timeout)
+    adapted = seconds(root, [config, str(overlay())], "adapt", {**overrides, "method": method}, timeout)
+    if hashes(root) != before:
+        raise SystemExit(f"{root.name}: a file of the bundle was changed by the run.")
+    ratio = f"{adapted / plain:.1f}" if isinstance(plain, float) and isinstance(adapted, float) else ""
+    unfit = [name for name, lack in report.methods.items() if lack]
+    return line(
+        root.name,
+        report.facts.get("network", ""),
+        report.facts.get("normalization", ""),
+        report.facts.get("head", ""),
+        report.facts.get("window", ""),
+        refusal(report, method) or report.facts.get("adapts", ""),
+        ", ".join(unfit) or "none",
+        *(f"{value:.1f}" if isinstance(value, float) else value for value in (plain, adapted)),
+        ratio,
+    )
+
+
+def refusal(report: Report, method: str) -> str:
+    reasons = [*report.problems, *filter(None, [report.methods.get(method)])]
+    return f"refused: {' '.join(reasons)}" if reasons else ""
+
+
+def line(*cells: str) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |"
+
+
+def hashes(root: Path) -> dict[str, str]:
+    """Of all files that a bundle consists of."""
+    files = (path for path in sorted(root.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def seconds(root: Path, files: list[str], key: str, overrides: dict[str, Any], timeout: float) -> float | str:
+    """Of the run of ``key`` in a process of its own, in the bundle's folder; or why it ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        changes = {**overrides, "bundle_root": ".", "output_dir": f"{folder}/predictions"}
+        if key == "adapt":
+            changes["adaptation#output_dir"] = f"{folder}/adaptation"
+        task = json.dumps({"files": files, "key": key, "changes": changes})
+        try:
+            done = subprocess.run(
+                [sys.executable, str(Path(__file__).resolve()), "--one", task],
+                check=False,
+                cwd=root,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            return f"more than {timeout:.0f}"
+        written = [path for path in Path(folder, "predictions").rglob("*") if path.is_file()]
+        told = [text for text in done.stdout.splitlines() if text.startswith(RESULT)]
+        if done.returncode or not told or not written:
+            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            return f"failed: {said[-1] if said else 'nothing was written'}"
+        return float(told[-1].removeprefix(RESULT))
+
+
+def one(task: dict[str, Any]) -> None:
+    """The run itself, in its own process."""
+    # a bundle's own modules are found in its folder, as `python -m` has it
+    sys.path.insert(0, "")
+    workflow = ConfigWorkflow(
+        task["files"],
+        run_id=task["key"],
+        logging_file=False,
+        workflow_type="infer",
+        **task["changes"],
+    )
+    workflow.initialize()
+    # the network, its data loader and all else are made before the clock starts
+    workflow.parser.get_parsed_content("evaluator")
+    start = time.perf_counter()
+    workflow.run()
+    print(f"{RESULT} {time.perf_counter() - start:.3f}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        one(json.loads(sys.argv[2]))
+    else:
+        main()
