@@ -36,7 +36,7 @@ HEADER = (
     "head",
     "window",
     "adapts",
-    "methods that do not fit",
+    "all methods but",
     "plain, s",
     "adapted, s",
     "ratio",
@@ -52,27 +52,38 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one run")
     options = parser.parse_args()
     before = options.page.read_text().split("| bundle", 1)[0] if options.page.is_file() else ""
-    table = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    notes = [""]
+    table: list[list[str]] = []
+    notes: list[str] = []
     for row in yaml.safe_load(options.rows.read_text()):
         root = (options.rows.parent / row["bundle"]).resolve()
         table.append(tell(root, row, options.method, options.timeout))
-        print(table[-1], flush=True)
+        print(*table[-1], sep=" | ", flush=True)
         if row.get("note"):
             notes.append(f"- {root.name}: {row['note']}")
         # after each row: what was measured stays when the next one is interrupted
         with atomic_write(options.page) as path:
-            path.write_text(before + "\n".join([*table, *notes]).rstrip() + "\n")
+            path.write_text(before + markdown(table, notes))
 
 
-def tell(root: Path, row: dict[str, Any], method: str, timeout: float) -> str:
+def markdown(table: list[list[str]], notes: list[str]) -> str:
+    """The table; its lists of methods are told once, below it, and named by letters."""
+    column = HEADER.index("all methods but")
+    lists = list(dict.fromkeys(row[column] for row in table))
+    letters = {names: chr(ord("A") + index) for index, names in enumerate(lists)}
+    shown = [[*row[:column], letters[row[column]], *row[column + 1 :]] for row in table]
+    lines = ["| " + " | ".join(row) + " |" for row in [[*HEADER], *shown]]
+    lines.insert(1, "|---" * len(HEADER) + "|")
+    return "\n".join([*lines, "", *(f"- {letter}: {names}" for names, letter in letters.items()), *notes]) + "\n"
+
+
+def tell(root: Path, row: dict[str, Any], method: str, timeout: float) -> list[str]:
     """One line of the table."""
     config = row.get("config", "configs/inference.json")
     overrides = {"dataset_dir": row["dataset_dir"], **row.get("overrides", {})}
     try:
         report = examine(root, config, **overrides)
     except GrataError as error:
-        return line(root.name, f"refused: {error}")
+        return [root.name, *[""] * 4, cell(f"refused: {error}"), *[""] * 4]
     before = hashes(root)
     plain = seconds(root, [config], row.get("run", "run"), overrides, timeout)
     adapted = seconds(root, [config, str(overlay())], "adapt", {**overrides, "method": method}, timeout)
@@ -80,17 +91,10 @@ def tell(root: Path, row: dict[str, Any], method: str, timeout: float) -> str:
         raise SystemExit(f"{root.name}: a file of the bundle was changed by the run.")
     ratio = f"{adapted / plain:.1f}" if isinstance(plain, float) and isinstance(adapted, float) else ""
     unfit = [name for name, lack in report.methods.items() if lack]
-    return line(
-        root.name,
-        report.facts.get("network", ""),
-        report.facts.get("normalization", ""),
-        report.facts.get("head", ""),
-        report.facts.get("window", ""),
-        refusal(report, method) or report.facts.get("adapts", ""),
-        ", ".join(unfit) or "none",
-        *(f"{value:.1f}" if isinstance(value, float) else value for value in (plain, adapted)),
-        ratio,
-    )
+    told = [report.facts.get(key, "") for key in ("network", "normalization", "head", "window")]
+    adapts = refusal(report, method) or report.facts.get("adapts", "")
+    times = [f"{value:.1f}" if isinstance(value, float) else value for value in (plain, adapted)]
+    return [cell(text) for text in (root.name, *told, adapts, ", ".join(unfit) or "none", *times, ratio)]
 
 
 def refusal(report: Report, method: str) -> str:
@@ -98,8 +102,8 @@ def refusal(report: Report, method: str) -> str:
     return f"refused: {' '.join(reasons)}" if reasons else ""
 
 
-def line(*cells: str) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |"
+def cell(text: str) -> str:
+    return text.replace("|", "/").replace("\n", " ")
 
 
 def hashes(root: Path) -> dict[str, str]:

@@ -192,7 +192,7 @@ ROWS = {
     ),
     "branches_as_hovernet": Row(
         {"_target_": "scripts.networks.Branches", "in_channels": 3, "out_classes": 3},
-        # of the encoder and of the branch that nuclei are taken from: nothing else has a gradient
+        # one of the encoder, one of each of three branches
         *("BatchNorm2d", 4, "softmax", 3),
         post=[
             {
