@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,9 @@ def main() -> None:
     notes: list[str] = []
     for row in yaml.safe_load(options.rows.read_text()):
         root = (options.rows.parent / row["bundle"]).resolve()
-        table.append(tell(root, row, options.method, options.timeout))
+        # in a process of its own: bundles have packages of the same name, scripts
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            table.append(pool.submit(tell, root, row, options.method, options.timeout).result())
         print(*table[-1], sep=" | ", flush=True)
         if row.get("note"):
             notes.append(f"- {root.name}: {row['note']}")
