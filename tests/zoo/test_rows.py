@@ -457,7 +457,7 @@ def configuration(row: Row) -> dict[str, Any]:
         "imports": ["$import glob", "$import numpy"],
         "bundle_root": ".",
         "output_dir": "$@bundle_root + '/eval'",
-        "dataset_dir": "/workspace/data",
+        "dataset_dir": "images",
         "device": "$torch.device('cpu')",
         "files": files,
         "images": grouped,
