@@ -19,10 +19,10 @@ from .adapters import AdapterBank, Keeper
 from .errors import GrataError
 from .handlers.steps import adapt_to_case, merged_record
 from .handlers.windows import WindowSelection, window_selection
-from .methods import METHODS, Method, create
+from .methods import Method, create
 from .methods.predictive import logits_in
 from .networks.weights import read_state
-from .normalization import AttachedAffine, ensure_affine
+from .normalization import AttachedAffine
 from .objectives import activate
 from .objectives.activation import check_activation
 from .prepared import Prepared
@@ -76,7 +76,6 @@ class AdaptedStream(Iterator[Adapted]):
     def __init__(
         self,
         method: Method,
-        attached: AttachedAffine | None,
         items: Iterator[Any],
         inferer: Inferer,
         windows: WindowSelection,
@@ -85,7 +84,7 @@ class AdaptedStream(Iterator[Adapted]):
         keeper: Keeper,
     ) -> None:
         self.method = method
-        self.attached = attached
+        self.attached: AttachedAffine | None = method.attached
         self._items = enumerate(items)
         self._inferer = inferer
         self._windows = windows
@@ -182,26 +181,26 @@ def adapt(
     with torch.inference_mode(False):
         network = _load(network) if isinstance(network, str | os.PathLike) else network
         _check(network)
-        attached = ensure_affine(network, affine) if method in METHODS and METHODS[method].learns else None
+        made = create(
+            method,
+            network,
+            settings,
+            affine,
+            activation=activation,
+            output=output,
+            reset=reset,
+            prepared=prepared,
+            seed=seed,
+        )
         try:
-            made = create(
-                method,
-                network,
-                settings,
-                activation=activation,
-                output=output,
-                reset=reset,
-                prepared=prepared,
-                seed=seed,
-            )
             keeper = Keeper(made, bank, start_from, save_to)
         except GrataError:
-            if attached is not None:
-                attached.detach()
+            if made.attached is not None:
+                made.attached.detach()
             raise
     # a setting of that name is the method's
     activation, output = getattr(made, "activation", activation), getattr(made, "output", output)
-    return AdaptedStream(made, attached, items, inferer or SimpleInferer(), chosen, activation, output, keeper)
+    return AdaptedStream(made, items, inferer or SimpleInferer(), chosen, activation, output, keeper)
 
 
 def _load(path: str | os.PathLike[str]) -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
-from ..normalization import BatchStatistics, Rule, switchable
+from ..normalization import AttachedAffine, BatchStatistics, Rule, switchable
 from ..resets import PerCase, ResetPolicy, make_reset
 from .card import Card
 
@@ -64,6 +64,7 @@ class Method(ABC):
         predicts_by: the part of its state that a plain network predicts by as the method does; None: no weights alone
             do.
         refused: settings of its bases that it does not have.
+        attached: affine parameters that :func:`grata.methods.create` attached to the network for it; None: none were.
         given: the network as it was given.
         parameters: what the method changes, by name.
         reset: the policy.
@@ -79,6 +80,7 @@ class Method(ABC):
     learns: ClassVar[bool] = True
     predicts_by: ClassVar[str | None] = "parameters"
     refused: ClassVar[tuple[str, ...]] = ()
+    attached: AttachedAffine | None = None
 
     def __init__(
         self,

@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import GrataError
+from ..normalization import ensure_affine
+from ..normalization.affine import ATTACHED
 from .base import Method
 
 __all__ = ["METHODS", "check_settings", "create", "settings_of"]
@@ -39,19 +41,28 @@ METHODS: dict[str, type[Method]] = _found()
 """Every method by the name that configs use; ``METHODS[name].card`` tells what it is."""
 
 
-def create(name: str, network: nn.Module, settings: Mapping[str, Any] | None = None, **common: Any) -> Method:
+def create(
+    name: str,
+    network: nn.Module,
+    settings: Mapping[str, Any] | None = None,
+    affine: str = "own",
+    **common: Any,
+) -> Method:
     """The method called ``name`` for ``network``.
 
     Args:
         name: a key of :data:`METHODS`.
         network: the source network.
         settings: keyword arguments of the method's class.
+        affine: what is adapted where normalization layers have no affine parameters, see
+            :func:`grata.normalization.ensure_affine`; methods that do not learn attach none. What is attached is the
+            method's ``attached``.
         common: what a bundle says for all methods (``activation``, ``seed``, ``reset``, ``prepared``): given to a
             method that has such a setting, where ``settings`` does not say otherwise and the value is not None.
 
     Raises:
         GrataError: unknown name or setting (with the nearest known one), or whatever the method refuses; no activation,
-            where the method needs one: what a network ends in cannot be guessed.
+            where the method needs one: what a network ends in cannot be guessed. The network is as it was then.
     """
     if not isinstance(name, str) or name not in METHODS:
         near = difflib.get_close_matches(str(name), METHODS, n=1)
@@ -63,11 +74,20 @@ def create(name: str, network: nn.Module, settings: Mapping[str, Any] | None = N
     given = {key: value for key, value in common.items() if key in known and value is not None} | settings
     if "activation" in known and "activation" not in given:
         raise GrataError("activation: say sigmoid or softmax, as the network was trained.")
+    earlier = any(hasattr(module, ATTACHED) for module in network.modules())
+    attached = None
     try:
-        return METHODS[name](network, **given)
+        if METHODS[name].learns:
+            attached = ensure_affine(network, affine)
+        method = METHODS[name](network, **given)
     except GrataError as error:
+        # what another method attached stays its own
+        if attached is not None and not earlier:
+            attached.detach()
         key = str(error).split(" ")[0].rstrip(":")
         raise GrataError(f"settings#{error}" if key.split("#")[0] in settings else str(error)) from error
+    method.attached = attached
+    return method
 
 
 def check_settings(name: str, settings: Mapping[str, Any], key: str = "settings") -> None:

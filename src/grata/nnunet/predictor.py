@@ -13,7 +13,6 @@ from ..errors import GrataError
 from ..handlers.windows import WindowSelection, window_selection
 from ..methods import METHODS, Method, StepRecord, create
 from ..methods.gradient import GradientMethod
-from ..normalization import ensure_affine
 from ..views import VIEWS
 from .model import TrainedModel
 
@@ -77,8 +76,7 @@ class AdaptedPredictor:
         self.methods: dict[str, Method] = {}
         for fold in model.checkpoints:
             network = model.network(fold).to(self.device)
-            ensure_affine(network, affine)
-            self.methods[fold] = create(method, network, settings, **common)
+            self.methods[fold] = create(method, network, settings, affine, **common)
         # It tells on the terminal that a CPU is no CUDA device.
         with contextlib.redirect_stdout(io.StringIO()):
             self._predictor = nnUNetPredictor(
