@@ -104,7 +104,18 @@ def test_affine_parameters_of_the_networks_own_are_counted(make_bundle):
     bundle = make_bundle(network_def=NETWORK | {"norm": "batch"})
     own = collect_affine_parameters(UNet(2, 1, 3, (4, 8), (2,), norm="batch"))
     facts = examine(bundle).facts
-    assert facts["adapts"].startswith(f"{sum(p.numel() for p in own.values())} parameters of normalization layers")
+    assert facts["adapts"].startswith(f"{sum(p.numel() for p in own.values())} parameters of the network")
+
+
+def test_a_method_and_its_settings_can_be_asked_for(make_bundle):
+    bundle = make_bundle()
+    report = examine(bundle, method="tent", **{"settings#lr": 0.1})
+    assert report.methods == {"tent": ""} and "attached" in report.facts["adapts"]
+    assert "lr must be" in examine(bundle, method="tent", **{"settings#lr": -1.0}).methods["tent"]
+    with pytest.raises(GrataError, match="did you mean settings#lr"):
+        examine(bundle, method="tent", **{"settings#lrr": 0.1})
+    with pytest.raises(GrataError, match="Did you mean --adaptation#activation"):
+        examine(bundle, **{"adaptation#activatoin": "softmax"})
 
 
 def test_weights_are_looked_at(make_bundle):

@@ -14,14 +14,12 @@ from ..adapters.saved import card_path, saved_path
 from ..errors import GrataError
 from ..files import JOURNAL, check_output_dir
 from ..methods import METHODS, Method, create, settings_of
-from ..methods.source import Source
-from ..normalization import AttachedAffine, ensure_affine
 from ..workflows.configuration import constant, running_workflow
 from .head import Head, find_head, is_unit_range
 from .run import EvaluatorRun, NamedCases
 from .start import bundle_postprocessing
 
-__all__ = ["ADAPTED", "ZooAdaptation", "make_method"]
+__all__ = ["ADAPTED", "ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
 
 ADAPTED = "adapted.safetensors"
 """What a run without a bank has learnt, in its folder."""
@@ -87,8 +85,8 @@ class ZooAdaptation:
         postprocessing = bundle_postprocessing() if postprocessing is None else postprocessing
         self.evaluator = evaluator
         self.head = find_head(postprocessing)
-        self.method, self.attached = make_method(
-            evaluator.network,
+        self.method = make_method(
+            _bare(evaluator.network),
             method,
             settings,
             self.head,
@@ -101,18 +99,17 @@ class ZooAdaptation:
             seed=seed,
         )
         bank, start_from = constant(bank), constant(start_from)
-        folder = None if constant(output_dir) is None else check_output_dir(output_dir)
-        save_to = folder / ADAPTED if folder and bank is None and self.method.parameters else None
-        if folder is not None:
-            _open(folder, None if start_from is None else Path(start_from), constant(overwrite) is True)
+        self._folder = None if constant(output_dir) is None else check_output_dir(output_dir)
+        saves = self._folder is not None and bank is None and bool(self.method.parameters)
         self.handler = NamedCases(
             self.method,
             windows=constant(windows),
-            journal=folder and folder / JOURNAL,
+            journal=self._folder and self._folder / JOURNAL,
             bank=bank,
             start_from=start_from,
-            save_to=save_to,
+            save_to=self._folder / ADAPTED if saves else None,
         )
+        self._replaced = _replaced(self._folder, start_from, constant(overwrite) is True)
         self._traceback = constant(traceback) is True
 
     def run(self) -> None:
@@ -123,12 +120,13 @@ class ZooAdaptation:
         Raises:
             GrataError: the bundle finds no image.
         """
-        network = type(self.method.given).__name__
-        own = "attached to norms without" if self.attached is not None else "of normalization layers"
-        count = sum(parameter.numel() for parameter in self.method.parameters.values())
-        head = f", {self.head.activation} as in {self.head.source}" if self.head.activation else ""
-        print(f"{self.method.name} on {network}: changes {count} parameters {own}{head}.")
         run = EvaluatorRun(self.evaluator, self.handler, self._traceback)
+        for path in self._replaced:
+            path.unlink(missing_ok=True)
+        head = f", {self.head.activation} as in {self.head.source}" if self.head.activation else ""
+        print(
+            f"{self.method.name} on {type(self.method.given).__name__}: changes {describe_changes(self.method)}{head}."
+        )
         run.run()
         print(f"{self.method.name}: {run.finished} of {run.images} images done.")
         for line in (*(f"{name}: {message}" for name, message in run.faults.items()), *self.handler.remarks()):
@@ -147,8 +145,8 @@ def make_method(
     unit_range: bool,
     affine: str = "auto",
     **common: Any,
-) -> tuple[Method, AttachedAffine | None]:
-    """A method for a bundle's network, and the affine parameters that were attached for it.
+) -> Method:
+    """A method for a bundle's network.
 
     Args:
         network: of the bundle.
@@ -176,31 +174,50 @@ def make_method(
             "--adaptation#activation softmax (one class a voxel) or sigmoid (each channel for itself), as the network "
             "was trained."
         )
-    attached = None if METHODS.get(name) is Source else ensure_affine(network, affine)
     try:
-        return create(name, network, settings, **common), attached
+        return create(name, network, settings, affine=affine, **common)
     except GrataError as error:
         # the keys that a bundle's own adapt.yaml has at its top lie one level down in an overlay
         key = str(error).split(" ")[0].rstrip(":").split("#")[0]
-        raise GrataError(f"adaptation#{error}" if key in common and key not in settings else str(error)) from error
+        below = key in (*common, "affine") and key not in settings
+        raise GrataError(f"adaptation#{error}" if below else str(error)) from error
 
 
-def _open(folder: Path, start_from: Path | None, overwrite: bool) -> None:
-    """Make sure that a run may write into ``folder``.
+def describe_changes(method: Method) -> str:
+    """What a method changes, in words."""
+    own = sum(parameter.numel() for parameter in method.parameters.values())
+    attached = 0 if method.attached is None else method.attached.count
+    parts = [f"{own - attached:,} parameters of the network"] * (own > attached)
+    parts += [f"{attached:,} parameters attached to norms that have none"] * (attached > 0)
+    return " and ".join(parts) or "no parameters"
+
+
+def _bare(network: nn.Module) -> nn.Module:
+    """The network inside what compiles or distributes it: what is learnt belongs to its own names and weights."""
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        network = network.module
+    return getattr(network, "_orig_mod", network)
+
+
+def _replaced(folder: Path | None, start_from: str | Path | None, overwrite: bool) -> list[Path]:
+    """Files of an earlier run that are to be removed when this one begins.
 
     Raises:
         GrataError: an earlier run has learnt something there, which this one neither goes on from nor replaces.
     """
+    if folder is None:
+        return []
     saved = folder / ADAPTED
-    goes_on = start_from is not None and saved.is_file() and saved_path(start_from).resolve() == saved.resolve()
-    if overwrite and not goes_on:
-        for path in (folder / JOURNAL, saved, card_path(saved)):
-            path.unlink(missing_ok=True)
-    elif saved.is_file() and not goes_on:
+    if start_from is not None and saved.is_file() and saved_path(start_from).resolve() == saved.resolve():
+        return []
+    if overwrite:
+        return [folder / JOURNAL, saved, card_path(saved)]
+    if saved.is_file():
         raise GrataError(
             f"adaptation#output_dir: {saved} holds what an earlier run has learnt. Add --adaptation#start_from {saved} "
             "to go on from it, --adaptation#overwrite true to start anew, or name another --adaptation#output_dir."
         )
+    return []
 
 
 def prepared_of(bundle_root: str | Path | None) -> Path | None:

@@ -19,11 +19,11 @@ from torch import nn
 from ..errors import GrataError
 from ..methods import METHODS
 from ..networks.weights import check_fit, read_state
-from ..normalization import AttachedAffine, normalization_layers
-from ..workflows.configuration import explain, quiet
-from .adaptation import make_method, prepared_of
+from ..normalization import normalization_layers
+from ..workflows.configuration import check_method_settings, constant, explain, quiet
+from .adaptation import describe_changes, make_method, prepared_of
 from .head import Head, find_head, is_unit_range
-from .start import check_collisions, evaluators, overlay
+from .start import check_collisions, check_overrides, evaluators, overlay
 
 __all__ = ["Report", "doctor", "examine"]
 
@@ -85,17 +85,26 @@ def examine(path: str | Path, config_file: str | None = None, **overrides: Any) 
     Args:
         path: the folder or file.
         config_file: of a bundle, relative to it; None: ``configs/inference.json`` or ``.yaml``.
-        overrides: keys of the bundle's configuration and of the overlay, nested ones by ``#``.
+        overrides: keys of the bundle's configuration and of the overlay, nested ones by ``#``, such as
+            ``adaptation#activation``; with a ``method`` and its ``settings`` that one alone is told. Of an nnU-Net
+            folder ``folds`` and ``checkpoint_name``, of a TorchScript file ``activation`` and ``output``.
 
     Raises:
         GrataError: there is nothing of these kinds, or its configuration or network cannot be made.
     """
     path = Path(path).expanduser()
     if path.is_file():
-        return _of_script(path, **overrides)
+        return _of_script(path, **_only(overrides, "activation", "output"))
     if (path / "plans.json").is_file():
-        return _of_nnunet(path)
+        return _of_nnunet(path, **_only(overrides, "folds", "checkpoint_name"))
     return _of_bundle(path, config_file, overrides)
+
+
+def _only(overrides: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
+    for key in overrides:
+        if key not in known:
+            raise GrataError(f"--{key}: there is no such option here; there are {', '.join(known)}.")
+    return overrides
 
 
 def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]) -> Report:
@@ -107,7 +116,9 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
             "trained nnU-Net folder (with plans.json) or a TorchScript file."
         )
     report = Report(root.resolve().name)
+    check_overrides([file, overlay()], overrides)
     config = _Config(root, file, overrides)
+    check_method_settings(config.raw())
     network = config.get("network_def")
     if not isinstance(network, nn.Module):
         network = config.get("network")
@@ -119,7 +130,7 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
         check_collisions([file])
     except GrataError as error:
         report.problems.append(str(error))
-    given = config.raw("adaptation")
+    given = constant(config.raw("adaptation"))
     evaluator = str(given.get("evaluator", "@evaluator")).removeprefix("@").replace("#", ID_SEP_KEY)
     if evaluator not in config:
         found = ", ".join(evaluators(config.raw())) or "none"
@@ -132,7 +143,10 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     unit = is_unit_range(config.get("preprocessing"))
     _tell_network(report, network, _classes(config))
     _tell_window(report, inferer)
-    _tell_methods(report, network, head, unit, {"prepared": prepared_of(root), **given})
+    given["prepared"] = given.get("prepared") or prepared_of(root)
+    names = [config.raw()["method"]] if "method" in overrides else list(METHODS)
+    settings = config.raw("settings") if "method" in overrides else {}
+    _tell_methods(report, network, head, unit, given, names, settings)
     report.facts["images"] = "in 0..1" if unit else "of another range than 0..1, which the strong view keeps"
     if report.adapts:
         report.facts["run"] = (
@@ -156,10 +170,10 @@ def _of_script(path: Path, **settings: Any) -> Report:
     return report
 
 
-def _of_nnunet(folder: Path) -> Report:
+def _of_nnunet(folder: Path, **options: Any) -> Report:
     from ..nnunet import describe, load_model
 
-    found = describe(folder)
+    found = describe(folder, **options)
     report = Report(folder.resolve().name, problems=found["refused"])
     if "configuration" in found:
         report.facts["configuration"] = f"nnU-Net v2 {found['configuration']}, folds {_listed(found['folds'])}"
@@ -167,7 +181,7 @@ def _of_nnunet(folder: Path) -> Report:
         report.facts["labels"] = _listed(found["labels"])
         report.facts["window"] = f"{' x '.join(map(str, found['patch_size']))} at {_listed(found['spacing'])} mm"
     if not report.problems:
-        network = load_model(folder).network(found["folds"][0])
+        network = load_model(folder, **options).network(found["folds"][0])
         _tell_network(report, network, found["classes"])
         _tell_methods(report, network, Head(found["activation"], None, "nnU-Net's labels"), False, {})
         report.facts["run"] = f"python -m grata nnunet {folder} <images> <output> --method <method>"
@@ -184,11 +198,9 @@ class _Config:
     def __init__(self, root: Path, file: Path, overrides: Mapping[str, Any]) -> None:
         self.root, self.file = root, file
         self._parser = ConfigParser()
-        self._parser.read_config(file)
+        self._parser.read_config([file, overlay()])
         self._parser["bundle_root"] = str(root)
         self._parser["device"] = "$torch.device('cpu')"
-        if "adaptation" not in self._parser:
-            self._parser["adaptation"] = {}
         for key, value in overrides.items():
             self._parser[key] = value
 
@@ -260,25 +272,23 @@ def _tell_methods(
     head: Head,
     unit: bool,
     given: Mapping[str, Any],
+    names: Sequence[str] = tuple(METHODS),
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     common = {key: given.get(key) for key in ("activation", "output", "reset", "prepared")}
-    affine = given.get("affine") or "auto"
     activation = common["activation"] or head.activation
     output = common["output"] or head.output
     said = "" if common["activation"] or not head.source else f" (by {head.source})"
     report.facts["head"] = f"{activation or 'unknown: give activation'}{said}{f', output {output}' if output else ''}"
-    attached: AttachedAffine | None = None
-    for name in METHODS:
+    for name in names:
         try:
-            method, found = make_method(network, name, {}, head, unit, affine, **common)
-            attached = attached or found
-            report.methods[name] = ""
-            if name == "grata":
-                changed = sum(parameter.numel() for parameter in method.parameters.values())
-                own = "attached to norms that have none" if attached else "of normalization layers"
-                report.facts["adapts"] = f"{changed:,} parameters {own} ({len(method.parameters)} tensors)"
+            method = make_method(network, name, settings, head, unit, given.get("affine") or "auto", **common)
         except GrataError as error:
             report.methods[name] = str(error)
+            continue
+        report.methods[name] = ""
+        if name in ("grata", *([] if len(names) > 1 else names)):
+            report.facts["adapts"] = f"{describe_changes(method)} ({len(method.parameters)} tensors)"
 
 
 def _classes(config: _Config) -> int | None:

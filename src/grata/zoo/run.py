@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import traceback as tracebacks
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ class EvaluatorRun:
 
     An image that fails (in reading, adaptation, prediction or writing) is reported, leaves no trace in the network, and
     the rest is done; a batch of several is then taken apart. The evaluator starts again for what is left: what its
-    handlers average over an epoch is over the images since the last fault. Images come in the order of the data set,
-    also where the loader would shuffle them.
+    handlers average over an epoch is over the images since the fault before. What fails before the first image or after
+    the last one is no image's fault and ends the run. Images come in the order of the data set, also where the loader
+    would shuffle them.
 
     Args:
         evaluator: its data loader may be any; of a stream without indices the first fault ends the run.
@@ -49,6 +51,9 @@ class EvaluatorRun:
         images: how many there are; of a stream, how many came.
         finished: how many were done.
         faults: what was wrong, by the image's name: its file's, or its place in the list.
+
+    Raises:
+        GrataError: there is no image.
     """
 
     def __init__(self, evaluator: SupervisedEvaluator, handler: NamedCases, traceback: bool = False) -> None:
@@ -57,50 +62,72 @@ class EvaluatorRun:
         self.traceback = traceback
         self.images = self.finished = 0
         self.faults: dict[str, str] = {}
+        self._loader = evaluator.data_loader
+        self._batches: list[list[int]] | None = None
+        if isinstance(self._loader, DataLoader) and not isinstance(self._loader.dataset, IterableDataset):
+            self._batches = _batches(self._loader)
+            self.images = sum(map(len, self._batches))
+            self._names = _names(self._loader.dataset, [index for batch in self._batches for index in batch])
+            if not self.images:
+                raise _no_image()
 
     def run(self) -> None:
-        """Run it.
+        """Run it, once.
 
         Raises:
-            GrataError: there is no image, or nothing more can be written.
+            GrataError: a stream had no image.
+            Exception: what came before the first image or after the last, or, of a stream, the first fault.
         """
-        engine, loader = self.evaluator, self.evaluator.data_loader
+        engine = self.evaluator
         self.handler.attach(engine)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, require_finite)
-        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
-            engine.run()
-            return
-        pending = _batches(loader)
-        if not pending:
-            raise GrataError(
-                "dataset: the bundle finds no image. Look at dataset_dir, and at how the bundle's configuration makes "
-                "its list of images from it: names and folders must be as it expects them."
-            )
-        self.images = sum(map(len, pending))
-        self._names = _names(loader.dataset, [index for batch in pending for index in batch])
-        self._committed: dict[str, Any] | None = None
-        engine.add_event_handler(Events.ITERATION_STARTED, self._name)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._commit)
         if not self.traceback:
             _tell_no_tracebacks(engine)
         engine.add_event_handler(Events.EXCEPTION_RAISED, _raise)
+        if self._batches is None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
+            engine.run()
+            if not self.images:
+                raise _no_image()
+            return
+        self._committed: dict[str, Any] | None = None
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._name)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._commit)
         with tqdm(total=self.images, desc=self.handler.method.name, unit="image") as self._bar:
+            pending = self._batches
             while pending:
-                # What a fault left of the last run must be gone: ignite would go on with it, and its loader's iterator
-                # before the next one forks its workers.
-                engine._internal_run_generator = engine._dataloader_iter = None
-                gc.collect()
-                self._pending, self._done = pending, 0
-                engine.data_loader = _loader_of(loader, pending)
-                engine.state.epoch_length = len(pending)
-                try:
-                    engine.run()
-                    pending = []
-                # Reading, a transform or a network can raise anything, and one image must not end the list.
-                except Exception as error:
-                    pending = self._after_fault(pending[self._done :], error)
-        engine.data_loader = loader
+                pending = self._run(pending)
+        engine.data_loader = self._loader
+
+    def _run(self, pending: list[list[int]]) -> list[list[int]]:
+        """Run the evaluator up to a fault, or to the end; returns what is left."""
+        engine = self.evaluator
+        # What a fault left of the last run must be gone: ignite would go on with it, and its loader's iterator before
+        # the next one forks its workers.
+        engine._internal_run_generator = engine._dataloader_iter = None
+        gc.collect()
+        self._pending, self._done, self._begun = pending, 0, False
+        engine.data_loader = _loader_of(self._loader, pending)
+        engine.state.epoch_length = len(pending)
+        try:
+            engine.run()
+            return []
+        # Reading, a transform or a network can raise anything, and one image must not end the list.
+        except Exception as error:
+            left = pending[self._done :]
+            # A library that was interrupted may raise an error of its own.
+            if not self._begun or not left or any(not isinstance(cause, Exception) for cause in causes(error)):
+                raise
+            left = self._after_fault(left, error)
+        if not left:
+            # The last image's fault is not to keep the bundle from writing what it writes at the end.
+            engine.fire_event(Events.EPOCH_COMPLETED)
+            engine.fire_event(Events.COMPLETED)
+        return left
+
+    def _begin(self, engine: Engine) -> None:
+        self._begun = True
 
     def _count(self, engine: Engine) -> None:
         self.images += len(engine.state.batch) if isinstance(engine.state.batch, list) else 1
@@ -115,11 +142,8 @@ class EvaluatorRun:
         self._bar.update(len(self._pending[self._done]))
         self._done += 1
 
-    def _after_fault(self, pending: list[list[int]], error: Exception) -> list[list[int]]:
+    def _after_fault(self, left: list[list[int]], error: Exception) -> list[list[int]]:
         """What is left to do, the method as it was before."""
-        # A library that was interrupted may raise an error of its own.
-        if any(not isinstance(cause, Exception) for cause in causes(error)):
-            raise error
         if self.traceback:
             tracebacks.print_exception(error)
         if self._committed is None:
@@ -128,18 +152,25 @@ class EvaluatorRun:
             self.handler.method.load_state_dict(self._committed)
         if any(isinstance(cause, OutputError) for cause in causes(error)):
             raise error
-        failed, rest = pending[0], pending[1:]
+        failed, rest = left[0], left[1:]
         if len(failed) > 1:
             return [[index] for index in failed] + rest
         name = self._names[failed[0]]
         told = explain(error).replace("(--traceback true", "(--adaptation#traceback true")
-        message = _without_paths(told, self.evaluator.data_loader.dataset, failed[0], name)
+        message = _without_paths(told, self._loader.dataset, failed[0], name)
         tqdm.write(f"{name}: {message}")
         self.faults[name] = message
         self._bar.update(1)
         if self.handler.journal is not None:
             self.handler.journal.append({"case": name, "fault": message, "version": __version__})
         return rest
+
+
+def _no_image() -> GrataError:
+    return GrataError(
+        "dataset: the bundle finds no image. Look at dataset_dir, and at how the bundle's configuration makes its list "
+        "of images from it: names and folders must be as it expects them."
+    )
 
 
 def _raise(engine: Engine, error: Exception) -> None:
@@ -184,12 +215,20 @@ def _names(dataset: Any, indices: list[int]) -> dict[int, str]:
     """A name for each image: that of its file, or its place in the list where there is no such file, where others
     share it, and of DICOM, whose files and folders may name the patient.
     """
-    found = {index: _file_name(_files(dataset, index)) for index in indices}
-    names = list(found.values())
-    return {
-        index: name if name and names.count(name) == 1 else f"{name or 'image'}-{index + 1}"
-        for index, name in found.items()
-    }
+    found = {index: _file_name(_files(dataset, index)) or "image" for index in indices}
+    shared = Counter(found.values())
+    taken = {name for name, count in shared.items() if count == 1 and name != "image"}
+    names: dict[int, str] = {}
+    for index, name in found.items():
+        if name in taken:
+            names[index] = name
+            continue
+        numbered = f"{name}-{index + 1}"
+        while numbered in taken:
+            numbered += "-"
+        taken.add(numbered)
+        names[index] = numbered
+    return names
 
 
 def _file_name(files: list[Path]) -> str:

@@ -15,7 +15,11 @@ from monai.utils import ensure_tuple
 from ..errors import GrataError
 from ..workflows.configuration import check_method_settings, plain_errors, running_workflow
 
-__all__ = ["begin", "bundle_postprocessing", "check_collisions", "evaluators", "overlay"]
+__all__ = ["begin", "bundle_postprocessing", "check_collisions", "check_overrides", "evaluators", "overlay"]
+
+
+_OF_MONAI = ("bundle_root", "workflow_type", "workflow_name", "properties_path")
+"""Keys of the command line that MONAI reads itself."""
 
 
 def overlay() -> Path:
@@ -38,7 +42,7 @@ def begin() -> None:
     check_method_settings(config)
     files, overrides = _command()
     check_collisions(files)
-    _check_overrides(files, overrides)
+    check_overrides(files, overrides)
     reference = config["adaptation"].get("evaluator")
     if isinstance(reference, str) and reference.startswith("@") and _id(reference) not in workflow.parser:
         engines = ", ".join(sorted(evaluators(config))) or "none"
@@ -50,12 +54,17 @@ def begin() -> None:
 
 
 def bundle_postprocessing() -> Any:
-    """What the running workflow's evaluator puts predictions through; None where it cannot be found."""
+    """What the running workflow's evaluator puts predictions through, or else the configuration's ``postprocessing``,
+    which a handler may apply; None where there is neither.
+    """
     workflow = running_workflow()
     if workflow is None:
         return None
-    key = f"{_id(str(workflow.parser.get()['adaptation'].get('evaluator')))}{ID_SEP_KEY}postprocessing"
-    return workflow.parser.get_parsed_content(key) if key in workflow.parser else None
+    evaluator = _id(str(workflow.parser.get()["adaptation"].get("evaluator")))
+    for key in (f"{evaluator}{ID_SEP_KEY}postprocessing", "postprocessing"):
+        if key in workflow.parser:
+            return workflow.parser.get_parsed_content(key)
+    return None
 
 
 def check_collisions(files: list[Path]) -> None:
@@ -63,7 +72,8 @@ def check_collisions(files: list[Path]) -> None:
     ours = ConfigParser.load_config_file(overlay())
     for path in files:
         keys = ConfigParser.load_config_file(path)
-        if keys.get("adaptation", {}).get("_target_") == ours["adaptation"]["_target_"]:
+        adaptation = keys.get("adaptation")
+        if isinstance(adaptation, Mapping) and adaptation.get("_target_") == ours["adaptation"]["_target_"]:
             return
         taken = sorted(ours.keys() & {key.lstrip("+") for key in keys})
         if taken:
@@ -74,12 +84,17 @@ def check_collisions(files: list[Path]) -> None:
             )
 
 
-def _check_overrides(files: list[Path], overrides: Mapping[str, Any]) -> None:
-    """MONAI takes a key that nothing reads without a word."""
+def check_overrides(files: list[Path], overrides: Mapping[str, Any]) -> None:
+    """Raise :class:`GrataError` for a key that nothing reads, which MONAI takes without a word.
+
+    Args:
+        files: all configuration files, the overlay among them; none: nothing can be said.
+        overrides: of the command line, by key.
+    """
     config: dict[str, Any] = {}
     for path in files:
         config |= {key.lstrip("+"): value for key, value in ConfigParser.load_config_file(path).items()}
-    known = {*config, "bundle_root"} if config else set()
+    known = {*config, *_OF_MONAI} if config else set()
     arguments = config.get("adaptation") or {}
     for key in overrides if config else ():
         head, _, rest = key.lstrip("+").partition("#")

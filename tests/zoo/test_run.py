@@ -1,0 +1,195 @@
+"""Somebody else's evaluator: faults stay with their image, and all else is as if the faulty images were not there."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.handlers import CheckpointLoader, StatsHandler
+from monai.inferers import SimpleInferer
+from monai.transforms import Activationsd, Compose, LoadImaged, ScaleIntensityd
+from torch.utils.data import IterableDataset
+
+from grata.adapters import Adaptation
+from grata.errors import GrataError
+from grata.methods import create
+from grata.zoo import EvaluatorRun, ZooAdaptation
+from grata.zoo.run import NamedCases
+
+READ = Compose([LoadImaged("image", ensure_channel_first=True, image_only=True), ScaleIntensityd("image")])
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Six images; a name with ``broken`` in it is no image, one with ``nan`` holds no number."""
+
+    def make(*names):
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        paths = []
+        for name in names:
+            path = tmp_path / "scans" / f"{name}.npy"
+            path.parent.mkdir(exist_ok=True)
+            image = np.random.default_rng(len(name) + ord(name[-1])).random((32, 32), dtype=np.float32)
+            np.save(path, np.full_like(image, np.nan) if "nan" in name else image)
+            if "broken" in name:
+                path.write_bytes(b"no image")
+            paths.append({"image": str(path)})
+        return paths
+
+    return make
+
+
+@pytest.fixture
+def make_evaluator(make_network):
+    def make(data, handlers=(), network=None, **loader):
+        dataset = data if isinstance(data, IterableDataset) else Dataset(data, READ)
+        loader = DataLoader(dataset, **{"batch_size": 1, "num_workers": 0, **loader})
+        return SupervisedEvaluator(
+            torch.device("cpu"),
+            loader,
+            network or make_network(),
+            inferer=SimpleInferer(),
+            postprocessing=Compose([Activationsd("pred", softmax=True)]),
+            val_handlers=list(handlers) or None,
+        )
+
+    return make
+
+
+def run(evaluator, method="grata", journal=None):
+    adapted = create(method, evaluator.network, {}, activation="softmax")
+    outcome = EvaluatorRun(evaluator, NamedCases(adapted, journal=journal))
+    outcome.run()
+    return outcome, adapted.state_dict()["parameters"]
+
+
+@pytest.mark.parametrize("bad", [("broken-a",), ("nan-a",), ("broken-a", "nan-b")])
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_faulty_image_leaves_no_trace(scans, make_evaluator, tmp_path, bad, place):
+    good = ["one", "two", "three"]
+    _, expected = run(make_evaluator(scans(*good), [StatsHandler(iteration_log=False)]))
+    names = [*good[:place], *bad, *good[place:]]
+    outcome, parameters = run(
+        make_evaluator(scans(*names), [StatsHandler(iteration_log=False)]), journal=tmp_path / "journal.jsonl"
+    )
+    assert set(outcome.faults) == set(bad) and (outcome.finished, outcome.images) == (3, 3 + len(bad))
+    assert all(torch.equal(parameters[name], value) for name, value in expected.items())
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert [line["case"] for line in lines] == names
+    assert {line["case"] for line in lines if "fault" in line} == set(bad)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_with_a_faulty_image_is_taken_apart(scans, make_evaluator, workers):
+    data = scans("one", "broken-a", "two", "three")
+    outcome, _ = run(make_evaluator(data, batch_size=2, num_workers=workers))
+    assert list(outcome.faults) == ["broken-a"] and outcome.finished == 3
+    assert str(data[1]["image"]) not in outcome.faults["broken-a"] and "Traceback" not in outcome.faults["broken-a"]
+
+
+def test_images_come_in_the_order_of_the_list(scans, make_evaluator):
+    data = scans("one", "two", "three", "four")
+    _, expected = run(make_evaluator(data))
+    _, shuffled = run(make_evaluator(data, shuffle=True))
+    assert all(torch.equal(shuffled[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("method", ["grata", "cotta", "ptbn"])
+def test_weights_that_are_loaded_at_each_start_undo_nothing(scans, make_evaluator, make_network, tmp_path, method):
+    torch.save(make_network().state_dict(), tmp_path / "model.pt")
+
+    def outcome(*names):
+        torch.manual_seed(11)
+        network = make_network()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter)  # what the checkpoint is to replace
+        loader = CheckpointLoader(str(tmp_path / "model.pt"), {"model": network})
+        return run(make_evaluator(scans(*names), [loader], network), method)
+
+    _, expected = outcome("one", "two", "three")
+    found, parameters = outcome("broken-a", "one", "broken-b", "two", "three")
+    assert len(found.faults) == 2
+    assert all(torch.equal(parameters[name], value) for name, value in expected.items())
+
+
+def test_what_a_bundle_writes_at_the_end_is_written_whatever_image_was_faulty(scans, make_evaluator):
+    evaluator = make_evaluator(scans("one", "broken-a"))
+    ends = []
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda: ends.append("epoch"))
+    evaluator.add_event_handler(Events.COMPLETED, lambda: ends.append("run"))
+    run(evaluator)
+    assert ends == ["epoch", "run"]
+
+
+@pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_COMPLETED])
+def test_what_is_no_images_fault_ends_the_run(scans, make_evaluator, event):
+    def fail():
+        raise OSError("no space left")
+
+    evaluator = make_evaluator(scans("one", "two"))
+    evaluator.add_event_handler(event, fail)
+    outcome = EvaluatorRun(evaluator, NamedCases(create("ptbn", evaluator.network, {})))
+    with pytest.raises(OSError, match="no space left"):
+        outcome.run()
+    assert not outcome.faults
+
+
+def test_names_are_those_of_files_and_each_is_its_own(scans, make_evaluator):
+    data = scans("x/broken", "y/broken", "z/broken-2", "broken-one")
+    data += [{"image": "patient/series"}, {"image": "patient/IM0001.dcm"}]
+    outcome, _ = run(make_evaluator(data), "ptbn")
+    assert len(outcome.faults) == 6 and "broken-one" in outcome.faults
+    assert {"image-5", "image-6"} <= set(outcome.faults), "files and folders of DICOM may name the patient"
+    assert not any("patient" in text for pair in outcome.faults.items() for text in pair)
+
+
+class Stream(IterableDataset):
+    def __init__(self, count):
+        self.count = count
+
+    def __iter__(self):
+        return ({"image": torch.rand(1, 32, 32)} for _ in range(self.count))
+
+
+def test_a_stream_without_indices(make_evaluator):
+    outcome, _ = run(make_evaluator(Stream(3)))
+    assert (outcome.finished, outcome.images) == (3, 3)
+    with pytest.raises(GrataError, match="no image"):
+        run(make_evaluator(Stream(0)))
+
+
+def test_no_image_is_no_success(make_evaluator):
+    with pytest.raises(GrataError, match="no image"):
+        run(make_evaluator([]))
+
+
+def test_what_an_earlier_run_learnt_is_never_lost_by_accident(scans, make_evaluator, tmp_path):
+    folder = tmp_path / "adaptation"
+
+    def adaptation(**options):
+        return ZooAdaptation(make_evaluator(scans("one", "two")), output_dir=folder, activation="softmax", **options)
+
+    adaptation().run()
+    first = (folder / "adapted.safetensors").read_bytes()
+    with pytest.raises(GrataError, match="holds what an earlier run has learnt"):
+        adaptation()
+    with pytest.raises(GrataError, match="does not exist"):
+        adaptation(overwrite=True, start_from=tmp_path / "mistyped")
+    assert (folder / "adapted.safetensors").read_bytes() == first
+    adaptation(start_from=folder / "adapted").run()
+    assert Adaptation.read(folder / "adapted").cases == 4
+    adaptation(overwrite=True).run()
+    assert (folder / "adapted.safetensors").read_bytes() == first
+    assert len((folder / "journal.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_a_compiled_network_learns_belongs_to_its_own_names(scans, make_evaluator, make_network, tmp_path):
+    evaluator = make_evaluator(scans("one"))
+    plain = evaluator.network
+    evaluator.network = torch.compile(plain, backend="eager")
+    ZooAdaptation(evaluator, output_dir=tmp_path / "adaptation", activation="softmax").run()
+    names = Adaptation.read(tmp_path / "adaptation" / "adapted").names
+    assert names and all(place in plain.state_dict() for places in names.values() for place in places)
