@@ -1,6 +1,7 @@
 """The doctor tells beforehand what a run would find, or refuse."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -105,6 +106,21 @@ def test_affine_parameters_of_the_networks_own_are_counted(make_bundle):
     own = collect_affine_parameters(UNet(2, 1, 3, (4, 8), (2,), norm="batch"))
     facts = examine(bundle).facts
     assert facts["adapts"].startswith(f"{sum(p.numel() for p in own.values())} parameters of the network")
+
+
+def test_modules_of_one_bundle_are_not_taken_for_those_of_another(make_bundle, tmp_path):
+    bundle = make_bundle(network_def={"_target_": "scripts.net.Net"})
+    for classes in (2, 5):
+        other = tmp_path / f"bundle_{classes}"
+        shutil.copytree(bundle / "configs", other / "configs")
+        (other / "scripts").mkdir()
+        (other / "scripts" / "net.py").write_text(
+            "from torch import nn\n\n\n"
+            "class Net(nn.Sequential):\n"
+            "    def __init__(self):\n"
+            f"        super().__init__(nn.Conv2d(1, {classes}, 1), nn.BatchNorm2d({classes}))\n"
+        )
+        assert examine(other).facts["adapts"].startswith(f"{2 * classes} parameters of the network")
 
 
 def test_a_method_and_its_settings_can_be_asked_for(make_bundle):

@@ -148,6 +148,11 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     settings = config.raw("settings") if "method" in overrides else {}
     _tell_methods(report, network, head, unit, given, names, settings)
     report.facts["images"] = "in 0..1" if unit else "of another range than 0..1, which the strong view keeps"
+    if any("grata prepare" in lack for lack in report.methods.values()) and not (root / "configs/adapt.yaml").is_file():
+        report.facts["prepare"] = (
+            "python -m grata prepare reads images and labels by a configs/adapt.yaml of this project's kind, which this "
+            "bundle does not have"
+        )
     if report.adapts:
         report.facts["run"] = (
             f"python -m monai.bundle run adapt --bundle_root . --config_file \"['{file.relative_to(root)}', "
@@ -215,6 +220,7 @@ class _Config:
         """What a key stands for; None where there is no such key."""
         if key not in self._parser:
             return None
+        before = set(sys.modules)
         sys.path.insert(0, str(self.root))
         try:
             return self._parser.get_parsed_content(key)
@@ -222,6 +228,11 @@ class _Config:
             raise GrataError(f"{self.file}: its {key} cannot be made. {explain(error)}") from error
         finally:
             sys.path.remove(str(self.root))
+            # The next bundle's modules may have the same names.
+            for name in set(sys.modules) - before:
+                file = getattr(sys.modules[name], "__file__", None)
+                if file is not None and Path(file).resolve().is_relative_to(self.root.resolve()):
+                    del sys.modules[name]
 
 
 def _weights(config: _Config, network: nn.Module, report: Report) -> str:
