@@ -195,3 +195,13 @@ def test_the_memory_keeps_the_last_and_finds_the_nearest_first():
     cosines, values = memory.nearest(torch.tensor([0.0, 2.0]), 5)
     assert len(memory) == 2 and [float(v) for v in values] == [1.0, 0.5]
     torch.testing.assert_close(cosines, torch.tensor([math.sin(1.0), math.sin(0.5)]))
+
+
+def test_a_memory_that_was_read_from_a_file_goes_on_where_the_network_computes():
+    """``meta`` stands for any other device than the CPU, where what is read lies."""
+    read = MemoryBank(3)
+    read.load_state_dict({"keys": [torch.ones(2), torch.zeros(2)], "values": [torch.ones(1), torch.zeros(1)]})
+    read.add(torch.ones(2, device="meta"), torch.ones(1, device="meta"))
+    state = read.state_dict()
+    for tensors in (state["keys"], state["values"]):
+        assert [tensor.device.type for tensor in tensors] == ["meta"] * 3

@@ -25,14 +25,16 @@ class MemoryBank:
         return len(self._keys)
 
     def add(self, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Keep copies of a pair, in place of the oldest one when the memory is full.
+        """Keep copies of a pair, in place of the oldest one when the memory is full; the others follow to its device.
 
         Args:
             key: any shape, the same for all pairs.
             value: any shape.
         """
-        self._keys = [*self._keys, key.detach().flatten().clone()][-self.size :]
-        self._values = [*self._values, value.detach().clone()][-self.size :]
+        # those of a state that was read from a file lie on the CPU
+        keys, values = [k.to(key.device) for k in self._keys], [v.to(value.device) for v in self._values]
+        self._keys = [*keys, key.detach().flatten().clone()][-self.size :]
+        self._values = [*values, value.detach().clone()][-self.size :]
 
     def nearest(self, key: torch.Tensor, count: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The pairs whose keys are nearest to ``key``, the nearest first, the older one first where two are as near.
