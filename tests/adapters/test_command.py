@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from grata.adapters import Adaptation, AdapterBank, load, run_bank, save
+from grata.adapters import AdapterBank, load, run_bank, save
 from grata.errors import GrataError
 
 
@@ -104,11 +105,21 @@ def test_the_command_itself(folder, tmp_path):
     assert not listed.stderr
 
 
-def test_an_adaptation_that_is_not_of_a_bank_is_listed_too(folder, make_method, capsys):
-    save(make_method("source"), folder / "mine")
+@pytest.mark.parametrize("name", ["unet", "unet-0123456789ab", "unknown", "mine"])
+def test_what_is_no_entry_is_neither_listed_nor_removed(name, folder, make_method, make_network, capsys):
+    """Weights under any name, also as a model hub calls them, and a saved adaptation that is not of the bank."""
+    path = folder / f"{name}.safetensors"
+    if name == "mine":
+        save(make_method("source"), path)
+    else:
+        save_file(make_network(2).state_dict(), path)
+    before = path.read_bytes()
     assert run_bank("list", folder) == 0
-    assert "not told" in capsys.readouterr().out
-    assert Adaptation.read(folder / "mine").cases == 0
+    assert name not in capsys.readouterr().out
+    with pytest.raises(GrataError, match=f"there is no entry '{name}'"):
+        run_bank("reset", folder, name)
+    assert run_bank("reset", folder, all=True) == 0
+    assert path.read_bytes() == before and AdapterBank(folder).entries() == []
 
 
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 
 from ..errors import GrataError, OutputError
 from ..files import check_output_dir, remove_leftovers
-from .saved import Adaptation, card_path, saved_digest
+from .saved import Adaptation, card_path, is_other, saved_digest
 from .tags import SCANNER, check_tags, scanner_tags
 
 __all__ = ["UNKNOWN", "AdapterBank", "entry_name", "make_bank", "replace"]
@@ -26,6 +26,7 @@ __all__ = ["UNKNOWN", "AdapterBank", "entry_name", "make_bank", "replace"]
 UNKNOWN = "unknown"
 """Entry of scans that tell neither site nor scanner; also the site of cases whose site was not given."""
 
+_NAME = re.compile(rf"{UNKNOWN}|.+-[0-9a-f]{{12}}")
 _WAIT_S = 60
 
 
@@ -87,8 +88,8 @@ class AdapterBank:
         return self.path / f"{entry}.safetensors"
 
     def entries(self) -> list[str]:
-        """Names of all entries, damaged ones as well."""
-        return sorted(path.stem for path in self.path.glob("*.safetensors") if not path.name.startswith("."))
+        """Names of all entries, damaged ones as well. Other files, such as weights, are none."""
+        return sorted(path.stem for path in self.path.glob("*.safetensors") if _is_entry(path))
 
     def read(self, entry: str) -> Adaptation:
         """An entry.
@@ -102,7 +103,8 @@ class AdapterBank:
         try:
             return Adaptation.read(path)
         except GrataError as error:
-            raise GrataError(f"{error} To start it anew: python -m grata bank reset {self.path} {entry}") from error
+            hint = f" To start it anew: python -m grata bank reset {self.path} {entry}" if _is_entry(path) else ""
+            raise GrataError(f"{error}{hint}") from error
 
     def write(self, entry: str, adaptation: Adaptation, before: str | None) -> str:
         """Write an entry.
@@ -149,6 +151,10 @@ class AdapterBank:
                 yield
         except Timeout as error:
             raise OutputError(f"bank: another process has held {self.path} for {_WAIT_S} s. End it.") from error
+
+
+def _is_entry(path: Path) -> bool:
+    return _NAME.fullmatch(path.stem) is not None and not path.name.startswith(".") and not is_other(path)
 
 
 def entry_name(key: Mapping[str, str]) -> str:

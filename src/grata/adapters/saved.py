@@ -24,7 +24,17 @@ from ..normalization.affine import ATTACHED
 from ..prepared import network_digest
 from .codec import decode, encode
 
-__all__ = ["Adaptation", "apply", "card_path", "load", "save", "saved_digest", "saved_path", "source_digest"]
+__all__ = [
+    "Adaptation",
+    "apply",
+    "card_path",
+    "is_other",
+    "load",
+    "save",
+    "saved_digest",
+    "saved_path",
+    "source_digest",
+]
 
 _HEADER = "grata_adaptation"
 _FORMAT = 1
@@ -295,6 +305,15 @@ def saved_digest(path: Path) -> str | None:
             return _header(file).get("content")
     except (SafetensorError, OSError, ValueError):
         return None
+
+
+def is_other(path: Path) -> bool:
+    """Whether a file is whole and holds something else than a saved adaptation, such as weights."""
+    try:
+        with safe_open(path, "pt") as file:
+            return _HEADER not in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
 
 
 def _header(file: Any) -> dict[str, Any]:
