@@ -10,7 +10,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.transforms import LoadImaged
 
-from grata.adapters import Adaptation, AdapterBank, save
+from grata.adapters import Adaptation, AdapterBank, Keeper, save
 from grata.errors import GrataError, OutputError
 from grata.handlers import AdaptationHandler, Journal
 
@@ -211,6 +211,27 @@ def test_two_runs_at_a_time_do_not_write_over_each_other(make_method, run, tmp_p
     assert same_state(entry(AdapterBank(tmp_path), "A").state, alone.state_dict())
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_what_another_run_writes_right_after_an_entry_was_read_is_not_lost(
+    name, make_method, run, tmp_path, same_state
+):
+    class Slow(AdapterBank):
+        def read(self, entry):
+            found = super().read(entry)
+            run(make_method(name), items("A"), bank=tmp_path)
+            return found
+
+    run(make_method(name), items("A"), bank=tmp_path)
+    with pytest.raises(OutputError, match="by somebody else"):
+        run(make_method(name), items("A"), bank=Slow(tmp_path))
+    alone = make_method(name)
+    run(alone, items("A") * 2)
+    assert same_state(entry(AdapterBank(tmp_path), "A").state, alone.state_dict())
+    # and alone it goes on
+    run(make_method(name), items("A"), bank=tmp_path)
+    assert entry(AdapterBank(tmp_path), "A").cases == 3
+
+
 def test_an_entry_that_was_reset_starts_from_the_source(make_method, run, tmp_path, same_state):
     run(make_method("tent"), items(), bank=tmp_path)
     bank = AdapterBank(tmp_path)
@@ -259,6 +280,20 @@ def test_what_an_earlier_run_learnt_is_not_written_over(make_method, run, tmp_pa
     with pytest.raises(OutputError, match="Give it as start_from"):
         run(make_method("tent"), items("B"), save_to=tmp_path / "a")
     assert (tmp_path / "a.safetensors").read_bytes() == before
+
+
+def test_what_another_run_saves_after_the_start_was_read_is_not_lost(make_method, images, run, tmp_path):
+    path = tmp_path / "a.safetensors"
+    run(make_method("tent"), items("A"), save_to=path)
+    method = make_method("tent")
+    keeper = Keeper(method, start_from=path, save_to=path)
+    run(make_method("tent"), items("B"), start_from=path, save_to=path)
+    before = path.read_bytes()
+    keeper.begin(images[0])
+    method.adapt(images[0])
+    with pytest.raises(OutputError, match="by somebody else"):
+        keeper.keep()
+    assert path.read_bytes() == before
 
 
 def test_new_entries_start_from_a_saved_adaptation(make_method, run, tmp_path, same_state):

@@ -127,7 +127,7 @@ class Keeper:
             "key": self._key,
             "cases": self._staged.cases,
             "before": before.digest,
-            "after": self._staged.content()[1]["content"],
+            "after": self._staged.digest,
             "others": {place: kept.digest for place, kept in self._kept.items() if place != self._place},
         }
 
@@ -212,7 +212,8 @@ class Keeper:
         else:
             return _Kept(self.method.state_dict())
         adaptation.put(self.method, self._source(), start)
-        return _Kept(adaptation.state, adaptation.cases, saved_digest(path) if goes_on else None)
+        # of what was read, not of what somebody may have written there since
+        return _Kept(adaptation.state, adaptation.cases, adaptation.digest if goes_on else None)
 
     def _file(self, place: str) -> Path | None:
         return self.save_to if self.bank is None else self.bank.file(place)

@@ -134,6 +134,11 @@ class Adaptation:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
         return {**fields, "attached": sum(map(len, self.attached.values()))}
 
+    @property
+    def digest(self) -> str:
+        """That of its content, which a file's header has as well, see :func:`saved_digest`."""
+        return self.content()[1]["content"]
+
     def content(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and header; its ``content``, a digest of both, is the same for the same adaptation in any process.
 
