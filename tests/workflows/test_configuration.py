@@ -2,6 +2,9 @@ import sys
 
 import pytest
 import torch
+from monai.data import Dataset
+from monai.transforms import LoadImaged
+from torch.utils.data import DataLoader
 
 from grata.errors import GrataError
 from grata.workflows import check_device
@@ -49,6 +52,46 @@ def test_the_message_for_the_user_is_found_wherever_it_is_in_the_chain():
     except RuntimeError as error:
         assert explain(error) == "file x is empty: copy it anew"
     assert "ValueError: bad" in explain(ValueError("bad"))
+
+
+def _told(transform, file, num_workers):
+    """How a data loader's fault is told."""
+    with pytest.raises(Exception) as caught:
+        list(DataLoader(Dataset([{"image": str(file)}], transform), num_workers=num_workers))
+    return explain(caught.value)
+
+
+@pytest.mark.parametrize("reader", [None, "PILReader", "NibabelReader"])
+@pytest.mark.parametrize("name", ["scan.png", "scan.nii.gz"])
+def test_a_broken_file_is_told_in_one_sentence_with_and_without_workers(name, reader, tmp_path):
+    (tmp_path / name).write_bytes(b"broken")
+    told, from_worker = (_told(LoadImaged("image", reader=reader), tmp_path / name, n) for n in (0, 1))
+    assert told == from_worker
+    # what the reader that was asked for says of it; by default each format has its own
+    pictures = reader == "PILReader" or (reader is None and name == "scan.png")
+    assert ("UnidentifiedImageError: cannot identify" if pictures else "ImageFileError: ") in told
+    assert name in told and len(told.replace(str(tmp_path), "")) < 250
+    for noise in ("Traceback", "site-packages", "0x", "\n", "applying transform"):
+        assert noise not in told
+
+
+def _refuse(item):
+    raise GrataError("file x is empty: copy it anew")
+
+
+class _Refusing(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        _refuse(index)
+
+
+def test_a_message_for_the_user_comes_out_of_a_worker_as_it_is():
+    assert _told(_refuse, "x", 1) == "file x is empty: copy it anew"
+    with pytest.raises(GrataError) as caught:
+        list(DataLoader(_Refusing(), num_workers=1))
+    assert explain(caught.value) == "file x is empty: copy it anew"
 
 
 @pytest.mark.parametrize(

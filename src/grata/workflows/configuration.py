@@ -54,6 +54,13 @@ _READ_BY_MONAI = {
     "key_metric",
 }
 _REFERENCE = re.compile(r"[@%]([A-Za-z_]\w*)")
+_TRACEBACK = "Traceback (most recent call last):\n"
+# What follows that line: calls, then the name and message of the exception, up to the next one of the chain.
+_RAISED = re.compile(
+    r"(?:[ \t][^\n]*\n)*([^\s:]+)(?:: (.*?))?\s*(?:\n\n(?:Traceback|The above exception|During handling)|\Z)", re.DOTALL
+)
+# Addresses differ between runs, and lines of a library's source tell a user nothing.
+_NOISE = re.compile(r"\S+\.[ch]xx:\d+:\s+|\(0x[0-9a-fA-F]+\)| at 0x[0-9a-fA-F]+")
 
 
 def start(
@@ -210,13 +217,11 @@ def explain(error: BaseException) -> str:
 def _explained(error: BaseException) -> str:
     chain = list(causes(error))
     for link in chain:
-        if isinstance(link, GrataError):
+        if isinstance(link, GrataError) and _TRACEBACK not in str(link):
             return str(link)
     root = chain[-1]
-    # A worker process of the data loader hands its exception over as the text of its traceback.
-    if "in DataLoader worker process" in str(root):
-        own = re.search(r"^grata\.errors\.\w+: (.*)$", str(root), flags=re.MULTILINE)
-        return own[1] if own else str(root).strip().splitlines()[-1]
+    if _TRACEBACK in str(root) and (own := re.findall(r"^grata\.errors\.\w+: (.*)$", str(root), flags=re.MULTILINE)):
+        return own[-1]
     key, component = _config_item(error)
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(root))
     if argument and callable(component) and argument[1] not in inspect.signature(component).parameters:
@@ -226,7 +231,22 @@ def _explained(error: BaseException) -> str:
         name = getattr(component, "__name__", component)
         return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {name}. {hint}"
     where = f"{key}: " if key else ""
-    return f"{where}{type(root).__name__}: {' '.join(str(root).split())} (--traceback true shows where)"
+    return f"{where}{_sentence(type(root).__name__, str(root))} (--traceback true shows where)"
+
+
+def _sentence(name: str, text: str) -> str:
+    """An exception's name and message, with the first cause in place of tracebacks that the message quotes.
+
+    A worker process of the data loader hands its exception over as the text of its traceback, and MONAI's ``LoadImage``
+    quotes that of each reader which it tried, the one that was asked for first.
+    """
+    own, _, quoted = text.partition(_TRACEBACK)
+    found = _RAISED.match(quoted)
+    cause = _sentence(found[1].rsplit(".", 1)[-1], found[2] or "") if found else ""
+    if "in DataLoader worker process" in own:
+        return cause or name
+    own = own.split("\n")[0] if cause else own.split("The current registered:")[0]
+    return " ".join(_NOISE.sub("", f"{name}: {own} {cause}").split())
 
 
 def _config_item(error: BaseException) -> tuple[str, Any]:
