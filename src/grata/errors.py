@@ -1,6 +1,6 @@
 """Errors that are written for the person who runs the command, not for the developer."""
 
-__all__ = ["GrataError", "OutputError"]
+__all__ = ["GrataError", "OutputError", "RunError"]
 
 
 class GrataError(Exception):
@@ -10,5 +10,9 @@ class GrataError(Exception):
     """
 
 
-class OutputError(GrataError):
+class RunError(GrataError):
+    """No image's fault: no later case could be done either."""
+
+
+class OutputError(RunError):
     """The output folder cannot be written: no later case could be kept either."""

@@ -580,7 +580,7 @@ def test_a_row_of_the_zoo(name, tmp_path, monkeypatch):
     assert f"{row.dims}D, {row.classes} output channels" in facts["network"]
     assert f"{row.layers} {row.norm}" in facts["normalization"]
     count = sum(tensor.numel() for tensor in learnt.values())
-    assert facts["adapts"].startswith(f"{count:,} parameters {'attached' if row.attached else 'of normalization'}")
+    assert facts["adapts"].startswith(f"{count:,} parameters {'attached' if row.attached else 'of the network'}")
 
 
 def test_a_scan_that_cannot_be_read(tmp_path):

@@ -14,8 +14,9 @@ from monai.transforms import Activationsd, Compose, LoadImaged, ScaleIntensityd
 from torch.utils.data import IterableDataset
 
 from grata.adapters import Adaptation
-from grata.errors import GrataError
+from grata.errors import GrataError, RunError
 from grata.methods import create
+from grata.workflows.configuration import causes
 from grata.zoo import EvaluatorRun, ZooAdaptation
 from grata.zoo.run import NamedCases
 
@@ -146,6 +147,43 @@ def test_names_are_those_of_files_and_each_is_its_own(scans, make_evaluator):
     assert not any("patient" in text for pair in outcome.faults.items() for text in pair)
 
 
+def test_no_file_of_a_faulty_image_is_named_whatever_its_key(make_evaluator, tmp_path):
+    item = {"image": torch.rand(1, 32, 32), "art": str(tmp_path / "DOE_JANE" / "series.npy")}
+    evaluator = make_evaluator([item])
+    evaluator.data_loader.dataset.transform = LoadImaged("art")
+    outcome, _ = run(evaluator, "ptbn")
+    assert len(outcome.faults) == 1 and not any("DOE" in text for pair in outcome.faults.items() for text in pair)
+
+
+@pytest.mark.parametrize("wrong", [{"output": "foo"}, {"start_from": "other"}])
+def test_what_no_image_could_pass_ends_the_run(scans, make_evaluator, tmp_path, wrong):
+    if "start_from" in wrong:
+        ZooAdaptation(make_evaluator(scans("one")), "tent", output_dir=tmp_path / "tent", activation="softmax").run()
+        wrong = {"start_from": tmp_path / "tent" / "adapted"}
+    adaptation = ZooAdaptation(make_evaluator(scans("one", "two")), activation="softmax", **wrong)
+    with pytest.raises(Exception) as error:
+        adaptation.run()
+    assert any(isinstance(cause, RunError) for cause in causes(error.value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("overwrite", "maybe"),
+        ("traceback", 3),
+        ("output_dir", 3),
+        ("prepared", "nowhere.safetensors"),
+        ("affine", "maybe"),
+        ("windows", 3),
+        ("bank", {"tags": ["PatientName"]}),
+        ("seed", "abc"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_key(make_evaluator, scans, key, value):
+    with pytest.raises(GrataError, match=f"adaptation#{key}"):
+        ZooAdaptation(make_evaluator(scans("one")), activation="softmax", **{key: value})
+
+
 class Stream(IterableDataset):
     def __init__(self, count):
         self.count = count
@@ -174,7 +212,7 @@ def test_what_an_earlier_run_learnt_is_never_lost_by_accident(scans, make_evalua
 
     adaptation().run()
     first = (folder / "adapted.safetensors").read_bytes()
-    with pytest.raises(GrataError, match="holds what an earlier run has learnt"):
+    with pytest.raises(GrataError, match="holds what an earlier run has left"):
         adaptation()
     with pytest.raises(GrataError, match="does not exist"):
         adaptation(overwrite=True, start_from=tmp_path / "mistyped")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import GrataError
+from ..errors import GrataError, RunError
 from ..normalization import Rule
 from ..objectives import entropy_loss
 from ..objectives.activation import check_activation
@@ -198,9 +198,9 @@ def logits_in(output: Any, which: str | int | None) -> torch.Tensor:
         try:
             output = output[which]
         except (LookupError, TypeError, ValueError) as error:
-            raise GrataError(f"output: {which!r} is not in what the network returns, {_described(output)}.") from error
+            raise RunError(f"output: {which!r} is not in what the network returns, {_described(output)}.") from error
     if not isinstance(output, torch.Tensor):
-        raise GrataError(f"The network returns {_described(output)}: name the logits by output.")
+        raise RunError(f"output: the network returns {_described(output)}. Name the logits in it by this key.")
     return output
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from .start import bundle_postprocessing
 
 __all__ = ["ADAPTED", "ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
 
+_KEY = re.compile(r"(windows|bank|start_from)\b[#:]")
 ADAPTED = "adapted.safetensors"
 """What a run without a bank has learnt, in its folder."""
 
@@ -94,23 +96,33 @@ class ZooAdaptation:
             affine=affine,
             activation=constant(activation),
             output=constant(output),
-            prepared=constant(prepared) or prepared_of(bundle_root),
+            prepared=_existing(constant(prepared)) or prepared_of(bundle_root),
             reset=constant(reset),
             seed=seed,
         )
         bank, start_from = constant(bank), constant(start_from)
-        self._folder = None if constant(output_dir) is None else check_output_dir(output_dir)
+        flags = {"overwrite": constant(overwrite), "traceback": constant(traceback)}
+        for key, flag in flags.items():
+            if not isinstance(flag, bool):
+                raise GrataError(f"adaptation#{key}: it is true or false, got {flag!r}.")
+        folder = constant(output_dir)
+        if not isinstance(folder, str | Path | None):
+            raise GrataError(f"adaptation#output_dir: it is a folder, got {folder!r}. Write ./ before its name.")
+        self._folder = None if folder is None else check_output_dir(folder)
         saves = self._folder is not None and bank is None and bool(self.method.parameters)
-        self.handler = NamedCases(
-            self.method,
-            windows=constant(windows),
-            journal=self._folder and self._folder / JOURNAL,
-            bank=bank,
-            start_from=start_from,
-            save_to=self._folder / ADAPTED if saves else None,
-        )
-        self._replaced = _replaced(self._folder, start_from, constant(overwrite) is True)
-        self._traceback = constant(traceback) is True
+        try:
+            self.handler = NamedCases(
+                self.method,
+                windows=constant(windows),
+                journal=self._folder and self._folder / JOURNAL,
+                bank=bank,
+                start_from=start_from,
+                save_to=self._folder / ADAPTED if saves else None,
+            )
+        except GrataError as error:
+            raise GrataError(f"adaptation#{error}" if _KEY.match(str(error)) else str(error)) from error
+        self._replaced = [] if bank is not None else _replaced(self._folder, start_from, flags["overwrite"])
+        self._traceback = flags["traceback"]
 
     def run(self) -> None:
         """Run the evaluator over all images that the bundle finds.
@@ -207,17 +219,25 @@ def _replaced(folder: Path | None, start_from: str | Path | None, overwrite: boo
     """
     if folder is None:
         return []
-    saved = folder / ADAPTED
+    journal, saved = folder / JOURNAL, folder / ADAPTED
     if start_from is not None and saved.is_file() and saved_path(start_from).resolve() == saved.resolve():
         return []
     if overwrite:
-        return [folder / JOURNAL, saved, card_path(saved)]
-    if saved.is_file():
+        return [journal, saved, card_path(saved)]
+    if journal.is_file() or saved.is_file():
+        go_on = f"--adaptation#start_from {saved} to go on from it, " if saved.is_file() else ""
         raise GrataError(
-            f"adaptation#output_dir: {saved} holds what an earlier run has learnt. Add --adaptation#start_from {saved} "
-            "to go on from it, --adaptation#overwrite true to start anew, or name another --adaptation#output_dir."
+            f"adaptation#output_dir: {folder} holds what an earlier run has left. Add {go_on}--adaptation#overwrite true to "
+            "start anew, or name another --adaptation#output_dir."
         )
     return []
+
+
+def _existing(prepared: str | Path | None) -> str | Path | None:
+    """``prepared``, which a method reads only when it needs it; :class:`GrataError` unless it is a file."""
+    if prepared is not None and not Path(prepared).is_file():
+        raise GrataError(f"adaptation#prepared: {prepared} does not exist. Name a file of python -m grata prepare.")
+    return prepared
 
 
 def prepared_of(bundle_root: str | Path | None) -> Path | None:

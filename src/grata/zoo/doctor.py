@@ -93,8 +93,11 @@ def examine(path: str | Path, config_file: str | None = None, **overrides: Any) 
         GrataError: there is nothing of these kinds, or its configuration or network cannot be made.
     """
     path = Path(path).expanduser()
+    if not path.exists():
+        raise GrataError(f"{path} does not exist. Name a folder or a file.")
     if path.is_file():
-        return _of_script(path, **_only(overrides, "activation", "output"))
+        given = {key.removeprefix("adaptation#"): value for key, value in overrides.items()}
+        return _of_script(path, **_only(given, "activation", "output"))
     if (path / "plans.json").is_file():
         return _of_nnunet(path, **_only(overrides, "folds", "checkpoint_name"))
     return _of_bundle(path, config_file, overrides)
@@ -167,8 +170,8 @@ def _of_script(path: Path, **settings: Any) -> Report:
         network = torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise GrataError(
-            f"{path}: it is no TorchScript file ({str(error).strip().splitlines()[0]}). Weights alone (a state dict) "
-            "tell nothing of the network: give the folder of their bundle."
+            f"{path}: it is no TorchScript file. Weights alone (a state dict) tell nothing of the network: give the folder "
+            "of their bundle."
         ) from error
     _tell_network(report, network, None)
     _tell_methods(report, network, Head(), True, settings)

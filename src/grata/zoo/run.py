@@ -12,11 +12,12 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.handlers import StatsHandler
+from monai.utils import CommonKeys
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from tqdm import tqdm
 
 from .. import __version__
-from ..errors import GrataError, OutputError
+from ..errors import GrataError, RunError
 from ..handlers import AdaptationHandler
 from ..workflows.checks import require_finite
 from ..workflows.configuration import causes, explain
@@ -150,7 +151,7 @@ class EvaluatorRun:
             self.handler.method.restore()
         else:
             self.handler.method.load_state_dict(self._committed)
-        if any(isinstance(cause, OutputError) for cause in causes(error)):
+        if any(isinstance(cause, RunError) for cause in causes(error)):
             raise error
         failed, rest = left[0], left[1:]
         if len(failed) > 1:
@@ -256,15 +257,20 @@ _ENDINGS = (
 
 
 def _files(dataset: Any, index: int) -> list[Path]:
-    """Files that an item of a ``monai.data.Dataset`` names, before it is read."""
+    """Files that an item of a ``monai.data.Dataset`` names, before it is read; its image's first."""
     data = getattr(dataset, "data", None)
     item = data[index] if isinstance(data, list | tuple) and index < len(data) else None
-    image = item.get("image") if isinstance(item, Mapping) else item
-    images = image if isinstance(image, list | tuple) else [image]
-    return [Path(image) for image in images if isinstance(image, str | Path)]
+    if not isinstance(item, Mapping):
+        item = {CommonKeys.IMAGE: item}
+    values = [item[key] for key in sorted(item, key=lambda key: key != CommonKeys.IMAGE)]
+    paths = [path for value in values for path in (value if isinstance(value, list | tuple) else [value])]
+    return [Path(path) for path in paths if isinstance(path, str | Path)]
 
 
 def _without_paths(message: str, dataset: Any, index: int, name: str) -> str:
-    for path in sorted(map(str, _files(dataset, index)), key=len, reverse=True):
+    """A message without the names of files and folders, which may be those of patients."""
+    for path in sorted({str(path) for file in _files(dataset, index) for path in (file, file.resolve())}, key=len)[
+        ::-1
+    ]:
         message = message.replace(path, name)
     return message
