@@ -86,6 +86,8 @@ REFUSED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "Patien
 REFUSED += ("StudyInstanceUID", "SOPInstanceUID", "DeviceUID", "StudyDate", "AcquisitionDateTime", "ContentTime")
 REFUSED += ("AccessionNumber", "StudyID", "OperatorsName", "ReferringPhysicianName", "DateOfLastCalibration")
 REFUSED += ("AdmissionID", "RequestedProcedureID", "StudyDescription", "PixelData", "AcquisitionComments")
+# group 0018 too has what tells of the patient's body, and what somebody has typed
+REFUSED += ("HeartRate", "BodyPartExamined", "InterventionDrugName", "ContrastBolusAgent", "ProtocolName")
 
 
 @pytest.mark.parametrize("keyword", REFUSED)
@@ -95,6 +97,13 @@ def test_what_is_not_of_the_device_is_never_a_key(keyword):
         AdapterBank("bank", tags=["Manufacturer", keyword])
 
 
+def test_a_refusal_tells_what_is_taken():
+    with pytest.raises(GrataError) as refused:
+        check_tags(["ProtocolName"])
+    named = str(refused.value).rpartition("some of ")[2].rstrip(".").split(", ")
+    assert set(check_tags(named)) == set(named) >= set(SCANNER)
+
+
 @pytest.mark.parametrize("tags", ["Manufacturer", [], ["Manufaktur"], [3], None])
 def test_tags_that_are_none_are_refused(tags):
     with pytest.raises(GrataError, match="bank#tags"):
@@ -102,9 +111,9 @@ def test_tags_that_are_none_are_refused(tags):
 
 
 def test_tags_of_the_device_can_be_chosen():
-    tags = ["InstitutionName", "DeviceSerialNumber", "ReceiveCoilName", "RepetitionTime"]
-    meta = {"0008|0080": "North", "0018|1000": "42", "0018|0080": "8.16001"}
-    expected = {"InstitutionName": "North", "DeviceSerialNumber": "42", "RepetitionTime": "8.2"}
+    tags = ["InstitutionName", "DeviceSerialNumber", "ReceiveCoilName", "SliceThickness"]
+    meta = {"0008|0080": "North", "0018|1000": "42", "0018|0050": "1.2001"}
+    expected = {"InstitutionName": "North", "DeviceSerialNumber": "42", "SliceThickness": "1.2"}
     assert scanner_tags(meta, check_tags(tags)) == expected
 
 

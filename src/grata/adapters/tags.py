@@ -11,7 +11,6 @@ import pydicom
 import torch
 from monai.utils import ImageMetaKey
 from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.tag import Tag
 
 from ..data.dicom import quiet_libraries
 from ..errors import GrataError
@@ -21,11 +20,10 @@ __all__ = ["SCANNER", "check_tags", "scanner_tags"]
 SCANNER = ("Manufacturer", "ManufacturerModelName", "StationName", "MagneticFieldStrength")
 """Keywords that tell one scanner from another."""
 
-_ACQUISITION = 0x0018
-_OTHERS = ("Manufacturer", "ManufacturerModelName", "StationName", "InstitutionName", "InstitutionalDepartmentName")
-_OTHERS += ("Modality",)
+_DEVICE = (*SCANNER, "InstitutionName", "InstitutionalDepartmentName", "Modality", "DeviceSerialNumber")
+_DEVICE += ("SoftwareVersions", "ReceiveCoilName", "TransmitCoilName", "ScanningSequence", "SequenceVariant")
+_DEVICE += ("MRAcquisitionType", "KVP", "ConvolutionKernel", "SliceThickness")
 _NUMBERS = {"DS", "FL", "FD", "IS", "US", "SS", "UL", "SL"}
-_WORDS = {"AE", "CS", "LO", "SH"}
 # Above what any magnet reaches in tesla: some scanners write gauss.
 _GAUSS = 100.0
 _NOMINAL = 0.5
@@ -35,24 +33,24 @@ def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
     """``tags`` in DICOM's order, each once; they tell of the device and of nothing else.
 
     Args:
-        tags: DICOM keywords: of the acquisition (group 0018), or Manufacturer, ManufacturerModelName, StationName,
-            InstitutionName, InstitutionalDepartmentName, Modality.
+        tags: DICOM keywords: of the scanner (Manufacturer, ManufacturerModelName, StationName, InstitutionName,
+            InstitutionalDepartmentName, Modality, MagneticFieldStrength, DeviceSerialNumber, SoftwareVersions,
+            ReceiveCoilName, TransmitCoilName), or of how it makes images (ScanningSequence, SequenceVariant,
+            MRAcquisitionType, KVP, ConvolutionKernel, SliceThickness).
 
     Raises:
-        GrataError: one is no keyword, or could tell of the patient, the visit, a date or an object's UID.
+        GrataError: one is no keyword, or none of these: it could tell of the patient, the visit or a date, or hold
+            free text.
     """
     if isinstance(tags, str) or not isinstance(tags, Sequence) or not tags:
         raise GrataError(f"bank#tags: it is a list of DICOM keywords such as {list(SCANNER)}, got {tags!r}.")
     for keyword in tags:
-        number = tag_for_keyword(keyword) if isinstance(keyword, str) else None
-        if number is None:
+        if not isinstance(keyword, str) or tag_for_keyword(keyword) is None:
             raise GrataError(f"bank#tags: {keyword!r} is no DICOM keyword. For example {', '.join(SCANNER)}.")
-        kind = dictionary_VR(number) in _NUMBERS | _WORDS
-        device = Tag(number).group == _ACQUISITION and "Patient" not in keyword
-        if not kind or not (device or keyword in _OTHERS):
+        if keyword not in _DEVICE:
             raise GrataError(
                 f"bank#tags: {keyword} is not taken: names of files would be made of it, and only what tells of the "
-                f"device may be in them. Give keywords of DICOM's group 0018, or some of {', '.join(_OTHERS)}."
+                f"device may be in them. Give some of {', '.join(_DEVICE)}."
             )
     return tuple(sorted(set(tags), key=tag_for_keyword))
 
