@@ -181,8 +181,7 @@ def _report(run: Callable[[], int], stopped: str) -> None:
         status = run()
     # What a bundle's configuration calls can raise anything.
     except Exception as error:
-        # the remark is on an option of the command `adapt`
-        print(f"error: {explain(error).removesuffix(' (--traceback true shows where)')}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)

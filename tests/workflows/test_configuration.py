@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from grata.errors import GrataError
 from grata.workflows import check_device
-from grata.workflows.configuration import check_keys, explain, start
+from grata.workflows.configuration import check_keys, explain, plain_errors, start
 
 
 def test_a_key_that_nothing_refers_to_is_refused_with_the_one_that_was_meant():
@@ -51,7 +51,31 @@ def test_the_message_for_the_user_is_found_wherever_it_is_in_the_chain():
             raise RuntimeError("applying transform LoadImaged") from error
     except RuntimeError as error:
         assert explain(error) == "file x is empty: copy it anew"
-    assert "ValueError: bad" in explain(ValueError("bad"))
+
+
+def test_only_a_command_that_has_an_option_for_tracebacks_tells_of_it():
+    assert explain(ValueError("bad")) == "ValueError: bad"
+    assert explain(ValueError("bad"), hint="--a#traceback true") == "ValueError: bad (--a#traceback true shows where)"
+
+
+@pytest.mark.parametrize(
+    ("begin", "fault", "stopped"),
+    [
+        (start, "ValueError: bad (--traceback true shows where)", "--resume true goes on with the rest."),
+        (plain_errors, "ValueError: bad", "stopped."),
+        (lambda: plain_errors(hint="--x true", stopped="Done is kept."), "bad (--x true shows where)", "Done is kept."),
+    ],
+)
+def test_what_ends_a_command_is_told_with_the_options_that_it_has(begin, fault, stopped, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    for name in ("os.kill", "signal.signal"):  # Ctrl-C ends the process as a signal does
+        monkeypatch.setattr(name, lambda *arguments: None)
+    begin()
+    for error in (ValueError("bad"), KeyboardInterrupt()):
+        sys.excepthook(type(error), error, None)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("error: ") and told[0].endswith(fault)
+    assert told[-1].startswith("stopped.") and told[-1].endswith(stopped)
 
 
 def _told(transform, file, num_workers):

@@ -193,9 +193,7 @@ class _Runner:
         return score(labels, probabilities, label, site.regions, spacing, metrics.empty, scored)
 
     def _told(self, error: Exception, item: Item) -> str:
-        # the remark is on an option of the command `adapt`
-        text = explain(error).removesuffix(" (--traceback true shows where)")
-        return self.sites[item.site].without_folders(text, self.job.cases[item.site][item.case])
+        return self.sites[item.site].without_folders(explain(error), self.job.cases[item.site][item.case])
 
 
 @contextlib.contextmanager

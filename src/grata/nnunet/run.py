@@ -79,7 +79,7 @@ def predict(
         use_mirroring: predict mirrored images as well, as nnU-Net does.
         save_probabilities: also write ``<case>.npz`` and ``<case>.pkl``, as nnU-Net does.
         overwrite: predict every case again; False: leave out those whose outputs are there. What was adapted then is
-            not gone on from.
+            not gone on from, but for what a bank kept.
         traceback: show the Python traceback of each fault.
 
     Returns:
@@ -182,7 +182,7 @@ class _Run:
             except Exception as error:
                 if self.traceback:
                     tracebacks.print_exception(error)
-                self.faults.append(Fault(case, explain(error)))
+                self.faults.append(Fault(case, explain(error, "--traceback true")))
                 tqdm.write(f"{case}: {self.faults[-1].message}")
                 for fold, method in methods.items():
                     if committed:
@@ -197,9 +197,7 @@ class _Run:
     def _case(self, case: str, files: list[Path]) -> None:
         data, properties = self._preprocess(files)
         lines = [self._adapt(case, fold, data) for fold in self.predictor.methods]
-        self._export(case, self.predictor.logits(data), properties, lines)
-        for keeper in self.keepers.values():
-            keeper.keep()
+        self._finish(case, self.predictor.logits(data), properties, lines)
 
     def _adapt(self, case: str, fold: str, data: torch.Tensor) -> dict[str, Any]:
         method, started = self.predictor.methods[fold], time.perf_counter()
@@ -231,8 +229,10 @@ class _Run:
             ) from error
         return torch.from_numpy(data).to(torch.float32), properties
 
-    def _export(self, case: str, logits: torch.Tensor, properties: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-        """Write the outputs of a case by nnU-Net's own export; the segmentation, which says that it is done, last."""
+    def _finish(self, case: str, logits: torch.Tensor, properties: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+        """Export a case as nnU-Net does, keep what it taught, and only then let its segmentation take its name, which
+        says that all of it is done: a finished case is never missing in the bank.
+        """
         from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
         model = self.model
@@ -247,6 +247,8 @@ class _Run:
                 truncated,
                 self.save_probabilities,
             )
+            for keeper in self.keepers.values():
+                keeper.keep()
             for ending in (".npz", ".pkl") if self.save_probabilities else ():
                 os.replace(truncated + ending, self.output / f"{case}{ending}")
             for line in lines:

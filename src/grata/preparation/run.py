@@ -85,7 +85,7 @@ def prepare(
         try:
             preparation.add(case)
         except Exception as error:
-            fault = opened.without_folders(explain(error).removesuffix(" (--traceback true shows where)"), case)
+            fault = opened.without_folders(explain(error), case)
             faults.append(f"{case['case']}: {fault}")
             tqdm.write(faults[-1])
     if not preparation.images:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import logging
 import os
@@ -25,6 +26,8 @@ from ..errors import GrataError
 from ..methods import METHODS, check_settings
 
 __all__ = [
+    "STOPPED",
+    "TRACEBACK_HINT",
     "causes",
     "check_device",
     "check_keys",
@@ -37,6 +40,10 @@ __all__ = [
     "running_workflow",
     "start",
 ]
+
+# Options of the bundles' command `adapt`; other commands have others, or none.
+TRACEBACK_HINT = "--traceback true"
+STOPPED = "What is finished is kept; --resume true goes on with the rest."
 
 # Keys that MONAI itself reads; all others must be used by some other key.
 _READ_BY_MONAI = {
@@ -85,7 +92,7 @@ def start(
         GrataError: a key of the configuration or of the command line is used by nothing, as a mistyped one; a reference
             leads nowhere; a value is of the wrong kind.
     """
-    plain_errors(traceback)
+    plain_errors(traceback, hint=TRACEBACK_HINT, stopped=STOPPED)
     for key, value in {"traceback": traceback, **(flags or {})}.items():
         if not isinstance(constant(value), bool):
             raise GrataError(f"{key}: it is true or false, got {value!r}.")
@@ -115,10 +122,16 @@ def start(
                 workflow.parser.set(constant(value), key)
 
 
-def plain_errors(traceback: bool | str | None = False) -> None:
-    """Tell what ends the process in plain words from now on, unless ``traceback`` is true."""
+def plain_errors(traceback: bool | str | None = False, hint: str | None = None, stopped: str = "") -> None:
+    """Tell what ends the process in plain words from now on.
+
+    Args:
+        traceback: leave Python's tracebacks as they are.
+        hint: option that shows them, see :func:`explain`.
+        stopped: what to say on Ctrl-C of what was done so far.
+    """
     if constant(traceback) is not True:
-        sys.excepthook = _plain_error
+        sys.excepthook = functools.partial(_plain_error, hint=hint, stopped=stopped)
     quiet()
 
 
@@ -209,12 +222,18 @@ def check_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def explain(error: BaseException) -> str:
-    """One sentence for a person: the message of the :class:`GrataError` behind ``error``, or the root cause's own."""
-    return printable(_explained(error))
+def explain(error: BaseException, hint: str | None = None) -> str:
+    """One sentence for a person: the message of the :class:`GrataError` behind ``error``, or the root cause's own.
+
+    Args:
+        error: what was raised.
+        hint: option of the running command that shows the traceback, such as ``--traceback true``; None where it has
+            none.
+    """
+    return printable(_explained(error, hint))
 
 
-def _explained(error: BaseException) -> str:
+def _explained(error: BaseException, hint: str | None) -> str:
     chain = list(causes(error))
     for link in chain:
         if isinstance(link, GrataError) and _TRACEBACK not in str(link):
@@ -227,11 +246,12 @@ def _explained(error: BaseException) -> str:
     if argument and callable(component) and argument[1] not in inspect.signature(component).parameters:
         known = list(inspect.signature(component).parameters)
         near = difflib.get_close_matches(argument[1], known, n=1)
-        hint = f"Did you mean {key}#{near[0]}?" if near else f"Its arguments are {', '.join(known)}."
+        remedy = f"Did you mean {key}#{near[0]}?" if near else f"Its arguments are {', '.join(known)}."
         name = getattr(component, "__name__", component)
-        return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {name}. {hint}"
+        return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {name}. {remedy}"
     where = f"{key}: " if key else ""
-    return f"{where}{_sentence(type(root).__name__, str(root))} (--traceback true shows where)"
+    shown = f" ({hint} shows where)" if hint else ""
+    return f"{where}{_sentence(type(root).__name__, str(root))}{shown}"
 
 
 def _sentence(name: str, text: str) -> str:
@@ -270,9 +290,11 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
-def _plain_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _plain_error(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None, hint: str | None, stopped: str
+) -> None:
     if isinstance(error, KeyboardInterrupt):
-        print("\nstopped. What is finished is kept; --resume true goes on with the rest.", file=sys.stderr, flush=True)
+        print(f"\nstopped. {stopped}".rstrip(), file=sys.stderr, flush=True)
         if os.name == "posix":
             # A shell tells by the signal that it was the user who stopped it; Python forgets it where the interrupt
             # came in the middle of an evaluated expression.
@@ -280,7 +302,7 @@ def _plain_error(kind: type[BaseException], error: BaseException, trace: Traceba
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
     elif isinstance(error, Exception):
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {explain(error, hint)}", file=sys.stderr)
     else:
         tracebacks.print_exception(kind, error, trace)
 

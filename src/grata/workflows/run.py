@@ -27,7 +27,7 @@ from ..errors import GrataError, OutputError
 from ..files import JOURNAL, OVERVIEW, atomic_write, check_output_dir, remove_leftovers
 from ..handlers import AdaptationHandler, Journal
 from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary, write_volumes
-from .configuration import causes, explain
+from .configuration import STOPPED, TRACEBACK_HINT, causes, explain
 from .outputs import OutputHandler
 
 __all__ = ["AdaptationRun"]
@@ -279,7 +279,7 @@ class AdaptationRun:
         case = next(c["case"] for c in engine.data_loader.dataset.data if c["case"] not in done)
         if self.traceback:
             tracebacks.print_exception(error)
-        message = explain(error)
+        message = explain(error, TRACEBACK_HINT)
         tqdm.write(f"{case}: {message}")
         if stopped := next((cause for cause in causes(error) if isinstance(cause, OutputError)), None):
             self._stopped_by = stopped
@@ -330,8 +330,7 @@ class AdaptationRun:
             print(f"error: {unwritten}")
         if self._stopped_by is not None:
             left = sum(case["case"] not in self.finished for case in self.discovery.cases)
-            kept = "What is finished is kept; --resume true goes on with the rest."
-            print(f"stopped early: {left} cases are left. {kept}")
+            print(f"stopped early: {left} cases are left. {STOPPED}")
         return 1 if self.faults or unwritten else 0
 
 
