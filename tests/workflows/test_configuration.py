@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from grata.errors import GrataError
 from grata.workflows import check_device
-from grata.workflows.configuration import check_keys, explain, plain_errors, start
+from grata.workflows.configuration import check_keys, constant, explain, plain_errors, start
 
 
 def test_a_key_that_nothing_refers_to_is_refused_with_the_one_that_was_meant():
@@ -76,6 +76,18 @@ def test_what_ends_a_command_is_told_with_the_options_that_it_has(begin, fault, 
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("error: ") and told[0].endswith(fault)
     assert told[-1].startswith("stopped.") and told[-1].endswith(stopped)
+
+
+def test_words_of_the_command_line_are_converted_at_any_depth_and_nothing_else_is():
+    network = torch.nn.Identity()
+    given = {"reverse": "false", "windows": {"batch_size": "null", "views": ("True", "flip", 1.0)}, "network": network}
+    converted = constant(given)
+    assert converted == {
+        "reverse": False,
+        "windows": {"batch_size": None, "views": [True, "flip", 1.0]},
+        "network": network,
+    }
+    assert given["windows"]["batch_size"] == "null"  # the configuration keeps what was given
 
 
 def _told(transform, file, num_workers):

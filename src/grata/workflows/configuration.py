@@ -338,5 +338,16 @@ def _shown(key: str) -> str:
 
 
 def constant(value: Any) -> Any:
-    """``true``, ``false`` and ``null`` as the command line hands them over, as what they mean; others as they are."""
+    """``true``, ``false`` and ``null`` as the command line hands them over, as what they mean; others as they are.
+
+    Args:
+        value: of one key, or a mapping or a list of such values, at any depth.
+
+    Returns:
+        The value; of a mapping a new dict, of a list or tuple a new list.
+    """
+    if isinstance(value, Mapping):
+        return {key: constant(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [constant(item) for item in value]
     return {"true": True, "false": False, "null": None}.get(value.lower(), value) if isinstance(value, str) else value
