@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..errors import GrataError
 from ..handlers.windows import WindowSelection, window_selection
 from ..methods import METHODS, Method, StepRecord, create
 from ..methods.gradient import GradientMethod
 from ..views import VIEWS
+from ..workflows.checks import check_finite
 from .model import TrainedModel
 
 __all__ = ["AdaptedPredictor", "mirror_views"]
@@ -149,12 +149,7 @@ class AdaptedPredictor:
             total = logits if total is None else total.add_(logits)
         if len(self.methods) > 1:
             total /= len(self.methods)
-        # nnU-Net would turn NaN into an empty segmentation, which reads like a finding.
-        if not torch.isfinite(total).all():
-            raise GrataError(
-                "The prediction holds NaN or infinite values. Export the scan again with values in their usual range, "
-                "or check the weights."
-            )
+        check_finite([total])
         return total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,11 +11,11 @@ from monai.utils import CommonKeys
 
 from ..errors import GrataError
 
-__all__ = ["require_finite"]
+__all__ = ["check_finite", "require_finite"]
 
 
 def require_finite(engine: Engine) -> None:
-    """Refuse a prediction of NaN: postprocessing would turn it into an empty segmentation, which reads like a finding.
+    """:func:`check_finite` of an engine's prediction, also of several in a mapping or list.
 
     Args:
         engine: on ``IterationEvents.FORWARD_COMPLETED``.
@@ -23,7 +23,19 @@ def require_finite(engine: Engine) -> None:
     Raises:
         GrataError: the prediction holds values that are not finite.
     """
-    if not all(torch.isfinite(tensor).all() for tensor in _tensors(engine.state.output[CommonKeys.PRED])):
+    check_finite(_tensors(engine.state.output[CommonKeys.PRED]))
+
+
+def check_finite(prediction: Iterable[torch.Tensor]) -> None:
+    """Refuse a prediction of NaN: postprocessing would turn it into an empty segmentation, which reads like a finding.
+
+    Args:
+        prediction: its tensors, of any shape.
+
+    Raises:
+        GrataError: one holds values that are not finite.
+    """
+    if not all(torch.isfinite(tensor).all() for tensor in prediction):
         raise GrataError(
             "The prediction holds NaN or infinite values. Export the scan again with values in their usual range, or "
             "check the weights."

@@ -17,7 +17,6 @@ import torch
 from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedEvaluator
-from monai.utils import CommonKeys
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from ..errors import GrataError, OutputError
 from ..files import JOURNAL, OVERVIEW, atomic_write, check_output_dir, remove_leftovers
 from ..handlers import AdaptationHandler, Journal
 from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary, write_volumes
+from .checks import require_finite
 from .configuration import STOPPED, TRACEBACK_HINT, causes, explain
 from .outputs import OutputHandler
 
@@ -125,7 +125,7 @@ class AdaptationRun:
         engine = self.evaluator
         # a fault is told by this run; the engine's own log would repeat it with the whole chain of transforms
         engine.logger.disabled = True
-        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check_prediction)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, require_finite)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._begin)
         # A bank is written after the state, by which a resumed run puts right what of the bank was not written any more.
         engine.remove_event_handler(self.adaptation.keep, Events.ITERATION_COMPLETED)
@@ -233,15 +233,6 @@ class AdaptationRun:
                 if case not in self.finished:
                     self.outputs.remove(case)
             begun.unlink()
-
-    def _check_prediction(self, engine: Engine) -> None:
-        """Postprocessing would turn a prediction of NaN into an empty segmentation, which reads like a finding."""
-        prediction = engine.state.output[CommonKeys.PRED]
-        if isinstance(prediction, torch.Tensor) and not torch.isfinite(prediction).all():
-            raise GrataError(
-                "The prediction holds NaN or infinite values. Export the scan again with values in their usual range, "
-                "or check the weights."
-            )
 
     def _commit(self, engine: Engine) -> None:
         finished = [*self.finished, *(item["case"] for item in engine.state.batch)]

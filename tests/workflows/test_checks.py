@@ -1,0 +1,30 @@
+import pytest
+import torch
+from ignite.engine import Engine
+
+from grata.errors import GrataError
+from grata.workflows.checks import check_finite, require_finite
+
+
+def _engine(prediction):
+    engine = Engine(lambda engine, batch: None)
+    engine.state.output = {"pred": prediction}
+    return engine
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_prediction_that_is_not_finite_is_refused_wherever_it_stands(value):
+    good, bad = torch.zeros(2, 1, 3, 3), torch.zeros(2, 1, 3, 3)
+    bad[1, 0, 2, 2] = value
+    for prediction in (bad, [good, bad], {"logits": good, "coarse": bad}):
+        with pytest.raises(GrataError, match="The prediction holds NaN or infinite values"):
+            require_finite(_engine(prediction))
+    with pytest.raises(GrataError, match="check the weights"):
+        check_finite([good, bad])
+
+
+def test_a_finite_prediction_and_what_is_no_tensor_pass():
+    good = torch.full((1, 2, 3, 3), 1e30)
+    for prediction in (good, [good, good.int()], {"logits": good, "name": "scan"}, "none"):
+        require_finite(_engine(prediction))
+    check_finite([])
