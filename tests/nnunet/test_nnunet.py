@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from grata.adapters import AdapterBank, export_checkpoint
+from grata.adapters import AdapterBank, Keeper, export_checkpoint
 from grata.errors import GrataError
+from grata.handlers import Journal
 from grata.nnunet import AdaptedPredictor, describe, load_model, predict
 from grata.nnunet.checkpoints import read_checkpoint
 from grata.nnunet.command import run_command
@@ -291,6 +292,64 @@ def test_a_bank_lets_each_site_go_on_from_where_it_stood(trained, images, tmp_pa
         predict(model, images, tmp_path / "out", bank=tmp_path / "bank")
 
 
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("when", ["between the folds", "before the end"])
+def test_a_run_that_is_killed_leaves_no_finished_case_that_the_bank_did_not_learn(
+    when, trained, images, tmp_path, monkeypatch
+):
+    def banks():
+        folders = [AdapterBank(tmp_path / "bank" / f"fold_{fold}") for fold in (0, 1)]
+        return [[bank.read(name).cases for name in bank.entries()] for bank in folders]
+
+    settings = QUICK | {"folds": [0, 1], "site": "A", "bank": tmp_path / "bank", "overwrite": False}
+    arguments = (trained["2d"], images, tmp_path / "out", "tent", SETTINGS)
+    kept = []
+
+    def kill(*arguments):
+        # after the first case
+        if len(kept) == (3 if when == "between the folds" else 4):
+            raise Killed
+
+    def keep(keeper):
+        kill()
+        original(keeper)
+        kept.append(keeper)
+
+    original = Keeper.keep
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "keep", keep)
+        patch.setattr(Journal, "append", kill)
+        with pytest.raises(Killed):
+            predict(*arguments, **settings)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["case7.nii.gz"]
+    assert banks() == ([[2], [1]] if when == "between the folds" else [[2], [2]])
+    assert predict(*arguments, **settings) == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["case7.nii.gz", "case8.nii.gz"]
+    # what some had learnt already they learn once more
+    assert banks() == ([[3], [2]] if when == "between the folds" else [[3], [3]])
+
+
+def test_a_case_that_cannot_be_exported_leaves_no_trace_in_the_bank(trained, images, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        if "case8" in str(arguments[5]):
+            raise ValueError("no export")
+        return export(*arguments)
+
+    from nnunetv2.inference import export_prediction
+
+    export = export_prediction.export_prediction_from_logits
+    monkeypatch.setattr(export_prediction, "export_prediction_from_logits", refuse)
+    settings = QUICK | {"folds": 0, "site": "A", "bank": tmp_path / "bank"}
+    assert predict(trained["2d"], images, tmp_path / "out", "tent", SETTINGS, **settings) == 1
+    (line,) = [line for line in journal(tmp_path / "out") if "fault" not in line]
+    bank = AdapterBank(tmp_path / "bank" / "fold_0")
+    card = bank.read(bank.entries()[0]).card
+    assert card["cases"] == 1 and card["parameter_change"] == line["parameter_change"]
+
+
 def test_nnunet_itself_predicts_with_an_exported_checkpoint_as_the_adapted_network(trained, images, tmp_path):
     settings = QUICK | {"folds": 0, "site": "A", "bank": tmp_path / "bank", "save_probabilities": True}
     assert predict(trained["2d"], images, tmp_path / "ours", "grata", SETTINGS, **settings) == 0
@@ -324,14 +383,31 @@ def test_a_checkpoint_that_would_run_code_is_refused_unrun(edited, images, tmp_p
     assert not marker.exists()
 
 
-def test_plans_that_name_a_function_of_the_system_are_refused_uncalled(edited, tmp_path):
+@pytest.mark.parametrize("function", ["os.system", "torch.os.system"])
+def test_plans_that_name_a_function_of_the_system_are_refused_uncalled(function, edited, tmp_path):
     def evil(plans):
         arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
-        arguments |= {"nonlin": "os.system", "nonlin_kwargs": {"command": f"mkdir {tmp_path / 'marker'}"}}
+        arguments |= {"nonlin": function, "nonlin_kwargs": {"command": f"mkdir {tmp_path / 'marker'}"}}
 
     model = load_model(edited(plans=evil))
-    with pytest.raises(GrataError, match=r"names os\.system, which is no part of a network"):
+    with pytest.raises(GrataError, match=rf"names {function}, which is no part of a network"):
         model.network("0")
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("key", ["network_class_name", "nonlin"])
+def test_plans_do_not_import_what_lies_in_the_working_directory(key, edited, tmp_path, monkeypatch):
+    def evil(plans):
+        architecture = plans["configurations"]["3d_fullres"]["architecture"]
+        (architecture if key in architecture else architecture["arch_kwargs"])[key] = "evil.Network"
+
+    (tmp_path / "evil.py").write_text(
+        f"import os, torch\nos.mkdir({str(tmp_path / 'marker')!r})\nNetwork = torch.nn.ReLU"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    told = describe(edited(plans=evil))
+    assert [reason for reason in told["refused"] if "names evil.Network, which is no part of a network" in reason]
     assert not (tmp_path / "marker").exists()
 
 

@@ -25,6 +25,8 @@ __all__ = ["CHECKPOINT", "TrainedModel", "load_model"]
 CHECKPOINT = "checkpoint_final.pth"
 """What nnU-Net calls the checkpoint at the end of a training."""
 
+_PACKAGES = ("torch", "dynamic_network_architectures", "nnunetv2")
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -129,15 +131,19 @@ class TrainedModel:
         return network.eval()
 
     def _check_architecture(self, configuration: ConfigurationManager) -> None:
-        """nnU-Net calls what the plans name: a function of the system must not be among it."""
+        """nnU-Net imports and calls what the plans name: nothing but parts of networks must be among it."""
         arguments = configuration.network_arch_init_kwargs
         required = [arguments.get(key) for key in configuration.network_arch_init_kwargs_req_import]
         for name in (configuration.network_arch_class_name, *required):
-            found = None if name is None else pydoc.locate(name)
-            if found is not None and not (isinstance(found, type) and issubclass(found, nn.Module)):
+            if name is None:
+                continue
+            # looking a name up imports its module, from the working directory too
+            known = isinstance(name, str) and name.partition(".")[0] in _PACKAGES
+            found = pydoc.locate(name) if known else None
+            if not known or not (found is None or (isinstance(found, type) and issubclass(found, nn.Module))):
                 raise GrataError(
-                    f"{self.folder / 'plans.json'}: its architecture names {name}, which is no part of a network. It "
-                    "was not called. Use the plans that nnU-Net wrote."
+                    f"{self.folder / 'plans.json'}: its architecture names {name}, which is no part of a network in "
+                    f"{', '.join(_PACKAGES)}. It was not called. Use the plans that nnU-Net wrote."
                 )
 
 
