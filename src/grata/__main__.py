@@ -167,8 +167,9 @@ def bank(
 
     def run() -> int:
         from .adapters import run_bank
+        from .workflows.configuration import constant
 
-        return run_bank(action, folder, name, checkpoint, output, all)
+        return run_bank(action, folder, name, checkpoint, output, constant(all))
 
     _report(run, "stopped. Entries are whole, as they were or as they were to be.")
 

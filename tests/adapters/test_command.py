@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from grata.__main__ import bank as bank_command
 from grata.adapters import AdapterBank, load, run_bank, save
 from grata.errors import GrataError
 
@@ -49,6 +50,18 @@ def test_inspect_prints_the_card(folder, capsys):
     told = json.loads(capsys.readouterr().out)
     card = json.loads((folder / f"{name}.json").read_text())
     assert told.pop("entry_name") == name and card.pop("sha256") and told == card
+
+
+def test_what_is_removed_is_named_in_full(folder):
+    with pytest.raises(GrataError, match="no entry 'a'"):
+        run_bank("reset", folder, "a")
+    assert len(AdapterBank(folder).entries()) == 2
+
+
+def test_the_commands_true_removes_all(folder):
+    with pytest.raises(SystemExit) as end:
+        bank_command("reset", str(folder), all="true")
+    assert end.value.code == 0 and AdapterBank(folder).entries() == []
 
 
 def test_export_merges_or_copies(folder, make_method, make_network, tmp_path, capsys):

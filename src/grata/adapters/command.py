@@ -32,7 +32,7 @@ def run_bank(
     Args:
         action: ``list``, ``inspect``, ``export`` or ``reset``.
         folder: of the bank.
-        name: of an entry, or how the name of one alone begins.
+        name: of an entry, or, but for ``reset``, how the name of one alone begins.
         checkpoint: file with the source weights, for ``export`` of a merged checkpoint.
         output: file that ``export`` writes.
         all: ``reset`` all entries.
@@ -59,7 +59,8 @@ def run_bank(
     elif name is None:
         raise GrataError(f"{action}: name an entry{', or give --all true' if action == 'reset' else ''}.")
     else:
-        entries = [_entry(bank, str(name))]
+        # what is removed is gone: it has to be named in full
+        entries = [str(name) if action == "reset" else _entry(bank, str(name))]
     if action == "inspect":
         print(json.dumps({"entry_name": entries[0], **bank.read(entries[0]).card}, indent=2))
     elif action == "export":

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import GrataError, OutputError
+from ..errors import GrataError, OutputError, RunError
 from ..methods import Method
 from .bank import AdapterBank, entry_name, make_bank, replace
 from .saved import Adaptation, saved_digest, saved_path, source_digest
@@ -211,7 +211,11 @@ class Keeper:
             return _Kept()
         else:
             return _Kept(self.method.state_dict())
-        adaptation.put(self.method, self._source(), start)
+        try:
+            adaptation.put(self.method, self._source(), start)
+        except GrataError as error:
+            # An entry of the bank is one site's fault, what all start from is everybody's.
+            raise (RunError if adaptation is self._start else GrataError)(str(error)) from error
         # of what was read, not of what somebody may have written there since
         return _Kept(adaptation.state, adaptation.cases, adaptation.digest if goes_on else None)
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..data import Discovery, Fault
-from ..errors import GrataError, OutputError
+from ..errors import GrataError, OutputError, RunError
 from ..files import JOURNAL, OVERVIEW, atomic_write, check_output_dir, remove_leftovers
 from ..handlers import AdaptationHandler, Journal
 from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary, write_volumes
@@ -87,7 +87,7 @@ class AdaptationRun:
         self.finished: list[str] = []
         self.faults: list[Fault] = list(discovery.faults)
         self._committed: dict[str, Any] | None = None
-        self._stopped_by: OutputError | None = None
+        self._stopped_by: RunError | None = None
         self._source_hash = _hash(self.method.network)
         self._check_evaluator()
         # Held as long as the process lives, also when it is killed; the file stays, since removing it would let two in.
@@ -272,7 +272,7 @@ class AdaptationRun:
             tracebacks.print_exception(error)
         message = explain(error, TRACEBACK_HINT)
         tqdm.write(f"{case}: {message}")
-        if stopped := next((cause for cause in causes(error) if isinstance(cause, OutputError)), None):
+        if stopped := next((cause for cause in causes(error) if isinstance(cause, RunError)), None):
             self._stopped_by = stopped
         with contextlib.suppress(OSError):
             self.outputs.remove(case)

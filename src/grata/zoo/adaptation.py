@@ -84,28 +84,28 @@ class ZooAdaptation:
                 f"adaptation#evaluator: it is a {type(evaluator).__name__}, not a SupervisedEvaluator. Name the engine "
                 "that predicts, for example --adaptation#evaluator @validate#evaluator."
             )
-        postprocessing = bundle_postprocessing() if postprocessing is None else postprocessing
-        self.evaluator = evaluator
-        self.head = find_head(postprocessing)
-        self.method = make_method(
-            _bare(evaluator.network),
-            method,
-            settings,
-            self.head,
-            is_unit_range(getattr(getattr(evaluator.data_loader, "dataset", None), "transform", None)),
-            affine=affine,
-            activation=constant(activation),
-            output=constant(output),
-            prepared=_existing(constant(prepared)) or prepared_of(bundle_root),
-            reset=constant(reset),
-            seed=seed,
+        # The command line hands true, false and null over as text, here as in settings and windows.
+        settings, common, windows, bank, start_from, folder, flags = constant(
+            (
+                settings,
+                {"activation": activation, "output": output, "prepared": prepared, "reset": reset, "seed": seed},
+                windows,
+                bank,
+                start_from,
+                output_dir,
+                {"overwrite": overwrite, "traceback": traceback},
+            )
         )
-        bank, start_from = constant(bank), constant(start_from)
-        flags = {"overwrite": constant(overwrite), "traceback": constant(traceback)}
         for key, flag in flags.items():
             if not isinstance(flag, bool):
                 raise GrataError(f"adaptation#{key}: it is true or false, got {flag!r}.")
-        folder = constant(output_dir)
+        self.evaluator = evaluator
+        self.head = find_head(bundle_postprocessing() if postprocessing is None else postprocessing)
+        unit_range = is_unit_range(getattr(getattr(evaluator.data_loader, "dataset", None), "transform", None))
+        common["prepared"] = _existing(common["prepared"]) or prepared_of(bundle_root)
+        self.method = make_method(
+            _bare(evaluator.network), method, settings, self.head, unit_range, affine=affine, **common
+        )
         if not isinstance(folder, str | Path | None):
             raise GrataError(f"adaptation#output_dir: it is a folder, got {folder!r}. Write ./ before its name.")
         self._folder = None if folder is None else check_output_dir(folder)
@@ -113,7 +113,7 @@ class ZooAdaptation:
         try:
             self.handler = NamedCases(
                 self.method,
-                windows=constant(windows),
+                windows=windows,
                 journal=self._folder and self._folder / JOURNAL,
                 bank=bank,
                 start_from=start_from,

@@ -22,7 +22,10 @@ from ..handlers import AdaptationHandler
 from ..workflows.checks import require_finite
 from ..workflows.configuration import causes, explain
 
-__all__ = ["EvaluatorRun", "NamedCases"]
+__all__ = ["TRACEBACK", "EvaluatorRun", "NamedCases"]
+
+TRACEBACK = "--adaptation#traceback true"
+"""Option that shows where a fault came from."""
 
 
 class NamedCases(AdaptationHandler):
@@ -157,8 +160,7 @@ class EvaluatorRun:
         if len(failed) > 1:
             return [[index] for index in failed] + rest
         name = self._names[failed[0]]
-        told = explain(error).replace("(--traceback true", "(--adaptation#traceback true")
-        message = _without_paths(told, self._loader.dataset, failed[0], name)
+        message = _without_paths(explain(error, TRACEBACK), self._loader.dataset, failed[0], name)
         tqdm.write(f"{name}: {message}")
         self.faults[name] = message
         self._bar.update(1)

@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple
 
 from ..errors import GrataError
 from ..workflows.configuration import check_method_settings, plain_errors, running_workflow
+from .run import TRACEBACK
 
 __all__ = ["begin", "bundle_postprocessing", "check_collisions", "check_overrides", "evaluators", "overlay"]
 
@@ -38,7 +39,12 @@ def begin() -> None:
     if workflow is None:
         return
     config = workflow.parser.get()
-    plain_errors(config["adaptation"].get("traceback"))
+    plain_errors(
+        config["adaptation"].get("traceback"),
+        TRACEBACK,
+        "What the bundle wrote is kept, and so is what was learnt: a bank goes on by itself, without one give "
+        "--adaptation#start_from.",
+    )
     check_method_settings(config)
     files, overrides = _command()
     check_collisions(files)
