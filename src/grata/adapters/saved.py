@@ -28,6 +28,7 @@ __all__ = [
     "Adaptation",
     "apply",
     "card_path",
+    "class_name",
     "is_other",
     "load",
     "save",
@@ -107,7 +108,7 @@ class Adaptation:
             method=method.name,
             settings=state["settings"],
             reset=state["reset"]["policy"],
-            network=_class_name(method.given),
+            network=class_name(method.given),
             source=source_digest(method) if source is None else source,
             entry=dict(entry or {}),
             cases=cases,
@@ -355,5 +356,6 @@ def _names(
     return names, attached
 
 
-def _class_name(network: nn.Module) -> str:
-    return getattr(network, "original_name", type(network).__name__)
+def class_name(network: nn.Module) -> str:
+    """Of a network, also of one that has become TorchScript."""
+    return str(getattr(network, "original_name", type(network).__name__))

@@ -16,6 +16,7 @@ from monai.inferers import Inferer, SimpleInferer, SliceInferer, SlidingWindowIn
 from tabulate import tabulate
 from torch import nn
 
+from ..adapters.saved import class_name
 from ..errors import GrataError
 from ..methods import METHODS
 from ..networks.weights import check_fit, read_state
@@ -259,7 +260,7 @@ def _tell_network(report: Report, network: nn.Module, classes: int | None) -> No
     total = sum(parameter.numel() for parameter in network.parameters())
     dims = _spatial_dims(network)
     out = f", {classes} output channels" if classes else ""
-    report.facts["network"] = f"{_name(network)}, {dims}D{out}, {total:,} parameters"
+    report.facts["network"] = f"{class_name(network)}, {dims}D{out}, {total:,} parameters"
     layers = Counter(_kind(kind, layer) for _, kind, layer in normalization_layers(network))
     report.facts["normalization"] = ", ".join(f"{count} {kind}" for kind, count in layers.items()) or "none"
 
@@ -340,7 +341,3 @@ def _kind(kind: str, layer: nn.Module) -> str:
 def _spatial_dims(network: nn.Module) -> int | str:
     names = {getattr(module, "original_name", type(module).__name__) for module in network.modules()}
     return 3 if "Conv3d" in names else 2 if "Conv2d" in names else "?"
-
-
-def _name(network: nn.Module) -> str:
-    return str(getattr(network, "original_name", type(network).__name__))
