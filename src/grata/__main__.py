@@ -55,14 +55,14 @@ def methods(
         else:
             names, description = [name], describe(name)
             if key := next((key for key, value in filters.items() if value is not None), None):
-                raise GrataError(f"{key}: it chooses among all methods. Leave out {name}, or {key}.")
+                raise GrataError(f"it chooses among all methods. Leave out {name}, or {key}.", key=key)
             if form != "simple":
-                raise GrataError(f"form: it is that of the list of methods. Leave out {name}, or form.")
+                raise GrataError(f"it is that of the list of methods. Leave out {name}, or form.", key="form")
         if bundle is None:
             print(methods_table(names, form) if name is None else description)
             return 0
         if form != "simple":
-            raise GrataError("form: what a bundle can take is told as simple alone. Leave out bundle, or form.")
+            raise GrataError("what a bundle can take is told as simple alone. Leave out bundle, or form.", key="form")
         from .benchmark import fitting_methods
 
         print(fitting_methods(bundle, names))

@@ -48,7 +48,7 @@ def append_line(path: Path, line: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OutputError(
-            f"output_dir: {path} cannot be written ({error.strerror}). Free some space or choose another folder."
+            f"{path} cannot be written ({error.strerror}). Free some space or choose another folder.", key="output_dir"
         ) from error
 
 

@@ -130,8 +130,8 @@ class Prepared:
         path = Path(path)
         if not path.is_file():
             raise GrataError(
-                f"prepared: {path} does not exist. Write it by python -m grata prepare <bundle> --dataset_dir <source "
-                "images>."
+                f"{path} does not exist. Write it by python -m grata prepare <bundle> --dataset_dir <source images>.",
+                key="prepared",
             )
         try:
             with safe_open(path, "pt") as file:
@@ -139,13 +139,13 @@ class Prepared:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, OSError, ValueError) as error:
             raise GrataError(
-                f"prepared: {path} cannot be read ({error}). Copy it anew, or write it again by python -m grata "
-                "prepare."
+                f"{path} cannot be read ({error}). Copy it anew, or write it again by python -m grata prepare.",
+                key="prepared",
             ) from error
         if header.get("format") != _FORMAT:
             raise GrataError(
-                f"prepared: {path} was not written by this version's python -m grata prepare. Write it again by that "
-                "command."
+                f"{path} was not written by this version's python -m grata prepare. Write it again by that command.",
+                key="prepared",
             )
         heads = header.get("heads")
         try:
@@ -161,7 +161,7 @@ class Prepared:
             )
         except (KeyError, TypeError) as error:
             raise GrataError(
-                f"prepared: {path} is incomplete ({error}). Write it again by python -m grata prepare."
+                f"{path} is incomplete ({error}). Write it again by python -m grata prepare.", key="prepared"
             ) from error
 
     def check_network(self, network: nn.Module) -> None:
@@ -175,8 +175,9 @@ class Prepared:
         """
         if network_digest(network) != self.digest:
             raise GrataError(
-                f"prepared: it was prepared for other weights (of a {self.network}) than this network has. Run python "
-                "-m grata prepare <bundle> --dataset_dir <source images> with the weights that are to be adapted."
+                f"it was prepared for other weights (of a {self.network}) than this network has. Run python "
+                "-m grata prepare <bundle> --dataset_dir <source images> with the weights that are to be adapted.",
+                key="prepared",
             )
 
 

@@ -107,7 +107,7 @@ class EveryN(ResetPolicy):
 
     def __post_init__(self) -> None:
         if isinstance(self.cases, bool) or not isinstance(self.cases, int) or self.cases < 1:
-            raise GrataError(f"reset#cases: it is a whole number of at least 1, got {self.cases!r}.")
+            raise GrataError(f"must be a whole number of at least 1, got {self.cases!r}.", key="reset#cases")
         self._seen = 0
 
     def due(self, method: Method, site: str | None) -> bool:
@@ -155,7 +155,7 @@ class EntropyCollapse(ResetPolicy):
         for key in ("fraction", "momentum"):
             _check_between(key, getattr(self, key), 0.0, 1.0)
         if isinstance(self.first, bool) or not isinstance(self.first, int) or self.first < 1:
-            raise GrataError(f"reset#first: it is a whole number of at least 1, got {self.first!r}.")
+            raise GrataError(f"must be a whole number of at least 1, got {self.first!r}.", key="reset#first")
         self.forget()
 
     def due(self, method: Method, site: str | None) -> bool:
@@ -166,8 +166,8 @@ class EntropyCollapse(ResetPolicy):
             entropy = float(method.uncertainty(images).mean())
         except NotImplementedError as error:
             raise GrataError(
-                f"reset: method {method.name} learns nothing that could collapse, and gives no entropy. Leave it at "
-                "never."
+                f"method {method.name} learns nothing that could collapse, and gives no entropy. Leave it at never.",
+                key="reset",
             ) from error
         if not math.isfinite(entropy):
             return
@@ -209,8 +209,9 @@ class Drift(ResetPolicy):
     def check(self, method: Method) -> None:
         if not method.parameters:
             raise GrataError(
-                f"reset: method {method.name} changes no parameters that could drift from the source's. Use every-n, "
-                "site-change or per-case."
+                f"method {method.name} changes no parameters that could drift from the source's. Use every-n, "
+                "site-change or per-case.",
+                key="reset",
             )
 
     def due(self, method: Method, site: str | None) -> bool:
@@ -260,15 +261,17 @@ def make_reset(setting: ResetPolicy | str | Mapping[str, Any]) -> ResetPolicy:
     settings = {"name": setting} if isinstance(setting, str) else setting
     name = settings.get("name") if isinstance(settings, Mapping) else None
     if not isinstance(name, str) or name not in RESETS:
-        raise GrataError(f"reset: there is no policy {setting!r}; they are {', '.join(RESETS)}.")
+        raise GrataError(f"there is no policy {setting!r}; they are {', '.join(RESETS)}.", key="reset")
     options = {key: value for key, value in settings.items() if key != "name"}
     known = [field.name for field in dataclasses.fields(RESETS[name])]
     for key in options:
         if key not in known:
-            raise GrataError(f"reset#{key}: {name} has no such setting; its settings are {', '.join(known) or 'none'}.")
+            raise GrataError(
+                f"{name} has no such setting; its settings are {', '.join(known) or 'none'}.", key=f"reset#{key}"
+            )
     return RESETS[name](**options)
 
 
 def _check_between(key: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low < value <= high:
-        raise GrataError(f"reset#{key}: it is a number above {low:g} and of at most {high:g}, got {value!r}.")
+        raise GrataError(f"must be a number above {low:g} and of at most {high:g}, got {value!r}.", key=f"reset#{key}")

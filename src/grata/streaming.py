@@ -60,7 +60,7 @@ class Adapted:
             GrataError: no activation was given.
         """
         if self.activation is None:
-            raise GrataError("activation: say sigmoid or softmax, as the network was trained.")
+            raise GrataError("say sigmoid or softmax, as the network was trained.", key="activation")
         return activate(self.logits, self.activation)
 
 
@@ -175,7 +175,7 @@ def adapt(
         check_activation(activation)
     chosen = window_selection(windows)
     if not isinstance(images, Iterable):
-        raise GrataError(f"images: give a batch or an iterable of batches, got a {type(images).__name__}.")
+        raise GrataError(f"give a batch or an iterable of batches, got a {type(images).__name__}.", key="images")
     items = iter([images] if isinstance(images, torch.Tensor | Mapping) else images)
     # parameters made in inference mode could never be trained
     with torch.inference_mode(False):
@@ -206,7 +206,7 @@ def adapt(
 def _load(path: str | os.PathLike[str]) -> nn.Module:
     path = Path(path)
     if not path.is_file():
-        raise GrataError(f"network: {path} is no file.")
+        raise GrataError(f"{path} is no file.", key="network")
     try:
         return torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError) as error:
@@ -215,23 +215,26 @@ def _load(path: str | os.PathLike[str]) -> nn.Module:
         read_state(path)
     except GrataError:
         raise GrataError(
-            f"network: {path} is not a TorchScript network ({reason}). Give one that torch.jit.script and "
-            "torch.jit.save wrote, or the Python network."
+            f"{path} is not a TorchScript network ({reason}). Give one that torch.jit.script and "
+            "torch.jit.save wrote, or the Python network.",
+            key="network",
         ) from None
     raise GrataError(
-        f"network: {path} holds weights alone, and not what they are the weights of. Make that network, load them by "
-        "network.load_state_dict(torch.load(path, weights_only=True)), and give the network."
+        f"{path} holds weights alone, and not what they are the weights of. Make that network, load them by "
+        "network.load_state_dict(torch.load(path, weights_only=True)), and give the network.",
+        key="network",
     )
 
 
 def _check(network: Any) -> None:
     if not isinstance(network, nn.Module):
         what = "a state dict, which is weights alone: load it into a network" if isinstance(network, Mapping) else ""
-        raise GrataError(f"network: give a torch.nn.Module or a TorchScript file, got {what or repr(network)}.")
+        raise GrataError(f"give a torch.nn.Module or a TorchScript file, got {what or repr(network)}.", key="network")
     if any(parameter.is_inference() for parameter in network.parameters()):
         raise GrataError(
-            "network: it was made or loaded inside torch.inference_mode, and its weights can never be trained. Make it "
-            "outside; adapting inside is fine."
+            "it was made or loaded inside torch.inference_mode, and its weights can never be trained. Make it "
+            "outside; adapting inside is fine.",
+            key="network",
         )
 
 
@@ -240,13 +243,14 @@ def _opened(item: Any, index: int) -> tuple[torch.Tensor, list[str], Mapping[str
     images, sites, meta = item, [], {}
     if isinstance(item, Mapping):
         if IMAGE not in item:
-            raise GrataError(f"images: item {index} has no key {IMAGE!r}, only {', '.join(map(str, item))}.")
+            raise GrataError(f"item {index} has no key {IMAGE!r}, only {', '.join(map(str, item))}.", key="images")
         images, site, meta = item[IMAGE], item.get(SITE, []), item.get(PostFix.meta(IMAGE), {})
         sites = [str(name) for name in (site if isinstance(site, list | tuple) else [site])]
     if not isinstance(images, torch.Tensor) or images.ndim not in (4, 5):
         what = f"shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else f"a {type(images).__name__}"
         raise GrataError(
-            f"images: item {index} must be a batch (B, C, H, W) or (B, C, D, H, W), a tensor or a mapping with one "
-            f"under {IMAGE!r}, got {what}."
+            f"item {index} must be a batch (B, C, H, W) or (B, C, D, H, W), a tensor or a mapping with one "
+            f"under {IMAGE!r}, got {what}.",
+            key="images",
         )
     return images, sites, meta

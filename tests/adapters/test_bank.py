@@ -250,7 +250,7 @@ def test_an_entry_that_was_reset_starts_from_the_source(make_method, run, tmp_pa
         ({"path": "b", "tag": []}, "bank#tag: there is no such setting"),
         ({"tags": ["Manufacturer"]}, "bank#path"),
         ({"path": "b", "tags": ["PatientName"]}, "PatientName is not taken"),
-        (3, "bank: it is a folder"),
+        (3, "bank: must be a folder"),
         (__file__, "is a file"),
     ],
 )

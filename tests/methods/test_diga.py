@@ -203,10 +203,10 @@ def test_the_entropy_of_a_real_scan_falls_by_the_fusion(make_network, real_scan)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"instance_weight": 2}, "instance_weight must be"),
-        ({"momentum": -0.1}, "momentum must be"),
-        ({"fusion": 1.1}, "fusion must be"),
-        ({"temperature": 0}, "temperature must be"),
+        ({"instance_weight": 2}, "instance_weight: must be"),
+        ({"momentum": -0.1}, "momentum: must be"),
+        ({"fusion": 1.1}, "fusion: must be"),
+        ({"temperature": 0}, "temperature: must be"),
         ({"feature_layer": "nowhere"}, "feature_layer: .*nowhere"),
         ({"batch_statistics": 1.0}, "batch_statistics"),
     ],

@@ -195,7 +195,7 @@ def test_a_network_without_running_statistics_is_refused(make_network):
 
 
 def test_wrong_settings_are_refused_by_name(make_network):
-    with pytest.raises(GrataError, match="^batch_statistics must be"):
+    with pytest.raises(GrataError, match="^batch_statistics: must be"):
         DomainAdaptor(make_network(), batch_statistics=2)
-    with pytest.raises(GrataError, match="^lr must be"):
+    with pytest.raises(GrataError, match="^lr: must be"):
         DomainAdaptor(make_network(), lr=-1)

@@ -150,10 +150,10 @@ def test_an_image_that_is_not_finite_leaves_the_statistics_alone(make_network):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"views": 0}, "views must be"),
-        ({"crop": 0}, "crop must be"),
-        ({"crop": 1.5}, "crop must be"),
-        ({"decay": 2}, "decay must be"),
+        ({"views": 0}, "views: must be"),
+        ({"crop": 0}, "crop: must be"),
+        ({"crop": 1.5}, "crop: must be"),
+        ({"decay": 2}, "decay: must be"),
         ({"batch_statistics": 1.0}, "batch_statistics"),
     ],
 )

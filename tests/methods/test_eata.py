@@ -197,5 +197,5 @@ def test_the_file_of_the_preparation_is_read(make_network, tmp_path):
     ],
 )
 def test_wrong_settings_are_refused_by_name(make_network, settings, name):
-    with pytest.raises(GrataError, match=f"^{name} must be"):
+    with pytest.raises(GrataError, match=f"^{name}: must be"):
         make(make_network(), **settings)

@@ -392,7 +392,7 @@ def test_create_knows_the_methods_and_suggests_the_setting_that_was_meant(make_n
     assert isinstance(create("grata", make_network(), {"activation": "sigmoid", "lr": 1e-3}), GraTa)
     with pytest.raises(GrataError, match="activation: say"):
         create("grata", make_network(), {"lr": 1e-3})
-    with pytest.raises(GrataError, match="settings#lr must be"):
+    with pytest.raises(GrataError, match="settings#lr: must be"):
         create("grata", make_network(), {"activation": "sigmoid", "lr": "fast"})
     with pytest.raises(GrataError, match="settings#rho"):
         create("grata", make_network(), {"rhoo": 1})

@@ -45,11 +45,11 @@ def test_source_attaches_nothing_and_is_never_refused_for_it(network):
 def test_a_refused_method_leaves_the_network_as_it_was():
     network = plain()
     before = modules(network)
-    with pytest.raises(GrataError, match="lr must"):
+    with pytest.raises(GrataError, match="lr: must"):
         create("tent", network, {"lr": -1.0}, affine="attach", activation="softmax")
     assert modules(network) == before
     first = create("tent", network, affine="attach", activation="softmax")
-    with pytest.raises(GrataError, match="lr must"):
+    with pytest.raises(GrataError, match="lr: must"):
         create("tent", network, {"lr": -1.0}, affine="attach", activation="softmax")
     # what the first one adapts is still in the network
     assert list(collect_affine_parameters(network)) == list(first.parameters)

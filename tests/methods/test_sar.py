@@ -173,5 +173,5 @@ def test_entropy_of_each_channel_and_its_maximum():
     ],
 )
 def test_wrong_settings_are_refused_by_name(make_network, settings, name):
-    with pytest.raises(GrataError, match=f"^{name} must be"):
+    with pytest.raises(GrataError, match=f"^{name}: must be"):
         SAR(make_network(), **settings)

@@ -194,10 +194,10 @@ def test_networks_whose_statistics_cannot_be_changed_are_refused(make_network, m
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        (BNAlpha, {"alpha": 1.5}, "alpha must be"),
-        (InTEnt, {"mixes": []}, "mixes must be a list"),
-        (InTEnt, {"mixes": [0.5, 2]}, "mixes must be"),
-        (InTEnt, {"weighting": "best"}, "weighting must be one of balance"),
+        (BNAlpha, {"alpha": 1.5}, "alpha: must be"),
+        (InTEnt, {"mixes": []}, "mixes: must be a list"),
+        (InTEnt, {"mixes": [0.5, 2]}, "mixes: must be"),
+        (InTEnt, {"weighting": "best"}, "weighting: must be one of balance"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(make_network, method, settings, message):

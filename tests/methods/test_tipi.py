@@ -140,5 +140,5 @@ def test_half_precision_works(make_network):
     ("settings", "name"), [({"epsilon": 0}, "epsilon"), ({"epsilon": -1.0}, "epsilon"), ({"reverse": 1}, "reverse")]
 )
 def test_wrong_settings_are_refused_by_name(make_network, settings, name):
-    with pytest.raises(GrataError, match=f"^{name} must be"):
+    with pytest.raises(GrataError, match=f"^{name}: must be"):
         TIPI(make_network(), **settings)

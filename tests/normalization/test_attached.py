@@ -220,7 +220,7 @@ class ActivatedNorm(nn.InstanceNorm2d):
         (nn.Sequential(nn.Conv2d(1, 1, 1)), "attach", "no normalization layer without"),
         (nn.Sequential(nn.BatchNorm2d(1)), "attach", "no normalization layer without"),
         (nn.Sequential(ActivatedNorm(1)), "attach", "no normalization layer without"),
-        (nn.Sequential(nn.InstanceNorm2d(1)), "yes", "affine must be one of auto, own, attach"),
+        (nn.Sequential(nn.InstanceNorm2d(1)), "yes", "affine: must be one of auto, own, attach"),
     ],
 )
 def test_refusals_say_why_and_change_nothing(network, affine, message):

@@ -60,7 +60,7 @@ def test_a_description_holds_the_settings_with_their_defaults_and_the_formula(na
     [
         (("--mode", "offline"), "mode: it is online or episodic"),
         (("--spatial_dims", 4), "spatial_dims: it is 2 or 3"),
-        (("--backwards", "perhaps"), "backwards: it is true or false"),
+        (("--backwards", "perhaps"), "backwards: must be true or false"),
         (("--form", "html"), "form: it is simple"),
         (("tentt",), "there is no 'tentt'"),
         (("--bundle", "nowhere"), "nowhere/configs/adapt.yaml does not exist"),

@@ -133,11 +133,11 @@ def test_a_message_for_the_user_comes_out_of_a_worker_as_it_is():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"numbers": {"field_of_view": 0}}, "field_of_view: it is a number above 0"),
+        ({"numbers": {"field_of_view": 0}}, "field_of_view: must be a number above 0"),
         ({"numbers": {"field_of_view": "wide"}}, "field_of_view: .*'wide'"),
         ({"numbers": {"field_of_view": None}}, "field_of_view"),
         ({"numbers": {"pixels_per_degree": float("nan")}}, "pixels_per_degree"),
-        ({"sizes": {"image_size": 64}}, "image_size: it is a list of two sides"),
+        ({"sizes": {"image_size": 64}}, "image_size: must be a list of two sides"),
         ({"sizes": {"image_size": [64, 64, 64]}}, "image_size"),
         ({"sizes": {"image_size": [64, -64]}}, "image_size"),
     ],

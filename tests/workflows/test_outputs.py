@@ -150,8 +150,8 @@ def test_a_dicom_seg_holds_a_segment_with_all_that_it_includes(tmp_path):
         ([{**DISC, "includes": 2}, CUP], None, "segments#0#includes"),
         ([DISC, {**CUP, "contains": [1]}], None, "segments#1#contains: there is no such key"),
         ([DISC, CUP], ["Optic nerve"], r"scored: .*\(Optic disc, Optic cup\), got \['Optic nerve'\]"),
-        ([DISC, CUP], "Optic disc", "scored: it is a list"),
-        ([DISC, CUP], [], "scored: it is a list"),
+        ([DISC, CUP], "Optic disc", "scored: must be a list"),
+        ([DISC, CUP], [], "scored: must be a list"),
     ],
 )
 def test_segments_and_scored_are_checked(tmp_path, segments, scored, message):

@@ -47,10 +47,10 @@ class AdapterBank:
 
     def __init__(self, path: str | os.PathLike[str], tags: Sequence[str] = SCANNER) -> None:
         if not isinstance(path, str | os.PathLike):
-            raise GrataError(f"bank: it is a folder, got {path!r}.")
+            raise GrataError(f"must be a folder, got {path!r}.", key="bank")
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
-            raise GrataError(f"bank: {self.path} is a file. Name a folder.")
+            raise GrataError(f"{self.path} is a file. Name a folder.", key="bank")
         self.tags = check_tags(tags)
 
     def key_of(
@@ -78,8 +78,9 @@ class AdapterBank:
                 keys.append(scanner_tags(meta or {}, self.tags, index if batched else None))
         if any(key != keys[0] for key in keys):
             raise GrataError(
-                "bank: a batch holds images of several sites or scanners, which are adapted to apart. Set the data "
-                "loader's batch_size to 1."
+                "a batch holds images of several sites or scanners, which are adapted to apart. Set the data "
+                "loader's batch_size to 1.",
+                key="bank",
             )
         return keys[0]
 
@@ -99,7 +100,7 @@ class AdapterBank:
         """
         path = self.file(entry)
         if not path.is_file():
-            raise GrataError(f"bank: there is no entry {entry!r} in {self.path}; there are {self._listed()}.")
+            raise GrataError(f"there is no entry {entry!r} in {self.path}; there are {self._listed()}.", key="bank")
         try:
             return Adaptation.read(path)
         except GrataError as error:
@@ -132,13 +133,13 @@ class AdapterBank:
         """
         path = self.file(entry)
         if entry not in self.entries():
-            raise GrataError(f"bank: there is no entry {entry!r} in {self.path}; there are {self._listed()}.")
+            raise GrataError(f"there is no entry {entry!r} in {self.path}; there are {self._listed()}.", key="bank")
         try:
             with self._locked():
                 path.unlink()
                 card_path(path).unlink(missing_ok=True)
         except OSError as error:
-            raise OutputError(f"bank: {path} cannot be removed ({error.strerror}).") from error
+            raise OutputError(f"{path} cannot be removed ({error.strerror}).", key="bank") from error
 
     def _listed(self) -> str:
         return ", ".join(self.entries()) or "none"
@@ -150,7 +151,7 @@ class AdapterBank:
                 remove_leftovers(self.path, subfolders=False)
                 yield
         except Timeout as error:
-            raise OutputError(f"bank: another process has held {self.path} for {_WAIT_S} s. End it.") from error
+            raise OutputError(f"another process has held {self.path} for {_WAIT_S} s. End it.", key="bank") from error
 
 
 def _is_entry(path: Path) -> bool:
@@ -178,9 +179,9 @@ def make_bank(setting: AdapterBank | str | os.PathLike[str] | Mapping[str, Any] 
     settings = dict(setting) if isinstance(setting, Mapping) else {"path": setting}
     for key in settings:
         if key not in ("path", "tags"):
-            raise GrataError(f"bank#{key}: there is no such setting; the settings are path, tags.")
+            raise GrataError("there is no such setting; the settings are path, tags.", key=f"bank#{key}")
     if "path" not in settings:
-        raise GrataError("bank#path: name the folder of the bank.")
+        raise GrataError("name the folder of the bank.", key="bank#path")
     return AdapterBank(**{key: value for key, value in settings.items() if value is not None or key == "path"})
 
 

@@ -44,20 +44,20 @@ def run_bank(
         GrataError: an unknown action, or one that lacks something or fails.
     """
     if action not in _ACTIONS:
-        raise GrataError(f"bank: there is no {action!r}; say {', '.join(_ACTIONS)}.")
+        raise GrataError(f"there is no {action!r}; say {', '.join(_ACTIONS)}.", key="bank")
     bank = AdapterBank(str(folder))
     if not bank.path.is_dir():
-        raise GrataError(f"bank: {bank.path} does not exist. Name the folder of a bank.")
+        raise GrataError(f"{bank.path} does not exist. Name the folder of a bank.", key="bank")
     if not isinstance(all, bool):
-        raise GrataError(f"all: it is true or false, got {all!r}.")
+        raise GrataError(f"must be true or false, got {all!r}.", key="all")
     if action == "list":
         return _list(bank)
     if action == "reset" and all:
         if name is not None:
-            raise GrataError("reset: name one entry, or give --all true, not both.")
+            raise GrataError("name one entry, or give --all true, not both.", key="reset")
         entries = bank.entries()
     elif name is None:
-        raise GrataError(f"{action}: name an entry{', or give --all true' if action == 'reset' else ''}.")
+        raise GrataError(f"name an entry{', or give --all true' if action == 'reset' else ''}.", key=action)
     else:
         # what is removed is gone: it has to be named in full
         entries = [str(name) if action == "reset" else _entry(bank, str(name))]
@@ -105,13 +105,15 @@ def _entry(bank: AdapterBank, name: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise GrataError(f"bank: {name!r} can be {', '.join(found)}. Give more of the name.")
-    raise GrataError(f"bank: there is no entry {name!r} in {bank.path}; there are {', '.join(entries) or 'none'}.")
+        raise GrataError(f"{name!r} can be {', '.join(found)}. Give more of the name.", key="bank")
+    raise GrataError(
+        f"there is no entry {name!r} in {bank.path}; there are {', '.join(entries) or 'none'}.", key="bank"
+    )
 
 
 def _export(bank: AdapterBank, entry: str, checkpoint: str | None, output: str | None) -> None:
     if output is None:
-        raise GrataError("export: name the new file by --output <file>.")
+        raise GrataError("name the new file by --output <file>.", key="export")
     adaptation = bank.read(entry)
     check_output_dir(Path(str(output)).parent)
     if checkpoint is not None:
@@ -119,6 +121,6 @@ def _export(bank: AdapterBank, entry: str, checkpoint: str | None, output: str |
         return
     path = saved_path(str(output))
     if path.exists():
-        raise GrataError(f"output: {path} is there already, and nothing is written over it. Name another file.")
+        raise GrataError(f"{path} is there already, and nothing is written over it. Name another file.", key="output")
     adaptation.save(path)
     print(f"{path}: what {adaptation.method} has learnt, to be given as start_from.")

@@ -51,9 +51,9 @@ def export_checkpoint(
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if not checkpoint.is_file():
-        raise GrataError(f"checkpoint: {checkpoint} does not exist. Name the file with the source weights.")
+        raise GrataError(f"{checkpoint} does not exist. Name the file with the source weights.", key="checkpoint")
     if output.exists():
-        raise GrataError(f"output: {output} is there already, and nothing is written over it. Name another file.")
+        raise GrataError(f"{output} is there already, and nothing is written over it. Name another file.", key="output")
     write = _script if checkpoint.suffix == ".ts" else _weights
     data, rounded = write(adaptation, checkpoint)
     with atomic_write(output) as temporary:
@@ -68,8 +68,9 @@ def _weights(adaptation: Adaptation, checkpoint: Path) -> tuple[bytes, set[torch
     # A file of another kind can end in any exception; torch's own text advises to allow pickles, which run code.
     except Exception as error:
         raise GrataError(
-            f"checkpoint: {checkpoint} cannot be read: it is damaged, a TorchScript file (name it .ts), or holds "
-            "Python objects, which are never loaded because they can run code."
+            f"{checkpoint} cannot be read: it is damaged, a TorchScript file (name it .ts), or holds "
+            "Python objects, which are never loaded because they can run code.",
+            key="checkpoint",
         ) from error
     states = [state for state in _states(content) if _is_source(adaptation, state)]
     if not states:
@@ -85,15 +86,16 @@ def _weights(adaptation: Adaptation, checkpoint: Path) -> tuple[bytes, set[torch
 def _script(adaptation: Adaptation, checkpoint: Path) -> tuple[bytes, set[torch.dtype]]:
     if adaptation.attached:
         raise GrataError(
-            "checkpoint: what was attached to normalization layers has no place in a TorchScript network, whose code "
-            "is fixed. Give the state dict that the network was made from."
+            "what was attached to normalization layers has no place in a TorchScript network, whose code "
+            "is fixed. Give the state dict that the network was made from.",
+            key="checkpoint",
         )
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             extra = {name.split("/extra/", 1)[1]: "" for name in archive.namelist() if "/extra/" in name}
         network = torch.jit.load(checkpoint, map_location="cpu", _extra_files=extra)
     except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise GrataError(f"checkpoint: {checkpoint} is no TorchScript network, or damaged.") from error
+        raise GrataError(f"{checkpoint} is no TorchScript network, or damaged.", key="checkpoint") from error
     state = network.state_dict()
     if not _is_source(adaptation, state):
         raise _other_weights(adaptation, checkpoint)
@@ -144,8 +146,9 @@ def _plain(name: Any) -> str:
 
 def _other_weights(adaptation: Adaptation, checkpoint: Path) -> GrataError:
     return GrataError(
-        f"checkpoint: {checkpoint} does not hold the source weights (of a {adaptation.network}) that this was learnt "
-        "on. Give the file that was adapted."
+        f"{checkpoint} does not hold the source weights (of a {adaptation.network}) that this was learnt "
+        "on. Give the file that was adapted.",
+        key="checkpoint",
     )
 
 

@@ -65,10 +65,10 @@ class Keeper:
         self.method = method
         self.bank = make_bank(bank)
         if self.bank is not None and save_to is not None:
-            raise GrataError("save_to: the bank keeps what is learnt. Leave out save_to, or bank.")
+            raise GrataError("the bank keeps what is learnt. Leave out save_to, or bank.", key="save_to")
         for name, value in (("start_from", start_from), ("save_to", save_to)):
             if not isinstance(value, str | os.PathLike | None):
-                raise GrataError(f"{name}: it is a file, <name>.safetensors, got {value!r}.")
+                raise GrataError(f"must be a file, <name>.safetensors, got {value!r}.", key=name)
         self.start_from = None if start_from is None else saved_path(start_from)
         self._start = None if start_from is None else Adaptation.read(start_from)
         self.save_to = None if save_to is None else saved_path(save_to)
@@ -156,7 +156,7 @@ class Keeper:
             GrataError: what lies on the disk is not what that process left.
         """
         if (staged is None) == self._works:
-            raise GrataError("resume: the stopped run had another bank, start_from or save_to. Give the same.")
+            raise GrataError("the stopped run had another bank, start_from or save_to. Give the same.", key="resume")
         if staged is None:
             return
         present = {place: self._on_disk(place) for place in (staged["place"], *staged["others"])}
@@ -165,8 +165,9 @@ class Keeper:
             changed.append(staged["place"])
         if changed:
             raise GrataError(
-                f"resume: {self._file(changed[0])} is not as the stopped run left it. Put it back, or start anew with "
-                "--overwrite true instead."
+                f"{self._file(changed[0])} is not as the stopped run left it. Put it back, or start anew with "
+                "--overwrite true instead.",
+                key="resume",
             )
         self._place, self._key, self._images = staged["place"], dict(staged["key"]), 0
         self._kept[self._place] = _Kept(self.method.state_dict(), staged["cases"], present[self._place])
@@ -197,12 +198,13 @@ class Keeper:
         if goes_on and self.bank is not None:
             adaptation = self.bank.read(place)
             if adaptation.entry != key:
-                raise GrataError(f"bank: {path} was written for another site or scanner. Remove or rename it.")
+                raise GrataError(f"{path} was written for another site or scanner. Remove or rename it.", key="bank")
             start = path
         elif goes_on and (start is None or not path.samefile(start)):
             raise OutputError(
-                f"save_to: {path} holds what an earlier run learnt. Give it as start_from as well to go on from it, or "
-                "name another file."
+                f"{path} holds what an earlier run learnt. Give it as start_from as well to go on from it, or "
+                "name another file.",
+                key="save_to",
             )
         elif start is not None:
             adaptation = self._start

@@ -43,14 +43,15 @@ def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
             free text.
     """
     if isinstance(tags, str) or not isinstance(tags, Sequence) or not tags:
-        raise GrataError(f"bank#tags: it is a list of DICOM keywords such as {list(SCANNER)}, got {tags!r}.")
+        raise GrataError(f"must be a list of DICOM keywords such as {list(SCANNER)}, got {tags!r}.", key="bank#tags")
     for keyword in tags:
         if not isinstance(keyword, str) or tag_for_keyword(keyword) is None:
-            raise GrataError(f"bank#tags: {keyword!r} is no DICOM keyword. For example {', '.join(SCANNER)}.")
+            raise GrataError(f"{keyword!r} is no DICOM keyword. For example {', '.join(SCANNER)}.", key="bank#tags")
         if keyword not in _DEVICE:
             raise GrataError(
-                f"bank#tags: {keyword} is not taken: names of files would be made of it, and only what tells of the "
-                f"device may be in them. Give some of {', '.join(_DEVICE)}."
+                f"{keyword} is not taken: names of files would be made of it, and only what tells of the "
+                f"device may be in them. Give some of {', '.join(_DEVICE)}.",
+                key="bank#tags",
             )
     return tuple(sorted(set(tags), key=tag_for_keyword))
 

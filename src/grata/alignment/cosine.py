@@ -14,9 +14,7 @@ def gradient_norm(gradients: Sequence[torch.Tensor | None]) -> float:
     return float(sum(g.double().square().sum() for g in gradients if g is not None)) ** 0.5
 
 
-def cosine_similarity(
-    a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None], eps: float = 1e-12
-) -> float:
+def cosine_similarity(a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None], eps: float = 1e-12) -> float:
     """``a·b / (‖a‖‖b‖ + eps)``, each a list of gradients taken as one vector; -1 to 1, 0 when one is zero.
 
     Sums are taken in float64: gradients of normalization layers span many orders of magnitude.

@@ -53,11 +53,14 @@ class DiscrepancyRate(Rate):
         for key in ("neighbours", "size", "grid"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise GrataError(f"learning_rate_law#{key}: it is a whole number of at least 1, got {value!r}.")
+                raise GrataError(
+                    f"must be a whole number of at least 1, got {value!r}.", key=f"learning_rate_law#{key}"
+                )
         if self.size < self.neighbours:
             raise GrataError(
-                f"learning_rate_law#size: a memory of {self.size} images never holds {self.neighbours} neighbours: "
-                "make it larger, or ask for fewer."
+                f"a memory of {self.size} images never holds {self.neighbours} neighbours: "
+                "make it larger, or ask for fewer.",
+                key="learning_rate_law#size",
             )
         self._memory = MemoryBank(self.size)
 

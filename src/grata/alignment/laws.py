@@ -29,5 +29,5 @@ def learning_rate_factor(law: str, cosine: float) -> float:
         GrataError: unknown law.
     """
     if not isinstance(law, str) or law not in LAWS:
-        raise GrataError(f"learning_rate_law: there is no law {law!r}; the laws are {', '.join(LAWS)}.")
+        raise GrataError(f"there is no law {law!r}; the laws are {', '.join(LAWS)}.", key="learning_rate_law")
     return LAWS[law](cosine)

@@ -93,12 +93,15 @@ def make_rate(setting: Rate | str | Mapping[str, Any]) -> Rate:
     settings = {"name": setting} if isinstance(setting, str) else setting
     name = settings.get("name") if isinstance(settings, Mapping) else None
     if not isinstance(name, str) or name not in (*LAWS, *RATES):
-        raise GrataError(f"learning_rate_law: there is no law {setting!r}; the laws are {', '.join((*LAWS, *RATES))}.")
+        raise GrataError(
+            f"there is no law {setting!r}; the laws are {', '.join((*LAWS, *RATES))}.", key="learning_rate_law"
+        )
     options = {key: value for key, value in settings.items() if key != "name"}
     known = [field.name for field in dataclasses.fields(RATES[name])] if name in RATES else []
     for key in options:
         if key not in known:
             raise GrataError(
-                f"learning_rate_law#{key}: {name} has no such setting; its settings are {', '.join(known) or 'none'}."
+                f"{name} has no such setting; its settings are {', '.join(known) or 'none'}.",
+                key=f"learning_rate_law#{key}",
             )
     return RATES[name](**options) if name in RATES else CosineRate(name)

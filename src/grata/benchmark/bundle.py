@@ -20,7 +20,7 @@ from torch import nn
 
 from ..errors import GrataError
 from ..handlers import WindowSelection, window_selection
-from ..methods import Method, check_settings, create, settings_of
+from ..methods import Method, create, settings_of
 from ..objectives import ACTIVATIONS
 from ..workflows import check_device
 from ..workflows.configuration import check_keys, check_method_settings, explain
@@ -79,13 +79,13 @@ class Bundle:
         self.name = name
         path = self.root / "configs" / "adapt.yaml"
         if not path.is_file():
-            raise GrataError(f"bundle: {path} does not exist. Name the folder of a bundle that has it.")
+            raise GrataError(f"{path} does not exist. Name the folder of a bundle that has it.", key="bundle")
         self._parser = ConfigParser()
         self._parser.read_config(path)
         config = self._parser.get()
         missing = [key for key in _REQUIRED if key not in config]
         if missing:
-            raise GrataError(f"bundle: {path} lacks {', '.join(missing)}, without which nothing can be measured.")
+            raise GrataError(f"{path} lacks {', '.join(missing)}, without which nothing can be measured.", key="bundle")
         check_keys(config, _READ)
         self._parser["bundle_root"] = str(self.root)
         for key, value in overrides.items():
@@ -95,15 +95,15 @@ class Bundle:
     def _override(self, key: str, value: Any) -> None:
         parent = key.rpartition("#")[0]
         if parent and parent not in self._parser:
-            raise GrataError(f"{self.name}#{key}: {self.root.name} has no key {parent}.")
+            raise GrataError(f"{self.root.name} has no key {parent}.", key=f"{self.name}#{key}")
         if not parent and key not in self._parser:
             try:
                 check_keys({**self._parser.get(), key: value}, _READ)
             except GrataError as error:
-                raise GrataError(f"{self.name}#{key}: {str(error).split(': ', 1)[-1]}") from error
+                raise GrataError(error.message, key=f"{self.name}#{key}") from error
         present = self._parser[key] if key in self._parser else None
         if isinstance(present, bool) and not isinstance(value, bool):
-            raise GrataError(f"{self.name}#{key}: it is true or false, got {value!r}.")
+            raise GrataError(f"must be true or false, got {value!r}.", key=f"{self.name}#{key}")
         self._parser[key] = value
 
     def refuse_idle(self, overrides: Iterable[str], of_a_site: bool) -> None:
@@ -123,11 +123,12 @@ class Bundle:
                 continue
             if of_a_site and head in self._referred(_READ_OF_SOURCES):
                 raise GrataError(
-                    f"{self.name}#{key}: it has no effect on how a site is read. Set it in sources: streams cross "
-                    "sites with one network."
+                    "it has no effect on how a site is read. Set it in sources: streams cross sites with one network.",
+                    key=f"{self.name}#{key}",
                 )
             raise GrataError(
-                f"{self.name}#{key}: a benchmark does not read it, the bundle's own workflow alone does. Leave it out."
+                "a benchmark does not read it, the bundle's own workflow alone does. Leave it out.",
+                key=f"{self.name}#{key}",
             )
 
     def _referred(self, keys: Iterable[str]) -> set[str]:
@@ -148,7 +149,7 @@ class Bundle:
             return self._parser.get_parsed_content(key)
         # A configuration can call anything, and raises anything.
         except Exception as error:
-            raise GrataError(f"{self.name}: {explain(error)}") from error
+            raise GrataError(explain(error), key=self.name) from error
 
     def make_network(self) -> nn.Module:
         """The source network, its weights loaded."""
@@ -158,16 +159,20 @@ class Bundle:
         """The method of a row, with what the bundle says for all methods under the row's settings.
 
         Raises:
-            GrataError: unknown settings, or what the method refuses.
+            GrataError: unknown settings, or what the method refuses; its key is that of the row.
         """
-        common = {key: self._resolve(key) for key in _OF_METHODS if key in self._parser}
         try:
-            check_settings(row.method, row.settings, f"methods#{row.name}")
-            return create(row.method, network, row.settings, seed=seed, **common)
+            return self.create_method(row, network, seed)
         except GrataError as error:
-            text = str(error).removeprefix("settings#")
-            where = "" if text.startswith(f"methods#{row.name}#") else f"methods#{row.name}: "
-            raise GrataError(where + text) from error
+            where = f"methods#{row.name}"
+            if error.head == "settings":
+                raise GrataError(error.message, f"{where}{error.key.removeprefix('settings')}") from error
+            raise GrataError(str(error), where) from error
+
+    def create_method(self, row: MethodRow, network: nn.Module, seed: int) -> Method:
+        """As :meth:`make_method`; errors have the keys that :func:`grata.methods.create` gives them."""
+        common = {key: self._resolve(key) for key in _OF_METHODS if key in self._parser}
+        return create(row.method, network, row.settings, seed=seed, **common)
 
     @cached_property
     def device(self) -> torch.device:
@@ -175,7 +180,7 @@ class Bundle:
         try:
             return torch.device(check_device(self._resolve("device") if "device" in self._parser else "cpu"))
         except GrataError as error:
-            raise GrataError(f"{self.name}: {error}") from error
+            raise GrataError(str(error), key=self.name) from error
 
     @cached_property
     def amp(self) -> bool:
@@ -190,7 +195,7 @@ class Bundle:
     def _flag(self, key: str) -> bool:
         value = self._resolve(key) if key in self._parser else False
         if not isinstance(value, bool):
-            raise GrataError(f"{self.name}#{key}: it is true or false, got {value!r}.")
+            raise GrataError(f"must be true or false, got {value!r}.", key=f"{self.name}#{key}")
         return value
 
     @cached_property
@@ -208,7 +213,7 @@ class Bundle:
         key = "activation" if "activation" in self._parser else "grata#activation"
         activation = self._resolve(key) if key in self._parser else None
         if activation not in ACTIVATIONS:
-            raise GrataError(f"{self.name}#activation: it is {' or '.join(ACTIVATIONS)}, got {activation!r}.")
+            raise GrataError(f"must be {' or '.join(ACTIVATIONS)}, got {activation!r}.", key=f"{self.name}#activation")
         return activation
 
     @cached_property
@@ -238,7 +243,7 @@ class Bundle:
         if labels is not None and (
             not isinstance(labels, list | tuple) or not labels or any(not isinstance(label, str) for label in labels)
         ):
-            raise GrataError(f"bundle: scored is a list of labels of its segments or null, got {labels!r}.")
+            raise GrataError(f"scored is a list of labels of its segments or null, got {labels!r}.", key="bundle")
         return labels if labels is None else list(labels)
 
     def without_folders(self, text: str, case: Case) -> str:
@@ -278,7 +283,7 @@ class Bundle:
         faults = [{"case": fault.case, "fault": fault.message} for fault in discovery.faults]
         cases = sorted([*map(dict, discovery.cases), *faults], key=lambda case: case["case"])[::stride][:limit]
         if labelled and not any("label" in case for case in cases):
-            raise GrataError(f"{self.name}: no image has a label. Name their folder by labels_dir.")
+            raise GrataError("no image has a label. Name their folder by labels_dir.", key=self.name)
         return cases
 
     def read_image(self, case: Case) -> dict[str, Any]:

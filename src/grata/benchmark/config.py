@@ -55,7 +55,7 @@ class MetricSettings:
     def __post_init__(self) -> None:
         for name, known in (("space", ("input", "network")), ("empty", ("nan", "reference"))):
             if getattr(self, name) not in known:
-                raise GrataError(f"metrics#{name}: it is {' or '.join(known)}, got {getattr(self, name)!r}.")
+                raise GrataError(f"must be {' or '.join(known)}, got {getattr(self, name)!r}.", key=f"metrics#{name}")
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     values = {key: default if given.get(key) is None else given[key] for key, default in _DEFAULTS.items()}
     for key in ("bundle", "output_dir", "targets", "methods"):
         if values[key] is None:
-            raise GrataError(f"{key}: it is missing from the configuration.")
+            raise GrataError("is missing from the configuration.", key=key)
 
     sources, targets = (_mappings(values, key) for key in ("sources", "targets"))
     for name, settings in sources.items():
@@ -181,17 +181,18 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         for key in settings:
             _check_target_key(f"targets#{name}#{key}", key)
     if not isinstance(values["common"], Mapping):
-        raise GrataError(f"common: it holds settings of methods, got {values['common']!r}.")
+        raise GrataError(f"must hold settings of methods, got {values['common']!r}.", key="common")
     methods = tuple(_row(name, settings, values["common"]) for name, settings in _mappings(values, "methods").items())
     for key in values["common"]:
         if key == "seed":
-            raise GrataError("common#seed: the seeds of the benchmark are those of its methods. See seeds.")
+            raise GrataError("the seeds of the benchmark are those of its methods. See seeds.", key="common#seed")
         if all(key not in settings_of(row.method) for row in methods):
-            raise GrataError(f"common#{key}: no method of the benchmark has such a setting.")
+            raise GrataError("no method of the benchmark has such a setting.", key=f"common#{key}")
     names = [row.name for row in methods]
     if values["reference_method"] not in names:
         raise GrataError(
-            f"reference_method: {values['reference_method']!r} is not a row of methods, which are {', '.join(names)}."
+            f"{values['reference_method']!r} is not a row of methods, which are {', '.join(names)}.",
+            key="reference_method",
         )
     strides = {name: _take_stride(name, settings) for name, settings in targets.items()}
     source_scored, scored = _take_scored("sources", sources), _take_scored("targets", targets)
@@ -203,9 +204,9 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     seeds = _list("seeds", values["seeds"], int)
     _check_unique("seeds", seeds, "Name each once.")
     if any(not 0 <= seed < 2**32 for seed in seeds):
-        raise GrataError(f"seeds: they are whole numbers of at least 0, got {seeds}.")
+        raise GrataError(f"must be whole numbers of at least 0, got {seeds}.", key="seeds")
     if not isinstance(values["metrics"], Mapping):
-        raise GrataError(f"metrics: it holds the settings space and empty, got {values['metrics']!r}.")
+        raise GrataError(f"must hold the settings space and empty, got {values['metrics']!r}.", key="metrics")
     _check_keys(values["metrics"], MetricSettings.__dataclass_fields__, "metrics#")
 
     config = BenchmarkConfig(
@@ -229,7 +230,9 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         given=json.loads(json.dumps({key: given[key] for key in _DEFAULTS if key in given}, default=str)),
     )
     if not any(config.targets_of(source) for source in sources):
-        raise GrataError("targets: none is left, since a source is not tested on its own site. See exclude_same_site.")
+        raise GrataError(
+            "none is left, since a source is not tested on its own site. See exclude_same_site.", key="targets"
+        )
     return config
 
 
@@ -280,7 +283,7 @@ def _override(given: dict[str, Any], key: str, value: Any) -> None:
             place[parent] = {}
         place = place[parent]
         if not isinstance(place, dict):
-            raise GrataError(f"--{key}: {parent} is not a mapping in the configuration.")
+            raise GrataError(f"{parent} is not a mapping in the configuration.", key=f"--{key}")
     if head != "methods" and parents:
         # The bundle is given them in their order, and this one is to win.
         place.pop(last, None)
@@ -298,11 +301,11 @@ def _existing_name(names: Mapping[str, Any], head: str, name: str, key: str) -> 
         return alike[0]
     if alike:
         raise GrataError(
-            f"--{key}: it may mean any of {', '.join(alike)}, as - and _ are the same here. Set it in the file."
+            f"it may mean any of {', '.join(alike)}, as - and _ are the same here. Set it in the file.", key=f"--{key}"
         )
     near = difflib.get_close_matches(wanted, spelt, n=1)
     hint = f"Did you mean {head}#{spelt[near[0]][0]}?" if near else f"They are {', '.join(map(str, names)) or 'none'}."
-    raise GrataError(f"--{key}: {name} is not among the {head} of the file. {hint}")
+    raise GrataError(f"{name} is not among the {head} of the file. {hint}", key=f"--{key}")
 
 
 def _check_keys(given: Iterable[str], known: Iterable[str], prefix: str = "") -> None:
@@ -311,38 +314,38 @@ def _check_keys(given: Iterable[str], known: Iterable[str], prefix: str = "") ->
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"Did you mean {prefix}{near[0]}?" if near else f"The keys are {', '.join(known)}."
-            raise GrataError(f"{prefix}{key}: there is no such key. {hint}")
+            raise GrataError(f"there is no such key. {hint}", key=f"{prefix}{key}")
 
 
 def _mappings(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     given = values[key]
     if not isinstance(given, Mapping) or not given:
-        raise GrataError(f"{key}: it holds names with the settings of each, got {given!r}.")
+        raise GrataError(f"must hold names with the settings of each, got {given!r}.", key=key)
     for name, settings in given.items():
         _check_name(key, name)
         if not isinstance(settings, Mapping | None):
-            raise GrataError(f"{key}#{name}: it holds settings, got {settings!r}.")
+            raise GrataError(f"must hold settings, got {settings!r}.", key=f"{key}#{name}")
     return {str(name): dict(settings or {}) for name, settings in given.items()}
 
 
 def _check_source_key(where: str, key: str) -> None:
     head = key.split("#")[0]
     if head in _NOT_READ:
-        raise GrataError(f"{where}: a benchmark does not read it. {_NOT_READ[head]}")
+        raise GrataError(f"a benchmark does not read it. {_NOT_READ[head]}", key=where)
 
 
 def _check_target_key(where: str, key: str) -> None:
     head = key.split("#")[0]
     if head in _NOT_READ:
-        raise GrataError(f"{where}: this is not a site's, and a benchmark does not read it. {_NOT_READ[head]}")
+        raise GrataError(f"this is not a site's, and a benchmark does not read it. {_NOT_READ[head]}", key=where)
     if head in _NOT_A_TARGETS:
-        raise GrataError(f"{where}: this is not a site's. Set it in sources, or in a row of methods.")
+        raise GrataError("this is not a site's. Set it in sources, or in a row of methods.", key=where)
 
 
 def _take_stride(name: str, settings: dict[str, Any]) -> int:
     stride = settings.pop("stride", 1)
     if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
-        raise GrataError(f"targets#{name}#stride: it is a whole number of at least 1, got {stride!r}.")
+        raise GrataError(f"must be a whole number of at least 1, got {stride!r}.", key=f"targets#{name}#stride")
     return stride
 
 
@@ -357,10 +360,10 @@ def _row(name: str, settings: dict[str, Any], common: Mapping[str, Any]) -> Meth
     if method not in METHODS:
         near = difflib.get_close_matches(str(method), METHODS, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"The methods are {', '.join(METHODS)}."
-        raise GrataError(f"methods#{name}: there is no method {method!r}. {hint}")
+        raise GrataError(f"there is no method {method!r}. {hint}", key=f"methods#{name}")
     check_settings(method, settings, f"methods#{name}")
     if "seed" in settings:
-        raise GrataError(f"methods#{name}#seed: the seeds of the benchmark are those of its methods. See seeds.")
+        raise GrataError("the seeds of the benchmark are those of its methods. See seeds.", key=f"methods#{name}#seed")
     settings = {key: value for key, value in common.items() if key in settings_of(method)} | settings
     return MethodRow(name, method, settings)
 
@@ -368,37 +371,37 @@ def _row(name: str, settings: dict[str, Any], common: Mapping[str, Any]) -> Meth
 def _check_name(key: str, name: Any) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise GrataError(
-            f"{key}: {name!r} becomes a file name; write it with letters, digits and - _ . + (a number in quotes)."
+            f"{name!r} becomes a file name; write it with letters, digits and - _ . + (a number in quotes).", key=key
         )
 
 
 def _check_unique(key: str, values: Sequence[Any], remedy: str) -> None:
     for value in values:
         if values.count(value) > 1:
-            raise GrataError(f"{key}: {value!r} is there twice. {remedy}")
+            raise GrataError(f"{value!r} is there twice. {remedy}", key=key)
 
 
 def _list(key: str, value: Any, kind: type) -> list[Any]:
     items = list(value) if isinstance(value, list | tuple) else [value]
     if not items or any(not isinstance(item, kind) or isinstance(item, bool) for item in items):
-        raise GrataError(f"{key}: it is a list of {'whole numbers' if kind is int else 'names'}, got {value!r}.")
+        raise GrataError(f"must be a list of {'whole numbers' if kind is int else 'names'}, got {value!r}.", key=key)
     return items
 
 
 def _path(key: str, value: Any) -> Path:
     if not isinstance(value, str | Path):
-        raise GrataError(f"{key}: it is a folder, got {value!r}. (Of a name that is a number: ./20240611.)")
+        raise GrataError(f"must be a folder, got {value!r}. (Of a name that is a number: ./20240611.)", key=key)
     return Path(value).expanduser()
 
 
 def _flag(values: Mapping[str, Any], key: str) -> bool:
     if not isinstance(values[key], bool):
-        raise GrataError(f"{key}: it is true or false, got {values[key]!r}.")
+        raise GrataError(f"must be true or false, got {values[key]!r}.", key=key)
     return values[key]
 
 
 def _count(values: Mapping[str, Any], key: str, low: int) -> int | None:
     value = values[key]
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-        raise GrataError(f"{key}: it is a whole number of at least {low}, or null, got {value!r}.")
+        raise GrataError(f"must be a whole number of at least {low}, or null, got {value!r}.", key=key)
     return value

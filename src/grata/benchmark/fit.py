@@ -31,8 +31,8 @@ def fitting_methods(root: str | Path, names: Sequence[str]) -> str:
     rows = []
     for name in names:
         try:
-            bundle.make_method(MethodRow(name, name, {}), network, seed=0)
+            bundle.create_method(MethodRow(name, name, {}), network, seed=0)
             rows.append([name, "yes", ""])
         except GrataError as error:
-            rows.append([name, "no", str(error).removeprefix(f"methods#{name}: ")])
+            rows.append([name, "no", str(error)])
     return tabulate(rows, ["method", "fits", "what it lacks"], "simple", maxcolwidths=[None, None, 80])

@@ -54,7 +54,7 @@ def make_regions(segments: Sequence[Mapping[str, Any]]) -> list[Region]:
     labels = [region.label for region in regions]
     if len(set(labels)) < len(labels):
         raise GrataError(
-            f"segments: the labels {', '.join(labels)} are not all different; results could not be told apart."
+            f"the labels {', '.join(labels)} are not all different; results could not be told apart.", key="segments"
         )
     return regions
 
@@ -152,7 +152,7 @@ def _probability(probabilities: np.ndarray, region: Region, regions: Sequence[Re
         return probabilities[region.index]
     if len(probabilities) <= max(region.values):
         raise GrataError(
-            f"to_probabilities: {len(probabilities)} channels are neither one a segment (sigmoid) nor one a label "
-            "value (softmax)."
+            f"{len(probabilities)} channels are neither one a segment (sigmoid) nor one a label value (softmax).",
+            key="to_probabilities",
         )
     return probabilities[list(region.values)].sum(axis=0)

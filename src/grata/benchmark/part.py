@@ -157,8 +157,9 @@ class Part:
         if not self._progress.is_file():
             if self._state.is_file():
                 raise GrataError(
-                    f"output_dir: {self._state} is there without {self._progress.name}, which tells what it is of. "
-                    "Remove it; the job starts anew."
+                    f"{self._state} is there without {self._progress.name}, which tells what it is of. "
+                    "Remove it; the job starts anew.",
+                    key="output_dir",
                 )
             return None
         try:
@@ -188,7 +189,9 @@ class Part:
         return state
 
     def _unreadable(self, path: Path, error: OSError) -> GrataError:
-        return GrataError(f"output_dir: {path} cannot be read ({error.strerror or error}). Check its permissions.")
+        return GrataError(
+            f"{path} cannot be read ({error.strerror or error}). Check its permissions.", key="output_dir"
+        )
 
     def _damaged_rows(self) -> GrataError:
         return GrataError(f"{self._rows} is damaged. Remove it; the job starts anew.")

@@ -156,7 +156,7 @@ class Recurring(Continual):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or self.repeats < 1:
-            raise GrataError(f"protocol#repeats: it is a whole number of at least 1, got {self.repeats!r}.")
+            raise GrataError(f"must be a whole number of at least 1, got {self.repeats!r}.", key="protocol#repeats")
 
     def streams(self, sites: Mapping[str, Sequence[str]], seed: int, shuffle: bool = False) -> list[Stream]:
         (stream,) = super().streams(sites, seed, shuffle)
@@ -191,19 +191,19 @@ def make_protocol(setting: Any, targets: Sequence[str]) -> Protocol:
     """
     settings = {"name": setting} if isinstance(setting, str) else setting
     if not isinstance(settings, Mapping) or settings.get("name") not in PROTOCOLS:
-        raise GrataError(f"protocol: there is no {setting!r}; the protocols are {', '.join(PROTOCOLS)}.")
+        raise GrataError(f"there is no {setting!r}; the protocols are {', '.join(PROTOCOLS)}.", key="protocol")
     settings = dict(settings)
     protocol = PROTOCOLS[settings.pop("name")]
     known = [field.name for field in dataclasses.fields(protocol)]
     for key in settings:
         if key not in known:
             raise GrataError(
-                f"protocol#{key}: {protocol.name} has no such setting; its settings are {', '.join(known)}."
+                f"{protocol.name} has no such setting; its settings are {', '.join(known)}.", key=f"protocol#{key}"
             )
     if "order" in settings:
         order = settings["order"]
         if not isinstance(order, list | tuple) or sorted(map(str, order)) != sorted(targets):
-            raise GrataError(f"protocol#order: it names each target once ({', '.join(targets)}), got {order!r}.")
+            raise GrataError(f"must name each target once ({', '.join(targets)}), got {order!r}.", key="protocol#order")
         # YAML reads the name of a site as a number where it can, without quotes.
         settings["order"] = tuple(map(str, order))
     return protocol(**settings)

@@ -58,7 +58,7 @@ def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise GrataError(
-            f"output_dir: another benchmark is writing to {folder}. Wait for it, or choose another."
+            f"another benchmark is writing to {folder}. Wait for it, or choose another.", key="output_dir"
         ) from error
     try:
         with _process_as_it_was():
@@ -157,8 +157,9 @@ def _check_unchanged(folder: Path, parts: Mapping[str, Part]) -> None:
         if changed := part.changed():
             remark = " (unless set, they follow from the number of workers)" if "threads" in changed else ""
             raise GrataError(
-                f"output_dir: {folder} holds results of {name} with other {', '.join(changed)}{remark}. Methods, "
-                "targets and seeds may be added to a benchmark or left out, but not changed: choose another output_dir."
+                f"{folder} holds results of {name} with other {', '.join(changed)}{remark}. Methods, "
+                "targets and seeds may be added to a benchmark or left out, but not changed: choose another output_dir.",
+                key="output_dir",
             )
 
 

@@ -188,9 +188,7 @@ def _metric_order(column: str) -> tuple[int, bool]:
     return METRICS.index(metric), segment == "mean"
 
 
-def _comparison(
-    images: pd.DataFrame, reference: pd.DataFrame, protocol: Protocol, itself: bool
-) -> dict[str, float]:
+def _comparison(images: pd.DataFrame, reference: pd.DataFrame, protocol: Protocol, itself: bool) -> dict[str, float]:
     names = ("difference", "difference:low", "difference:high", "p")
     if itself or images.empty or reference.empty or "dice/mean" not in images:
         return dict.fromkeys(names, math.nan)

@@ -28,7 +28,7 @@ def log_distributions(logits: torch.Tensor, activation: str) -> torch.Tensor:
         return logits.log_softmax(1).unsqueeze(1)
     if activation == "sigmoid":
         return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], 2)
-    raise GrataError(f"activation must be one of sigmoid, softmax, got {activation!r}.")
+    raise GrataError(f"must be one of sigmoid, softmax, got {activation!r}.", key="activation")
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:

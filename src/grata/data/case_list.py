@@ -19,9 +19,7 @@ class Listed(NamedTuple):
     site: str | None
 
 
-def read_case_lists(
-    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], root: Path
-) -> dict[Path, Listed]:
+def read_case_lists(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], root: Path) -> dict[Path, Listed]:
     """Read lists of cases.
 
     Args:
@@ -43,7 +41,8 @@ def read_case_lists(
     for file in files if isinstance(files, list | tuple) else [files]:
         if not isinstance(file, str | os.PathLike):
             raise GrataError(
-                f"cases_file: {file!r} is a {type(file).__name__}, not the name of a CSV file. Write ./ before the name."
+                f"{file!r} is a {type(file).__name__}, not the name of a CSV file. Write ./ before the name.",
+                key="cases_file",
             )
         path = Path(file).expanduser()
         path = path if path.is_file() else root / path
@@ -70,18 +69,19 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except FileNotFoundError as error:
         raise GrataError(
-            f"cases_file: there is no '{path}'. Give the path of a CSV file, or its name in dataset_dir."
+            f"there is no '{path}'. Give the path of a CSV file, or its name in dataset_dir.", key="cases_file"
         ) from error
     except (OSError, ValueError, csv.Error) as error:
-        raise GrataError(f"cases_file: '{path}' cannot be read as a CSV file in UTF-8: {error}.") from error
+        raise GrataError(f"'{path}' cannot be read as a CSV file in UTF-8: {error}.", key="cases_file") from error
     missing = [key for key in ("image", "mask") if key not in header]
     if missing:
         raise GrataError(
-            f"cases_file: '{path}' has no column {' and no column '.join(missing)}; its first line is "
-            f"'{','.join(header)}'. Name the columns image and mask; a mask may be empty."
+            f"'{path}' has no column {' and no column '.join(missing)}; its first line is "
+            f"'{','.join(header)}'. Name the columns image and mask; a mask may be empty.",
+            key="cases_file",
         )
     if not cells:
-        raise GrataError(f"cases_file: '{path}' lists no image. Add a line for each, or give another file.")
+        raise GrataError(f"'{path}' lists no image. Add a line for each, or give another file.", key="cases_file")
     return [
         (line, {key: cell.strip() for key, cell in zip_longest(header, row[: len(header)], fillvalue="")})
         for line, row in cells

@@ -129,7 +129,9 @@ def discover(
     result = Discovery()
     if cases_file is not None:
         if labels_root is not None:
-            raise GrataError("cases_file, labels_dir: the list names the labels, in its column mask. Give one of them.")
+            raise GrataError(
+                "the list names the labels, in its column mask. Give one of them.", key="cases_file, labels_dir"
+            )
         listed = read_case_lists(cases_file, root)
         for path, case in _file_ids(list(listed), root, frozenset()):
             mask, own_site = listed[path]
@@ -333,7 +335,9 @@ def _check_picture(path: Path, label: Path | None, root: Path, spatial_dims: int
     if label is None:
         return
     if not is_label_picture(label):
-        raise GrataError(f"Label '{label}' is no picture, but its image, '{_relative(path, root)}', is. Convert it to PNG.")
+        raise GrataError(
+            f"Label '{label}' is no picture, but its image, '{_relative(path, root)}', is. Convert it to PNG."
+        )
     found = picture_size(label)
     if found != size:
         raise GrataError(
@@ -440,9 +444,7 @@ def _matches(instance: Instance, modality: str | None, description: str | None) 
     return pattern in text or fnmatch.fnmatchcase(text, pattern)
 
 
-def _nothing_selected(
-    series: Iterable[Sequence[Instance]], modality: str | None, description: str | None
-) -> str:
+def _nothing_selected(series: Iterable[Sequence[Instance]], modality: str | None, description: str | None) -> str:
     found: dict[str, list[str]] = defaultdict(list)
     for group in series:
         found[group[0].modality].append(remove_identifiers(group[0].description, group[0].identifiers) or "none")

@@ -52,7 +52,9 @@ def perpendicular(orientation: Sequence[float]) -> tuple[float, ...]:
         to three digits explains.
     """
     vectors = np.asarray(orientation, dtype=float).reshape(2, 3)
-    if not np.isfinite(vectors).all() or not np.allclose(vectors @ vectors.T, np.eye(2), atol=2 * ORIENTATION_TOLERANCE):
+    if not np.isfinite(vectors).all() or not np.allclose(
+        vectors @ vectors.T, np.eye(2), atol=2 * ORIENTATION_TOLERANCE
+    ):
         return tuple(float(value) for value in orientation)
     left, _, right = np.linalg.svd(vectors, full_matrices=False)
     return tuple((left @ right).ravel().tolist())

@@ -149,9 +149,7 @@ def _index(folder: Path, is_label_file: Callable[[str], bool]) -> dict[tuple[str
     return index
 
 
-def _lookup(
-    index: dict[tuple[str, str], list[Path]], folder: str, name: str, image: Path | None = None
-) -> Path | None:
+def _lookup(index: dict[tuple[str, str], list[Path]], folder: str, name: str, image: Path | None = None) -> Path | None:
     # Where labels and images share a folder, an image is not its own label.
     found = [path for path in index.get((folder, name), []) if path != image]
     exact = [path for path in found if scan_stem(path).lower() == name]

@@ -149,7 +149,9 @@ def _check_frames(image: Image.Image, path: str | os.PathLike[str]) -> None:
     frames = getattr(image, "n_frames", 1)
     # The further frames of an MPO are previews, or the other eye's view, of a JPEG.
     if frames > 1 and image.format != "MPO":
-        raise GrataError(f"Picture '{path}' holds {frames} pages or frames. Save the one you mean as a file of its own.")
+        raise GrataError(
+            f"Picture '{path}' holds {frames} pages or frames. Save the one you mean as a file of its own."
+        )
     if not all(image.size):
         raise GrataError(f"Picture '{path}' has no pixels: copy or export it again.")
 
@@ -159,7 +161,9 @@ def _plain(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return image
     if image.mode not in _COLOURS:
-        raise GrataError(f"Picture '{path}' has pixels of a kind ({image.mode}) that is not read. Save it as RGB or grey.")
+        raise GrataError(
+            f"Picture '{path}' has pixels of a kind ({image.mode}) that is not read. Save it as RGB or grey."
+        )
     mode = image.mode
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))

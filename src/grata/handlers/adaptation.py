@@ -129,12 +129,14 @@ class AdaptationHandler:
                 scripted = isinstance(self.method.given, torch.jit.ScriptModule)
                 what = "a TorchScript network" if scripted else f"the network that {self.method.name} predicts with"
                 raise GrataError(
-                    f"network: {what} cannot be put inside a {type(engine.network).__name__}. Give the network itself "
-                    "to both the method and the evaluator."
+                    f"{what} cannot be put inside a {type(engine.network).__name__}. Give the network itself "
+                    "to both the method and the evaluator.",
+                    key="network",
                 )
             raise GrataError(
-                f"network: the evaluator predicts with another {type(engine.network).__name__} than the network that "
-                f"method {self.method.name} adapts. Give both the same."
+                f"the evaluator predicts with another {type(engine.network).__name__} than the network that "
+                f"method {self.method.name} adapts. Give both the same.",
+                key="network",
             )
 
     def adapt(self, engine: Engine) -> None:
@@ -143,8 +145,9 @@ class AdaptationHandler:
         images, _, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
         if self.method.learns and (args or kwargs or getattr(engine.inferer, "with_coord", False)):
             raise GrataError(
-                "prepare_batch, inferer: the network is given more than the image, which adaptation cannot map to its "
-                "views. Use method source or ptbn, or a network of the image alone."
+                "the network is given more than the image, which adaptation cannot map to its "
+                "views. Use method source or ptbn, or a network of the image alone.",
+                key="prepare_batch, inferer",
             )
         entry = self.keeper.begin(images, self._items(engine, self.site_key), self._meta(engine))
         if self.source_key is not None:

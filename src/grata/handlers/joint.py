@@ -32,10 +32,12 @@ class JointInferer(Inferer):
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
         if not weights:
-            raise GrataError(f"weights: name at least one branch; there are {', '.join(BRANCH_LOSSES)}.")
+            raise GrataError(f"name at least one branch; there are {', '.join(BRANCH_LOSSES)}.", key="weights")
         for name in weights:
             if name not in BRANCH_LOSSES:
-                raise GrataError(f"weights#{name}: there is no such branch; there are {', '.join(BRANCH_LOSSES)}.")
+                raise GrataError(
+                    f"there is no such branch; there are {', '.join(BRANCH_LOSSES)}.", key=f"weights#{name}"
+                )
         self.weights = dict(weights)
 
     def __call__(self, inputs: torch.Tensor, network: ResUNet, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:

@@ -42,8 +42,9 @@ def adapt_to_case(
         batches = [images]
     else:
         raise GrataError(
-            f"inferer: {type(inferer).__name__} is not one that adaptation knows; "
-            "use SimpleInferer, SlidingWindowInferer or SliceInferer."
+            f"{type(inferer).__name__} is not one that adaptation knows; "
+            "use SimpleInferer, SlidingWindowInferer or SliceInferer.",
+            key="inferer",
         )
     return [method.adapt(batch, same_case=True) for batch in batches]
 

@@ -42,14 +42,15 @@ class WindowSelection:
             if name == "batch_size" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
-                raise GrataError(f"windows#{name}: it is a whole number, got {value!r}.")
+                raise GrataError(f"must be a whole number, got {value!r}.", key=f"windows#{name}")
         if min(self.uncertain, self.random) < 0 or self.uncertain + self.random < 1:
             raise GrataError(
-                "windows: uncertain and random must not be negative and give at least one window together, "
-                f"got uncertain={self.uncertain}, random={self.random}."
+                "uncertain and random must not be negative and give at least one window together, "
+                f"got uncertain={self.uncertain}, random={self.random}.",
+                key="windows",
             )
         if self.batch_size is not None and self.batch_size < 1:
-            raise GrataError(f"windows#batch_size: it is at least 1, or null, got {self.batch_size}.")
+            raise GrataError(f"must be at least 1, or null, got {self.batch_size}.", key="windows#batch_size")
 
     def select(self, images: torch.Tensor, inferer: SlidingWindowInferer, method: Method) -> list[torch.Tensor]:
         """Batches of windows to adapt on, each of at most ``batch_size``.
@@ -107,11 +108,11 @@ def window_selection(windows: WindowSelection | Mapping[str, Any] | None) -> Win
     if isinstance(windows, WindowSelection):
         return windows
     if not isinstance(windows, Mapping | None):
-        raise GrataError(f"windows: it holds the settings uncertain, random and batch_size, got {windows!r}.")
+        raise GrataError(f"must hold the settings uncertain, random and batch_size, got {windows!r}.", key="windows")
     known = [field.name for field in fields(WindowSelection)]
     for key in windows or {}:
         if key not in known:
-            raise GrataError(f"windows#{key}: there is no such setting; the settings are {', '.join(known)}.")
+            raise GrataError(f"there is no such setting; the settings are {', '.join(known)}.", key=f"windows#{key}")
     return WindowSelection(**(windows or {}))
 
 

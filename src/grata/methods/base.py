@@ -101,7 +101,7 @@ class Method(ABC):
         self._statistics = BatchStatistics(network, batch_statistics)
         self.parameters = dict(changed)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise GrataError(f"seed must be a whole number of at least 0, got {seed!r}.")
+            raise GrataError(f"must be a whole number of at least 0, got {seed!r}.", key="seed")
         if reset is None:
             reset = "per-case" if self.card.episodic else "never"
         self.reset = make_reset(reset)

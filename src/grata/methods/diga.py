@@ -95,7 +95,7 @@ class DIGA(PredictiveMethod):
         **settings: Any,
     ) -> None:
         if "batch_statistics" in settings:
-            raise GrataError("batch_statistics: diga mixes its own, by instance_weight. Leave the setting out.")
+            raise GrataError("diga mixes its own, by instance_weight. Leave the setting out.", key="batch_statistics")
         self.instance_weight = check_number("instance_weight", instance_weight, low=0.0, high=1.0)
         super().__init__(network, {}, batch_statistics=instance_mix(self.instance_weight), **settings)
         check_running_statistics(self.name, network, self._statistics)
@@ -107,7 +107,7 @@ class DIGA(PredictiveMethod):
         layers = dict(network.named_modules())
         if feature_layer is not None and feature_layer not in layers:
             raise GrataError(
-                f"feature_layer: the network has no module {feature_layer!r}; its last is {list(layers)[-1]!r}."
+                f"the network has no module {feature_layer!r}; its last is {list(layers)[-1]!r}.", key="feature_layer"
             )
         self.feature_layer = feature_layer
         self._prototypes: torch.Tensor | None = None
@@ -227,8 +227,9 @@ def _input_of(network: nn.Module, layer: str | None, ndim: int) -> Iterator[Call
         found = [x for x in taken if layer is not None or x.shape[1] > channels]
         if not found:
             raise GrataError(
-                f"feature_layer: no convolution of this {type(network).__name__} takes more channels than it predicts. "
-                "Name the module whose input is the feature; a TorchScript network cannot be looked into."
+                f"no convolution of this {type(network).__name__} takes more channels than it predicts. "
+                "Name the module whose input is the feature; a TorchScript network cannot be looked into.",
+                key="feature_layer",
             )
         return found[-1]
 

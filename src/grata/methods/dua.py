@@ -101,7 +101,9 @@ class DUA(PredictiveMethod):
         **settings: Any,
     ) -> None:
         if "batch_statistics" in settings:
-            raise GrataError("batch_statistics: dua predicts by the running statistics that it changes. Leave it out.")
+            raise GrataError(
+                "dua predicts by the running statistics that it changes. Leave it out.", key="batch_statistics"
+            )
         # a rule is what the update needs of the layers, and refuses those that do not take one
         check_running_statistics(self.name, network, BatchStatistics(switchable(network), self._gather))
         changed = {
@@ -147,8 +149,9 @@ class DUA(PredictiveMethod):
                 raise
             taken, given = ("x".join(map(str, x.shape[2:])) for x in (crops, images))
             raise GrataError(
-                f"crop: {type(self.given).__name__} does not take crops of {taken} from images of {given} ({error}). "
-                "Set crop to 1: the views are flips and turns of the whole image then, at a higher cost."
+                f"{type(self.given).__name__} does not take crops of {taken} from images of {given} ({error}). "
+                "Set crop to 1: the views are flips and turns of the whole image then, at a higher cost.",
+                key="crop",
             ) from error
 
     def _gather(self, layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

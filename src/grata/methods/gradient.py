@@ -251,7 +251,7 @@ class GradientMethod(PredictiveMethod):
 
     def _check_objective(self, role: str, name: str) -> None:
         if not isinstance(name, str) or name not in OBJECTIVES:
-            raise GrataError(f"{role}: there is no objective {name!r}; there are {', '.join(OBJECTIVES)}.")
+            raise GrataError(f"there is no objective {name!r}; there are {', '.join(OBJECTIVES)}.", key=role)
         if name in BRANCH_LOSSES:
             self._find_branch(name)
 
@@ -417,25 +417,30 @@ def _optimizer(
     parameters: list[tuple[str, nn.Parameter]],
 ) -> torch.optim.Optimizer:
     if not isinstance(options, Mapping):
-        raise GrataError(f"optimizer_options must be a mapping such as {{'betas': [0.9, 0.999]}}, got {options!r}.")
+        raise GrataError(
+            f"must be a mapping such as {{'betas': [0.9, 0.999]}}, got {options!r}.", key="optimizer_options"
+        )
     if callable(optimizer):
         made = optimizer(parameters)
     else:
         lr = check_number("lr", lr, low=0.0)
         optimizer_class = getattr(torch.optim, str(optimizer), None)
         if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)):
-            raise GrataError(f"optimizer: torch.optim has no {optimizer!r}; for example Adam, AdamW or SGD.")
+            raise GrataError(f"torch.optim has no {optimizer!r}; for example Adam, AdamW or SGD.", key="optimizer")
         try:
             made = optimizer_class(parameters, lr=lr, **options)
         # Optimizers check their arguments each in its own way.
         except (TypeError, ValueError, LookupError, RuntimeError) as error:
-            raise GrataError(f"optimizer_options: {optimizer} refuses {dict(options)}: {error}.") from error
+            raise GrataError(f"{optimizer} refuses {dict(options)}: {error}.", key="optimizer_options") from error
     if not isinstance(made, torch.optim.Optimizer):
-        raise GrataError(f"optimizer must be a name or make a torch.optim.Optimizer, got a {type(made).__name__}.")
+        raise GrataError(
+            f"must be a name or make a torch.optim.Optimizer, got a {type(made).__name__}.", key="optimizer"
+        )
     if isinstance(made, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise GrataError(
-            f"optimizer: {type(made).__name__} does not fit: LBFGS evaluates the loss several times a step, SparseAdam "
-            "takes sparse gradients. Use for example Adam, AdamW or SGD."
+            f"{type(made).__name__} does not fit: LBFGS evaluates the loss several times a step, SparseAdam "
+            "takes sparse gradients. Use for example Adam, AdamW or SGD.",
+            key="optimizer",
         )
     return made
 
@@ -446,10 +451,12 @@ def _strong_view(
     if callable(view):
         return view
     if not isinstance(view, Mapping | None):
-        raise GrataError(f"strong_view must be a mapping of settings such as {{'noise': [0, 0.05]}}, got {view!r}.")
+        raise GrataError(
+            f"must be a mapping of settings such as {{'noise': [0, 0.05]}}, got {view!r}.", key="strong_view"
+        )
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in (view or {}).items()}
     known = [field.name for field in dataclasses.fields(StrongView)]
     unknown = [key for key in settings if key not in known]
     if unknown:
-        raise GrataError(f"strong_view has no setting {unknown[0]!r}; the settings are {', '.join(known)}.")
+        raise GrataError(f"has no setting {unknown[0]!r}; the settings are {', '.join(known)}.", key="strong_view")
     return StrongView(**settings)

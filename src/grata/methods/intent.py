@@ -82,12 +82,12 @@ class InTEnt(PredictiveMethod):
         **settings: Any,
     ) -> None:
         if "batch_statistics" in settings:
-            raise GrataError("batch_statistics: intent has its own, by mixes. Leave the setting out.")
+            raise GrataError("intent has its own, by mixes. Leave the setting out.", key="batch_statistics")
         if isinstance(mixes, str) or not isinstance(mixes, Sequence) or not mixes:
-            raise GrataError(f"mixes must be a list of numbers from 0 to 1, got {mixes!r}.")
+            raise GrataError(f"must be a list of numbers from 0 to 1, got {mixes!r}.", key="mixes")
         self.mixes = [check_number("mixes", mix, low=0.0, high=1.0) for mix in mixes]
         if weighting not in _WEIGHTINGS:
-            raise GrataError(f"weighting must be one of {', '.join(_WEIGHTINGS)}, got {weighting!r}.")
+            raise GrataError(f"must be one of {', '.join(_WEIGHTINGS)}, got {weighting!r}.", key="weighting")
         # one that is really a mix, so that layers which cannot are told of at once
         super().__init__(network, {}, batch_statistics=0.5, **settings)
         check_running_statistics(self.name, network, self._statistics)

@@ -154,7 +154,7 @@ def check_number(name: str, value: Any, low: float, high: float = float("inf")) 
     number = not isinstance(value, bool) and isinstance(value, int | float)
     if not number or not low <= value <= high or abs(value) == float("inf"):
         limit = f" and at most {high:g}" if high < float("inf") else ""
-        raise GrataError(f"{name} must be a finite number of at least {low:g}{limit}, got {value!r}.")
+        raise GrataError(f"must be a finite number of at least {low:g}{limit}, got {value!r}.", key=name)
     return float(value)
 
 
@@ -169,21 +169,21 @@ def check_positive(name: str, value: Any, high: float = float("inf"), why: str =
     """
     number = check_number(name, value, 0.0, high)
     if number == 0.0:
-        raise GrataError(f"{name} must be above 0{why and f', {why}'}.")
+        raise GrataError(f"must be above 0{why and f', {why}'}.", key=name)
     return number
 
 
 def check_count(name: str, value: Any, low: int = 1) -> int:
     """``value``; :class:`GrataError` unless it is a whole number of at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise GrataError(f"{name} must be a whole number of at least {low}, got {value!r}.")
+        raise GrataError(f"must be a whole number of at least {low}, got {value!r}.", key=name)
     return value
 
 
 def check_precision(name: str, value: str | None) -> torch.dtype | None:
     """The dtype called ``value``; :class:`GrataError` unless it is ``bfloat16``, ``float16`` or None."""
     if value is not None and str(value) not in _AUTOCAST:
-        raise GrataError(f"{name} must be one of {', '.join(_AUTOCAST)}, or null, got {value!r}.")
+        raise GrataError(f"must be one of {', '.join(_AUTOCAST)}, or null, got {value!r}.", key=name)
     return None if value is None else _AUTOCAST[value]
 
 
@@ -198,9 +198,11 @@ def logits_in(output: Any, which: str | int | None) -> torch.Tensor:
         try:
             output = output[which]
         except (LookupError, TypeError, ValueError) as error:
-            raise RunError(f"output: {which!r} is not in what the network returns, {_described(output)}.") from error
+            raise RunError(
+                f"{which!r} is not in what the network returns, {_described(output)}.", key="output"
+            ) from error
     if not isinstance(output, torch.Tensor):
-        raise RunError(f"output: the network returns {_described(output)}. Name the logits in it by this key.")
+        raise RunError(f"the network returns {_described(output)}. Name the logits in it by this key.", key="output")
     return output
 
 

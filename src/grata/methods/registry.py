@@ -67,13 +67,13 @@ def create(
     if not isinstance(name, str) or name not in METHODS:
         near = difflib.get_close_matches(str(name), METHODS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise GrataError(f"method: there is no {name!r}; the methods are {', '.join(METHODS)}.{hint}")
+        raise GrataError(f"there is no {name!r}; the methods are {', '.join(METHODS)}.{hint}", key="method")
     settings = dict(settings or {})
     check_settings(name, settings)
     known = settings_of(name)
     given = {key: value for key, value in common.items() if key in known and value is not None} | settings
     if "activation" in known and "activation" not in given:
-        raise GrataError("activation: say sigmoid or softmax, as the network was trained.")
+        raise GrataError("say sigmoid or softmax, as the network was trained.", key="activation")
     earlier = any(hasattr(module, ATTACHED) for module in network.modules())
     attached = None
     try:
@@ -84,8 +84,9 @@ def create(
         # what another method attached stays its own
         if attached is not None and not earlier:
             attached.detach()
-        key = str(error).split(" ")[0].rstrip(":")
-        raise GrataError(f"settings#{error}" if key.split("#")[0] in settings else str(error)) from error
+        if error.head in settings:
+            raise error.under("settings") from error
+        raise
     method.attached = attached
     return method
 
@@ -103,7 +104,7 @@ def check_settings(name: str, settings: Mapping[str, Any], key: str = "settings"
         if setting not in known:
             near = difflib.get_close_matches(setting, known, n=1)
             hint = f"did you mean {key}#{near[0]}?" if near else f"the settings are {', '.join(known) or 'none'}."
-            raise GrataError(f"{key}#{setting}: method {name} has no such setting; {hint}")
+            raise GrataError(f"method {name} has no such setting; {hint}", key=f"{key}#{setting}")
 
 
 def settings_of(name: str) -> dict[str, Any]:

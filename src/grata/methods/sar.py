@@ -95,7 +95,7 @@ class SAR(GradientMethod):
     ) -> None:
         self.frozen = check_number("frozen", frozen, low=0.0, high=1.0)
         if self.frozen == 1.0:
-            raise GrataError("frozen must be below 1, or nothing is left to adapt.")
+            raise GrataError("must be below 1, or nothing is left to adapt.", key="frozen")
         super().__init__(
             network,
             _without_the_last(collect_affine_parameters(network), self.frozen),

@@ -80,7 +80,7 @@ class TIPI(GradientMethod):
         super().__init__(network, optimizer=optimizer, lr=lr, optimizer_options=optimizer_options, **settings)
         self.epsilon = check_positive("epsilon", epsilon, why="or there is no other image to compare with")
         if not isinstance(reverse, bool):
-            raise GrataError(f"reverse must be true or false, got {reverse!r}.")
+            raise GrataError(f"must be true or false, got {reverse!r}.", key="reverse")
         self.reverse = reverse
 
     def _step(self, x: torch.Tensor) -> GradientRecord:

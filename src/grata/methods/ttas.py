@@ -110,14 +110,14 @@ class TTAS(GradientMethod):
         **settings: Any,
     ) -> None:
         if adapted not in _ADAPTED:
-            raise GrataError(f"adapted must be one of {', '.join(_ADAPTED)}, got {adapted!r}.")
+            raise GrataError(f"must be one of {', '.join(_ADAPTED)}, got {adapted!r}.", key="adapted")
         parameters = collect_all_parameters(network) if adapted == "all" else collect_affine_parameters(network)
         options = {"weight_decay": 1e-4} if optimizer_options is None else optimizer_options
         super().__init__(
             network, parameters, prepared=prepared, lr=lr, optimizer_options=options, steps=steps, **settings
         )
         if isinstance(moments, str) or not isinstance(moments, Sequence) or any(m not in _MOMENTS for m in moments):
-            raise GrataError(f"moments must be a list of {', '.join(_MOMENTS)}, or empty, got {moments!r}.")
+            raise GrataError(f"must be a list of {', '.join(_MOMENTS)}, or empty, got {moments!r}.", key="moments")
         self.moments = tuple(moments)
         self.size_weight = check_number("size_weight", size_weight, low=0.0)
         self.moment_weight = check_number("moment_weight", moment_weight, low=0.0)
@@ -146,11 +146,13 @@ class TTAS(GradientMethod):
         have = {len(self._sizes), *(len(prior) for prior in self._priors.values())}
         if have != {channels}:
             raise GrataError(
-                f"prepared: its class sizes are of {len(self._sizes)} channels, and the network predicts {channels}. "
-                "Run python -m grata prepare again, with the network's own segments and activation."
+                f"its class sizes are of {len(self._sizes)} channels, and the network predicts {channels}. "
+                "Run python -m grata prepare again, with the network's own segments and activation.",
+                key="prepared",
             )
         if any(prior.shape[1] != axes for prior in self._priors.values()):
             raise GrataError(
-                f"prepared: its shape moments are not those of {axes}D images. Run python -m grata prepare again, with "
-                "the images that the network is given, or set moments to []."
+                f"its shape moments are not those of {axes}D images. Run python -m grata prepare again, with "
+                "the images that the network is given, or set moments to [].",
+                key="prepared",
             )

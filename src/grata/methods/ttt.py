@@ -91,7 +91,7 @@ class TTT(GradientMethod):
         kept = [(k, view) for k, view in enumerate(views) if view.shape == x.shape]
         if len(kept) < 2:
             raise GrataError(
-                "ttt: of the rotation head's views only one keeps the shape of these images. Use square ones."
+                "of the rotation head's views only one keeps the shape of these images. Use square ones.", key="ttt"
             )
         return kept
 

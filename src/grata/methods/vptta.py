@@ -96,7 +96,7 @@ class VPTTA(PredictiveMethod):
         **settings: Any,
     ) -> None:
         if "batch_statistics" in settings:
-            raise GrataError("batch_statistics: vptta has its own, by warm_up. Leave the setting out.")
+            raise GrataError("vptta has its own, by warm_up. Leave the setting out.", key="batch_statistics")
         super().__init__(network, {}, batch_statistics=self._warmed_up, **settings)
         check_running_statistics(self.name, network, self._statistics)
         self.alpha = check_number("alpha", alpha, low=0.0, high=1.0)
@@ -105,10 +105,10 @@ class VPTTA(PredictiveMethod):
         self.memory = check_count("memory", memory)
         self._memory = MemoryBank(self.memory)
         if self.neighbours > memory:
-            raise GrataError(f"neighbours must be at most memory, {memory}, got {neighbours!r}.")
+            raise GrataError(f"must be at most memory, {memory}, got {neighbours!r}.", key="neighbours")
         self.lr = check_number("lr", lr, low=0.0)
         if isinstance(betas, str) or not isinstance(betas, Sequence) or len(betas) != 2:
-            raise GrataError(f"betas must be two numbers, got {betas!r}.")
+            raise GrataError(f"must be two numbers, got {betas!r}.", key="betas")
         self.betas = tuple(check_number("betas", beta, low=0.0, high=1.0 - 1e-6) for beta in betas)
         self.steps = check_count("steps", steps)
         self._prediction_network = PredictionNetwork(self)
@@ -142,7 +142,9 @@ class VPTTA(PredictiveMethod):
         try:
             self._logits(self._prompted(x))
             if not self._distances:
-                raise GrataError("vptta: the network ran none of its batch normalization layers. Use method tent.")
+                raise GrataError(
+                    "the network ran none of its batch normalization layers. Use method tent.", key="vptta"
+                )
             loss = sum(self._distances) / len(self._distances)
         finally:
             self._distances = None

@@ -96,7 +96,7 @@ def make_branch(name: str, in_channels: int, image_channels: int) -> nn.Module:
         GrataError: there is no such branch.
     """
     if name not in BRANCHES:
-        raise GrataError(f"network_def#branches: there is no branch {name!r}; there are {', '.join(BRANCHES)}.")
+        raise GrataError(f"there is no branch {name!r}; there are {', '.join(BRANCHES)}.", key="network_def#branches")
     return BRANCHES[name](in_channels, image_channels)
 
 

@@ -57,9 +57,7 @@ def decode(network: ResUNet, maps: list[torch.Tensor]) -> torch.Tensor:
     return logits.reshape(batch, -1, 2 * height, 2 * width)
 
 
-def _up(
-    layer: nn.ConvTranspose2d, y: torch.Tensor, affine: tuple[torch.Tensor, torch.Tensor] | None
-) -> torch.Tensor:
+def _up(layer: nn.ConvTranspose2d, y: torch.Tensor, affine: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
     """Transposed convolution of ``affine(y)`` as a view ``(B, H, 2, W, 2, C)``: at [h, a, w, b] pixel
     (2h + a, 2w + b).
     """

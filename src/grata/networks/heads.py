@@ -122,8 +122,9 @@ class AuxiliaryHeads:
         layers = dict(network.named_modules())
         if saved.feature not in layers:
             raise GrataError(
-                f"prepared: its heads hang on {saved.feature}, which this {type(network).__name__} does not have. "
-                "Prepare them for this network: python -m grata prepare."
+                f"its heads hang on {saved.feature}, which this {type(network).__name__} does not have. "
+                "Prepare them for this network: python -m grata prepare.",
+                key="prepared",
             )
         self._layer = layers[saved.feature]
         self.modules = nn.ModuleDict()
@@ -135,7 +136,7 @@ class AuxiliaryHeads:
                     saved.channels, saved.image_channels, saved.spatial_dims, saved.blocks
                 )
             else:
-                raise GrataError(f"heads: there is no head {name!r}; there are {', '.join(HEADS)}.")
+                raise GrataError(f"there is no head {name!r}; there are {', '.join(HEADS)}.", key="heads")
 
     @classmethod
     def create(
@@ -201,7 +202,9 @@ class AuxiliaryHeads:
             heads.modules.load_state_dict(dict(saved.state))
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise GrataError(f"prepared: the weights of its heads do not fit: {reason} Prepare them anew.") from error
+            raise GrataError(
+                f"the weights of its heads do not fit: {reason} Prepare them anew.", key="prepared"
+            ) from error
         heads.modules.requires_grad_(False).eval()
         parameter = next(network.parameters(), None)
         if parameter is not None:

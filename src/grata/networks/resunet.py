@@ -49,7 +49,7 @@ class ResUNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth not in _DEPTHS:
-            raise GrataError(f"network_def#depth: it is one of {', '.join(map(str, _DEPTHS))}, got {depth!r}.")
+            raise GrataError(f"must be one of {', '.join(map(str, _DEPTHS))}, got {depth!r}.", key="network_def#depth")
         self.depth = depth
         # The skip connections of torchvision's ResNet and of the paper are projections: shortcut type B.
         self.encoder = getattr(resnet, f"resnet{depth}")(

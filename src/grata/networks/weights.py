@@ -41,30 +41,31 @@ def load_source(
             do not fit ``network_def`` exactly.
     """
     if memory_format not in _MEMORY_FORMATS:
-        raise GrataError(f"memory_format: it is one of {', '.join(_MEMORY_FORMATS)}, got {memory_format!r}.")
+        raise GrataError(f"must be one of {', '.join(_MEMORY_FORMATS)}, got {memory_format!r}.", key="memory_format")
     paths = _paths(weights)
     for path in paths:
         if path.is_dir():
-            raise GrataError(f"weights: {path} is a folder. Name the file in it.")
+            raise GrataError(f"{path} is a folder. Name the file in it.", key="weights")
         if not path.is_file():
             raise GrataError(
-                f"weights: {path} does not exist. Train them (configs/train.yaml) or give --weights <file>."
+                f"{path} does not exist. Train them (configs/train.yaml) or give --weights <file>.", key="weights"
             )
     scripts = [path for path in paths if path.suffix == ".ts"]
     if scripts and len(paths) > 1:
-        raise GrataError(f"weights: {scripts[0]} is a whole network (TorchScript), it stands alone.")
+        raise GrataError(f"{scripts[0]} is a whole network (TorchScript), it stands alone.", key="weights")
     if scripts:
         return _formatted(_load_script(scripts[0], network_def, device), memory_format)
     state: dict[str, torch.Tensor] = {}
     for path in paths:
         part = read_state(path)
         if network_def is None:
-            raise GrataError(f"network_def: {path} holds weights alone. Give the network that they belong to.")
+            raise GrataError(f"{path} holds weights alone. Give the network that they belong to.", key="network_def")
         twice = sorted(state.keys() & part.keys())
         if twice:
             raise GrataError(
-                f"weights: {path} holds {len(twice)} weights that a file before it holds too, e.g. {twice[0]}. Name "
-                "only files that are parts of one network."
+                f"{path} holds {len(twice)} weights that a file before it holds too, e.g. {twice[0]}. Name "
+                "only files that are parts of one network.",
+                key="weights",
             )
         state |= part
     check_fit(state, network_def, " + ".join(map(str, paths)))
@@ -77,8 +78,9 @@ def _formatted(network: nn.Module, memory_format: str) -> nn.Module:
         return network.to(memory_format=getattr(torch, memory_format))
     except RuntimeError as error:
         raise GrataError(
-            f"memory_format: {memory_format} does not fit this {type(network).__name__} ({_first_line(error)}) "
-            "channels_last is for 2D, channels_last_3d for 3D networks."
+            f"{memory_format} does not fit this {type(network).__name__} ({_first_line(error)}) "
+            "channels_last is for 2D, channels_last_3d for 3D networks.",
+            key="memory_format",
         ) from error
 
 
@@ -103,9 +105,10 @@ def load_encoder(network: nn.Module, path: str | Path) -> list[str]:
         raise GrataError(f"{type(network).__name__} has no ResNet encoder. Use grata.networks.ResUNet.")
     if encoder.conv1.in_channels != 3:
         raise GrataError(
-            "network_def#in_channels: ImageNet weights are for images of 3 channels, this network takes "
+            "ImageNet weights are for images of 3 channels, this network takes "
             f"{encoder.conv1.in_channels}. Set in_channels to 3 and repeat or choose channels in the preprocessing, or "
-            "train without ImageNet weights."
+            "train without ImageNet weights.",
+            key="network_def#in_channels",
         )
     state = read_state(path)
     ignored = [key for key in state if key.startswith("fc.")]
@@ -125,20 +128,21 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise GrataError(f"weights: {path} is no file.")
+        raise GrataError(f"{path} is no file.", key="weights")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     # A file of another kind can end in any exception; torch's own text advises to allow pickles, which run code.
     except Exception as error:
         raise GrataError(
-            f"weights: {path} cannot be read as a state dict: it is damaged, a TorchScript file (name it .ts), or "
+            f"{path} cannot be read as a state dict: it is damaged, a TorchScript file (name it .ts), or "
             "holds Python objects, which are never loaded because they can run code. Give a file written by "
-            "torch.save(network.state_dict(), ...), or copy it anew."
+            "torch.save(network.state_dict(), ...), or copy it anew.",
+            key="weights",
         ) from error
     try:
         return unwrap(state)
     except GrataError as error:
-        raise GrataError(f"weights: {path}: {error}") from None
+        raise GrataError(f"{path}: {error}", key="weights") from None
 
 
 def unwrap(state: object) -> dict[str, torch.Tensor]:
@@ -179,14 +183,16 @@ def check_fit(state: Mapping[str, torch.Tensor], network_def: nn.Module, source:
             f"network_def#branches to {there}, or weights to other files of the bundle: model.pt for the network "
             "without branches, the list [model.pt, branches.pt] for the network with them."
         )
-    raise GrataError(f"weights: {source} does not belong to this {type(network_def).__name__} ({details}). {advice}")
+    raise GrataError(
+        f"{source} does not belong to this {type(network_def).__name__} ({details}). {advice}", key="weights"
+    )
 
 
 def _load_script(path: Path, network_def: nn.Module | None, device: str | torch.device) -> nn.Module:
     try:
         scripted = torch.jit.load(path, map_location=device)
     except (RuntimeError, ValueError) as error:
-        raise GrataError(f"weights: {path} is not a TorchScript network: {_first_line(error)}") from error
+        raise GrataError(f"{path} is not a TorchScript network: {_first_line(error)}", key="weights") from error
     if network_def is not None:
         check_fit(scripted.state_dict(), network_def, str(path))
     return scripted
@@ -195,7 +201,7 @@ def _load_script(path: Path, network_def: nn.Module | None, device: str | torch.
 def _paths(weights: object) -> list[Path]:
     names = [weights] if isinstance(weights, str | Path) else weights
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str | Path) for name in names):
-        raise GrataError(f"weights: name a file or a list of files, got {weights!r}.")
+        raise GrataError(f"name a file or a list of files, got {weights!r}.", key="weights")
     return [Path(name) for name in names]
 
 

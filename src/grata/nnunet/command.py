@@ -34,6 +34,6 @@ def run_command(model_folder: str, input: str, output: str, method: str, **optio
         if head not in known:
             near = difflib.get_close_matches(head, known, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"They are {', '.join(known)}."
-            raise GrataError(f"{key}: there is no such option. {hint}")
+            raise GrataError(f"there is no such option. {hint}", key=key)
         parser.set(_CONSTANTS.get(value.lower(), value) if isinstance(value, str) else value, key)
     return predict(str(model_folder), str(input), str(output), str(method), **parser.get())

@@ -183,9 +183,11 @@ def _folds(folder: Path, folds: int | str | Sequence[int | str] | None, checkpoi
         return [name for name in found if name != "all"] or found
     names = [str(fold) for fold in (folds if isinstance(folds, list | tuple) else [folds])]
     if not names or len(set(names)) < len(names):
-        raise GrataError(f"folds: name at least one, and each once, got {folds!r}.")
+        raise GrataError(f"name at least one, and each once, got {folds!r}.", key="folds")
     if missing := [name for name in names if name not in found]:
-        raise GrataError(f"folds: {folder} has no fold {missing[0]} with {checkpoint_name}; it has {', '.join(found)}.")
+        raise GrataError(
+            f"{folder} has no fold {missing[0]} with {checkpoint_name}; it has {', '.join(found)}.", key="folds"
+        )
     return names
 
 

@@ -93,16 +93,16 @@ def predict(
     flags = {"use_mirroring": use_mirroring, "save_probabilities": save_probabilities, "overwrite": overwrite}
     for name, flag in flags.items():
         if not isinstance(flag, bool):
-            raise GrataError(f"{name}: it is true or false, got {flag!r}.")
+            raise GrataError(f"must be true or false, got {flag!r}.", key=name)
     if bank is not None and not site:
-        raise GrataError("bank: it keeps what is learnt by site. Name the one that the images come from by site.")
+        raise GrataError("it keeps what is learnt by site. Name the one that the images come from by site.", key="bank")
     check_positive("tile_step_size", tile_step_size, high=1.0)
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
     cases, faults = _find_cases(Path(input), model)
     output = check_output_dir(output)
     if output.resolve() == Path(input).resolve():
-        raise GrataError("output: it is the folder of the images. Name another one.")
+        raise GrataError("it is the folder of the images. Name another one.", key="output")
     remove_leftovers(output)
     predictor = AdaptedPredictor(model, method, settings, windows, affine, seed, device, tile_step_size, use_mirroring)
     given = {
@@ -264,7 +264,7 @@ def _find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]
         files = sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != ".")
     except OSError as error:
         raise GrataError(
-            f"input: {folder} cannot be read ({error.strerror}). Name the folder of the images."
+            f"{folder} cannot be read ({error.strerror}). Name the folder of the images.", key="input"
         ) from error
     found: dict[str, dict[int, Path]] = {}
     faults = []
@@ -284,5 +284,5 @@ def _find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]
     bad = {fault.case for fault in faults}
     cases = {case: [given[channel] for channel in channels] for case, given in found.items() if case not in bad}
     if not cases and not faults:
-        raise GrataError(f"input: {folder} holds no image that is called <case>_0000{ending}.")
+        raise GrataError(f"{folder} holds no image that is called <case>_0000{ending}.", key="input")
     return cases, faults

@@ -60,8 +60,9 @@ def attach_affine(network: nn.Module) -> AttachedAffine:
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise GrataError(
-            "affine: nothing can be attached to the normalization layers of a TorchScript network, whose code is "
-            "fixed. Give the Python network and its weights instead."
+            "nothing can be attached to the normalization layers of a TorchScript network, whose code is "
+            "fixed. Give the Python network and its weights instead.",
+            key="affine",
         )
     like = next((p for p in network.parameters() if torch.is_floating_point(p)), torch.empty(0))
     layers = list(normalization_layers(network))
@@ -73,8 +74,9 @@ def attach_affine(network: nn.Module) -> AttachedAffine:
     attached = {name: layer for name, _, layer in layers if hasattr(layer, ATTACHED)}
     if not attached:
         raise GrataError(
-            f"affine: {type(network).__name__} has no normalization layer without affine parameters to attach some "
-            "to. Use affine=own to adapt those that it has, or method source."
+            f"{type(network).__name__} has no normalization layer without affine parameters to attach some "
+            "to. Use affine=own to adapt those that it has, or method source.",
+            key="affine",
         )
     return AttachedAffine(attached)
 
@@ -94,7 +96,7 @@ def ensure_affine(network: nn.Module, affine: str = "auto") -> AttachedAffine | 
         GrataError: ``affine`` is none of these, or ``attach`` finds nothing to attach to.
     """
     if affine not in AFFINE:
-        raise GrataError(f"affine must be one of {', '.join(AFFINE)}, got {affine!r}.")
+        raise GrataError(f"must be one of {', '.join(AFFINE)}, got {affine!r}.", key="affine")
     layers = list(normalization_layers(network))
     lacking = any(_lacks_affine(kind, layer) or hasattr(layer, ATTACHED) for _, kind, layer in layers)
     none = all(getattr(layer, part, None) is None for _, _, layer in layers for part in _PARTS)

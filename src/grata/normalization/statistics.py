@@ -43,8 +43,8 @@ class BatchStatistics:
             mix = RULES[mix]
         if not callable(mix) and (isinstance(mix, bool) or not isinstance(mix, int | float) or not 0.0 <= mix <= 1.0):
             raise GrataError(
-                f"batch_statistics must be a number between 0 (source) and 1 (batch), or one of {', '.join(RULES)}, "
-                f"got {mix!r}."
+                f"must be a number between 0 (source) and 1 (batch), or one of {', '.join(RULES)}, got {mix!r}.",
+                key="batch_statistics",
             )
         self.mix = mix if callable(mix) else float(mix)
         self._network = network

@@ -14,7 +14,7 @@ ACTIVATIONS = ("sigmoid", "softmax")
 def check_activation(activation: str) -> None:
     """Raise :class:`GrataError` unless ``activation`` is ``sigmoid`` or ``softmax``."""
     if activation not in ACTIVATIONS:
-        raise GrataError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
+        raise GrataError(f"must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.", key="activation")
 
 
 def activate(logits: torch.Tensor, activation: str) -> torch.Tensor:

@@ -31,7 +31,7 @@ def entropy_map(logits: torch.Tensor, activation: str, kind: str = "plogp") -> t
     """
     check_activation(activation)
     if kind not in ENTROPIES:
-        raise GrataError(f"entropy must be one of {', '.join(ENTROPIES)}, got {kind!r}.")
+        raise GrataError(f"must be one of {', '.join(ENTROPIES)}, got {kind!r}.", key="entropy")
     if activation == "softmax":
         if kind == "binary":
             raise GrataError("entropy=binary is for activation=sigmoid; softmax classes have entropy=plogp.")

@@ -33,15 +33,17 @@ def channel_masks(label: torch.Tensor, channels: int, activation: str, regions: 
         over = max((value for region in regions for value in region.values), default=0)
         if over >= channels:
             raise GrataError(
-                f"segments: there is a value {over}, and the network has {channels} channels, of the values 0 to "
-                f"{channels - 1}. Correct the segments, or activation."
+                f"there is a value {over}, and the network has {channels} channels, of the values 0 to "
+                f"{channels - 1}. Correct the segments, or activation.",
+                key="segments",
             )
     else:
         values = [list(region.values) for region in regions]
         if len(values) != channels:
             raise GrataError(
-                f"segments: there are {len(values)}, and the network has {channels} channels, of one segment each with "
-                "activation sigmoid. Correct the segments, or activation."
+                f"there are {len(values)}, and the network has {channels} channels, of one segment each with "
+                "activation sigmoid. Correct the segments, or activation.",
+                key="segments",
             )
     whole = label.round().long()[:, 0]
     return torch.stack([torch.isin(whole, torch.tensor(v, device=whole.device)) for v in values], 1).double()

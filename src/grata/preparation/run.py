@@ -77,7 +77,7 @@ def prepare(
     cases = opened.cases(None, labelled=False)
     cases = _evenly([case for n, case in enumerate(cases) if not val_stride or n % val_stride], images)
     if not cases:
-        raise GrataError(f"val_stride: {val_stride} leaves no image. Give that of the network's training, or 0.")
+        raise GrataError(f"{val_stride} leaves no image. Give that of the network's training, or 0.", key="val_stride")
     preparation = _Preparation(opened)
     faults = []
     for case in tqdm(cases, desc="prepare", unit="image"):
@@ -89,7 +89,7 @@ def prepare(
             faults.append(f"{case['case']}: {fault}")
             tqdm.write(faults[-1])
     if not preparation.images:
-        raise GrataError(f"dataset_dir: none of the {len(cases)} images could be used. The first: {faults[0]}")
+        raise GrataError(f"none of the {len(cases)} images could be used. The first: {faults[0]}", key="dataset_dir")
     prepared = preparation.finish(names, epochs, seed)
     prepared.save(path)
     for name, reached in prepared.results.items():
@@ -235,19 +235,19 @@ def _head_names(heads: str | Sequence[str] | None) -> tuple[str, ...]:
     # The command line makes a tuple of what commas separate.
     names = heads.split(",") if isinstance(heads, str) else heads or ()
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise GrataError(f"heads: it is {', '.join(HEADS)} or none, got {heads!r}.")
+        raise GrataError(f"must be {', '.join(HEADS)} or none, got {heads!r}.", key="heads")
     names = tuple(dict.fromkeys(name.strip() for name in names))
     if names == ("none",):
         return ()
     for name in names:
         if name not in HEADS:
-            raise GrataError(f"heads: there is no head {name!r}; there are {', '.join(HEADS)}, or none.")
+            raise GrataError(f"there is no head {name!r}; there are {', '.join(HEADS)}, or none.", key="heads")
     return names
 
 
 def _whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-        raise GrataError(f"{name}: it is a whole number of at least {least}, got {value!r}.")
+        raise GrataError(f"must be a whole number of at least {least}, got {value!r}.", key=name)
     return value
 
 

@@ -21,8 +21,9 @@ def check_inferer(inferer: Inferer) -> None:
     """Raise :class:`GrataError` for an inferer of which it is not known what it shows the network."""
     if not isinstance(inferer, SimpleInferer | SlidingWindowInferer):
         raise GrataError(
-            f"inferer: {type(inferer).__name__} is not one that adaptation knows; "
-            "use SimpleInferer, SlidingWindowInferer or SliceInferer."
+            f"{type(inferer).__name__} is not one that adaptation knows; "
+            "use SimpleInferer, SlidingWindowInferer or SliceInferer.",
+            key="inferer",
         )
 
 

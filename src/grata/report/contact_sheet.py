@@ -90,7 +90,7 @@ def contact_sheet(
     maps = {name: convert_to_numpy(values) for name, values in outlines.items()}
     dims = len(spacing)
     if dims not in (2, 3) or pixels.shape[dims:] not in ((), (3,)) or (dims == 3 and pixels.ndim != 3):
-        raise GrataError(f"{title}: no contact sheet for an image of shape {pixels.shape} with spacing {spacing}.")
+        raise GrataError(f"{title}: an image of shape {pixels.shape} with spacing {spacing} has no contact sheet.")
     for name, values in maps.items():
         if values.shape != pixels.shape[:dims]:
             raise GrataError(f"{title}: outline {name!r} has shape {values.shape}, but the image {pixels.shape}.")
@@ -249,9 +249,7 @@ def _lines(outlines: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """How each outline is drawn, in the order they are drawn."""
     others = cycle(_OTHER_COLOURS)
     known = {name: line for name, line in _LINES.items() if name in outlines}
-    return known | {
-        name: {"color": next(others), "linewidth": 1.1} for name in outlines if name not in known
-    }
+    return known | {name: {"color": next(others), "linewidth": 1.1} for name in outlines if name not in known}
 
 
 def _sizes(grid: _Grid) -> str:
@@ -325,9 +323,7 @@ def _draw(
     return figure
 
 
-def _draw_panel(
-    axes: Axes, panel: _Panel, window: tuple[float, float], lines: Mapping[str, Mapping[str, Any]]
-) -> None:
+def _draw_panel(axes: Axes, panel: _Panel, window: tuple[float, float], lines: Mapping[str, Mapping[str, Any]]) -> None:
     low, high = window
     finite = np.nan_to_num(panel.pixels.astype(float), nan=low, posinf=low, neginf=low)
     shown = np.clip((finite - low) / (high - low), 0, 1)

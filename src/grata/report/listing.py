@@ -34,12 +34,12 @@ def select(
         GrataError: a filter has a value that it cannot have.
     """
     if mode not in (None, "online", "episodic"):
-        raise GrataError(f"mode: it is online or episodic, got {mode!r}.")
+        raise GrataError(f"must be online or episodic, got {mode!r}.", key="mode")
     if spatial_dims not in (None, 2, 3):
-        raise GrataError(f"spatial_dims: it is 2 or 3, got {spatial_dims!r}.")
+        raise GrataError(f"must be 2 or 3, got {spatial_dims!r}.", key="spatial_dims")
     for key, value in (("backwards", backwards), ("prepared", prepared)):
         if value is not None and not isinstance(value, bool):
-            raise GrataError(f"{key}: it is true or false, got {value!r}.")
+            raise GrataError(f"must be true or false, got {value!r}.", key=key)
     chosen = []
     for name, method in METHODS.items():
         card = method.card
@@ -79,7 +79,7 @@ def methods_table(names: list[str], form: str = "simple") -> str:
     if form == "json":
         return json.dumps([_record(name) for name in names], indent=2)
     if form not in ("simple", "markdown", "readme"):
-        raise GrataError(f"form: it is simple, markdown, readme or json, got {form!r}.")
+        raise GrataError(f"must be simple, markdown, readme or json, got {form!r}.", key="form")
     columns = dict(_COLUMNS)
     if form == "readme":
         columns["method"] = lambda name: f"[`{name}`](configs/methods/{name}.yaml)"
@@ -97,7 +97,7 @@ def describe(name: str) -> str:
         GrataError: there is no such method.
     """
     if name not in METHODS:
-        raise GrataError(f"method: there is no {name!r}; the methods are {', '.join(METHODS)}.")
+        raise GrataError(f"there is no {name!r}; the methods are {', '.join(METHODS)}.", key="method")
     facts = [[key, cell(name)] for key, cell in _COLUMNS.items()] + [["reference", METHODS[name].card.reference]]
     settings = [[key, repr(value)] for key, value in settings_of(name).items()]
     documentation = "\n".join(line.removeprefix("    ") for line in (METHODS[name].__doc__ or "").splitlines())

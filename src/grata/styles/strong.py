@@ -118,17 +118,19 @@ class StrongView:
         for name in ("brightness", "contrast", "gamma", "noise", "blur"):
             interval = getattr(self, name)
             if not _are_numbers(interval, 2) or not 0 <= interval[0] <= interval[1] < math.inf:
-                raise GrataError(f"strong_view: {name} must be [low, high] with 0 ≤ low ≤ high, got {interval}.")
+                raise GrataError(f"{name} must be [low, high] with 0 ≤ low ≤ high, got {interval}.", key="strong_view")
         if self.blur[1] > _WIDEST_BLUR:
-            raise GrataError(f"strong_view: blur must not exceed {_WIDEST_BLUR} voxels, got {self.blur}.")
+            raise GrataError(f"blur must not exceed {_WIDEST_BLUR} voxels, got {self.blur}.", key="strong_view")
         if not _are_numbers(self.probabilities, 5) or not all(0 <= p <= 1 for p in self.probabilities):
-            raise GrataError(f"strong_view: probabilities must be five numbers in 0..1, got {self.probabilities}.")
+            raise GrataError(
+                f"probabilities must be five numbers in 0..1, got {self.probabilities}.", key="strong_view"
+            )
         if not _are_numbers((self.blur_channel_probability,), 1) or not 0 <= self.blur_channel_probability <= 1:
             raise GrataError(
-                f"strong_view: blur_channel_probability must lie in 0..1, got {self.blur_channel_probability}."
+                f"blur_channel_probability must lie in 0..1, got {self.blur_channel_probability}.", key="strong_view"
             )
         if self.output_range not in ("unit", "input"):
-            raise GrataError(f"strong_view: output_range must be unit or input, got {self.output_range!r}.")
+            raise GrataError(f"output_range must be unit or input, got {self.output_range!r}.", key="strong_view")
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Strong views of ``images``.

@@ -101,14 +101,16 @@ def resolve_views(names: Sequence[str] | None, spatial_shape: Sequence[int]) -> 
     if isinstance(names, str):
         names = [names]
     if not isinstance(names, Sequence):
-        raise GrataError(f"views must be a list of names of weak views, got {names!r}.")
+        raise GrataError(f"must be a list of names of weak views, got {names!r}.", key="views")
     if not names:
         raise GrataError("views is empty: name at least one weak view, for example identity.")
     views = []
     for name in names:
         if not isinstance(name, str) or name not in VIEWS:
-            raise GrataError(f"views: there is no weak view named {name!r}; the names are {', '.join(VIEWS)}.")
+            raise GrataError(f"there is no weak view named {name!r}; the names are {', '.join(VIEWS)}.", key="views")
         if VIEWS[name].spatial_dims > len(spatial_shape):
-            raise GrataError(f"views: {name} needs a 3D image, but this one has {len(spatial_shape)} spatial axes.")
+            raise GrataError(
+                f"{name} needs a 3D image, but this one has {len(spatial_shape)} spatial axes.", key="views"
+            )
         views.append(VIEWS[name])
     return tuple(views)

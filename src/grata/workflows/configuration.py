@@ -95,21 +95,21 @@ def start(
     plain_errors(traceback, hint=TRACEBACK_HINT, stopped=STOPPED)
     for key, value in {"traceback": traceback, **(flags or {})}.items():
         if not isinstance(constant(value), bool):
-            raise GrataError(f"{key}: it is true or false, got {value!r}.")
+            raise GrataError(f"must be true or false, got {value!r}.", key=key)
     for key, value in (counts or {}).items():
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
-            raise GrataError(f"{key}: it is a whole number of at least 0, got {value!r}.")
+            raise GrataError(f"must be a whole number of at least 0, got {value!r}.", key=key)
     for key, value in (numbers or {}).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1000:
-            raise GrataError(f"{key}: it is a number above 0 and of at most 1000, got {value!r}.")
+            raise GrataError(f"must be a number above 0 and of at most 1000, got {value!r}.", key=key)
     for key, value in (sizes or {}).items():
         sides = value if isinstance(value, list | tuple) else []
         if len(sides) != 2 or not all(type(side) is int and 1 <= side <= 8192 for side in sides):
-            raise GrataError(f"{key}: it is a list of two sides in pixels, such as '[512, 512]', got {value!r}.")
+            raise GrataError(f"must be a list of two sides in pixels, such as '[512, 512]', got {value!r}.", key=key)
     for key, value in (paths or {}).items():
         if not isinstance(constant(value), str | Path | None):
             raise GrataError(
-                f"{key}: the command line reads {value!r} as a {type(value).__name__}. Write ./ before the name."
+                f"the command line reads {value!r} as a {type(value).__name__}. Write ./ before the name.", key=key
             )
     workflow = running_workflow()
     if workflow is not None:
@@ -161,7 +161,8 @@ def check_method_settings(config: Mapping[str, Any]) -> None:
     method, settings = config.get("method"), config.get("settings")
     if settings is not None and not isinstance(settings, Mapping | str):
         raise GrataError(
-            f"settings: they are those of the method, got {settings!r}. Override one as --settings#<setting>."
+            f"must hold the settings of the method, got {settings!r}. Override one as --settings#<setting>.",
+            key="settings",
         )
     if isinstance(method, str) and method in METHODS and isinstance(settings, Mapping):
         check_settings(method, settings)
@@ -184,7 +185,7 @@ def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
             if name not in config:
                 near = difflib.get_close_matches(name, list(config), n=1)
                 hint = f"Did you mean @{near[0]}?" if near else "Define that key, or correct the reference."
-                raise GrataError(f"{_shown(key)}: it refers to @{name}, and there is no such key. {hint}")
+                raise GrataError(f"it refers to @{name}, and there is no such key. {hint}", key=_shown(key))
     used = {match for _, text in _leaves(config) if isinstance(text, str) for match in _REFERENCE.findall(text)}
     workflows = {key for key, value in config.items() if isinstance(value, list) and all(map(_is_expression, value))}
     known = used | _READ_BY_MONAI | run_ids | workflows
@@ -192,7 +193,7 @@ def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
         if key.lstrip("+") not in known:
             near = difflib.get_close_matches(key, sorted(set(config) & known), n=1)
             hint = f"Did you mean {near[0]}?" if near else "Nothing in the configuration refers to it."
-            raise GrataError(f"--{key}: there is no such key. {hint}")
+            raise GrataError(f"there is no such key. {hint}", key=f"--{key}")
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -204,20 +205,21 @@ def check_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise GrataError(f"device: {device!r} is not a device; give cpu, cuda or cuda:0.") from error
+        raise GrataError(f"{device!r} is not a device; give cpu, cuda or cuda:0.", key="device") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type not in ("cpu", "cuda"):
         try:
             torch.zeros(1, device=found).item()
         except (RuntimeError, NotImplementedError, AssertionError) as error:
             raise GrataError(
-                f"device: {found} was asked for, but torch {torch.__version__} cannot compute on it here. Use "
-                "--device cpu."
+                f"{found} was asked for, but torch {torch.__version__} cannot compute on it here. Use --device cpu.",
+                key="device",
             ) from error
     if found.type == "cuda" and (found.index or 0) >= count:
         raise GrataError(
-            f"device: {found} was asked for, but torch {torch.__version__} sees {count} CUDA devices here. "
-            "Use --device cpu, or install a CUDA build of torch and its driver."
+            f"{found} was asked for, but torch {torch.__version__} sees {count} CUDA devices here. "
+            "Use --device cpu, or install a CUDA build of torch and its driver.",
+            key="device",
         )
     return found
 

@@ -158,21 +158,23 @@ class OutputHandler:
 def _check_segments(segments: Any) -> None:
     required, optional = {"value", "label", "category", "type"}, {"modifier", "anatomic_region", "includes"}
     if not isinstance(segments, list | tuple) or not segments:
-        raise GrataError("segments: give a list with an entry for each label value: value, label, category and type.")
+        raise GrataError(
+            "give a list with an entry for each label value: value, label, category and type.", key="segments"
+        )
     for index, segment in enumerate(segments):
         keys = set(segment) if isinstance(segment, Mapping) else set()
         if missing := sorted(required - keys):
-            raise GrataError(f"segments#{index}: {', '.join(missing)} is missing.")
+            raise GrataError(f"{', '.join(missing)} is missing.", key=f"segments#{index}")
         if unknown := sorted(keys - required - optional):
             known = ", ".join(sorted(required | optional))
-            raise GrataError(f"segments#{index}#{unknown[0]}: there is no such key; the keys are {known}.")
+            raise GrataError(f"there is no such key; the keys are {known}.", key=f"segments#{index}#{unknown[0]}")
     for index, segment in enumerate(segments):
         includes = segment.get("includes", [])
         others = sorted({int(other["value"]) for other in segments} - {int(segment["value"])})
         if not isinstance(includes, list | tuple) or any(value not in others for value in includes):
             raise GrataError(
-                f"segments#{index}#includes: it is a list of the values of other segments "
-                f"({', '.join(map(str, others))}), got {includes!r}."
+                f"must be a list of the values of other segments ({', '.join(map(str, others))}), got {includes!r}.",
+                key=f"segments#{index}#includes",
             )
 
 
@@ -180,7 +182,9 @@ def _check_scored(scored: Any, labels: list[str]) -> set[str]:
     if scored is None:
         return set(labels)
     if not isinstance(scored, list | tuple) or not scored or any(label not in labels for label in scored):
-        raise GrataError(f"scored: it is a list of labels of the segments ({', '.join(labels)}), got {scored!r}.")
+        raise GrataError(
+            f"must be a list of labels of the segments ({', '.join(labels)}), got {scored!r}.", key="scored"
+        )
     return set(scored)
 
 

@@ -96,7 +96,7 @@ class AdaptationRun:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise GrataError(
-                f"output_dir: another run is writing to {self.output_dir}. Wait for it, or choose another folder."
+                f"another run is writing to {self.output_dir}. Wait for it, or choose another folder.", key="output_dir"
             ) from error
         try:
             self._open(resume, overwrite)
@@ -114,7 +114,9 @@ class AdaptationRun:
             GrataError: there is not one scan to run on.
         """
         if not self.discovery.cases and not self.discovery.faults:
-            raise GrataError("dataset_dir: no scan was found in it. Give a folder with NIfTI files or DICOM series.")
+            raise GrataError(
+                "no scan was found in it. Give a folder with NIfTI files or DICOM series.", key="dataset_dir"
+            )
         try:
             return self._run()
         finally:
@@ -150,12 +152,12 @@ class AdaptationRun:
         engine = self.evaluator
         if engine.data_loader.batch_size != 1:
             raise GrataError(
-                f"dataloader#batch_size: cases are taken one at a time here, got {engine.data_loader.batch_size}. "
-                "Leave it at 1."
+                f"cases are taken one at a time here, got {engine.data_loader.batch_size}. Leave it at 1.",
+                key="dataloader#batch_size",
             )
         if not isinstance(engine.data_loader.sampler, SequentialSampler):
             raise GrataError(
-                "dataloader#shuffle: cases are taken in order here, so that a run can go on. Leave it false."
+                "cases are taken in order here, so that a run can go on. Leave it false.", key="dataloader#shuffle"
             )
         for handler, event in (
             (self.adaptation.adapt, Events.ITERATION_STARTED),
@@ -164,14 +166,14 @@ class AdaptationRun:
             if not engine.has_event_handler(handler, event):
                 name = type(handler.__self__).__name__
                 raise GrataError(
-                    f"handlers: {name} is not among the evaluator's handlers. Give @outputs and @adaptation."
+                    f"{name} is not among the evaluator's handlers. Give @outputs and @adaptation.", key="handlers"
                 )
 
     def _open(self, resume: bool, overwrite: bool) -> None:
         state_file, journal = self.output_dir / _STATE, self.output_dir / JOURNAL
         if resume and overwrite:
             raise GrataError(
-                "resume, overwrite: the one goes on with the earlier run, the other removes it. Give one of them."
+                "the one goes on with the earlier run, the other removes it. Give one of them.", key="resume, overwrite"
             )
         if resume and state_file.is_file():
             self._resume(_read_state(state_file))
@@ -179,13 +181,15 @@ class AdaptationRun:
             self._remove_earlier_run()
         elif resume and self._finished_without_state():
             raise GrataError(
-                f"resume: the run in {self.output_dir} has lost its {_STATE}. Put it back, start anew with "
-                "--overwrite true instead, or choose another folder."
+                f"the run in {self.output_dir} has lost its {_STATE}. Put it back, start anew with "
+                "--overwrite true instead, or choose another folder.",
+                key="resume",
             )
         elif not resume and (state_file.exists() or journal.exists()):
             raise GrataError(
-                f"output_dir: {self.output_dir} holds the results of an earlier run. Add --resume true to go on with "
-                "it, --overwrite true to replace it, or choose another folder."
+                f"{self.output_dir} holds the results of an earlier run. Add --resume true to go on with "
+                "it, --overwrite true to replace it, or choose another folder.",
+                key="output_dir",
             )
         self._remove_unfinished()
         remove_leftovers(self.output_dir)
@@ -203,8 +207,8 @@ class AdaptationRun:
         if changed or state["source"] != self._source_hash:
             other = f"other settings ({', '.join(changed)})" if changed else "other weights"
             raise GrataError(
-                f"resume: the run in {self.output_dir} had {other}. Give the same ones, or start anew in another "
-                "output_dir."
+                f"the run in {self.output_dir} had {other}. Give the same ones, or start anew in another output_dir.",
+                key="resume",
             )
         self.finished = list(state["finished"])
         self.outputs.scores = json.loads(state["scores"])
@@ -340,4 +344,6 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, weights_only=True)
         if {"method", "finished", "scores", "volumes", "flags", "settings", "source"} <= state.keys():
             return state
-    raise GrataError(f"resume: {path} is damaged or not the state of a run. Start anew with --overwrite true instead.")
+    raise GrataError(
+        f"{path} is damaged or not the state of a run. Start anew with --overwrite true instead.", key="resume"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from .start import bundle_postprocessing
 
 __all__ = ["ADAPTED", "ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
 
-_KEY = re.compile(r"(windows|bank|start_from)\b[#:]")
+_KEYS = ("windows", "bank", "start_from")
 ADAPTED = "adapted.safetensors"
 """What a run without a bank has learnt, in its folder."""
 
@@ -81,8 +80,9 @@ class ZooAdaptation:
     ) -> None:
         if not isinstance(evaluator, SupervisedEvaluator):
             raise GrataError(
-                f"adaptation#evaluator: it is a {type(evaluator).__name__}, not a SupervisedEvaluator. Name the engine "
-                "that predicts, for example --adaptation#evaluator @validate#evaluator."
+                f"must be a SupervisedEvaluator, got a {type(evaluator).__name__}. Name the engine "
+                "that predicts, for example --adaptation#evaluator @validate#evaluator.",
+                key="adaptation#evaluator",
             )
         # The command line hands true, false and null over as text, here as in settings and windows.
         settings, common, windows, bank, start_from, folder, flags = constant(
@@ -98,7 +98,7 @@ class ZooAdaptation:
         )
         for key, flag in flags.items():
             if not isinstance(flag, bool):
-                raise GrataError(f"adaptation#{key}: it is true or false, got {flag!r}.")
+                raise GrataError(f"must be true or false, got {flag!r}.", key=f"adaptation#{key}")
         self.evaluator = evaluator
         self.head = find_head(bundle_postprocessing() if postprocessing is None else postprocessing)
         unit_range = is_unit_range(getattr(getattr(evaluator.data_loader, "dataset", None), "transform", None))
@@ -107,7 +107,9 @@ class ZooAdaptation:
             _bare(evaluator.network), method, settings, self.head, unit_range, affine=affine, **common
         )
         if not isinstance(folder, str | Path | None):
-            raise GrataError(f"adaptation#output_dir: it is a folder, got {folder!r}. Write ./ before its name.")
+            raise GrataError(
+                f"must be a folder, got {folder!r}. Write ./ before its name.", key="adaptation#output_dir"
+            )
         self._folder = None if folder is None else check_output_dir(folder)
         saves = self._folder is not None and bank is None and bool(self.method.parameters)
         try:
@@ -120,7 +122,9 @@ class ZooAdaptation:
                 save_to=self._folder / ADAPTED if saves else None,
             )
         except GrataError as error:
-            raise GrataError(f"adaptation#{error}" if _KEY.match(str(error)) else str(error)) from error
+            if error.head in _KEYS:
+                raise error.under("adaptation") from error
+            raise
         self._replaced = [] if bank is not None else _replaced(self._folder, start_from, flags["overwrite"])
         self._traceback = flags["traceback"]
 
@@ -182,17 +186,18 @@ def make_method(
         common["strong_view"] = {"output_range": "input"}
     if "activation" in known and common["activation"] is None and "activation" not in settings:
         raise GrataError(
-            "adaptation#activation: the bundle's postprocessing does not tell what the network's output means. Give "
+            "the bundle's postprocessing does not tell what the network's output means. Give "
             "--adaptation#activation softmax (one class a voxel) or sigmoid (each channel for itself), as the network "
-            "was trained."
+            "was trained.",
+            key="adaptation#activation",
         )
     try:
         return create(name, network, settings, affine=affine, **common)
     except GrataError as error:
         # the keys that a bundle's own adapt.yaml has at its top lie one level down in an overlay
-        key = str(error).split(" ")[0].rstrip(":").split("#")[0]
-        below = key in (*common, "affine") and key not in settings
-        raise GrataError(f"adaptation#{error}" if below else str(error)) from error
+        if error.head in (*common, "affine"):
+            raise error.under("adaptation") from error
+        raise
 
 
 def describe_changes(method: Method) -> str:
@@ -227,8 +232,9 @@ def _replaced(folder: Path | None, start_from: str | Path | None, overwrite: boo
     if journal.is_file() or saved.is_file():
         go_on = f"--adaptation#start_from {saved} to go on from it, " if saved.is_file() else ""
         raise GrataError(
-            f"adaptation#output_dir: {folder} holds what an earlier run has left. Add {go_on}--adaptation#overwrite true to "
-            "start anew, or name another --adaptation#output_dir."
+            f"{folder} holds what an earlier run has left. Add {go_on}--adaptation#overwrite true to "
+            "start anew, or name another --adaptation#output_dir.",
+            key="adaptation#output_dir",
         )
     return []
 
@@ -236,7 +242,9 @@ def _replaced(folder: Path | None, start_from: str | Path | None, overwrite: boo
 def _existing(prepared: str | Path | None) -> str | Path | None:
     """``prepared``, which a method reads only when it needs it; :class:`GrataError` unless it is a file."""
     if prepared is not None and not Path(prepared).is_file():
-        raise GrataError(f"adaptation#prepared: {prepared} does not exist. Name a file of python -m grata prepare.")
+        raise GrataError(
+            f"{prepared} does not exist. Name a file of python -m grata prepare.", key="adaptation#prepared"
+        )
     return prepared
 
 

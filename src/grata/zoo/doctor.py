@@ -107,7 +107,7 @@ def examine(path: str | Path, config_file: str | None = None, **overrides: Any) 
 def _only(overrides: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
     for key in overrides:
         if key not in known:
-            raise GrataError(f"--{key}: there is no such option here; there are {', '.join(known)}.")
+            raise GrataError(f"there is no such option here; there are {', '.join(known)}.", key=f"--{key}")
     return overrides
 
 
@@ -251,7 +251,7 @@ def _weights(config: _Config, network: nn.Module, report: Report) -> str:
     try:
         check_fit(read_state(Path(path)), network, shown)
     except GrataError as error:
-        return str(error).removeprefix("weights: ")
+        return error.message
     network.load_state_dict(read_state(Path(path)))
     return f"{shown} fits the network"
 

@@ -171,8 +171,9 @@ class EvaluatorRun:
 
 def _no_image() -> GrataError:
     return GrataError(
-        "dataset: the bundle finds no image. Look at dataset_dir, and at how the bundle's configuration makes its list "
-        "of images from it: names and folders must be as it expects them."
+        "the bundle finds no image. Look at dataset_dir, and at how the bundle's configuration makes its list "
+        "of images from it: names and folders must be as it expects them.",
+        key="dataset",
     )
 
 

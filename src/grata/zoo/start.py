@@ -53,9 +53,10 @@ def begin() -> None:
     if isinstance(reference, str) and reference.startswith("@") and _id(reference) not in workflow.parser:
         engines = ", ".join(sorted(evaluators(config))) or "none"
         raise GrataError(
-            f"adaptation#evaluator: the configuration has no {reference[1:]}; its evaluators: {engines}. Run the "
+            f"the configuration has no {reference[1:]}; its evaluators: {engines}. Run the "
             "overlay after the bundle's configs/inference.json, or name the engine, for example --adaptation#evaluator "
-            "@validate#evaluator."
+            "@validate#evaluator.",
+            key="adaptation#evaluator",
         )
 
 
@@ -107,12 +108,12 @@ def check_overrides(files: list[Path], overrides: Mapping[str, Any]) -> None:
         if head not in known:
             near = [f"adaptation#{head}"] if head in arguments else difflib.get_close_matches(head, known, n=1)
             hint = f"Did you mean --{near[0]}?" if near else "Nothing in the configuration has that name."
-            raise GrataError(f"--{key}: there is no such key. {hint}")
+            raise GrataError(f"there is no such key. {hint}", key=f"--{key}")
         name = rest.split("#")[0]
         if head == "adaptation" and name not in arguments:
             near = difflib.get_close_matches(name, arguments, n=1)
             hint = f"Did you mean --adaptation#{near[0]}?" if near else f"There are {', '.join(arguments)}."
-            raise GrataError(f"--{key}: there is no such key. {hint}")
+            raise GrataError(f"there is no such key. {hint}", key=f"--{key}")
 
 
 def _command() -> tuple[list[Path], Mapping[str, Any]]:
