@@ -1,4 +1,4 @@
-"""Let nnU-Net plan, preprocess and train a small network. A program of its own, because nnU-Net reads environment variables.
+"""Let nnU-Net plan, preprocess and train a small network; run as a program, because nnU-Net reads its environment.
 
 Arguments: folder of the raw data, configurations separated by commas. The model folders are written below that folder.
 """
@@ -33,7 +33,7 @@ def train(root: Path, configurations: list[str]) -> None:
     cases = sorted({path.name[:-12] for path in (root / "raw" / "Dataset001_Tiny" / "imagesTr").iterdir()})
     (folder / "splits_final.json").write_text(json.dumps([{"train": cases[:-1], "val": cases[-1:]}] * len(FOLDS)))
     # No worker processes in training; planning refuses 0.
-    os.environ["nnUNet_n_proc_DA"] = "0"
+    os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112 (nnU-Net's own spelling)
     for configuration in configurations:
         for fold in FOLDS:
             torch.manual_seed(int(fold))

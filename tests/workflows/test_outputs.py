@@ -139,10 +139,8 @@ def test_a_dicom_seg_holds_a_segment_with_all_that_it_includes(tmp_path):
     segmentation = highdicom.seg.segread(tmp_path / "out/segmentations" / f"{case['case']}.seg.dcm")
     masks = segmentation.get_volume().array
     assert segmentation.SegmentsOverlap == "YES"
-    assert [int(mask.sum()) for mask in np.moveaxis(masks, -1, 0)] == [
-        int((labels > 0).sum()),
-        int((labels == 2).sum()),
-    ]
+    sizes = [int((labels > 0).sum()), int((labels == 2).sum())]
+    assert [int(mask.sum()) for mask in np.moveaxis(masks, -1, 0)] == sizes
     assert handler.volumes[case["case"]][0]["voxels"] == int((labels > 0).sum())
 
 

@@ -20,7 +20,7 @@ from .. import __version__
 from ..adapters import UNKNOWN, AdapterBank, Keeper
 from ..errors import GrataError
 from ..methods import GraTa, Method, StepRecord
-from ..methods.gradient import SKIPPED
+from ..methods.base import SKIPPED
 from .journal import Journal
 from .steps import adapt_to_case, merged_record
 from .windows import WindowSelection, window_selection

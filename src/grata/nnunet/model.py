@@ -183,7 +183,7 @@ def _folds(folder: Path, folds: int | str | Sequence[int | str] | None, checkpoi
     found = sorted((name for name in found if name.isdecimal()), key=int) + ["all"] * ("all" in found)
     if not found:
         raise GrataError(
-            f"{folder}: no fold has a {checkpoint_name}. Give the folder that contains fold_0, or the checkpoint's name "
+            f"{folder}: no fold has a {checkpoint_name}. Give the folder that contains fold_0, or name the checkpoint "
             "by checkpoint_name."
         )
     if folds is None:

@@ -183,8 +183,7 @@ class _Run:
                 self._case(case, files)
             except OutputError:
                 raise
-            # Readers, nnU-Net and networks can raise anything.
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (readers, nnU-Net and networks can raise anything)
                 if self.traceback:
                     tracebacks.print_exception(error)
                 self.faults.append(Fault(case, explain(error, "--traceback true")))

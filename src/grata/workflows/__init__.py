@@ -1,4 +1,4 @@
-"""Parts of a bundle's ``adapt.yaml``: checks of its configuration, a fault-tolerant run, and the outputs of each case."""
+"""Parts of a bundle's ``adapt.yaml``: configuration checks, a fault-tolerant run, and the outputs of each case."""
 
 from .allocator import keep_pages
 from .configuration import check_device, effective_settings, start

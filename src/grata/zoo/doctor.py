@@ -120,8 +120,8 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise GrataError(
-            f"{root}: there is no {' or '.join(str(f.relative_to(root)) for f in files)}. Give the folder of a bundle, a "
-            "trained nnU-Net folder (with plans.json) or a TorchScript file."
+            f"{root}: there is no {' or '.join(str(f.relative_to(root)) for f in files)}. Give the folder of a bundle, "
+            "a trained nnU-Net folder (with plans.json) or a TorchScript file."
         )
     report = Report(root.resolve().name)
     check_overrides([file, overlay()], overrides)
@@ -343,5 +343,5 @@ def _kind(kind: str, layer: nn.Module) -> str:
 
 
 def _spatial_dims(network: nn.Module) -> int | str:
-    names = {getattr(module, "original_name", type(module).__name__) for module in network.modules()}
+    names = {class_name(module) for module in network.modules()}
     return 3 if "Conv3d" in names else 2 if "Conv2d" in names else "?"
