@@ -82,7 +82,7 @@ SupervisedEvaluator("cpu", loader, network, val_handlers=[AdaptationHandler(meth
         assert same_state(entry(AdapterBank(tmp_path / "bank"), site).state, alone.state_dict())
 
 
-def test_scanners_are_told_by_their_headers_and_nothing_is_written_of_the_patient(
+def test_scanners_are_known_by_their_headers_and_nothing_about_the_patient_is_written(
     make_method, make_network, run, tmp_path, bundle
 ):
     files = sorted((bundle / "sample_scans" / "dicom" / "right").glob("*.dcm"))[:4]
@@ -102,8 +102,8 @@ def test_scanners_are_told_by_their_headers_and_nothing_is_written_of_the_patien
         "mcconnell-brain-imaging-centre-mrc1",
     ]
     assert [bank.read(name).cases for name in bank.entries()] == [2, 2]
-    told = [line["bank"] for line in Journal(tmp_path / "journal.jsonl").lines()]
-    assert told == bank.entries() * 2
+    entries = [line["bank"] for line in Journal(tmp_path / "journal.jsonl").lines()]
+    assert entries == bank.entries() * 2
     for path in bank.path.iterdir():
         content = (path.name.encode() + path.read_bytes()).lower()
         for word in ("mustermann", "erika", "kh-4711", "19610824", "20170503", "acc998877", "case0", str(tmp_path)):
@@ -167,7 +167,7 @@ def test_a_case_that_was_not_finished_is_taken_back_before_the_next(
 
 
 @pytest.mark.parametrize("change", ["weights", "settings", "damaged", "renamed"])
-def test_an_entry_that_does_not_fit_is_told_and_kept(change, make_method, make_network, run, tmp_path):
+def test_an_entry_that_does_not_fit_is_reported_and_kept(change, make_method, make_network, run, tmp_path):
     run(make_method("tent"), items("AB"), bank=tmp_path)
     bank = AdapterBank(tmp_path)
     name = next(name for name in bank.entries() if name.startswith("a-"))
@@ -274,7 +274,7 @@ def test_a_stream_without_a_bank_is_saved_after_each_case_and_goes_on(make_metho
     assert json.loads(path.with_suffix(".json").read_text())["cases"] == 4
 
 
-def test_what_an_earlier_run_learnt_is_not_written_over(make_method, run, tmp_path):
+def test_what_an_earlier_run_adapted_is_not_written_over(make_method, run, tmp_path):
     run(make_method("tent"), items("AB"), save_to=tmp_path / "a")
     before = (tmp_path / "a.safetensors").read_bytes()
     with pytest.raises(OutputError, match="Give it as start_from"):

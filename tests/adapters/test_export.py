@@ -59,8 +59,8 @@ def test_the_merged_checkpoint_predicts_as_the_adapted_network(form, make_method
     torch.save(content, tmp_path / "model.pt")
     method = make_method("tent", source)
     adaptation = adapted(method, images, tmp_path / "a")
-    told = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
-    assert len(told) == 1 and f"{adaptation.parameters} values" in told[0]
+    remarks = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
+    assert len(remarks) == 1 and f"{adaptation.parameters} values" in remarks[0]
     safe = [np.dtype, type(np.dtype("f8")), type(np.dtype("f4"))]
     safe += [(np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar")]
     with torch.serialization.safe_globals(safe):
@@ -97,11 +97,11 @@ def test_a_torchscript_network_is_merged_with_all_its_files(make_method, make_ne
         )
 
 
-def test_statistics_that_were_learnt_are_merged(make_method, make_network, images, tmp_path):
+def test_statistics_that_were_adapted_are_merged(make_method, make_network, images, tmp_path):
     torch.save(make_network(2).state_dict(), tmp_path / "model.pt")
     method = make_method("dua")
-    told = export_checkpoint(adapted(method, images, tmp_path / "a"), tmp_path / "model.pt", tmp_path / "merged.pt")
-    assert len(told) == 1
+    remarks = export_checkpoint(adapted(method, images, tmp_path / "a"), tmp_path / "model.pt", tmp_path / "merged.pt")
+    assert len(remarks) == 1
     network = load_source(make_network(2), tmp_path / "merged.pt", "cpu").eval()
     with torch.no_grad():
         assert torch.equal(network(images[2]), method.network(images[2]))
@@ -120,8 +120,8 @@ def test_methods_that_need_statistics_of_the_batch_say_so(make_method, make_netw
     """The checkpoint predicts as the method does only with the statistics of the batch."""
     torch.save(make_network(2).state_dict(), tmp_path / "model.pt")
     method = make_method("tent")
-    told = export_checkpoint(adapted(method, images, tmp_path / "a"), tmp_path / "model.pt", tmp_path / "merged.pt")
-    assert "statistics of the batch" in told[1] and "ptbn" in told[1]
+    remarks = export_checkpoint(adapted(method, images, tmp_path / "a"), tmp_path / "model.pt", tmp_path / "merged.pt")
+    assert "statistics of the batch" in remarks[1] and "ptbn" in remarks[1]
     network = load_source(make_network(2), tmp_path / "merged.pt", "cpu").eval()
     with torch.no_grad():
         assert not torch.allclose(network(images[2]), method.network(images[2]))
@@ -133,8 +133,8 @@ def test_methods_that_need_statistics_of_the_batch_say_so(make_method, make_netw
 def test_methods_that_predict_by_more_than_weights_say_so(make_method, make_network, images, tmp_path):
     torch.save(make_network(2).state_dict(), tmp_path / "model.pt")
     adaptation = adapted(make_method("diga"), images, tmp_path / "a")
-    told = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
-    assert "predicts with more than weights" in told[-1]
+    remarks = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
+    assert "predicts with more than weights" in remarks[-1]
 
 
 def test_attached_parameters_become_those_of_layers_with_affine_parameters(make_method, make_network, images, tmp_path):
@@ -143,8 +143,8 @@ def test_attached_parameters_become_those_of_layers_with_affine_parameters(make_
     attach_affine(source)
     method = make_method("tent", source)
     adaptation = adapted(method, images, tmp_path / "a")
-    told = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
-    assert f"{len(method.parameters)} keys were added" in told[1] and "affine: true" in told[1]
+    remarks = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
+    assert f"{len(method.parameters)} keys were added" in remarks[1] and "affine: true" in remarks[1]
     network = load_source(make_network(2, norm=INSTANCE), tmp_path / "merged.pt", "cpu").eval()
     with torch.no_grad():
         torch.testing.assert_close(network(images[2]), method.network(images[2]))
@@ -194,8 +194,8 @@ def test_weights_in_half_precision_keep_it(make_method, make_network, images, tm
     merged = torch.load(tmp_path / "merged.pt", weights_only=True)
     untouched(half, merged, set(method.parameters))
     assert all(torch.equal(merged[name], value) for name, value in method.parameters.items())
-    told = export_checkpoint(adaptation, tmp_path / "all.pt", tmp_path / "rounded.pt")
-    assert "rounded to float16" in told[1]
+    remarks = export_checkpoint(adaptation, tmp_path / "all.pt", tmp_path / "rounded.pt")
+    assert "rounded to float16" in remarks[1]
 
 
 def test_a_bundles_own_checkpoint_is_recognized(bundle, make_method, tmp_path):

@@ -179,8 +179,8 @@ def test_a_bank_that_cannot_be_written_stops_the_run_and_resume_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         assert make_run(cases()).run() == 1
-    told = capsys.readouterr().out
-    assert "case1" in told and "No space left" in told and "1 cases are left" in told
+    printed = capsys.readouterr().out
+    assert "case1" in printed and "No space left" in printed and "1 cases are left" in printed
     assert make_run(cases(), resume=True).run() == 0
     found, whole = states(tmp_path / "bank"), states(tmp_path / "whole")
     assert all(same_state(found[site].state, whole[site].state) for site in whole)
@@ -215,7 +215,7 @@ def test_an_entry_that_does_not_fit_is_a_fault_of_its_cases_alone(make_run, tmp_
     name = bank.entries()[0]
     bank.file(name).write_bytes(b"garbage")
     assert make_run(cases("ABA")).run() == 1
-    told = capsys.readouterr().out
-    assert told.count("damaged") >= 2 and f"bank reset {bank.path} {name}" in told
+    printed = capsys.readouterr().out
+    assert printed.count("damaged") >= 2 and f"bank reset {bank.path} {name}" in printed
     assert bank.file(name).read_bytes() == b"garbage"
     assert bank.read(bank.entries()[1]).cases == 2

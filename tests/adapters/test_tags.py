@@ -150,8 +150,8 @@ def test_a_given_site_comes_before_the_scanner(series):
     image = load(str(series[0].parent), "ITKReader")
     bank = AdapterBank("bank")
     assert bank.key_of(image, ["north"]) == {"site": "north"}
-    for untold in ([], [""], ["unknown"]):
-        assert bank.key_of(image, untold) == EXPECTED
+    for unknown in ([], [""], ["unknown"]):
+        assert bank.key_of(image, unknown) == EXPECTED
     assert bank.key_of(torch.rand(2, 1, 8, 8), ["unknown", ""]) == {}
 
 
@@ -163,7 +163,7 @@ def test_a_batch_of_several_sites_is_refused():
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the studies are not part of the repository")
-def test_two_scanners_of_real_studies_are_told_apart(tmp_path):
+def test_two_scanners_of_real_studies_are_distinguished(tmp_path):
     def key(series):
         return scanner_tags({"filename_or_obj": str(SHARED / series)}, SCANNER)
 

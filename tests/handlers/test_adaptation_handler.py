@@ -325,7 +325,7 @@ class LoadOnStart:
         engine.add_event_handler(Events.STARTED, lambda e: self.network.load_state_dict(self.weights))
 
 
-def test_weights_loaded_on_start_do_not_undo_what_a_resumed_method_had_learnt(make_network):
+def test_weights_loaded_on_start_do_not_undo_what_a_resumed_method_had_adapted(make_network):
     whole = make_network(3)
     evaluator(whole, volumes(4), [LoadOnStart(whole), GraTaHandler(whole, lr=1e-2)]).run()
 

@@ -199,8 +199,8 @@ def test_norms_without_affine_parameters_are_given_some(edited):
             del weights[name]
 
     model = edited(plans=plain, checkpoint=drop)
-    told = describe(model)
-    assert told["refused"] == [] and told["attached"] == told["parameters"] > 0
+    found = describe(model)
+    assert found["refused"] == [] and found["attached"] == found["parameters"] > 0
     data = volume((16, 16, 16))
     source = AdaptedPredictor(load_model(model), "source").logits(data)
     predictor = AdaptedPredictor(load_model(model), "grata", SETTINGS)
@@ -238,7 +238,7 @@ def test_networks_with_batch_normalization_take_methods_of_its_statistics(edited
     assert not torch.equal(predictor.logits(data), before)
 
 
-def test_a_bad_case_is_told_and_the_others_are_as_without_it(trained, images, tmp_path, capsys):
+def test_a_bad_case_is_reported_and_the_others_are_as_without_it(trained, images, tmp_path, capsys):
     mixed = tmp_path / "mixed"
     shutil.copytree(images, mixed)
     (mixed / "case7b_0000.nii.gz").write_bytes(b"no image")
@@ -406,8 +406,8 @@ def test_plans_do_not_import_what_lies_in_the_working_directory(key, edited, tmp
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    told = describe(edited(plans=evil))
-    assert [reason for reason in told["refused"] if "names evil.Network, which is not a part of a network" in reason]
+    found = describe(edited(plans=evil))
+    assert [reason for reason in found["refused"] if "names evil.Network, which is not a part of a network" in reason]
     assert not (tmp_path / "marker").exists()
 
 
@@ -455,18 +455,18 @@ def test_a_network_of_other_weights_is_refused(edited):
         load_model(model).network("0")
 
 
-def test_describe_tells_what_is_in_the_folder(trained):
-    told = describe(trained["2d"])
+def test_describe_reports_what_is_in_the_folder(trained):
+    found = describe(trained["2d"])
     network = load_model(trained["2d"]).network("0")
     norms = [module for module in network.modules() if isinstance(module, torch.nn.InstanceNorm2d)]
-    assert told["refused"] == [] and told["folds"] == ["0", "1"] and told["configuration"] == "2d"
-    assert (told["spatial_dims"], told["patch_size"], told["spacing"]) == (2, [16, 16], pytest.approx([1.0, 1.2]))
-    assert (told["channels"], told["labels"], told["classes"]) == (["MRI"], ["background", "organ", "lesion"], 3)
-    assert told["normalization"] == {"InstanceNorm2d": len(norms)} and told["network"] == "PlainConvUNet"
-    assert told["parameters"] == sum(2 * norm.num_features for norm in norms) and told["attached"] == 0
+    assert found["refused"] == [] and found["folds"] == ["0", "1"] and found["configuration"] == "2d"
+    assert (found["spatial_dims"], found["patch_size"], found["spacing"]) == (2, [16, 16], pytest.approx([1.0, 1.2]))
+    assert (found["channels"], found["labels"], found["classes"]) == (["MRI"], ["background", "organ", "lesion"], 3)
+    assert found["normalization"] == {"InstanceNorm2d": len(norms)} and found["network"] == "PlainConvUNet"
+    assert found["parameters"] == sum(2 * norm.num_features for norm in norms) and found["attached"] == 0
 
 
-def test_the_doctor_tells_it_to_people(trained, edited):
+def test_the_doctor_reports_it(trained, edited):
     report = examine(trained["3d_fullres"])
     assert report.facts["head"] == "softmax (by nnU-Net's labels)" and "PlainConvUNet, 3D" in report.facts["network"]
     assert report.methods["grata"] == "" and "running statistics" in report.methods["ptbn"] and report.adapts
@@ -474,7 +474,7 @@ def test_the_doctor_tells_it_to_people(trained, edited):
     assert "cascade" in str(examine(cascade)) and not examine(cascade).adapts
 
 
-def test_without_nnunet_it_is_said_how_to_install_it(trained, images, tmp_path, monkeypatch):
+def test_without_nnunet_the_message_says_how_to_install_it(trained, images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nnunetv2", None)
     with pytest.raises(GrataError, match=r'pip install "grata\[nnunet\]"'):
         predict(trained["2d"], images, tmp_path / "out")

@@ -74,9 +74,9 @@ def test_what_ends_a_command_is_reported_with_the_options_that_it_has(begin, fau
     begin()
     for error in (ValueError("bad"), KeyboardInterrupt()):
         sys.excepthook(type(error), error, None)
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("error: ") and told[0].endswith(fault)
-    assert told[-1].startswith("stopped.") and told[-1].endswith(stopped)
+    found = capsys.readouterr().err.splitlines()
+    assert found[0].startswith("error: ") and found[0].endswith(fault)
+    assert found[-1].startswith("stopped.") and found[-1].endswith(stopped)
 
 
 def test_words_of_the_command_line_are_converted_at_any_depth_and_nothing_else_is():
@@ -91,7 +91,7 @@ def test_words_of_the_command_line_are_converted_at_any_depth_and_nothing_else_i
     assert given["windows"]["batch_size"] == "null"  # the configuration itself is unchanged
 
 
-def _told(transform, file, num_workers):
+def _message(transform, file, num_workers):
     """Return the message of a data loader's fault."""
     with pytest.raises(Exception) as caught:
         list(DataLoader(Dataset([{"image": str(file)}], transform), num_workers=num_workers))
@@ -102,14 +102,14 @@ def _told(transform, file, num_workers):
 @pytest.mark.parametrize("name", ["scan.png", "scan.nii.gz"])
 def test_a_broken_file_is_reported_in_one_sentence_with_and_without_workers(name, reader, tmp_path):
     (tmp_path / name).write_bytes(b"broken")
-    told, from_worker = (_told(LoadImaged("image", reader=reader), tmp_path / name, n) for n in (0, 1))
-    assert told == from_worker
+    found, from_worker = (_message(LoadImaged("image", reader=reader), tmp_path / name, n) for n in (0, 1))
+    assert found == from_worker
     # The requested reader's message; by default each format has its own reader.
     pictures = reader == "PILReader" or (reader is None and name == "scan.png")
-    assert ("UnidentifiedImageError: cannot identify" if pictures else "ImageFileError: ") in told
-    assert name in told and len(told.replace(str(tmp_path), "")) < 250
+    assert ("UnidentifiedImageError: cannot identify" if pictures else "ImageFileError: ") in found
+    assert name in found and len(found.replace(str(tmp_path), "")) < 250
     for noise in ("Traceback", "site-packages", "0x", "\n", "applying transform"):
-        assert noise not in told
+        assert noise not in found
 
 
 def _refuse(item):
@@ -125,7 +125,7 @@ class _Refusing(torch.utils.data.Dataset):
 
 
 def test_a_message_for_the_user_comes_out_of_a_worker_as_it_is():
-    assert _told(_refuse, "x", 1) == "file x is empty: copy it anew"
+    assert _message(_refuse, "x", 1) == "file x is empty: copy it anew"
     with pytest.raises(GrataError) as caught:
         list(DataLoader(_Refusing(), num_workers=1))
     assert explain(caught.value) == "file x is empty: copy it anew"

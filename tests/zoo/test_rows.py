@@ -524,7 +524,7 @@ def norms(network: torch.nn.Module, kind: str) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in network.named_modules() if type(module).__name__ == kind}
 
 
-def learnt_by(folder: Path) -> dict[str, torch.Tensor]:
+def adapted_by(folder: Path) -> dict[str, torch.Tensor]:
     """Return the adapted parameters that a run has saved."""
     saved = load_file(folder / "adapted.safetensors")
     return {key.removeprefix("parameters/"): value for key, value in saved.items() if key.startswith("parameters/")}
@@ -568,18 +568,18 @@ def test_a_row_of_the_zoo(name, tmp_path, monkeypatch):
     assert len(journal) == 2 and all(record["parameter_change"]["l2"] > 0 for record in journal)
 
     # Only weight and bias of all norms are learned.
-    learnt = learnt_by(tmp_path / "grata-adaptation")
-    assert len(learnt) == 2 * row.layers
-    assert {key.rsplit(".", 2 if row.attached else 1)[0] for key in learnt} == set(own)
+    adapted = adapted_by(tmp_path / "grata-adaptation")
+    assert len(adapted) == 2 * row.layers
+    assert {key.rsplit(".", 2 if row.attached else 1)[0] for key in adapted} == set(own)
     now = network.state_dict()
     changed = {key for key in source if not torch.equal(now[key], source[key])}
-    assert changed == set() if row.attached else changed and changed <= set(learnt)
+    assert changed == set() if row.attached else changed and changed <= set(adapted)
 
     facts = examine(bundle, dataset_dir="images").facts
     assert facts["head"].startswith(f"{row.head} (by ")
     assert f"{row.dims}D, {row.classes} output channels" in facts["network"]
     assert f"{row.layers} {row.norm}" in facts["normalization"]
-    count = sum(tensor.numel() for tensor in learnt.values())
+    count = sum(tensor.numel() for tensor in adapted.values())
     assert facts["adapts"].startswith(f"{count:,} parameters {'attached' if row.attached else 'of the network'}")
 
 

@@ -204,7 +204,7 @@ def test_no_image_is_no_success(make_evaluator):
         run(make_evaluator([]))
 
 
-def test_what_an_earlier_run_learnt_is_never_lost_by_accident(scans, make_evaluator, tmp_path):
+def test_what_an_earlier_run_adapted_is_never_lost_by_accident(scans, make_evaluator, tmp_path):
     folder = tmp_path / "adaptation"
 
     def adaptation(**options):
