@@ -46,7 +46,7 @@ def test_each_batch_is_predicted_by_the_network_adapted_to_it(make_network):
 
 
 def test_source_weights_are_those_loaded_on_start(make_network, tmp_path):
-    """Bundles load weights by a handler on STARTED, after the method was constructed."""
+    """Bundles load weights by a handler on STARTED, after the construction of the method."""
     trained = make_network(3)
     with torch.no_grad():
         for parameter in trained.parameters():
@@ -96,8 +96,8 @@ def test_a_skipped_step_is_journalled_and_the_next_case_goes_on(make_network, tm
     assert handler.skipped == {"case1": ("non_finite_auxiliary_loss", "step_skipped")} and handler.noted == {}
 
 
-class Talkative(GraTa):
-    """Has something to tell of every step, and cannot take that of an image of NaN."""
+class Flagging(GraTa):
+    """GraTa that flags every step; the step of an image of NaN is skipped."""
 
     def _adapt(self, images, **options):
         record = super()._adapt(images, **options)
@@ -108,14 +108,14 @@ def test_a_flag_of_a_step_that_was_taken_is_a_note_and_no_skipped_step(make_netw
     network = make_network(3)
     items = volumes(2)
     items[1]["image"][0, 0, 0, 0] = float("nan")
-    handler = AdaptationHandler(Talkative(network))
+    handler = AdaptationHandler(Flagging(network))
     evaluator(network, items, [handler]).run()
     skipped = ("recovered", "non_finite_auxiliary_loss", "step_skipped")
     assert handler.noted == {"case0": ("recovered",)} and handler.skipped == {"case1": skipped}
+    flags = "recovered, non_finite_auxiliary_loss, step_skipped"
     assert handler.remarks() == [
         "case0: adapted (recovered)",
-        "case1: adaptation skipped (recovered, non_finite_auxiliary_loss, step_skipped), predicted with the parameters "
-        "before it",
+        f"case1: adaptation skipped ({flags}), predicted with the parameters before it",
     ]
 
 
@@ -153,7 +153,7 @@ def test_episodic_cases_do_not_see_each_other(make_network):
 
 
 class Spy(GraTa):
-    """Keeps the shapes and the contents it was asked to adapt to."""
+    """GraTa that keeps the batches it adapted to."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -318,7 +318,7 @@ def test_another_network_than_the_method_adapts_is_refused(make_network):
 
 
 class LoadOnStart:
-    """As MONAI's CheckpointLoader does."""
+    """A handler that loads weights on STARTED, as MONAI's CheckpointLoader does."""
 
     def __init__(self, network):
         self.network, self.weights = network, copy.deepcopy(network.state_dict())
@@ -327,7 +327,7 @@ class LoadOnStart:
         engine.add_event_handler(Events.STARTED, lambda e: self.network.load_state_dict(self.weights))
 
 
-def test_weights_loaded_on_start_do_not_undo_what_a_resumed_method_had_learnt(make_network):
+def test_weights_loaded_on_start_do_not_undo_what_a_resumed_method_had_adapted(make_network):
     whole = make_network(3)
     evaluator(whole, volumes(4), [LoadOnStart(whole), GraTaHandler(whole, activation="sigmoid", lr=1e-2)]).run()
 
