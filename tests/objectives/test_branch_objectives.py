@@ -105,7 +105,7 @@ def test_rotation_is_the_cross_entropy_of_the_turn_of_each_sample():
 
 @pytest.mark.parametrize("height, width", [(4, 6), (6, 4)])
 def test_rotation_refuses_images_whose_shape_tells_the_turn(height, width):
-    with pytest.raises(GrataError, match=f"square images, these have {height}×{width} pixels"):
+    with pytest.raises(GrataError, match=f"square images, and these images have {height}×{width} pixels. Use square"):
         rotation_loss(Recorder(lambda x: x), images(1, 3, height, width), seeded())
 
 
@@ -128,9 +128,9 @@ def test_rotation_takes_the_classes_that_are_named(shape):
 def test_a_quarter_turn_needs_its_own_plane_square_alone():
     branch = Recorder(lambda views: torch.zeros(2, 2))
     rotation_loss(branch, images(2, 1, 3, 4, 4), seeded(), ["identity", "rot90"])
-    with pytest.raises(GrataError, match="for rot90_dh a square plane, these have 3×4×4 voxels"):
+    with pytest.raises(GrataError, match="a square plane for rot90_dh, and these images have 3×4×4 voxels"):
         rotation_loss(branch, images(2, 1, 3, 4, 4), seeded(), ["identity", "rot90_dh"])
-    with pytest.raises(GrataError, match="no weak view named 'rot45'"):
+    with pytest.raises(GrataError, match="views: there is no weak view 'rot45'"):
         rotation_loss(branch, images(2, 1, 4, 4), seeded(), ["rot45"])
 
 
@@ -182,8 +182,8 @@ def test_a_network_without_the_branch_is_refused_with_the_reason(network, name):
         refused = {
             f"needs a {name} branch, and this network has none. Name it in network_def#branches": ResUNet(depth=18),
             f"needs a {name} branch, and this network has {other}": ResUNet(depth=18, branches=[other]),
-            f"objective {name} needs a network with a {name} branch, which Conv2d is not": nn.Conv2d(1, 1, 1),
+            f"objective {name} needs a network with a {name} branch, and Conv2d is not made for": nn.Conv2d(1, 1, 1),
         }
-    for message, network in refused.items():
+    for message, without in refused.items():
         with pytest.raises(GrataError, match=message):
-            check_branch(network, name)
+            check_branch(without, name)

@@ -64,5 +64,5 @@ def test_unknown_names_are_refused():
         activate(logits, "tanh")
     with pytest.raises(GrataError, match="plogp, binary"):
         entropy_loss(logits, "sigmoid", "renyi")
-    with pytest.raises(GrataError, match="binary is for"):
+    with pytest.raises(GrataError, match="^entropy: binary is for activation sigmoid only"):
         entropy_loss(logits, "softmax", "binary")
