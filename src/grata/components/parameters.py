@@ -1,4 +1,4 @@
-"""All parameters of a network, for methods that adapt more than the normalization layers."""
+"""All parameters of a network, for methods that adapt more than its normalization layers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ __all__ = ["collect_all_parameters"]
 
 
 def collect_all_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Every floating-point parameter by its name in the network, without those of auxiliary ``branches``.
+    """Return every floating-point parameter of a network, except those of its auxiliary ``branches``.
 
-    A parameter that the prediction does not depend on is among them: it gets no gradient, and so takes no step.
+    Parameters that the prediction does not depend on are included; they get no gradient, and so take no step.
+
+    Args:
+        network: network to adapt.
+
+    Returns:
+        The parameters by their names in ``network.named_parameters()``.
 
     Raises:
-        GrataError: there is none.
+        GrataError: there are none.
     """
     found = {
         name: parameter
@@ -26,6 +32,6 @@ def collect_all_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     if not found:
         raise GrataError(
             f"{getattr(network, 'original_name', type(network).__name__)} has no parameters to adapt. Use method "
-            "source or ptbn, or a network whose weights are parameters (a frozen TorchScript file made them constants)."
+            "source or ptbn, or a network whose weights are parameters (a frozen TorchScript file has constants)."
         )
     return found

@@ -76,7 +76,7 @@ def layer_kind(module: nn.Module) -> str | None:
     A TorchScript module has lost its Python class: its original name is used.
     """
     original_name = getattr(module, "original_name", None)
-    if original_name in _BASES:
+    if isinstance(original_name, str) and original_name in _BASES:
         return original_name
     return next((kind for kind, base in _BASES.items() if isinstance(module, base)), None)
 

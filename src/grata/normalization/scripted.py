@@ -41,7 +41,7 @@ class ScriptedNetwork(nn.Module):
             for name, kind, layer in normalization_layers(scripted)
             if kind in BATCH_NORM + INSTANCE_NORM and getattr(layer, "running_mean", None) is not None
         }
-        self._layers = [cast(torch.jit.RecursiveScriptModule, layer) for layer in layers.values()]
+        self._layers = [cast(torch.jit.ScriptModule, layer) for layer in layers.values()]
         self._unknown = {
             name: getattr(module, "original_name", type(module).__name__)
             for name, module in scripted.named_modules()
