@@ -21,7 +21,7 @@ def batch(size=2, spatial_dims=2, seed=0):
 
 
 def naive(network, x, statistics):
-    """Return the output in float64 of a copy whose batch normalization uses ``mean, variance = statistics(z, layer)``."""
+    """Return the output in float64 where batch normalization uses ``mean, variance = statistics(z, layer)``."""
     network = copy.deepcopy(network).double().eval()
 
     def normalize(layer):
