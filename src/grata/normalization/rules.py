@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
+from torch import nn
 
 from ..errors import GrataError
 from .affine import TrackedNorm
 
-__all__ = ["RULES", "Rule", "check_size", "instance_mix", "median_statistics"]
+__all__ = ["RULES", "Rule", "check_size", "instance_mix", "median_statistics", "running_statistics"]
 
 Rule = Callable[[TrackedNorm, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Function ``rule(layer, x)`` that returns the mean and the variance by which a layer normalizes its input ``x``.
 
 ``x`` is ``(B, C, ...)`` in float32 or float64. Mean and variance are ``(C,)`` for the whole batch or ``(B, C)`` for
 each sample. ``layer.running_mean`` and ``layer.running_var``, ``(C,)``, are those of the source."""
+
+
+def running_statistics(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the running mean and variance ``(C,)`` of a batch normalization layer that keeps them."""
+    tracked = cast(TrackedNorm, layer)
+    return tracked.running_mean, tracked.running_var
 
 
 def check_size(x: torch.Tensor, samples: bool = False) -> None:
