@@ -1,4 +1,4 @@
-"""DLTTA and its learning rate against the formula."""
+"""DLTTA and its learning rate against their formula."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ def signals(probabilities, features, activation):
 
 
 def naive_discrepancy(p, q, activation):
-    """Voxel by voxel, in float64."""
+    """Return the discrepancy, computed voxel by voxel in float64."""
     total, voxels = 0.0, p[0].numel()
     p, q = p.double().flatten(1), q.double().flatten(1)
     for i in range(voxels):
@@ -49,7 +49,7 @@ def test_the_factor_is_the_exponential_of_the_divergence_from_the_mean_of_the_ne
     for index in range(5):
         rate.factor(signals(maps[index : index + 1], features[index : index + 1], activation))
     factor = rate.factor(signals(maps[5:], features[5:], activation))
-    # the first of five is forgotten
+    # the memory has dropped the first of the five
     cosines = [float(F.cosine_similarity(features[j], features[5], dim=0)) for j in range(1, 5)]
     nearest = sorted(range(4), key=lambda j: -cosines[j])[:2]
     mean = sum(maps[1 + j] for j in nearest) / 2
@@ -127,7 +127,7 @@ def test_takes_any_images_and_leaves_the_convolutions_alone(make_network, dims, 
         assert torch.equal(value, before[name]) == (name not in method.parameters)
 
 
-def test_entropy_falls_when_it_goes_on_with_one_scan(make_network, bundle):
+def test_entropy_falls_over_several_steps_on_one_scan(make_network, bundle):
     file = bundle / "sample_scans" / "nifti" / "icbm152_left.nii.gz"
     scan = torch.from_numpy(nibabel.load(file).get_fdata(dtype="float32"))[4:28, 4:28, 4:28]
     scan = scan[tuple(slice(0, s // 2 * 2) for s in scan.shape)]
@@ -207,7 +207,7 @@ def test_the_memory_keeps_the_last_and_finds_the_nearest_first():
 
 
 def test_a_memory_that_was_read_from_a_file_goes_on_where_the_network_computes():
-    """``meta`` stands for any other device than the CPU, where what is read lies."""
+    """Use ``meta`` for any device but the CPU, where the pairs from a file are."""
     read = MemoryBank(3)
     read.load_state_dict({"keys": [torch.ones(2), torch.zeros(2)], "values": [torch.ones(1), torch.zeros(1)]})
     read.add(torch.ones(2, device="meta"), torch.ones(1, device="meta"))

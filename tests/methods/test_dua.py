@@ -24,7 +24,7 @@ def test_an_update_is_that_of_training_mode_with_the_decayed_momentum(make_netwo
     method = DUA(network, activation="sigmoid", views=8, chunk=8)
     for k in (1, 2):
         x = image(k, spatial_dims)
-        # the views that the method is going to draw
+        # the views that the method will draw
         state = method.generator.get_state()
         views = torch.cat(method._crops(method._plain(x)))
         method.generator.set_state(state)
@@ -64,7 +64,7 @@ def test_predicts_by_the_running_statistics_and_changes_nothing_else(make_networ
         assert torch.equal(value, before[name]) == ("running" not in name)
 
 
-def test_after_so_many_images_nothing_is_changed_any_more(make_network):
+def test_after_the_set_number_of_images_nothing_changes(make_network):
     method = DUA(make_network(), activation="sigmoid", views=2, samples=2)
     momenta = [method.adapt(image(k)).momentum for k in range(4)]
     assert momenta[0] > momenta[1] > 0 and momenta[2:] == [0.0, 0.0]
@@ -77,7 +77,7 @@ def test_views_are_crops_of_half_the_size_in_multiples_of_32(make_network):
     assert len(crops) == 12 and {tuple(c.shape) for c in crops} == {(1, 1, 64, 64)}
     assert len({c.sum().item() for c in crops}) > 6
     assert all(set(c.flatten().tolist()) <= set(x.flatten().tolist()) for c in crops)
-    # of two images half of the views each
+    # each of two images gives half of the views
     two = torch.cat([torch.zeros(1, 1, 32, 32), torch.ones(1, 1, 32, 32)])
     assert sum(c.mean().item() for c in method._crops(two)) == 6
 
@@ -93,13 +93,13 @@ class OfOneSize(torch.nn.Module):
         return self.network(x)
 
 
-def test_a_network_of_one_size_is_told_to_take_the_whole_image(make_network):
+def test_a_network_of_one_size_is_refused_and_adapts_with_the_whole_image(make_network):
     x = image(size=64)
     with pytest.raises(GrataError, match="crop: OfOneSize does not take crops of 32x32 from images of 64x64"):
         DUA(OfOneSize(make_network(), 64), activation="sigmoid", views=2).adapt(x)
     method = DUA(OfOneSize(make_network(), 64), activation="sigmoid", views=8, crop=1.0)
     assert method.adapt(x).momentum > 0
-    # flips and quarter turns: the same values in other places
+    # flips and quarter turns move the values and keep them
     for view in method._crops(x):
         assert torch.equal(view.flatten().sort().values, x.flatten().sort().values)
 

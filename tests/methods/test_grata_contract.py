@@ -1,4 +1,4 @@
-"""What GraTa promises around its step: what it touches, what it remembers, what it refuses."""
+"""Contract of GraTa around its step: what it changes, what its state holds, what it refuses."""
 
 import copy
 import io
@@ -73,7 +73,7 @@ def test_restore_brings_the_source_network_back_exactly(make_network, norm):
     assert {n: m.training for n, m in network.named_modules()} == modes
     assert all(p.grad is None for p in network.parameters())
     assert torch.equal(network.eval()(x), source_prediction)
-    assert method.adapt(x) == first  # as if just constructed: optimizer and generator too
+    assert method.adapt(x) == first  # optimizer and generator are restored too
 
 
 def test_frozen_parameters_get_no_gradient_and_dropout_stays_off(make_network):
@@ -107,7 +107,7 @@ def test_batch_sizes_may_differ_from_step_to_step(make_network):
 
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD"])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_run_that_goes_on_in_another_process_is_the_same_to_the_last_bit(make_network, optimizer, steps):
+def test_a_run_resumed_in_another_process_is_the_same_to_the_last_bit(make_network, optimizer, steps):
     options = {"momentum": 0.9} if optimizer == "SGD" else {}
     settings = {"optimizer": optimizer, "lr": 1e-2, "optimizer_options": options, "steps": steps, "seed": 5}
     whole = GraTa(make_network(), **settings)
@@ -146,7 +146,7 @@ def test_a_case_that_is_rolled_back_leaves_no_trace(make_network, optimizer):
 
 
 def test_an_optimizer_resumes_bit_for_bit_in_float64_too(make_network):
-    """torch takes some of NAdam's state to the parameters' type when it is loaded."""
+    """Cover NAdam, of whose state torch converts a part to the parameters' dtype on loading."""
     whole, begun = (GraTa(make_network().double(), activation="sigmoid", optimizer="NAdam", lr=1e-2) for _ in range(2))
     records = [whole.adapt(batch(i)) for i in range(3)]
     begun.adapt(batch(0))
@@ -164,7 +164,7 @@ def test_a_state_of_other_optimizer_settings_is_refused(make_network, other):
         GraTa(make_network(), **other).load_state_dict(method.state_dict())
 
 
-def test_a_copy_of_a_method_goes_on_by_itself(make_network):
+def test_a_copy_of_a_method_is_independent(make_network):
     method = GraTa(make_network(), activation="sigmoid", lr=1e-2)
     method.adapt(batch())
     twin = copy.deepcopy(method)
@@ -359,7 +359,7 @@ def test_logits_are_found_in_a_dict_or_a_list_only_when_they_are_named(make_netw
             GraTa(Wrapped(wrap), activation="sigmoid").adapt(batch())
         with pytest.raises(GrataError, match="output: .* is not in what the network returns"):
             GraTa(Wrapped(wrap), activation="sigmoid", output="segg").adapt(batch())
-    # a network with deep supervision returns a list in training alone
+    # a network with deep supervision returns a list in training mode only
     assert GraTa(make_network(), activation="sigmoid", output=0).adapt(batch(shape=(2, 1, 16, 16))) == GraTa(
         make_network(), activation="sigmoid"
     ).adapt(batch(shape=(2, 1, 16, 16)))
@@ -415,7 +415,7 @@ def test_softmax_needs_more_than_one_channel(make_network):
         GraTa(make_network(out_channels=1), activation="softmax").adapt(batch())
 
 
-def test_the_source_network_can_be_asked_in_between(make_network):
+def test_the_source_network_can_predict_in_between(make_network):
     network = make_network()
     source = copy.deepcopy(network).eval()(batch(3)).detach()
     method = GraTa(network, activation="sigmoid", lr=1e-2)
@@ -434,7 +434,7 @@ def test_weights_too_coarse_for_small_steps_are_refused(make_network, dtype):
         GraTa(make_network().to(dtype), activation="sigmoid")
 
 
-def test_the_strong_view_is_drawn_in_full_precision_whatever_surrounds_it(make_network):
+def test_the_strong_view_is_drawn_in_full_precision_under_autocast_too(make_network):
     seen = []
 
     def view(images, generator):
@@ -450,7 +450,7 @@ def test_the_strong_view_is_drawn_in_full_precision_whatever_surrounds_it(make_n
     assert torch.equal(x, kept)
 
 
-def test_a_gradient_that_spoils_the_optimizer_is_skipped_and_the_next_step_is_as_if_it_had_not_been(make_network):
+def test_a_gradient_that_spoils_the_optimizer_is_skipped_without_a_trace(make_network):
     clean, hit = (
         GraTa(make_network(), activation="sigmoid", lr=1e-2),
         GraTa(make_network(), activation="sigmoid", lr=1e-2),
@@ -498,7 +498,7 @@ def test_layers_that_the_prediction_does_not_depend_on_are_left_alone():
     assert not torch.equal(network.seg[1].weight, torch.ones(4))
 
 
-def test_a_network_whose_adapted_layers_take_no_part_is_refused():
+def test_a_network_whose_adapted_layers_are_not_used_is_refused():
     class Frozen(TwoHeads):
         def forward(self, x):
             with torch.no_grad():
@@ -520,6 +520,6 @@ def test_weights_loaded_before_the_first_batch_are_the_source(make_network):
     assert same(snapshot(network), snapshot(trained))
 
 
-def test_signals_are_adapted_to_as_images_are():
+def test_one_dimensional_signals_are_adapted_to_as_images_are():
     network = nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1))
     assert GraTa(network, activation="sigmoid").adapt(batch(shape=(2, 1, 32))).flags == ()

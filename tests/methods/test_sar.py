@@ -19,7 +19,7 @@ def batch(seed=0, samples=2, dims=2):
 
 
 def sharp(network, factor=20.0):
-    """Logits so large that part of the voxels is reliable."""
+    """Scale the logits so that part of the voxels is reliable."""
     last = [p for p in network.parameters() if p.ndim > 3][-1]
     with torch.no_grad():
         last.mul_(factor)
@@ -27,7 +27,7 @@ def sharp(network, factor=20.0):
 
 
 def entropies(logits, activation):
-    """``(B, G, ...)`` in whatever precision is given, from the definition."""
+    """Return the entropies ``(B, G, ...)`` by their definition, in the precision of the logits."""
     if activation == "softmax":
         p = logits.softmax(1)
         return -(p * (p + 1e-300).log()).sum(1, keepdim=True)
@@ -90,7 +90,7 @@ def test_the_first_layer_is_adapted_however_few_there_are(make_network):
     assert len(SAR(make_network(), activation="sigmoid", frozen=0.99).parameters) == 2
 
 
-def test_nothing_reliable_takes_no_step_and_is_told(make_network):
+def test_without_reliable_voxels_no_step_is_taken_and_a_flag_says_so(make_network):
     method = SAR(make_network(), activation="sigmoid", margin=1e-6, lr=0.1)
     before = method._copy()
     record = method.adapt(batch())
@@ -99,7 +99,7 @@ def test_nothing_reliable_takes_no_step_and_is_told(make_network):
     assert not method.optimizer.state
 
 
-def test_an_image_that_is_not_finite_is_told_as_such(make_network):
+def test_a_non_finite_image_is_flagged(make_network):
     assert SAR(make_network(), activation="sigmoid").adapt(batch() * float("nan")).flags == (
         "non_finite_loss",
         "step_skipped",
@@ -146,7 +146,7 @@ def test_takes_any_images(make_network, dims, samples, activation):
     assert not record.flags and 0 < record.kept <= 1
 
 
-def test_entropy_of_the_reliable_falls_when_it_goes_on_with_one_scan(make_network, bundle):
+def test_entropy_of_the_reliable_voxels_falls_over_several_steps_on_one_scan(make_network, bundle):
     file = bundle / "sample_scans" / "nifti" / "icbm152_left.nii.gz"
     scan = torch.from_numpy(nibabel.load(file).get_fdata(dtype="float32"))[4:28, 4:28, 4:28]
     scan = scan[tuple(slice(0, s // 2 * 2) for s in scan.shape)]
