@@ -214,7 +214,7 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ValueError, match="integers"):
         write_png(LABELS / 2, case, tmp_path / "out.png")
     (tmp_path / "a.png").unlink()
-    with pytest.raises(GrataError, match="gone"):
+    with pytest.raises(GrataError, match="no longer exists"):
         write_png(LABELS, case, tmp_path / "out.png")
     assert not list(tmp_path.iterdir())
 
@@ -248,7 +248,7 @@ def kind_of_pixels(path):
     ("name", "spoil", "message"),
     [
         ("bad.png", empty, r"empty \(0 bytes\)"),
-        ("bad.png", text, "no PNG, JPEG, TIFF or BMP whatever its name says"),
+        ("bad.png", text, "not a PNG, JPEG, TIFF or BMP in spite of its name"),
         ("bad.tif", several_pages, "3 pages"),
         ("bad.png", bomb, "more than 179 megapixels"),
         ("bad.jpg", cut_header, "damaged"),

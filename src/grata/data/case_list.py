@@ -58,8 +58,8 @@ def read_case_lists(files: str | os.PathLike[str] | Sequence[str | os.PathLike[s
             if (before := listed.setdefault(image, entry)) != entry:
                 other = "mask" if before.mask != entry.mask else "site"
                 raise GrataError(
-                    f"{path}, line {line}: '{row['image']}' is listed a second time, with another {other}. Correct one of "
-                    "the two lines."
+                    f"{path}, line {line}: '{row['image']}' is listed a second time, with another {other}. Correct one "
+                    "of the two lines."
                 )
     return listed
 
@@ -82,8 +82,8 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     missing = [key for key in ("image", "mask") if key not in header]
     if missing:
         raise GrataError(
-            f"'{path}' has no column {' and no column '.join(missing)}; its first line is '{','.join(header)}'. Name the "
-            "columns image and mask; cells of mask may be empty.",
+            f"'{path}' has no column {' and no column '.join(missing)}; its first line is '{','.join(header)}'. Name "
+            "the columns image and mask; cells of mask may be empty.",
             key="cases_file",
         )
     if not cells:

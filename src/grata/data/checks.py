@@ -107,8 +107,8 @@ class CheckLabeld(MapTransform):
         if len(unknown):
             found = ", ".join(f"{value:g}" for value in unknown[:5].tolist())
             raise GrataError(
-                f"Label '{path}' holds the values {found}, but the classes of this bundle are {known}. Correct the label "
-                "or the key segments of the configuration, or remove the label."
+                f"Label '{path}' holds the values {found}, but the classes of this bundle are {known}. Correct the "
+                "label or the key segments of the configuration, or remove the label."
             )
 
 
@@ -138,8 +138,8 @@ class CheckExtentd(MapTransform):
             if min(sizes) < self.smallest or max(sizes) > self.aspect * min(sizes):
                 shape = " × ".join(map(str, sizes))
                 raise GrataError(
-                    f"{_name(data, key)} shows no {self.what}: the part that is not background has {shape} pixels, but its "
-                    f"shortest side needs at least {self.smallest}, and its longest at most {self.aspect:g} times as many. "
+                    f"{_name(data, key)} shows no {self.what}: the part found has {shape} pixels. Its shortest side "
+                    f"needs at least {self.smallest}, and its longest at most {self.aspect:g} times as many as that. "
                     "Check that it is the right kind of picture and not black."
                 )
         return dict(data)

@@ -152,7 +152,7 @@ def sort_series(instances: Sequence[Instance]) -> list[Instance]:
 
 
 def describe_series(paths: Sequence[str | os.PathLike[str]], identifiers: frozenset[str]) -> str:
-    """Return what messages call a series: its number of files and the first file's name, without the patient's identity."""
+    """Return what messages call a series: its number of files and its first file, without the patient's identity."""
     count = f"{len(paths)} files, the first" if len(paths) > 1 else "file"
     return f"DICOM series of {count} {_shown(paths[0], identifiers)}"
 
@@ -207,7 +207,8 @@ def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
     except Exception as error:
         name = describe_series(paths, identifiers)
         raise GrataError(
-            f"{name} cannot be read ({error_reason(error, identifiers)}). Export the series again, uncompressed if need be."
+            f"{name} cannot be read ({error_reason(error, identifiers)}). Export the series again, uncompressed if "
+            "necessary."
         ) from error
     # Slices may be rounded differently. The geometry comes from the headers, as it does for what is written.
     return geometry.with_array(_column_row_slice(volume).array)
@@ -432,8 +433,8 @@ def _read_slices(ordered: Sequence[Instance], identifiers: frozenset[str], spaci
         except Exception as error:
             raise GrataError(
                 f"DICOM file {_shown(instance.path, identifiers)}: its pixel data cannot be decoded "
-                f"({error_reason(error, identifiers)}). The file is damaged or its transfer syntax is not supported: export "
-                "the series again, uncompressed if need be."
+                f"({error_reason(error, identifiers)}). The file is damaged or its transfer syntax is not supported. "
+                "Export the series again, uncompressed if necessary."
             ) from error
         datasets.append(dataset)
     return highdicom.get_volume_from_series(
@@ -468,7 +469,7 @@ def _distance_tolerance(spacing: float) -> float:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Suppress warnings and log messages of pydicom and highdicom: they quote paths and values that may name the patient."""
+    """Suppress the warnings and log messages of pydicom and highdicom, whose paths and values may name the patient."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     levels = [logger.level for logger in loggers]
     try:

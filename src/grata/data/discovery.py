@@ -326,8 +326,8 @@ def _nothing_found(root: Path, files: Files, spatial_dims: int) -> str:
     pictures = sum(is_picture(path) for path in files.other)
     if pictures:
         return (
-            f"'{root}' holds pictures ({pictures}), but no NIfTI file and no DICOM image, and this bundle needs volumes. "
-            "Name the folder of the scans, or use a bundle for pictures."
+            f"'{root}' holds pictures ({pictures}), but no NIfTI file and no DICOM image, and this bundle needs "
+            "volumes. Name the folder of the scans, or use a bundle for pictures."
         )
     missing = "no picture, no NIfTI file" if spatial_dims == 2 else "no NIfTI file"
     return f"'{root}' holds {missing} and no DICOM image. Name the folder of the scans."
