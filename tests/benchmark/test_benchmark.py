@@ -344,7 +344,7 @@ def test_segments_to_score_come_from_the_target_else_the_source_else_the_bundle(
     scored = {(job.source, site): labels for job in jobs for site, labels in job.scored.items()}
     both = ["Disc", "Cup"]
     assert scored == {("a", "north"): both, ("a", "south"): ["Disc"], ("b", "north"): both, ("b", "south"): ["Cup"]}
-    for where, change in (("bundle: scored", {}), ("sources#b#scored", {"sources": {"b": {"scored": ["Vessel"]}}})):
+    for where, change in (("bundle#scored", {}), ("sources#b#scored", {"sources": {"b": {"scored": ["Vessel"]}}})):
         (bundle / "configs" / "adapt.yaml").write_text(yaml.safe_dump({**adapt, "scored": ["Rim"]}, sort_keys=False))
         with pytest.raises(GrataError, match=f"{where}: there is no segment .*Disc, Cup"):
             plan(load_config(write({**settings, **change})))

@@ -73,7 +73,10 @@ def test_weighting():
     ("setting", "message"),
     [
         ("per_target", "protocol: there is no protocol .per_target.; .*Did you mean per-target"),
-        ({"name": "continual", "ordre": []}, "protocol#ordre: continual has no such setting; did you mean protocol#order"),
+        (
+            {"name": "continual", "ordre": []},
+            "protocol#ordre: continual has no such setting; did you mean protocol#order",
+        ),
         ({"name": "continual", "order": ["a"]}, "each target once"),
         ({"name": "recurring", "repeats": 0}, "protocol#repeats: must be a whole number of at least 1"),
         ({"name": "continual", "order": "ab"}, "protocol#order: must be a list of names"),
