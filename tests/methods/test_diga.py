@@ -124,7 +124,7 @@ def test_prediction_is_fused_with_the_similarity_to_prototypes(make_centred, act
 def test_without_confident_voxels_the_prediction_is_that_of_the_mixed_statistics(make_network):
     network = make_network()
     reference = naive_network(network)
-    method = DIGA(network, confidence=1.0)
+    method = DIGA(network, activation="sigmoid", confidence=1.0)
     method.adapt(image())
     with torch.no_grad():
         torch.testing.assert_close(
@@ -168,7 +168,7 @@ def test_scores_of_a_batch_are_probabilities(make_centred, spatial_dims, activat
 
 
 def test_the_prediction_for_an_image_does_not_depend_on_its_batch(make_centred):
-    method = DIGA(make_centred(), confidence=0.5)
+    method = DIGA(make_centred(), activation="sigmoid", confidence=0.5)
     method.adapt(image(3))
     with torch.no_grad():
         both = method.network(torch.cat([image(1), image(2)]))
@@ -178,7 +178,7 @@ def test_the_prediction_for_an_image_does_not_depend_on_its_batch(make_centred):
 def test_the_network_stays_as_it_is_and_prototypes_learn_from_images(make_centred):
     network = make_centred()
     before = copy.deepcopy(network.state_dict())
-    method = DIGA(network, confidence=0.5)
+    method = DIGA(network, activation="sigmoid", confidence=0.5)
     with torch.no_grad():
         method.adapt(image(1))
         first = method.network(image(9))
@@ -188,7 +188,7 @@ def test_the_network_stays_as_it_is_and_prototypes_learn_from_images(make_centre
 
 
 def test_the_entropy_of_a_real_scan_falls_by_the_fusion(make_network, real_scan):
-    plain, fused = (DIGA(make_network(3), confidence=0.5, fusion=fusion) for fusion in (0.0, 1.0))
+    plain, fused = (DIGA(make_network(3), activation="sigmoid", confidence=0.5, fusion=fusion) for fusion in (0.0, 1.0))
     plain.adapt(real_scan), fused.adapt(real_scan)
     with torch.no_grad():
         a, b = (method.network(real_scan).sigmoid() for method in (plain, fused))
@@ -218,7 +218,7 @@ def test_wrong_settings_are_refused_by_name(make_network, settings, message):
 
 def test_networks_without_running_statistics_are_refused(make_network):
     with pytest.raises(GrataError, match="InstanceNorm2d"):
-        DIGA(make_network(2, "instance"))
+        DIGA(make_network(2, "instance"), activation="sigmoid")
 
 
 @pytest.mark.parametrize("layer", [None, "0"])

@@ -58,7 +58,12 @@ def test_the_factor_is_the_exponential_of_the_divergence_from_the_mean_of_the_ne
 
 
 def test_until_there_are_enough_neighbours_the_factor_is_one(make_network):
-    method = DLTTA(make_network(), learning_rate_law={"name": "discrepancy", "neighbours": 3, "size": 3}, lr=1e-2)
+    method = DLTTA(
+        make_network(),
+        activation="sigmoid",
+        learning_rate_law={"name": "discrepancy", "neighbours": 3, "size": 3},
+        lr=1e-2,
+    )
     rates = [method.adapt(batch(seed)).learning_rate for seed in range(5)]
     assert rates[:3] == [1e-2] * 3 and min(rates[3:]) > 1e-2
 
@@ -134,8 +139,8 @@ def test_entropy_falls_over_several_steps_on_one_scan(make_network, bundle):
 
 def test_any_method_can_be_given_the_law(make_network):
     law = {"name": "discrepancy", "neighbours": 1, "size": 1}
-    grata = GraTa(make_network(), learning_rate_law=law)
-    tent = Tent(make_network(), learning_rate_law=law)
+    grata = GraTa(make_network(), activation="sigmoid", learning_rate_law=law)
+    tent = Tent(make_network(), activation="sigmoid", learning_rate_law=law)
     for method in (grata, tent):
         first, second = (method.adapt(batch(seed)).learning_rate for seed in (0, 1))
         assert second > first == method._base_lr[0]
@@ -143,13 +148,17 @@ def test_any_method_can_be_given_the_law(make_network):
 
 
 def test_restore_forgets_the_memory_and_a_state_carries_it(make_network):
-    method = DLTTA(make_network(), learning_rate_law={"name": "discrepancy", "neighbours": 1, "size": 2})
+    method = DLTTA(
+        make_network(), activation="sigmoid", learning_rate_law={"name": "discrepancy", "neighbours": 1, "size": 2}
+    )
     for seed in range(2):
         method.adapt(batch(seed))
     buffer = io.BytesIO()
     torch.save(method.state_dict(), buffer)
     buffer.seek(0)
-    other = DLTTA(make_network(), learning_rate_law={"name": "discrepancy", "neighbours": 1, "size": 2})
+    other = DLTTA(
+        make_network(), activation="sigmoid", learning_rate_law={"name": "discrepancy", "neighbours": 1, "size": 2}
+    )
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert method.adapt(batch(2)).learning_rate == other.adapt(batch(2)).learning_rate > 1e-3
     method.restore()
@@ -172,9 +181,9 @@ def test_wrong_settings_are_refused_by_name(law, message):
 
 
 def test_a_state_of_another_law_is_refused(make_network):
-    method = Tent(make_network())
+    method = Tent(make_network(), activation="sigmoid")
     method.adapt(batch())
-    other = Tent(make_network(), learning_rate_law="discrepancy")
+    other = Tent(make_network(), activation="sigmoid", learning_rate_law="discrepancy")
     other.adapt(batch())
     with pytest.raises(GrataError, match="another learning_rate_law"):
         other.load_state_dict(method.state_dict())
@@ -185,7 +194,7 @@ def test_a_state_of_another_law_is_refused(make_network):
 
 def test_a_network_that_cannot_be_looked_into_is_refused(make_network):
     with pytest.raises(GrataError, match="method dltta compares deepest features"):
-        DLTTA(torch.jit.script(make_network()))
+        DLTTA(torch.jit.script(make_network()), activation="sigmoid")
 
 
 def test_the_memory_keeps_the_last_and_finds_the_nearest_first():

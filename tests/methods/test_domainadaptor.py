@@ -185,17 +185,17 @@ def test_a_step_lowers_the_objective_at_the_temperatures_before_it(make_network)
 
 
 def test_a_weight_in_place_of_the_rule(make_network):
-    method = DomainAdaptor(make_network(), batch_statistics=0.3)
+    method = DomainAdaptor(make_network(), activation="sigmoid", batch_statistics=0.3)
     assert method._statistics.mix == 0.3 and not method.adapt(batch()).flags
 
 
 def test_a_network_without_running_statistics_is_refused(make_network):
     with pytest.raises(GrataError, match="keeps none .*InstanceNorm2d.*Use method source, memo, tent"):
-        DomainAdaptor(make_network(norm=("instance", {"affine": True})))
+        DomainAdaptor(make_network(norm=("instance", {"affine": True})), activation="sigmoid")
 
 
 def test_wrong_settings_are_refused_by_name(make_network):
     with pytest.raises(GrataError, match="^batch_statistics: must be"):
-        DomainAdaptor(make_network(), batch_statistics=2)
+        DomainAdaptor(make_network(), activation="sigmoid", batch_statistics=2)
     with pytest.raises(GrataError, match="^lr: must be"):
-        DomainAdaptor(make_network(), lr=-1)
+        DomainAdaptor(make_network(), activation="sigmoid", lr=-1)

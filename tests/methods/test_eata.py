@@ -143,7 +143,7 @@ def test_a_parameter_without_fisher_information_has_no_anchor(make_network):
     given = prepared(network)
     one = next(iter(make(network).parameters))
     given = Prepared(fisher={one: given.fisher[one]}, images=1, digest=given.digest)
-    method = EATA(network, prepared=given, lr=0.01)
+    method = EATA(network, activation="sigmoid", prepared=given, lr=0.01)
     assert list(method._fisher) == [one] and not method.adapt(batch()).flags
 
 
@@ -173,17 +173,17 @@ def test_its_objective_falls_over_several_steps_on_one_scan(make_network, bundle
 
 def test_the_fisher_information_is_required_and_must_belong_to_these_weights(make_network):
     with pytest.raises(GrataError, match="method eata needs the Fisher information.*grata prepare"):
-        EATA(make_network())
+        EATA(make_network(), activation="sigmoid")
     with pytest.raises(GrataError, match="method eata needs"):
-        EATA(make_network(), prepared=Prepared(digest=network_digest(make_network())))
+        EATA(make_network(), activation="sigmoid", prepared=Prepared(digest=network_digest(make_network())))
     with pytest.raises(GrataError, match="other weights"):
-        EATA(make_network(), prepared=prepared(sharp(make_network()))).adapt(batch())
+        EATA(make_network(), activation="sigmoid", prepared=prepared(sharp(make_network()))).adapt(batch())
 
 
 def test_the_file_of_the_preparation_is_read(make_network, tmp_path):
     network = sharp(make_network())
     prepared(network).save(tmp_path / "prepared.safetensors")
-    method = EATA(network, prepared=tmp_path / "prepared.safetensors")
+    method = EATA(network, activation="sigmoid", prepared=tmp_path / "prepared.safetensors")
     assert method._fisher.keys() == method.parameters.keys()
 
 

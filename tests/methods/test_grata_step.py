@@ -117,7 +117,15 @@ def test_both_signs_of_the_cosine_occur_and_conflict_takes_the_smaller_step():
 def test_without_look_ahead_and_with_a_constant_law_it_is_plain_self_training(make_network):
     network = make_network()
     x, strong = torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16)
-    method = GraTa(network, optimizer="SGD", lr=0.1, rho=0.0, learning_rate_law="constant", views=["identity"])
+    method = GraTa(
+        network,
+        activation="sigmoid",
+        optimizer="SGD",
+        lr=0.1,
+        rho=0.0,
+        learning_rate_law="constant",
+        views=["identity"],
+    )
     twin = copy.deepcopy(network).eval()
     for module in twin.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -33,7 +33,7 @@ def test_there_are_thirty_six_pairs():
 def test_a_pair_takes_a_step_that_can_be_repeated(network, auxiliary, pseudo):
     records = []
     for _ in range(2):
-        method = GraTa(network, auxiliary=auxiliary, pseudo=pseudo, lr=1e-3, seed=3)
+        method = GraTa(network, activation="sigmoid", auxiliary=auxiliary, pseudo=pseudo, lr=1e-3, seed=3)
         records.append(method.adapt(images()))
         change = method.parameter_change()["l2"]
         method.restore()
@@ -48,7 +48,7 @@ def test_a_pair_takes_a_step_that_can_be_repeated(network, auxiliary, pseudo):
 
 
 def test_gradients_are_those_of_the_objectives_before_and_after_the_look_ahead(network):
-    method = GraTa(network, auxiliary="reconstruction", pseudo="super_resolution", rho=2.0)
+    method = GraTa(network, activation="sigmoid", auxiliary="reconstruction", pseudo="super_resolution", rho=2.0)
     record = method.adapt(images())
     method.restore()
     x = images()
@@ -85,11 +85,11 @@ def test_an_objective_without_its_branch_is_refused_with_the_reason(make_network
 
 def test_an_unknown_objective_is_refused_with_the_names_of_all(make_network):
     with pytest.raises(GrataError, match="auxiliary: .*entropy, consistency, reconstruction"):
-        GraTa(make_network(), auxiliary="entropie")
+        GraTa(make_network(), activation="sigmoid", auxiliary="entropie")
 
 
 def test_views_in_half_precision_change_nothing_but_the_pseudo_label(network):
-    full, half = (GraTa(network, views_autocast=dtype, seed=1) for dtype in (None, "bfloat16"))
+    full, half = (GraTa(network, activation="sigmoid", views_autocast=dtype, seed=1) for dtype in (None, "bfloat16"))
     records = []
     for method in (full, half):
         records.append(method.adapt(images()))
@@ -100,7 +100,7 @@ def test_views_in_half_precision_change_nothing_but_the_pseudo_label(network):
 
 
 def test_super_resolution_reports_the_sizes_that_it_takes(network):
-    method = GraTa(network, auxiliary="super_resolution")
+    method = GraTa(network, activation="sigmoid", auxiliary="super_resolution")
     with pytest.raises(GrataError, match="multiples of 32, got 48×48"):
         method.adapt(torch.rand(1, 3, 96, 96))
     method.restore()

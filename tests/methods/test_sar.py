@@ -79,7 +79,7 @@ def test_leaves_the_last_normalization_layers_and_all_else_alone(make_network):
     network = sharp(make_network())
     norms = [name for name, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    method = SAR(network, lr=0.1, frozen=0.5)
+    method = SAR(network, activation="sigmoid", lr=0.1, frozen=0.5)
     assert {name.rpartition(".")[0] for name in method.parameters} == set(norms[: len(norms) // 2])
     assert not method.adapt(batch()).flags
     for name, value in network.state_dict().items():
@@ -87,11 +87,11 @@ def test_leaves_the_last_normalization_layers_and_all_else_alone(make_network):
 
 
 def test_the_first_layer_is_adapted_however_few_there_are(make_network):
-    assert len(SAR(make_network(), frozen=0.99).parameters) == 2
+    assert len(SAR(make_network(), activation="sigmoid", frozen=0.99).parameters) == 2
 
 
 def test_without_reliable_voxels_no_step_is_taken_and_a_flag_says_so(make_network):
-    method = SAR(make_network(), margin=1e-6, lr=0.1)
+    method = SAR(make_network(), activation="sigmoid", margin=1e-6, lr=0.1)
     before = method._copy()
     record = method.adapt(batch())
     assert record.flags == ("nothing_kept", "step_skipped") and record.kept == 0 and record.learning_rate == 0
@@ -100,11 +100,14 @@ def test_without_reliable_voxels_no_step_is_taken_and_a_flag_says_so(make_networ
 
 
 def test_a_non_finite_image_is_flagged(make_network):
-    assert SAR(make_network()).adapt(batch() * float("nan")).flags == ("non_finite_loss", "step_skipped")
+    assert SAR(make_network(), activation="sigmoid").adapt(batch() * float("nan")).flags == (
+        "non_finite_loss",
+        "step_skipped",
+    )
 
 
 def test_collapse_of_the_entropy_brings_back_the_source(make_network):
-    method = SAR(sharp(make_network()), recovery=1.0, momentum=0.0, lr=1.0, margin=1.0)
+    method = SAR(sharp(make_network()), activation="sigmoid", recovery=1.0, momentum=0.0, lr=1.0, margin=1.0)
     source = method._copy()
     flags = []
     for _ in range(40):
@@ -118,9 +121,9 @@ def test_collapse_of_the_entropy_brings_back_the_source(make_network):
 
 
 def test_no_recovery_when_it_is_switched_off_and_none_above_half_of_the_start(make_network):
-    method = SAR(sharp(make_network()), recovery=0.0, momentum=0.0, lr=1.0, margin=1.0)
+    method = SAR(sharp(make_network()), activation="sigmoid", recovery=0.0, momentum=0.0, lr=1.0, margin=1.0)
     assert not any(method.adapt(batch()).flags for _ in range(40))
-    method = SAR(sharp(make_network()), recovery=1.0)
+    method = SAR(sharp(make_network()), activation="sigmoid", recovery=1.0)
     method.adapt(batch())
     assert method._threshold == 0.5 * method._average
 

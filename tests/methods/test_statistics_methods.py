@@ -98,12 +98,12 @@ def test_an_artefact_in_a_corner_moves_medbn_less_than_batch_statistics(make_net
 
 
 def test_a_method_that_learns_takes_the_median_by_its_name(make_network):
-    method = Tent(make_network(), batch_statistics="median")
+    method = Tent(make_network(), activation="sigmoid", batch_statistics="median")
     before = {name: p.detach().clone() for name, p in method.parameters.items()}
     assert method.adapt(batch()).flags == ()
     assert any(not torch.equal(p, before[name]) for name, p in method.parameters.items())
     with pytest.raises(GrataError, match="median"):
-        Tent(make_network(), batch_statistics="mode")
+        Tent(make_network(), activation="sigmoid", batch_statistics="mode")
 
 
 def mean_entropy(entropy, outcome, weighting):
@@ -156,7 +156,7 @@ def test_intent_counts_predictions_of_the_same_entropy_alike(make_network):
 
 
 def test_intent_uses_all_voxels_where_no_foreground_is_found(make_network):
-    method = InTEnt(make_network())
+    method = InTEnt(make_network(), activation="sigmoid")
     logits = torch.rand(1, 2, 4, 4) - 2.0
     p = logits.sigmoid()
     entropy = -(p * p.log() + (1 - p) * (1 - p).log())
@@ -165,14 +165,14 @@ def test_intent_uses_all_voxels_where_no_foreground_is_found(make_network):
 
 def test_intent_with_a_single_mix_is_bn_alpha(make_network):
     x = batch(1)
-    one, other = InTEnt(make_network(), mixes=[0.3]), BNAlpha(make_network(), alpha=0.3)
+    one, other = InTEnt(make_network(), activation="sigmoid", mixes=[0.3]), BNAlpha(make_network(), alpha=0.3)
     one.adapt(x), other.adapt(x)
     with torch.no_grad():
         torch.testing.assert_close(one.network(x), other.network(x), rtol=0, atol=1e-4)
 
 
 def test_the_prediction_for_an_image_does_not_depend_on_earlier_ones(make_network):
-    method = InTEnt(make_network())
+    method = InTEnt(make_network(), activation="sigmoid")
     method.adapt(batch(1, seed=4))
     with torch.no_grad():
         first = method.network(batch(1, seed=4))
