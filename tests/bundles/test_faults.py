@@ -195,7 +195,7 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
         ("resume, overwrite", "Give one of them"),
     ),
     "no handlers": (lambda folder, bundle: ("--handlers", "[]"), ("handlers", "@outputs and @adaptation")),
-    "incomplete segment": (lambda folder, bundle: ("--segments#0#valu", 3), ("segments#0#valu", "the keys are")),
+    "incomplete segment": (lambda folder, bundle: ("--segments#0#valu", 3), ("segments#0#valu", "The keys are")),
     "device of another kind": (lambda folder, bundle: ("--device", "meta"), ("device: meta", "Use --device cpu")),
     "unknown learning rate law": (
         lambda folder, bundle: ("--settings#learning_rate_law", "cubic"),
