@@ -189,8 +189,9 @@ def _seeds(value: object) -> tuple[int, ...]:
 
 
 def _list(value: object, kind: type[T], words: str) -> list[T]:
-    items = list(value) if isinstance(value, list | tuple) else [value]
-    if not items or any(not isinstance(item, kind) or isinstance(item, bool) for item in items):
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    items = [item for item in given if isinstance(item, kind) and not isinstance(item, bool)]
+    if not given or len(items) < len(given):
         raise GrataError(f"must be a list of {words}, got {value!r}.")
     return items
 

@@ -87,7 +87,7 @@ def prepare(
         # One unreadable image must not end the run, and a configuration can call anything, which can raise anything.
         try:
             preparation.add(case)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             fault = opened.without_folders(explain(error), case)
             faults.append(f"{case['case']}: {fault}")
             tqdm.write(faults[-1])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from ..networks import AuxiliaryHeads
+from ..networks.heads import RotationHead
 from ..objectives import denoising_loss, rotation_loss
 from ..prepared import SavedHeads
 from ..views import VIEWS, default_views
@@ -65,7 +67,7 @@ def train_heads(
         with torch.no_grad():
             turned = (VIEWS[_drawn(heads.views, generator)](sample[None].to(device)) for sample in samples)
             pooled = torch.cat([heads.features(x).flatten(2).mean(2) for x in turned])
-        heads.modules["rotation"].standardize(pooled)
+        cast(RotationHead, heads.modules["rotation"]).standardize(pooled)
 
     losses = {
         "rotation": lambda x: rotation_loss(branch, x, generator, heads.views),
@@ -79,7 +81,7 @@ def train_heads(
                 x = torch.stack([samples[i] for i in batch]).to(device)
                 loss = {name: losses[name](x) for name in names}
                 optimizer.zero_grad()
-                sum(loss.values()).backward()
+                cast(torch.Tensor, sum(loss.values())).backward()
                 optimizer.step()
                 for name in names:
                     total[name] += loss[name].item() * len(x)
