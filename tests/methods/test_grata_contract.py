@@ -381,7 +381,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "named"), WRONG, ids=lambda value: str(value))
+@pytest.mark.parametrize(("settings", "named"), WRONG, ids=lambda value: str(value).partition(" at 0x")[0])
 def test_a_wrong_setting_is_refused_at_once_by_its_name(make_network, settings, named):
     with pytest.raises(GrataError, match=named):
         GraTa(make_network(), **settings)
