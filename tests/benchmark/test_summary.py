@@ -30,10 +30,23 @@ def row(target, case, method, seed, dice, distance=1.0, agreement=0.5, source="b
     scores = {} if dice is None else {"dice": dice, "assd": distance, "hd95": distance, "asd_pred_to_label": distance}
     scores |= {} if dice is None else {"ece": 0.1}
     return {
-        **{"protocol": protocol, "source": source, "target": target, "method": method, "seed": seed, "case": case},
-        **{"stream": "all", "round": 0, "position": 0, "error": "", "flags": "", "agreement": agreement},
+        "protocol": protocol,
+        "source": source,
+        "target": target,
+        "method": method,
+        "seed": seed,
+        "case": case,
+        "stream": "all",
+        "round": 0,
+        "position": 0,
+        "error": "",
+        "flags": "",
+        "agreement": agreement,
         **{f"{metric}/{segment}": value for metric, value in scores.items() for segment in ("Disc", "mean")},
-        **{"seconds": 3.0 if method == "grata" else 0.0, "seconds_predict": 1.0, "peak_memory_mib": 9.0, "cold": False},
+        "seconds": 3.0 if method == "grata" else 0.0,
+        "seconds_predict": 1.0,
+        "peak_memory_mib": 9.0,
+        "cold": False,
         **more,
     }
 

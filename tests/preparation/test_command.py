@@ -49,8 +49,8 @@ def test_everything_of_a_small_source_set(config, write_bundle, make_source, cap
         for name, parameter in parameters.items():
             expected[name] += parameter.grad**2 / 6
     assert prepared.fisher.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(prepared.fisher[name], expected[name])
+    for name, fisher in expected.items():
+        torch.testing.assert_close(prepared.fisher[name], fisher)
 
 
 def test_heads_learn_and_a_seed_repeats_them(config, write_bundle, make_source):
@@ -103,7 +103,7 @@ def test_some_labels_give_sizes_of_those(config, write_bundle, make_source, caps
     (source / "labels" / "case0.nii.gz").unlink()
     assert prepare(bundle, source, heads="none") == 0
     assert "1 images have no label" in capsys.readouterr().out
-    assert result(bundle).class_sizes[0].item() == pytest.approx(np.mean([(l > 0).mean() for l in labels[1:]]))
+    assert result(bundle).class_sizes[0].item() == pytest.approx(np.mean([(label > 0).mean() for label in labels[1:]]))
     assert result(bundle).heads is None
 
 
