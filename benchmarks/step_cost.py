@@ -1,7 +1,8 @@
 """What one GraTa step costs, stage by stage, as a ratio to one plain forward of the same network.
 
     python benchmarks/step_cost.py --config_file bundles/hippocampus_mri_segmentation/configs/adapt.yaml --size 48,64,48
-    python benchmarks/step_cost.py --net_id network --config_file my_network.yaml --size 512,512 --channels 3 --activation sigmoid
+    python benchmarks/step_cost.py --net_id network --config_file my_network.yaml --size 512,512 --channels 3 \
+        --activation sigmoid
 
 Forward and step alternate in every round, and the median over rounds is reported: seconds vary between machines, the
 ratios of one run much less. Memory is the peak of what is allocated during a stage on top of what lay there before it.
@@ -158,9 +159,11 @@ def main(
     step()
 
     plain, plain_peak = meter.median("plain forward"), max(1, meter.peak["plain forward"])
-    print(f"{type(network).__name__}, {sum(p.numel() for p in network.parameters()):,} parameters, "
-          f"{len(method.parameters)} adapted tensors, image {tuple(x.shape)}, {where}, "
-          f"{torch.get_num_threads()} threads, autocast {autocast}, torch {torch.__version__}, {platform.machine()}")  # fmt: skip
+    print(
+        f"{type(network).__name__}, {sum(p.numel() for p in network.parameters()):,} parameters, "
+        f"{len(method.parameters)} adapted tensors, image {tuple(x.shape)}, {where}, "
+        f"{torch.get_num_threads()} threads, autocast {autocast}, torch {torch.__version__}, {platform.machine()}"
+    )
     print(f"{'stage':34}{'seconds':>10}{'forwards':>10}{'peak MiB':>10}{'forwards':>10}")
     for name in ["plain forward", *STAGES]:
         seconds, peak = meter.median(name), meter.peak[name]

@@ -136,6 +136,63 @@ def peak_memory(step: Callable, *arguments: torch.Tensor) -> float:
     return highest / 2**20
 
 
+def read_picture(path: str, size: int) -> torch.Tensor:
+    """Return a picture as the network takes it: ``(1, 3, size, size)`` in 0..1."""
+    pixels = np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
+    return (x - x.min()) / (x.max() - x.min())
+
+
+def variants(network: nn.Module, compiled: bool) -> dict[str, Callable[[], PlainStep | GrataStep]]:
+    """Return what makes each variant, each time from the source network; the plain one comes first."""
+    bf16 = torch.bfloat16
+    makers: dict[str, Callable[[], PlainStep | GrataStep]] = {
+        "plain": lambda: PlainStep(network),
+        "grata, contiguous": lambda: GrataStep(network, torch.contiguous_format),
+        "grata, plain decoder": lambda: GrataStep(network, plain_decoder=True),
+        "grata": lambda: GrataStep(network),
+        "grata, views in bf16": lambda: GrataStep(network, views_autocast="bfloat16"),
+        "grata, all in bf16": lambda: GrataStep(network, autocast="bfloat16", predict_autocast=bf16),
+    }
+    if compiled:
+        makers["grata, compiled"] = lambda: GrataStep(network, compiled=True)
+    return makers
+
+
+def compare_numbers(makers: dict[str, Callable], x: torch.Tensor, strong: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Return the largest differences to the plain step after one step, its cosine and its memory, by variant."""
+    rows = {}
+    plain = None
+    for name, make in makers.items():
+        step = make()
+        probabilities = step(x, strong)
+        parameters = [p.detach().clone() for p in step.parameters]
+        if plain is None:
+            plain = probabilities, parameters
+        rows[name] = {
+            "probabilities": (probabilities - plain[0]).abs().max().item(),
+            "parameters": max((a - b).abs().max().item() for a, b in zip(parameters, plain[1])),
+            "cosine": step.cosine,
+            "peak MiB": peak_memory(make(), x, strong),
+        }
+    return rows
+
+
+def compare_seconds(
+    makers: dict[str, Callable], x: torch.Tensor, strong: torch.Tensor, rounds: int
+) -> dict[str, list[float]]:
+    """Return the seconds of each round by variant; a first round is not counted."""
+    steps = {name: make() for name, make in makers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for counted in tqdm([False] + [True] * rounds, desc="rounds", leave=False):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step(x, strong)
+            if counted:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
 def main(
     depth: int = 34,
     size: int = 512,
@@ -169,57 +226,29 @@ def main(
     network = ResUNet(out_channels=2, depth=depth).eval()
     if weights:
         network = load_source(network, weights, "cpu")
-    x = torch.rand(1, 3, size, size)
-    if picture:
-        pixels = np.asarray(Image.open(picture).convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-        x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
-        x = (x - x.min()) / (x.max() - x.min())
+    x = read_picture(picture, size) if picture else torch.rand(1, 3, size, size)
     strong = StrongView()(x.clone(), torch.Generator().manual_seed(seed))
-    bf16 = torch.bfloat16
-    makers = {
-        "plain": lambda: PlainStep(network),
-        "grata, contiguous": lambda: GrataStep(network, torch.contiguous_format),
-        "grata, plain decoder": lambda: GrataStep(network, plain_decoder=True),
-        "grata": lambda: GrataStep(network),
-        "grata, views in bf16": lambda: GrataStep(network, views_autocast="bfloat16"),
-        "grata, all in bf16": lambda: GrataStep(network, autocast="bfloat16", predict_autocast=bf16),
-    }
-    if compiled:
-        makers["grata, compiled"] = lambda: GrataStep(network, compiled=True)
-    rows = {}
-    plain = None
-    for name, make in makers.items():
-        step = make()
-        probabilities = step(x, strong)
-        parameters = [p.detach().clone() for p in step.parameters]
-        if plain is None:
-            plain = probabilities, parameters
-        rows[name] = {
-            "probabilities": (probabilities - plain[0]).abs().max().item(),
-            "parameters": max((a - b).abs().max().item() for a, b in zip(parameters, plain[1])),
-            "cosine": step.cosine,
-            "peak MiB": peak_memory(make(), x, strong),
-        }
-    steps = {name: make() for name, make in makers.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for counted in tqdm([False] + [True] * rounds, desc="rounds", leave=False):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step(x, strong)
-            if counted:
-                seconds[name].append(time.perf_counter() - started)
+    makers = variants(network, compiled)
+    rows = compare_numbers(makers, x, strong)
+    seconds = compare_seconds(makers, x, strong, rounds)
     ratios = {n: [s / p for s, p in zip(seconds[n], seconds["plain"])] for n in seconds}
-    print(f"ResUNet-{depth}, {size}×{size}, {threads} threads, keep_pages {keep_pages}, torch {torch.__version__}, "
-          f"{platform.machine()}, median of {rounds} rounds")  # fmt: skip
-    print(f"{'':22}{'seconds':>9}{'ratio':>8}{'(range)':>15}{'peak MiB':>10}{'|Δ prob|':>10}{'|Δ param|':>11}{'cosine':>9}")
+    print(
+        f"ResUNet-{depth}, {size}×{size}, {threads} threads, keep_pages {keep_pages}, torch {torch.__version__}, "
+        f"{platform.machine()}, median of {rounds} rounds"
+    )
+    heads = f"{'seconds':>9}{'ratio':>8}{'(range)':>15}{'peak MiB':>10}{'|Δ prob|':>10}{'|Δ param|':>11}{'cosine':>9}"
+    print(f"{'':22}{heads}")
     for name, row in rows.items():
         row |= {"seconds": statistics.median(seconds[name]), "ratio": statistics.median(ratios[name])}
         spread = f"({min(ratios[name]):.2f}–{max(ratios[name]):.2f})"
-        print(f"{name:22}{row['seconds']:9.3f}{row['ratio']:8.3f}{spread:>15}{row['peak MiB']:10.0f}"
-              f"{row['probabilities']:10.1e}{row['parameters']:11.1e}{row['cosine']:9.4f}")  # fmt: skip
+        print(
+            f"{name:22}{row['seconds']:9.3f}{row['ratio']:8.3f}{spread:>15}{row['peak MiB']:10.0f}"
+            f"{row['probabilities']:10.1e}{row['parameters']:11.1e}{row['cosine']:9.4f}"
+        )
     if output:
+        found = {"depth": depth, "size": size, "threads": threads, "keep_pages": keep_pages, "rows": rows}
         with open(output, "w") as file:
-            json.dump({"depth": depth, "size": size, "threads": threads, "keep_pages": keep_pages, "rows": rows}, file, indent=2)
+            json.dump(found, file, indent=2)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def vessels(size: int, centre: tuple[float, float], width: float, rng: np.random
                 break
             radius[int(y), int(x)] = max(radius[int(y), int(x)], w / 2)
             if generation < 2 and rng.random() < 0.007:
-                tips.append(((x, y), angle + rng.choice([-1, 1]) * rng.uniform(0.4, 0.9), curvature, 0.75 * w, generation + 1))
+                turn = rng.choice([-1, 1]) * rng.uniform(0.4, 0.9)
+                tips.append(((x, y), angle + turn, curvature, 0.75 * w, generation + 1))
     blood = np.zeros((size, size))
     for level in np.linspace(0.3, radius.max() * 0.99, 12):
         blood = np.maximum(blood, np.clip(level - distance_transform_edt(radius < level) + 0.5, 0, 1))

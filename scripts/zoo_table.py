@@ -2,11 +2,11 @@
 
     python scripts/zoo_table.py rows.yaml docs/results/zoo.md --method grata
 
-Each row of the YAML file names a bundle: ``bundle`` (its folder, relative to the file), ``dataset_dir`` (relative to the
-bundle), ``run`` (the key that its own inference runs by), and where needed ``config`` (configs/inference.json),
-``overrides`` (keys of the command line, for both runs) and ``note`` (why; printed below the table). Seconds are those of
-the run itself, without imports and without building the network. The part of a result page before the first line that
-begins with ``| bundle`` is kept.
+Each row of the YAML file names a bundle: ``bundle`` (its folder, relative to the file), ``dataset_dir`` (relative to
+the bundle), ``run`` (the key that its own inference runs by), and where needed ``config`` (configs/inference.json),
+``overrides`` (keys of the command line, for both runs) and ``note`` (why; printed below the table). Seconds are those
+of the run itself, without imports and without building the network. The part of a result page before the first line
+that begins with ``| bundle`` is kept.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The files of one job after its process was killed between any two writes."""
 
+import contextlib
 import json
 
 import pytest
@@ -76,10 +77,8 @@ def test_killed_at_any_write_of_the_second_image(part, monkeypatch, first, secon
 
     with monkeypatch.context() as patched:
         patched.setattr(Part, write, kill)
-        try:
+        with contextlib.suppress(Killed):
             advance(part, 2, keep=second)
-        except Killed:
-            pass
     done, _ = part.open()
     check(part, len(done), len(done) if (first, second)[len(done) - 1] else None)
     advance(part, len(done) + 1)

@@ -61,7 +61,8 @@ def test_a_good_label_passes_unchanged_and_a_missing_one_too():
 
 
 @pytest.mark.parametrize(
-    ("values", "found"), [([0.0, 3.0], "3"), ([0.3, 1.0], "0.3"), ([float("nan"), 1.0], "nan"), ([65537.0, 0.0], "65537")]
+    ("values", "found"),
+    [([0.0, 3.0], "3"), ([0.3, 1.0], "0.3"), ([float("nan"), 1.0], "nan"), ([65537.0, 0.0], "65537")],
 )
 def test_a_label_with_other_values_is_named(values, found):
     with pytest.raises(GrataError, match=rf"a\.nii\.gz' holds the values {found}, but the classes .* are 0, 1, 2"):

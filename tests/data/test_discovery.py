@@ -396,8 +396,8 @@ def test_labels_beside_the_folder_that_is_given(tmp_path, scans, monkeypatch, gi
 
 def test_numbers_that_begin_with_zero_are_no_channels(tmp_path, scans):
     for number in range(3):
-        for name in (f"images/case_{number:04d}", f"labels/case_{number:04d}", f"b/x_{number:04d}", f"b/x_{number:04d}_seg"):
-            scans.nifti(tmp_path / f"{name}.nii.gz")
+        for name in ("images/case_{}", "labels/case_{}", "b/x_{}", "b/x_{}_seg"):
+            scans.nifti(tmp_path / f"{name.format(f'{number:04d}')}.nii.gz")
     cases = discover(tmp_path).cases
     assert len(cases) == 6 and all("label" in case for case in cases)
 

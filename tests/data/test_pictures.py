@@ -410,7 +410,8 @@ def test_lists_of_cases(tmp_path, scans):
         ["grade,mask,image", r"3,B\mask\x.png,B\image\x.jpg", "1,C/other.nii.gz,C/z.nii.gz", ",,A/image/y.png"],
     )
     cases = flat(tmp_path, cases_file=["A.csv", str(other)]).cases
-    found = {c["case"]: tuple(os.path.relpath(c[key], tmp_path) for key in ("image", "label") if key in c) for c in cases}
+    keys = ("image", "label")
+    found = {c["case"]: tuple(os.path.relpath(c[key], tmp_path) for key in keys if key in c) for c in cases}
     assert found == {
         "A-image-x": ("A/image/x.png", "A/mask/x.png"),
         "y": ("A/image/y.png",),

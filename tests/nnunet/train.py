@@ -33,7 +33,7 @@ def train(root: Path, configurations: list[str]) -> None:
     cases = sorted({path.name[:-12] for path in (root / "raw" / "Dataset001_Tiny" / "imagesTr").iterdir()})
     (folder / "splits_final.json").write_text(json.dumps([{"train": cases[:-1], "val": cases[-1:]}] * len(FOLDS)))
     # no worker processes in training; planning would refuse the 0
-    os.environ["nnUNet_n_proc_DA"] = "0"
+    os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112 (nnU-Net's own spelling)
     for configuration in configurations:
         for fold in FOLDS:
             torch.manual_seed(int(fold))

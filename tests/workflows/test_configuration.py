@@ -32,7 +32,8 @@ def test_a_reference_to_a_missing_key_is_refused_with_its_place():
 
 
 def test_text_with_an_at_sign_is_no_reference():
-    check_keys({"run": ["$print(1)"], "initialize": [{"mail": "imaging@hospital.org", "time": "%H"}, "$'%d' % 1"]}, {"run", "initialize"})
+    start = [{"mail": "imaging@hospital.org", "time": "%H"}, "$'%d' % 1"]
+    check_keys({"run": ["$print(1)"], "initialize": start}, {"run", "initialize"})
 
 
 def test_devices_that_are_not_there_are_refused():

@@ -118,7 +118,8 @@ def series(folder):
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.MRImageStorage, f"1.2.3.{index + 1}"
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.4", "1.2.5", "1.2.6"
-        dataset.Modality, dataset.SeriesNumber, dataset.InstanceNumber, dataset.Manufacturer = "MR", 1, index + 1, "Acme"
+        dataset.Modality, dataset.Manufacturer = "MR", "Acme"
+        dataset.SeriesNumber, dataset.InstanceNumber = 1, index + 1
         dataset.PatientName, dataset.PatientID = "A", "B"
         dataset.PixelSpacing, dataset.SliceThickness = [1, 1], 1
         dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, index]
@@ -138,7 +139,8 @@ def test_a_dicom_seg_holds_a_segment_with_all_that_it_includes(tmp_path):
     segmentation = highdicom.seg.segread(tmp_path / "out/segmentations" / f"{case['case']}.seg.dcm")
     masks = segmentation.get_volume().array
     assert segmentation.SegmentsOverlap == "YES"
-    assert [int(mask.sum()) for mask in np.moveaxis(masks, -1, 0)] == [int((labels > 0).sum()), int((labels == 2).sum())]
+    sizes = [int((labels > 0).sum()), int((labels == 2).sum())]
+    assert [int(mask.sum()) for mask in np.moveaxis(masks, -1, 0)] == sizes
     assert handler.volumes[case["case"]][0]["voxels"] == int((labels > 0).sum())
 
 
