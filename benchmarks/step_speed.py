@@ -221,7 +221,7 @@ def main(
     """
     torch.set_num_threads(threads)
     if keep_pages and not hold_pages():
-        raise SystemExit("keep_pages: this platform's allocator cannot be told to.")
+        raise SystemExit("keep_pages: the allocator of this platform does not support it.")
     torch.manual_seed(seed)
     network = ResUNet(out_channels=2, depth=depth).eval()
     if weights:

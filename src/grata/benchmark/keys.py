@@ -36,7 +36,7 @@ _NOT_READ = {
     "method": "See methods at the top level.",
     "settings": "Set them in a row of methods.",
     **dict.fromkeys(
-        ("resume", "overwrite"), "A benchmark goes on where it stopped; to start anew, choose another output_dir."
+        ("resume", "overwrite"), "A benchmark always resumes; to start from the beginning, choose another output_dir."
     ),
     "compare": "Add the row source to methods.",
     "traceback": "Leave it out.",
