@@ -77,7 +77,7 @@ def test_a_step_is_the_same_in_both_memory_formats():
     outcomes = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         twin = copy.deepcopy(network).to(memory_format=memory_format)
-        method = GraTa(twin, lr=1e-4)
+        method = GraTa(twin, activation="sigmoid", lr=1e-4)
         record = method.adapt(x)
         with torch.no_grad():
             outcomes.append((record, twin(x).sigmoid()))
