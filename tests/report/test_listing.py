@@ -12,9 +12,8 @@ from grata.report.listing import describe, methods_table, select
 
 
 def command(*arguments):
-    result = subprocess.run(
-        [sys.executable, "-m", "grata", "methods", *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "-m", "grata", "methods", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return result.returncode, result.stdout, result.stderr
 
 
