@@ -7,12 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pydicom
-import torch
-from monai.utils import ImageMetaKey
-from pydicom.datadict import dictionary_VR, tag_for_keyword
-
-from ..data.dicom import quiet_libraries
 from ..errors import GrataError
 
 __all__ = ["SCANNER", "check_tags", "scanner_tags"]
@@ -20,9 +14,11 @@ __all__ = ["SCANNER", "check_tags", "scanner_tags"]
 SCANNER = ("Manufacturer", "ManufacturerModelName", "StationName", "MagneticFieldStrength")
 """Keywords that tell one scanner from another."""
 
-_DEVICE = (*SCANNER, "InstitutionName", "InstitutionalDepartmentName", "Modality", "DeviceSerialNumber")
-_DEVICE += ("SoftwareVersions", "ReceiveCoilName", "TransmitCoilName", "ScanningSequence", "SequenceVariant")
-_DEVICE += ("MRAcquisitionType", "KVP", "ConvolutionKernel", "SliceThickness")
+# In DICOM's order.
+_DEVICE = ("Modality", "Manufacturer", "InstitutionName", "StationName", "InstitutionalDepartmentName")
+_DEVICE += ("ManufacturerModelName", "ScanningSequence", "SequenceVariant", "MRAcquisitionType", "SliceThickness")
+_DEVICE += ("KVP", "MagneticFieldStrength", "DeviceSerialNumber", "SoftwareVersions", "ConvolutionKernel")
+_DEVICE += ("ReceiveCoilName", "TransmitCoilName")
 _NUMBERS = {"DS", "FL", "FD", "IS", "US", "SS", "UL", "SL"}
 # Above what any magnet reaches in tesla: some scanners write gauss.
 _GAUSS = 100.0
@@ -45,15 +41,15 @@ def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
     if isinstance(tags, str) or not isinstance(tags, Sequence) or not tags:
         raise GrataError(f"must be a list of DICOM keywords such as {list(SCANNER)}, got {tags!r}.", key="bank#tags")
     for keyword in tags:
-        if not isinstance(keyword, str) or tag_for_keyword(keyword) is None:
-            raise GrataError(f"{keyword!r} is no DICOM keyword. For example {', '.join(SCANNER)}.", key="bank#tags")
         if keyword not in _DEVICE:
+            if not _is_keyword(keyword):
+                raise GrataError(f"{keyword!r} is not a DICOM keyword. Give such as {', '.join(SCANNER)}.", "bank#tags")
             raise GrataError(
                 f"{keyword} is not taken: names of files would be made of it, and only what tells of the "
                 f"device may be in them. Give some of {', '.join(_DEVICE)}.",
                 key="bank#tags",
             )
-    return tuple(sorted(set(tags), key=tag_for_keyword))
+    return tuple(keyword for keyword in _DEVICE if keyword in tags)
 
 
 def scanner_tags(meta: Mapping[str, Any], tags: Sequence[str], item: int | None = None) -> dict[str, str]:
@@ -69,6 +65,8 @@ def scanner_tags(meta: Mapping[str, Any], tags: Sequence[str], item: int | None 
         tags: keywords.
         item: place in the batch that ``meta`` was collated of; None: it is of a single scan.
     """
+    from monai.utils import ImageMetaKey
+
     found = {keyword: _text(keyword, _in_meta(meta, keyword, item)) for keyword in tags}
     if not any(found.values()):
         header = _header(_at(meta.get(ImageMetaKey.FILENAME_OR_OBJ), item), tags)
@@ -76,7 +74,15 @@ def scanner_tags(meta: Mapping[str, Any], tags: Sequence[str], item: int | None 
     return {keyword: value for keyword, value in found.items() if value}
 
 
+def _is_keyword(keyword: Any) -> bool:
+    from pydicom.datadict import tag_for_keyword
+
+    return isinstance(keyword, str) and tag_for_keyword(keyword) is not None
+
+
 def _in_meta(meta: Mapping[str, Any], keyword: str, item: int | None) -> Any:
+    from pydicom.datadict import tag_for_keyword
+
     number = f"{tag_for_keyword(keyword):08X}"
     for key in (f"{number[:4]}|{number[4:]}".lower(), number, keyword):
         value = meta.get(key)
@@ -91,6 +97,8 @@ def _in_meta(meta: Mapping[str, Any], keyword: str, item: int | None) -> Any:
 
 def _at(value: Any, item: int | None) -> Any:
     """The item's part of a collated value."""
+    import torch
+
     if isinstance(value, torch.Tensor):
         value = value.tolist()
     return value[item] if item is not None and isinstance(value, list | tuple) else value
@@ -98,6 +106,10 @@ def _at(value: Any, item: int | None) -> Any:
 
 def _header(path: Any, tags: Sequence[str]) -> Mapping[str, Any]:
     """The header of a DICOM file, or of the first one in a folder; empty where there is none."""
+    import pydicom
+
+    from ..data.dicom import quiet_libraries
+
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         return {}
     path = Path(path)
@@ -113,6 +125,9 @@ def _header(path: Any, tags: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _text(keyword: str, value: Any) -> str:
+    import pydicom
+    from pydicom.datadict import dictionary_VR, tag_for_keyword
+
     values = value if isinstance(value, list | tuple | pydicom.multival.MultiValue) else [value]
     texts = [" ".join(str(v).replace("\0", " ").split()) for v in values if v is not None]
     if dictionary_VR(tag_for_keyword(keyword)) in _NUMBERS:
