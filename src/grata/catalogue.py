@@ -93,7 +93,8 @@ def build() -> dict[str, MethodEntry]:
             **dataclasses.asdict(method.card),
             prepared=method.card.prepared,
             settings={key: _setting(value) for key, value in method.settings().items()},
-            documentation=inspect.cleandoc(method.__doc__ or ""),
+            # Declared settings are listed in the docstring too.
+            documentation=inspect.cleandoc(method.__doc__ or "").partition("\n\nSettings:\n")[0],
         )
         for name, method in METHODS.items()
     }

@@ -15,12 +15,12 @@ import yaml
 
 from ..errors import GrataError
 from ..methods import METHODS, check_settings, settings_of
+from ..settings import option_constant
 from .protocols import Protocol, make_protocol
 
 __all__ = ["BenchmarkConfig", "MethodRow", "MetricSettings", "load_config"]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-_CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def _expand_all(given: dict[str, Any]) -> None:
 
 def _override(given: dict[str, Any], key: str, value: Any) -> None:
     if isinstance(value, str):
-        value = _CONSTANTS.get(value.lower(), value)
+        value = option_constant(value, key)
     head, *rest = key.split("#")
     head = head.replace("-", "_")
     _check_keys([head], _DEFAULTS)
