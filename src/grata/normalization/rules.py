@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
 
 from ..errors import GrataError
 
-__all__ = ["RULES", "Rule", "check_size", "instance_mix", "median_statistics", "sample_statistics"]
+__all__ = [
+    "RULES",
+    "Rule",
+    "check_size",
+    "instance_mix",
+    "median_statistics",
+    "running_statistics",
+    "sample_statistics",
+]
 
 Rule = Callable[[nn.Module, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """``rule(layer, x)``: mean and variance to normalize ``x`` ``(B, C, ...)`` by, float32 at least, each ``(C,)`` for the
 whole batch or ``(B, C)`` for every sample; ``layer`` has ``running_mean``, ``running_var`` ``(C,)`` of the source."""
+
+
+def running_statistics(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the running mean and variance ``(C,)`` of a batch normalization layer that keeps them."""
+    return cast(torch.Tensor, layer.running_mean), cast(torch.Tensor, layer.running_var)
 
 
 def check_size(x: torch.Tensor, samples: bool = False) -> None:
