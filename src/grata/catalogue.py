@@ -12,7 +12,12 @@ import inspect
 import json
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .settings import KeywordSettings
+
+if TYPE_CHECKING:
+    from .methods import Method
 
 __all__ = ["PATH", "MethodEntry", "SettingEntry", "build", "digest", "load", "to_json", "written"]
 
@@ -48,6 +53,7 @@ class MethodEntry:
             see :class:`grata.methods.Card`.
         prepared: what of its needs is prepared from the source set.
         settings: the settings by name, its own first, then those of its bases.
+        own: names of the settings that the method itself declares.
         documentation: docstring of the class.
     """
 
@@ -64,6 +70,7 @@ class MethodEntry:
     backwards: int
     prepared: tuple[str, ...]
     settings: dict[str, SettingEntry]
+    own: tuple[str, ...]
     documentation: str
 
 
@@ -87,17 +94,7 @@ def build() -> dict[str, MethodEntry]:
     """Return the methods by name as their classes declare them; this imports torch."""
     from .methods import METHODS
 
-    return {
-        name: MethodEntry(
-            name,
-            **dataclasses.asdict(method.card),
-            prepared=method.card.prepared,
-            settings={key: _setting(value) for key, value in method.settings().items()},
-            # Declared settings are listed in the docstring too.
-            documentation=inspect.cleandoc(method.__doc__ or "").partition("\n\nSettings:\n")[0],
-        )
-        for name, method in METHODS.items()
-    }
+    return {name: _entry(method) for name, method in METHODS.items()}
 
 
 def digest() -> str:
@@ -135,11 +132,18 @@ def written(value: Any) -> str:
     return str(value)
 
 
-def _setting(declared: Any) -> SettingEntry:
-    # A setting that is declared has a meaning; elsewhere there is its default alone.
-    if hasattr(declared, "help"):
-        return SettingEntry(_plain(declared.default), declared.range, declared.help)
-    return SettingEntry(_plain(declared))
+def _entry(method: type[Method]) -> MethodEntry:
+    declared = method.settings()
+    of_bases = {id(item) for base in method.__bases__ if issubclass(base, KeywordSettings) for item in base.settings().values()}
+    return MethodEntry(
+        method.name,
+        **dataclasses.asdict(method.card),
+        prepared=method.card.prepared,
+        settings={key: SettingEntry(_plain(item.default), item.range, item.help) for key, item in declared.items()},
+        own=tuple(key for key, item in declared.items() if id(item) not in of_bases),
+        # The settings stand in the docstring too.
+        documentation=inspect.cleandoc(method.__doc__ or "").partition("\n\nSettings:\n")[0],
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -151,6 +155,6 @@ def _plain(value: Any) -> Any:
 
 
 def _from_json(entry: dict[str, Any]) -> MethodEntry:
-    lists = {key: tuple(entry[key]) for key in ("needs", "spatial_dims", "prepared")}
+    lists = {key: tuple(entry[key]) for key in ("needs", "spatial_dims", "prepared", "own")}
     settings = {name: SettingEntry(**setting) for name, setting in entry["settings"].items()}
     return MethodEntry(**{**entry, **lists, "settings": settings})

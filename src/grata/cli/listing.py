@@ -122,7 +122,7 @@ def describe(method: MethodEntry) -> str:
 
 def _record(method: MethodEntry) -> dict[str, Any]:
     fields = dataclasses.asdict(method)
-    del fields["settings"], fields["documentation"]
+    del fields["settings"], fields["own"], fields["documentation"]
     return fields
 
 
