@@ -28,7 +28,7 @@ def command(capsys):
 
 @pytest.fixture
 def chosen(methods):
-    return lambda **filters: [method.name for method in chosen(methods, **filters)]
+    return lambda **filters: [method.name for method in select(methods, **filters)]
 
 
 def test_filters_agree_with_the_cards(chosen):
