@@ -24,17 +24,10 @@ from grata.cli.listing import methods_table
 ROOT = Path(__file__).parents[1]
 OVERLAYS = ROOT / "configs" / "methods"
 PAGE = ROOT / "docs" / "methods.md"
-BEGIN, END = "<!-- methods: begin, written by scripts/generate.py -->", "<!-- methods: end -->"
+BEGIN, END = "<!-- generated: methods -->", "<!-- end -->"
 # A bundle says these for all methods, so that an overlay leaves them to it.
 _COMMON = {"activation", "seed", "reset", "prepared", "output"}
 _WIDTH = 120
-_NEW_PAGE = f"""# Methods
-
-`grata methods <name>` shows a method's rule and its settings with their meaning.
-
-{BEGIN}
-{END}
-"""
 
 
 def main() -> int:
@@ -91,13 +84,12 @@ def _yaml(value: object) -> str:
 
 
 def _page(methods: Mapping[str, MethodEntry]) -> str:
-    page = _present(PAGE) or _NEW_PAGE
-    head, begin, rest = page.partition(BEGIN)
+    head, begin, rest = (_present(PAGE) or "").partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"{PAGE}: the markers are missing. Put {BEGIN} and {END} where the table belongs.")
     table = methods_table(methods.values(), "readme").replace("](configs/", "](../configs/")
-    return f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}"
+    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
 
 
 def _present(path: Path) -> str | None:

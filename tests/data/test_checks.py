@@ -20,12 +20,12 @@ def test_a_good_scan_passes_unchanged(shape, spatial_dims):
 
 @pytest.mark.parametrize("shape", [(1, 4, 5), (1, 4, 5, 1), (1, 2, 3, 4, 5)])
 def test_wrong_number_of_dimensions(shape):
-    with pytest.raises(GrataError, match=r"a\.nii\.gz.*wants 3D"):
+    with pytest.raises(GrataError, match=r"a\.nii\.gz.*needs 3D"):
         CheckScand("image")({"image": image(*shape)})
 
 
 def test_wrong_number_of_channels():
-    with pytest.raises(GrataError, match="has 4 channels, but this bundle wants 1"):
+    with pytest.raises(GrataError, match="has 4 channels, but this bundle needs 1"):
         CheckScand("image")({"image": image(4, 3, 3, 3)})
 
 
@@ -61,7 +61,8 @@ def test_a_good_label_passes_unchanged_and_a_missing_one_too():
 
 
 @pytest.mark.parametrize(
-    ("values", "found"), [([0.0, 3.0], "3"), ([0.3, 1.0], "0.3"), ([float("nan"), 1.0], "nan"), ([65537.0, 0.0], "65537")]
+    ("values", "found"),
+    [([0.0, 3.0], "3"), ([0.3, 1.0], "0.3"), ([float("nan"), 1.0], "nan"), ([65537.0, 0.0], "65537")],
 )
 def test_a_label_with_other_values_is_named(values, found):
     with pytest.raises(GrataError, match=rf"a\.nii\.gz' holds the values {found}, but the classes .* are 0, 1, 2"):

@@ -1,4 +1,4 @@
-"""Auxiliary branches trained beside the segmentation."""
+"""Joint training of the segmentation and auxiliary branches."""
 
 import pytest
 import torch
@@ -53,8 +53,9 @@ def test_a_monai_trainer_learns_both(network):
         train_data_loader=[{"image": images(), "label": label}],
         network=network,
         optimizer=optimizer,
-        loss_function=lambda output, label: F.binary_cross_entropy_with_logits(output["logits"], label)
-        + output["auxiliary"],
+        loss_function=lambda output, label: (
+            F.binary_cross_entropy_with_logits(output["logits"], label) + output["auxiliary"]
+        ),
         inferer=JointInferer(WEIGHTS),
         decollate=False,
     )

@@ -21,12 +21,18 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def collect_all_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every floating-point parameter by its name in the network, without those of auxiliary ``branches``.
+    """Return every floating-point parameter of a network, except those of its auxiliary ``branches``.
 
-    A parameter that the prediction does not depend on is among them: it gets no gradient, and so takes no step.
+    Parameters that the prediction does not depend on are included; they get no gradient, and so take no step.
+
+    Args:
+        network: network to adapt.
+
+    Returns:
+        The parameters by their names in ``network.named_parameters()``.
 
     Raises:
-        GrataError: there is none.
+        GrataError: there are none.
     """
     found = {
         name: parameter
@@ -36,7 +42,7 @@ def collect_all_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     if not found:
         raise GrataError(
             f"{getattr(network, 'original_name', type(network).__name__)} has no parameters to adapt. Use method "
-            "source or ptbn, or a network whose weights are parameters (a frozen TorchScript file made them constants)."
+            "source or ptbn, or a network whose weights are parameters (a frozen TorchScript file has constants)."
         )
     return found
 
