@@ -1,6 +1,10 @@
 """What several test files share."""
 
+import os
 from pathlib import Path
+
+# Every worker and every command that a test starts computes on one thread. Torch reads this when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch

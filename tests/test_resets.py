@@ -73,7 +73,7 @@ def test_a_collapse_of_the_entropy_is_seen_against_its_start(make_network):
     policy = EntropyCollapse(fraction=0.98, momentum=0.5, first=2)
     method = Tent(make_network(), activation="sigmoid", lr=5e-2, reset=policy)
     averages, when = [], []
-    for seed in range(12):
+    for _ in range(12):
         record = method.adapt(image(0))
         when.append(record.reset)
         averages.append(policy.state_dict()["average"])

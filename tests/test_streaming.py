@@ -104,7 +104,7 @@ def test_who_stops_early_leaves_an_adapted_network_and_can_restore_it(make_netwo
     network = make_network(norm="instance")
     before, x = snapshot(network), batches(1)[0]
     expected = network.eval()(x)
-    for adapted in (stream := grata.adapt(network, batches(), activation="sigmoid", settings={"lr": 0.1})):
+    for adapted in (stream := grata.adapt(network, batches(), activation="sigmoid", settings={"lr": 0.1})):  # noqa: B007
         break
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert torch.equal(network(x), adapted.logits) and not torch.allclose(network(x), expected)
@@ -154,7 +154,7 @@ def test_a_method_that_does_not_look_needs_no_activation(make_network):
     (adapted,) = grata.adapt(network, x, "source")
     assert torch.equal(adapted.logits, network.eval()(x))
     with pytest.raises(GrataError, match="activation: say sigmoid or softmax"):
-        adapted.probabilities
+        _ = adapted.probabilities
 
 
 def test_a_network_that_has_affine_parameters_is_given_none(make_network):

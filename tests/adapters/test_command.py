@@ -114,7 +114,7 @@ def test_the_command_itself(folder, tmp_path):
     (folder / f"{damaged}.safetensors").write_bytes(content)
     code = "import sys; from grata.cli import main; s = main(sys.argv[1:]); sys.exit(2 if 'torch' in sys.modules else s)"
     command = [sys.executable, "-c", code, "bank", "list", "bank"]
-    listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert listed.returncode == 1 and "site B" in listed.stdout
     assert f"{damaged}: " in listed.stdout and "its content is not what was written" in listed.stdout
     assert not listed.stderr

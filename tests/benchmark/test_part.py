@@ -1,5 +1,6 @@
 """The files of one job after its process was killed between any two writes."""
 
+import contextlib
 import json
 
 import pytest
@@ -76,10 +77,8 @@ def test_killed_at_any_write_of_the_second_image(part, monkeypatch, first, secon
 
     with monkeypatch.context() as patched:
         patched.setattr(Part, write, kill)
-        try:
+        with contextlib.suppress(Killed):
             advance(part, 2, keep=second)
-        except Killed:
-            pass
     done, _ = part.open()
     check(part, len(done), len(done) if (first, second)[len(done) - 1] else None)
     advance(part, len(done) + 1)
@@ -118,11 +117,11 @@ def test_damaged_files_are_named_with_the_remedy(part):
             with pytest.raises(GrataError, match="seed-0.json is damaged. Remove it and seed-0.pt beside it; the"):
                 call()
     progress.unlink()
-    with pytest.raises(GrataError, match="seed-0.pt is there without seed-0.json.*Remove it; the job starts anew"):
+    with pytest.raises(GrataError, match="seed-0.pt is there without seed-0.json.*Remove it; the job starts again"):
         part.changed()
     progress.write_text(kept[0])
     file(part, ".jsonl").write_text("[1]\n")
-    with pytest.raises(GrataError, match="seed-0.jsonl is damaged. Remove it; the job starts anew"):
+    with pytest.raises(GrataError, match="seed-0.jsonl is damaged. Remove it; the job starts again"):
         part.rows()
     file(part, ".jsonl").write_text('{"image": 1}\n')
     for damage in (b"nothing", kept[1][:-20]):

@@ -35,7 +35,7 @@ def test_the_docs_handler_adapts_a_plain_inference_bundle(bundle, tmp_path):
     files = str([str(bundle / "configs" / "inference.json"), str(tmp_path / "overlay.yaml")])
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, "--bundle_root", str(bundle)]
     meta = ["--meta_file", str(bundle / "configs" / "metadata.json"), "--output_dir", str(tmp_path / "eval")]
-    result = subprocess.run([*command, *meta], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run([*command, *meta], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     lines = [json.loads(line) for line in (tmp_path / "adaptation.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(line["parameter_change"]["l2"] > 0 for line in lines)

@@ -29,7 +29,7 @@ def run(module, monkeypatch, *arguments):
 def test_fetch_hippocampus_lays_out_by_stored_type(tmp_path, monkeypatch, capsys):
     task = tmp_path / "download" / "Task04_Hippocampus"
     properties = ("name", "description", "reference", "licence", "tensorImageSize")
-    settings = {key: "x" for key in properties} | {"modality": {"0": "MRI"}, "labels": {"0": "background"}}
+    settings = dict.fromkeys(properties, "x") | {"modality": {"0": "MRI"}, "labels": {"0": "background"}}
     training = []
     for folder in ("imagesTr", "labelsTr"):
         (task / folder).mkdir(parents=True)

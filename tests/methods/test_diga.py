@@ -57,6 +57,56 @@ def outcomes(z, activation):
     return torch.stack([z.sigmoid(), 1 - z.sigmoid()], 2)
 
 
+def at_resolution(logits, activation, shape):
+    """The outcomes of a batch's first image, pooled to the feature's resolution where that is another."""
+    if logits.shape[2:] == shape:
+        return outcomes(logits, activation)[0]
+    probabilities = logits.softmax(1) if activation == "softmax" else logits.sigmoid()
+    pooled = torch.nn.functional.adaptive_avg_pool2d(probabilities, shape)
+    return (pooled[:, None] if activation == "softmax" else torch.stack([pooled, 1 - pooled], 2))[0]
+
+
+def prototypes(p, z):
+    """The mean feature of each outcome that is predicted confidently."""
+    found = torch.full((*p.shape[:2], z.shape[0]), torch.nan, dtype=torch.float64)
+    for g in range(p.shape[0]):
+        for k in range(p.shape[1]):
+            sure = (p[g, k] >= 0.51) & (p[g].argmax(0) == k)
+            if sure.any():
+                found[g, k] = z[:, sure].mean(1)
+    return found
+
+
+def follow(old, new):
+    if old is None:
+        return new
+    mixed = 0.9 * old + 0.1 * new
+    return torch.where(new.isnan(), old, torch.where(old.isnan(), new, mixed))
+
+
+def scored(p, z, by):
+    """The similarity of each voxel to the prototypes, at the resolution of ``p``."""
+    scores = torch.empty(*p.shape[:2], *z.shape[1:], dtype=torch.float64)
+    for g in range(p.shape[0]):
+        distances = [(z - by[g, k][:, None, None]).square().sum(0).sqrt() for k in range(p.shape[1])]
+        scores[g] = torch.stack([-d / 0.7 for d in distances]).softmax(0)
+    if scores.shape[2:] != p.shape[2:]:
+        scores = torch.nn.functional.interpolate(
+            scores.flatten(0, 1)[None], p.shape[2:], mode="bilinear", align_corners=False
+        )[0].reshape(p.shape)
+    return scores
+
+
+def logits_and_feature(network, layer, x):
+    """What a network predicts, and the input of one of its layers."""
+    seen = []
+    handle = dict(network.named_modules())[layer].register_forward_pre_hook(lambda m, i: seen.append(i[0]))
+    with torch.no_grad():
+        logits = network(x)
+    handle.remove()
+    return logits, seen[-1]
+
+
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_prediction_is_fused_with_the_similarity_to_prototypes(make_centred, activation):
     network = make_centred()
@@ -68,56 +118,15 @@ def test_prediction_is_fused_with_the_similarity_to_prototypes(make_centred, act
     running = None
     for seed in (1, 2):
         x = image(seed)
-        seen = {}
-        handle = dict(reference.named_modules())[name].register_forward_pre_hook(lambda m, i: seen.update(z=i[0]))
-        with torch.no_grad():
-            logits = reference(x.double())
-        handle.remove()
-        p, z = outcomes(logits, activation)[0], seen["z"][0]
-        if z.shape[1:] != p.shape[2:]:
-            pooled = torch.nn.functional.adaptive_avg_pool2d(
-                logits.softmax(1) if activation == "softmax" else logits.sigmoid(), z.shape[1:]
-            )
-            coarse = pooled[:, None] if activation == "softmax" else torch.stack([pooled, 1 - pooled], 2)
-            coarse = coarse[0]
-        else:
-            coarse = p
-
-        def prototypes(of):
-            found = torch.full((*of.shape[:2], z.shape[0]), torch.nan, dtype=torch.float64)
-            for g in range(of.shape[0]):
-                for k in range(of.shape[1]):
-                    sure = (of[g, k] >= 0.51) & (of[g].argmax(0) == k)
-                    if sure.any():
-                        found[g, k] = z[:, sure].mean(1)
-            return found
-
-        def follow(old, new):
-            if old is None:
-                return new
-            mixed = 0.9 * old + 0.1 * new
-            return torch.where(new.isnan(), old, torch.where(old.isnan(), new, mixed))
-
-        own = prototypes(coarse)
+        logits, feature = logits_and_feature(reference, name, x.double())
+        p, z = outcomes(logits, activation)[0], feature[0]
+        own = prototypes(at_resolution(logits, activation, z.shape[1:]), z)
         running = follow(running, own)
         method.adapt(x)
         with torch.no_grad():
-            found = method.network(x)
+            found = outcomes(method.network(x), activation)[0]
         assert not own.isnan().any(), "the example is to have all prototypes"
-
-        def scored(by):
-            scores = torch.empty(*p.shape[:2], *z.shape[1:], dtype=torch.float64)
-            for g in range(p.shape[0]):
-                distances = [(z - by[g, k][:, None, None]).square().sum(0).sqrt() for k in range(p.shape[1])]
-                scores[g] = torch.stack([-d / 0.7 for d in distances]).softmax(0)
-            if scores.shape[2:] != p.shape[2:]:
-                scores = torch.nn.functional.interpolate(
-                    scores.flatten(0, 1)[None], p.shape[2:], mode="bilinear", align_corners=False
-                )[0].reshape(p.shape)
-            return scores
-
-        expected = 0.6 * p + 0.4 * (0.8 * scored(running) + 0.2 * scored(own))
-        found = outcomes(found, activation)[0]
+        expected = 0.6 * p + 0.4 * (0.8 * scored(p, z, running) + 0.2 * scored(p, z, own))
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
 
 

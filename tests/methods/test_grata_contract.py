@@ -331,7 +331,7 @@ def test_a_scripted_network_adapts_as_its_python_twin(make_network):
     scripted = torch.jit.script(copy.deepcopy(network))
     x = batch(0, (1, 1, 8, 8, 8))
     ours, theirs = (GraTa(n, activation="softmax", lr=1e-2) for n in (network, scripted))
-    for i in range(2):
+    for _ in range(2):
         a, b = ours.adapt(x), theirs.adapt(x)
         assert b.cosine == pytest.approx(a.cosine, rel=1e-3)
     with torch.no_grad():
@@ -391,7 +391,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "named"), WRONG, ids=lambda value: str(value))
+@pytest.mark.parametrize(("settings", "named"), WRONG, ids=lambda value: str(value).partition(" at 0x")[0])
 def test_a_wrong_setting_is_refused_at_once_by_its_name(make_network, settings, named):
     with pytest.raises(GrataError, match=named):
         GraTa(make_network(), **settings)

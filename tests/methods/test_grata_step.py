@@ -101,7 +101,7 @@ def test_both_signs_of_the_cosine_occur_and_conflict_takes_the_smaller_step():
     for seed in range(12):
         torch.manual_seed(seed)
         network = UNet(spatial_dims=2, in_channels=1, out_channels=3, channels=(4, 8), strides=(2,), norm="batch")
-        for name, parameter in network.named_parameters():
+        for parameter in network.parameters():
             if parameter.ndim == 1:
                 torch.nn.init.uniform_(parameter, -2.0, 2.0)
         x = torch.rand(1, 1, 16, 16)

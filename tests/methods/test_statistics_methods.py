@@ -241,7 +241,6 @@ class OneVoxel(torch.nn.Module):
 @pytest.mark.parametrize(
     ("mix", "fits"),
     [(1.0, False), (0.5, True), (0.0, True), ("median", False), (instance_mix(0.2), True), (instance_mix(1.0), False)],
-    ids=str,
 )
 def test_a_single_value_is_refused_where_only_it_counts(mix, fits):
     layer = OneVoxel()

@@ -103,7 +103,7 @@ def test_some_labels_give_sizes_of_those(config, write_bundle, make_source, caps
     (source / "labels" / "case0.nii.gz").unlink()
     assert prepare(bundle, source, heads="none") == 0
     assert "1 images have no label" in capsys.readouterr().out
-    assert result(bundle).class_sizes[0].item() == pytest.approx(np.mean([(l > 0).mean() for l in labels[1:]]))
+    assert result(bundle).class_sizes[0].item() == pytest.approx(np.mean([(label > 0).mean() for label in labels[1:]]))
     assert result(bundle).heads is None
 
 

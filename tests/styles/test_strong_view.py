@@ -88,7 +88,7 @@ def test_gamma_and_contrast_fall_on_either_side_of_one_with_equal_chance():
     from grata.styles.strong import _about_one
 
     values = _about_one((0.5, 2.0), 4000, torch.Generator().manual_seed(0))
-    assert 0.5 <= values.min() and values.max() <= 2.0
+    assert values.min() >= 0.5 and values.max() <= 2.0
     assert float((values < 1).float().mean()) == pytest.approx(0.5, abs=0.03)
 
 

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import cast
 
 import torch
 from monai.networks import eval_mode
@@ -18,7 +17,7 @@ from ..normalization.features import depth, is_map
 from ..prepared import SavedHeads
 from ..views import default_views
 
-__all__ = ["HEADS", "AuxiliaryHeads"]
+__all__ = ["HEADS", "AuxiliaryHeads", "RotationHead"]
 
 HEADS = ("rotation", "denoising")
 """Names of all heads."""
