@@ -1,6 +1,5 @@
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -109,10 +108,10 @@ def test_mistakes_are_told_and_change_nothing(arguments, message, folder):
     assert sorted(folder.iterdir()) == before
 
 
-def test_the_command_itself(folder, tmp_path):
+def test_the_command_itself(python, folder, tmp_path):
     damaged = AdapterBank(folder).entries()[0]
     (folder / f"{damaged}.safetensors").write_bytes(b"")
-    command = [sys.executable, "-m", "grata", "bank", "list", "bank"]
+    command = [python, "-m", "grata", "bank", "list", "bank"]
     listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert listed.returncode == 1 and "site B" in listed.stdout and f"{damaged}: " in listed.stdout
     assert not listed.stderr

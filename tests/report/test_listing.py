@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 
@@ -11,10 +10,16 @@ from grata.methods import METHODS
 from grata.report.listing import describe, methods_table, select
 
 
-def command(*arguments):
-    command = [sys.executable, "-m", "grata", "methods", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    return result.returncode, result.stdout, result.stderr
+@pytest.fixture
+def command(python):
+    """``python -m grata methods <arguments>``: its exit status and what it printed."""
+
+    def run(*arguments):
+        call = [python, "-m", "grata", "methods", *map(str, arguments)]
+        result = subprocess.run(call, capture_output=True, text=True, timeout=120, check=False)
+        return result.returncode, result.stdout, result.stderr
+
+    return run
 
 
 def test_filters_agree_with_the_cards():
@@ -70,12 +75,12 @@ def test_a_description_holds_the_settings_with_their_defaults_and_the_formula(na
         (("tent", "--backwards", "false"), "backwards: it chooses among all methods"),
     ],
 )
-def test_errors_are_one_line_and_the_status_tells(arguments, message):
+def test_errors_are_one_line_and_the_status_tells(command, arguments, message):
     status, _, error = command(*arguments)
     assert status == 1 and message in error and "Traceback" not in error
 
 
-def test_a_bundle_is_told_what_it_can_take_and_what_the_others_lack(bundle, tmp_path):
+def test_a_bundle_is_told_what_it_can_take_and_what_the_others_lack(command, bundle, tmp_path):
     status, out, _ = command("--bundle", bundle)
     assert status == 0 and all(line.split()[1] == "yes" for line in out.splitlines()[2:])
     folder = tmp_path / "bundle"
@@ -91,7 +96,7 @@ def test_a_bundle_is_told_what_it_can_take_and_what_the_others_lack(bundle, tmp_
     assert "python -m grata prepare" in " ".join(out.split())
 
 
-def test_a_bundle_is_told_whether_it_can_take_one_method(bundle):
+def test_a_bundle_is_told_whether_it_can_take_one_method(command, bundle):
     status, out, _ = command("tent", "--bundle", bundle)
     assert status == 0 and [line.split()[:2] for line in out.splitlines()[2:]] == [["tent", "yes"]]
 
