@@ -20,7 +20,13 @@ BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 
 # The files that take longest, longest first: a worker is given file after file, and the quick ones fill the end.
 SLOW = (
-    *("bundles/test_faults", "bundles/test_fundus", "bundles/test_hippocampus", "docs/test_pages", "nnunet/test_nnunet"),
+    *(
+        "bundles/test_faults",
+        "bundles/test_fundus",
+        "bundles/test_hippocampus",
+        "docs/test_pages",
+        "nnunet/test_nnunet",
+    ),
     *("benchmark/test_benchmark", "zoo/test_rows", "benchmark/test_command", "test_add_a_method", "adapters/test_run"),
 )
 

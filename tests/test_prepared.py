@@ -48,7 +48,7 @@ def test_a_file_gives_back_what_was_written(prepared, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_what_was_not_prepared_stays_away(tmp_path):
+def test_what_was_not_prepared_is_none_or_empty(tmp_path):
     Prepared(class_sizes=torch.tensor([0.5]), images=1).save(tmp_path / "p.safetensors")
     loaded = Prepared.load(tmp_path / "p.safetensors")
     assert loaded.centroid is loaded.spread is loaded.heads is None and not loaded.fisher
@@ -64,7 +64,10 @@ def test_other_weights_are_refused(prepared, network):
     prepared.check_network(network)
     with torch.no_grad():
         next(network.parameters()).view(-1)[0] += 1e-6
-    with pytest.raises(GrataError, match="for other weights .of a UNet. than this network has. Run python -m grata"):
+    with pytest.raises(
+        GrataError,
+        match="prepared: was prepared for other weights .of a UNet. than this network has. Run python -m grata",
+    ):
         prepared.check_network(network)
 
 
@@ -103,12 +106,12 @@ def test_a_tensor_of_another_name_or_shape_changes_a_digest():
     ],
 )
 @pytest.mark.parametrize("present", [None, Prepared()])
-def test_what_a_method_lacks_is_told_with_the_remedy(what, words, present):
+def test_what_a_method_lacks_is_named_with_the_remedy(what, words, present):
     with pytest.raises(GrataError, match=f"method ttas needs {words}.*python -m grata prepare.*as `prepared`"):
         require(present, what, "ttas")
 
 
-def test_what_is_there_is_given(prepared):
+def test_what_was_prepared_is_returned(prepared):
     assert require(prepared, "class_sizes", "m") is prepared.class_sizes
     assert require(prepared, "fisher", "m") is prepared.fisher
     assert require(prepared, "rotation", "m") is prepared.heads
@@ -117,9 +120,9 @@ def test_what_is_there_is_given(prepared):
         require(alone, "denoising", "m")
 
 
-def test_a_missing_damaged_or_foreign_file_is_told_plainly(prepared, tmp_path):
+def test_a_missing_damaged_or_foreign_file_is_named_with_the_remedy(prepared, tmp_path):
     path = tmp_path / "p.safetensors"
-    with pytest.raises(GrataError, match="p.safetensors does not exist. Write it by python -m grata prepare"):
+    with pytest.raises(GrataError, match="p.safetensors does not exist. Write it with python -m grata prepare"):
         Prepared.load(path)
     prepared.save(path)
     path.write_bytes(path.read_bytes()[:-5])

@@ -28,16 +28,19 @@ def parameters(method):
 
 
 def test_never_goes_on_and_per_case_always_starts_again(make_network):
-    assert resets(Tent(make_network(), reset="never"), range(5)) == []
-    assert resets(Tent(make_network(), reset="per-case"), range(5)) == [1, 2, 3, 4]
+    assert resets(Tent(make_network(), activation="sigmoid", reset="never"), range(5)) == []
+    assert resets(Tent(make_network(), activation="sigmoid", reset="per-case"), range(5)) == [1, 2, 3, 4]
 
 
 def test_every_n_starts_again_after_so_many_cases(make_network):
-    assert resets(Tent(make_network(), reset={"name": "every-n", "cases": 3}), range(8)) == [3, 6]
+    assert resets(Tent(make_network(), activation="sigmoid", reset={"name": "every-n", "cases": 3}), range(8)) == [3, 6]
 
 
 def test_after_a_reset_the_stream_is_as_from_its_beginning(make_network):
-    online, fresh = Tent(make_network(), lr=1e-2, reset=EveryN(2)), Tent(make_network(), lr=1e-2)
+    online, fresh = (
+        Tent(make_network(), activation="sigmoid", lr=1e-2, reset=EveryN(2)),
+        Tent(make_network(), activation="sigmoid", lr=1e-2),
+    )
     for seed in (0, 1, 2):
         online.adapt(image(seed))
     fresh.adapt(image(2))
@@ -46,7 +49,7 @@ def test_after_a_reset_the_stream_is_as_from_its_beginning(make_network):
 
 
 def test_windows_of_one_case_are_no_cases_of_their_own(make_network):
-    method = Tent(make_network(), reset=EveryN(1))
+    method = Tent(make_network(), activation="sigmoid", reset=EveryN(1))
     method.begin_case()
     assert [method.adapt(image(k), same_case=True).reset for k in range(3)] == [False, False, False]
     method.begin_case()
@@ -55,20 +58,20 @@ def test_windows_of_one_case_are_no_cases_of_their_own(make_network):
 
 def test_site_change(make_network):
     sites = ["a", "a", "b", "b", "a", "a"]
-    assert resets(Tent(make_network(), reset="site-change"), range(6), sites) == [2, 4]
+    assert resets(Tent(make_network(), activation="sigmoid", reset="site-change"), range(6), sites) == [2, 4]
 
 
 def test_drift_is_measured_against_the_source(make_network):
-    method = Tent(make_network(), lr=1e-2, reset=Drift(0.02))
+    method = Tent(make_network(), activation="sigmoid", lr=1e-2, reset=Drift(0.02))
     for seed in range(12):
         before = method.parameter_change()["relative"]
         assert method.adapt(image(seed)).reset == (before > 0.02)
-    assert Tent(make_network(), lr=1e-2, reset=Drift(100.0)).reset.due(method, None) is False
+    assert Tent(make_network(), activation="sigmoid", lr=1e-2, reset=Drift(100.0)).reset.due(method, None) is False
 
 
 def test_a_collapse_of_the_entropy_is_seen_against_its_start(make_network):
     policy = EntropyCollapse(fraction=0.98, momentum=0.5, first=2)
-    method = Tent(make_network(), lr=5e-2, reset=policy)
+    method = Tent(make_network(), activation="sigmoid", lr=5e-2, reset=policy)
     averages, when = [], []
     for _ in range(12):
         record = method.adapt(image(0))
@@ -77,7 +80,7 @@ def test_a_collapse_of_the_entropy_is_seen_against_its_start(make_network):
     assert any(when), "a large learning rate drives the entropy down"
     first = when.index(True)
     # naive moving average of the adapted network's entropy, from a method that never resets
-    plain, entropies = Tent(make_network(), lr=5e-2), []
+    plain, entropies = Tent(make_network(), activation="sigmoid", lr=5e-2), []
     for _ in range(first):
         plain.adapt(image(0))
         entropies.append(float(plain.uncertainty(image(0)).mean()))
@@ -86,7 +89,7 @@ def test_a_collapse_of_the_entropy_is_seen_against_its_start(make_network):
         average = 0.5 * average + 0.5 * entropy
     assert averages[first - 1] == pytest.approx(average, rel=1e-6)
     assert average < 0.98 * sum(entropies[:2]) / 2
-    assert Tent(make_network(), lr=0.0, reset=EntropyCollapse()).adapt(image(0)).reset is False
+    assert Tent(make_network(), activation="sigmoid", lr=0.0, reset=EntropyCollapse()).adapt(image(0)).reset is False
 
 
 @pytest.mark.parametrize(
@@ -107,17 +110,17 @@ def test_another_process_decides_as_this_one_would(make_network, setting):
     def go_on(method, first, last):
         return [method.adapt(image(k), site=sites[k]).reset for k in range(first, last)]
 
-    whole = Tent(make_network(), lr=1e-2, reset=setting)
+    whole = Tent(make_network(), activation="sigmoid", lr=1e-2, reset=setting)
     expected = go_on(whole, 0, 7)
-    one = Tent(make_network(), lr=1e-2, reset=setting)
+    one = Tent(make_network(), activation="sigmoid", lr=1e-2, reset=setting)
     begun = go_on(one, 0, 3)
-    other = Tent(make_network(), lr=1e-2, reset=setting)
+    other = Tent(make_network(), activation="sigmoid", lr=1e-2, reset=setting)
     other.load_state_dict(one.state_dict())
     assert begun + go_on(other, 3, 7) == expected
     for name, p in parameters(whole).items():
         assert torch.equal(p, other.parameters[name])
     with pytest.raises(GrataError, match="another reset policy"):
-        Tent(make_network(), lr=1e-2, reset=EveryN(77)).load_state_dict(one.state_dict())
+        Tent(make_network(), activation="sigmoid", lr=1e-2, reset=EveryN(77)).load_state_dict(one.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def test_networks_that_cannot_be_adapted_are_refused_with_the_reason(make_networ
 
 def test_the_stream_adapts_as_the_method_by_hand(make_network):
     stream = grata.adapt(make_network(), batches(), activation="sigmoid", settings={"lr": 1e-2}, seed=4)
-    by_hand = GraTa(make_network(), lr=1e-2, seed=4)
+    by_hand = GraTa(make_network(), activation="sigmoid", lr=1e-2, seed=4)
     for adapted, x in zip(stream, batches(), strict=True):
         record = by_hand.adapt(x)
         assert adapted.record["loss"] == record.loss

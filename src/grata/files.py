@@ -1,4 +1,4 @@
-"""Write files so that none is ever half written, and say plainly when the disk refuses."""
+"""Files that are written whole or not at all, with plain messages when the disk refuses."""
 
 import contextlib
 import errno
@@ -27,15 +27,15 @@ JOURNAL = "journal.jsonl"
 SEGMENTATIONS = "segmentations"
 FIGURES = "figures"
 OVERVIEW = "overview.png"
-"""Names in an output folder, by which one is told from a folder of scans."""
+"""Names in an output folder. Discovery recognizes an earlier output folder by them and takes no scans from it."""
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file; it is on the disk when this returns.
+    """Append a line to a file; the line is on the disk when the function returns.
 
     Args:
-        path: the file; it and its folder are made where they are missing.
-        line: without its end.
+        path: file to append to; a missing file or folder is created.
+        line: text of the line, without its line end.
 
     Raises:
         OutputError: the file cannot be written.
@@ -54,13 +54,13 @@ def append_line(path: Path, line: str) -> None:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the final name only when it is complete and on the disk.
+    """Yield a temporary path beside ``path``; the file takes its final name once it is complete and on the disk.
 
-    The temporary name is hidden and ends like the final one, so that writers choose the same format. It is removed
-    when the block fails.
+    The temporary name is hidden and ends like the final one, so that writers choose the same format. The temporary
+    file is removed when the block fails.
 
     Args:
-        path: the file to write; its folder exists.
+        path: file to write; its folder exists.
 
     Raises:
         OutputError: the folder is missing, read-only or full.
@@ -81,20 +81,28 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike[str], subfolders: bool = True) -> None:
-    """Remove what a killed process left half written by :func:`atomic_write` in a folder, and in its subfolders."""
+    """Remove the temporary files that :func:`atomic_write` could not remove because its process was killed.
+
+    Args:
+        folder: folder to clean.
+        subfolders: whether to clean its subfolders too.
+    """
     for path in Path(folder).glob("**/.*" if subfolders else ".*"):
         if re.match(r"\.[0-9a-f]{12}-", path.name) and path.is_file():
             path.unlink()
 
 
 def check_output_dir(path: str | os.PathLike[str]) -> Path:
-    """Create a folder, with its parents, and prove that a file can be written into it.
+    """Create a folder with its parents, and check that files can be written into it.
+
+    Args:
+        path: folder to create; it may exist already.
 
     Returns:
         The folder.
 
     Raises:
-        OutputError: it cannot be created or written to.
+        OutputError: the folder cannot be created or written to.
     """
     folder = Path(path)
     try:
@@ -111,7 +119,7 @@ def check_output_dir(path: str | os.PathLike[str]) -> Path:
 def _refusal(folder: Path, error: OSError) -> GrataError:
     if error.errno == errno.ENAMETOOLONG:
         return GrataError(
-            f"A name in the output folder '{folder}' would be too long: give the scan a shorter file name."
+            f"A name in the output folder '{folder}' would be too long. Give the scan a shorter file name."
         )
     return OutputError(
         f"Cannot write to the output folder '{folder}': {error.strerror or error}. Free some space, or name a folder "

@@ -1,4 +1,4 @@
-"""What a method needs beyond images, taken from the source set once and kept in one small file of the bundle."""
+"""Values that methods need beyond images, taken from the source set once and kept in one small file of the bundle."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class SavedHeads:
-    """Auxiliary heads as they lie on the disk; :meth:`grata.networks.AuxiliaryHeads.load` makes them of it.
+    """Auxiliary heads as they are stored; :meth:`grata.networks.AuxiliaryHeads.load` makes the heads from them.
 
     Attributes:
-        feature: name of the network's module whose output they take.
-        names: which heads there are: ``rotation``, ``denoising``.
+        feature: name of the network's module whose output the heads take.
+        names: names of the heads: ``rotation``, ``denoising``.
         views: classes of the rotation head, in the order of its outputs.
-        channels: of the feature.
-        image_channels: of the image.
-        spatial_dims: 2 or 3.
-        blocks: of the denoising head.
+        channels: number of channels of the feature.
+        image_channels: number of channels of the image.
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        blocks: number of blocks of the denoising head.
         state: state dict of all heads.
     """
 
@@ -63,23 +63,24 @@ class SavedHeads:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was prepared from the source set; whatever was not is None or empty.
+    """Everything that was prepared from the source set; what was not prepared is None or empty.
 
     Attributes:
-        class_sizes: ``(C,)``, mean share of each output channel's foreground in what the network sees at once, an image
-            or a window: with softmax they add up to 1, with sigmoid each stands for itself.
-        centroid: ``(C, spatial dims)``, mean centre of mass of each channel's foreground along each axis, from 0 to 1
+        class_sizes: mean share of each output channel's foreground in one image or window, ``(C,)``. With softmax the
+            shares add up to 1, with sigmoid they are independent.
+        centroid: mean centre of mass of each channel's foreground along each axis, ``(C, spatial dims)``, from 0 to 1
             (the first of n pixels lies at 0.5/n).
-        spread: ``(C, spatial dims)``, mean standard deviation around it, in the same unit (Bateson et al. 2022).
+        spread: mean standard deviation around the centroid, ``(C, spatial dims)`` in the same unit (Bateson et al.
+            2022).
         fisher: diagonal Fisher information of the affine parameters of normalization layers, by the parameter's name:
             mean over images of the squared gradient of the cross-entropy to the network's own hard labels (EATA, Niu et
-            al. 2022). A parameter that the prediction does not depend on is not in it.
+            al. 2022). Parameters that the prediction does not depend on are not in it.
         heads: auxiliary heads.
-        images: how many images all of this was taken from.
+        images: number of images that everything was taken from.
         network: name of the network's class.
-        digest: of the network's weights, see :func:`network_digest`.
-        version: of this package.
-        results: what the heads reached, by head: their losses, and the accuracy on images held out.
+        digest: digest of the network's weights, see :func:`network_digest`.
+        version: version of this package.
+        results: losses of each head, and its accuracy on images held out, by head.
     """
 
     class_sizes: torch.Tensor | None = None
@@ -94,13 +95,13 @@ class Prepared:
     results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file; it is never half written.
+        """Write the file, completely or not at all.
 
         Args:
-            path: its name, by custom ``prepared.safetensors``; its folder exists.
+            path: file to write, usually ``prepared.safetensors``, in a folder that exists.
 
         Raises:
-            GrataError: it cannot be written.
+            GrataError: the file cannot be written.
         """
         tensors = {name: value for name in _STATISTICS if (value := getattr(self, name)) is not None}
         tensors |= {f"fisher/{name}": value for name, value in self.fisher.items()}
@@ -122,7 +123,7 @@ class Prepared:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Prepared:
-        """Read what :meth:`save` wrote; the tensors lie on the CPU.
+        """Read a file that :meth:`save` wrote; the tensors are on the CPU.
 
         Raises:
             GrataError: the file is missing, damaged, or of another kind.
@@ -130,62 +131,71 @@ class Prepared:
         path = Path(path)
         if not path.is_file():
             raise GrataError(
-                f"{path} does not exist. Write it by python -m grata prepare <bundle> --dataset_dir <source images>.",
+                f"{path} does not exist. Write it with python -m grata prepare <bundle> --dataset_dir <source images>.",
                 key="prepared",
             )
         try:
             with safe_open(path, "pt") as file:
                 header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError, ValueError) as error:
             raise GrataError(
-                f"{path} cannot be read ({error}). Copy it anew, or write it again by python -m grata prepare.",
+                f"{path} cannot be read ({error}). Copy it again, or write it with python -m grata prepare.",
                 key="prepared",
             ) from error
         if header.get("format") != _FORMAT:
             raise GrataError(
-                f"{path} was not written by this version's python -m grata prepare. Write it again by that command.",
+                f"{path} was not written by this version's python -m grata prepare. Write it again with that command.",
                 key="prepared",
             )
-        heads = header.get("heads")
         try:
-            return cls(
-                **{name: tensors.get(name) for name in _STATISTICS},
-                fisher=_under("fisher/", tensors),
-                heads=heads
-                and SavedHeads(
-                    **{**heads, "names": tuple(heads["names"]), "views": tuple(heads["views"])},
-                    state=_under("heads/", tensors),
-                ),
-                **{key: header[key] for key in ("images", "network", "digest", "version", "results")},
-            )
+            return cls._from(header, tensors)
         except (KeyError, TypeError) as error:
             raise GrataError(
-                f"{path} is incomplete ({error}). Write it again by python -m grata prepare.", key="prepared"
+                f"{path} is incomplete ({error}). Write it again with python -m grata prepare.", key="prepared"
             ) from error
 
+    @classmethod
+    def _from(cls, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Prepared:
+        heads = header.get("heads")
+        if heads:
+            lists = {"names": tuple(heads["names"]), "views": tuple(heads["views"])}
+            heads = SavedHeads(**{**heads, **lists}, state=_under("heads/", tensors))
+        return cls(
+            class_sizes=tensors.get("class_sizes"),
+            centroid=tensors.get("centroid"),
+            spread=tensors.get("spread"),
+            fisher=_under("fisher/", tensors),
+            heads=heads,
+            images=header["images"],
+            network=header["network"],
+            digest=header["digest"],
+            version=header["version"],
+            results=header["results"],
+        )
+
     def check_network(self, network: nn.Module) -> None:
-        """Make sure that this was prepared for a network.
+        """Check that this was prepared for a network.
 
         Args:
-            network: the source network as it was given, not adapted yet.
+            network: source network as it was given, before any adaptation.
 
         Raises:
-            GrataError: it has other weights.
+            GrataError: the network has other weights.
         """
         if network_digest(network) != self.digest:
             raise GrataError(
-                f"it was prepared for other weights (of a {self.network}) than this network has. Run python "
+                f"was prepared for other weights (of a {self.network}) than this network has. Run python "
                 "-m grata prepare <bundle> --dataset_dir <source images> with the weights that are to be adapted.",
                 key="prepared",
             )
 
 
 def require(prepared: Prepared | None, what: str, method: str) -> Any:
-    """What a method cannot do without.
+    """Return a prepared value that a method needs.
 
     Args:
-        prepared: what there is; None: nothing.
+        prepared: prepared values; None: there are none.
         what: ``class_sizes``, ``centroid``, ``spread``, ``fisher``, or a head: ``rotation``, ``denoising``.
         method: name of the method, for the message.
 
@@ -193,7 +203,7 @@ def require(prepared: Prepared | None, what: str, method: str) -> Any:
         The value of that name; for a head all heads, as :class:`SavedHeads`.
 
     Raises:
-        GrataError: it was not prepared.
+        GrataError: the value was not prepared.
     """
     found: Any = None
     if prepared is not None and what in (*_STATISTICS, "fisher"):
@@ -209,16 +219,15 @@ def require(prepared: Prepared | None, what: str, method: str) -> Any:
 
 
 def network_digest(network: nn.Module) -> str:
-    """:func:`weights_digest` of a network's present weights and statistics."""
+    """Return :func:`weights_digest` of a network's present weights and statistics."""
     return weights_digest(network.state_dict())
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of the weights and statistics in a state dict, the same on every device and in whatever order they are
-    listed.
+    """Return the SHA-256 of the weights and statistics in a state dict, the same on every device and in any order.
 
-    Left out are the counters of batches, which no prediction depends on, and auxiliary ``branches``, which are added to
-    a network or not.
+    Batch counters are left out because no prediction depends on them, and auxiliary ``branches`` because a network may
+    have them or not.
     """
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):

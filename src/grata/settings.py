@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,6 +46,7 @@ __all__ = [
     "flag",
     "number",
     "numbers",
+    "override",
     "setting",
 ]
 
@@ -114,6 +116,7 @@ class Setting:
         positional: whether the constructor takes it by position, whatever the class's other settings.
         alias: its name in the constructor; None: the attribute's name.
         in_state: whether a saved state holds for this value alone.
+        missing: what to say where a setting without a default is not given.
 
     Attributes:
         name: name of the attribute.
@@ -133,6 +136,7 @@ class Setting:
         positional: bool = False,
         alias: str | None = None,
         in_state: bool = True,
+        missing: str = "must be given.",
     ) -> None:
         self.default = default
         self.help = help
@@ -142,6 +146,7 @@ class Setting:
         self.positional = positional
         self.alias = alias
         self.in_state = in_state
+        self.missing = missing
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -166,7 +171,9 @@ class Setting:
         try:
             return self.check(given)
         except GrataError as error:
-            raise (error.under(self.key) if error.key else GrataError(error.message, self.key)) from error
+            if error.head == self.key:
+                raise
+            raise error.under(self.key) from error
 
     def default_value(self) -> Any:
         """Return the default, a copy where it could be changed in place."""
@@ -185,10 +192,11 @@ def number(
     below: float | None = None,
     optional: bool = False,
     why: str = "",
+    convert: bool = True,
     help: str,
     in_state: bool = True,
 ) -> Any:
-    """Declare a finite number, kept as a float.
+    """Declare a finite number.
 
     Args:
         default: value where none is given.
@@ -198,6 +206,7 @@ def number(
         below: value that it must stay below.
         optional: whether None is allowed.
         why: reason why the edge of an open range is refused, for the message.
+        convert: whether it is kept as a float; else as it was given, where its ``repr`` is in files on disk.
         help: meaning in one line.
         in_state: see :class:`Setting`.
     """
@@ -205,7 +214,8 @@ def number(
     def check(value: Any) -> float | None:
         if optional and value is None:
             return None
-        return check_number(value, at_least, above, at_most, below, why)
+        checked = check_number(value, at_least, above, at_most, below, why)
+        return checked if convert else value
 
     return Setting(default, help, check, _or_null(range_in_words(at_least, above, at_most, below), optional),
                    in_state=in_state)  # fmt: skip
@@ -236,30 +246,30 @@ def flag(*, default: bool | _Missing = MISSING, help: str, in_state: bool = True
 def choice(
     *,
     default: Any = MISSING,
-    of: Sequence[str] | Callable[[], Iterable[str]],
+    of: Sequence[str],
     optional: bool = False,
     help: str,
     in_state: bool = True,
+    missing: str = "must be given.",
 ) -> Any:
     """Declare one of several names.
 
     Args:
         default: name where none is given.
-        of: the names, or a function that returns them where they are known later only.
+        of: names to choose from.
         optional: whether None is allowed.
         help: meaning in one line.
         in_state: see :class:`Setting`.
+        missing: see :class:`Setting`.
     """
 
-    def check(value: Any) -> Any:
+    def check(value: Any) -> str | None:
         if optional and value is None:
             return None
-        return check_choice(value, of() if callable(of) else of, or_null=optional)
+        return check_choice(value, of, or_null=optional)
 
-    words = (
-        "" if callable(of) else _or_null(" or ".join((", ".join(of[:-1]), of[-1])) if len(of) > 1 else of[0], optional)
-    )
-    return Setting(default, help, check, words, in_state=in_state)
+    words = _or_null(" or ".join(part for part in (", ".join(of[:-1]), of[-1]) if part), optional)
+    return Setting(default, help, check, words, in_state=in_state, missing=missing)
 
 
 def numbers(
@@ -270,10 +280,12 @@ def numbers(
     at_most: float | None = None,
     below: float | None = None,
     increasing: bool = False,
+    kept_as: Callable[[Iterable[Any]], Any] = tuple,
+    convert: bool = True,
     help: str,
     in_state: bool = True,
 ) -> Any:
-    """Declare a list of finite numbers, kept as a tuple of floats.
+    """Declare a list of finite numbers.
 
     Args:
         default: numbers where none are given.
@@ -282,23 +294,25 @@ def numbers(
         at_most: greatest value of each.
         below: value that each must stay below.
         increasing: whether none may be smaller than the one before it.
+        kept_as: what the value is kept as, a tuple or a list.
+        convert: whether the numbers are kept as floats; else as they were given.
         help: meaning in one line.
         in_state: see :class:`Setting`.
     """
-    bounds = range_in_words(at_least, None, at_most, below, "each ")
-    words = f"list of {length or 'one or more'} numbers{bounds and ', ' + bounds}{', increasing' * increasing}"
+    bounds = range_in_words(at_least, None, at_most, below)
+    words = f"list of {length or 'one or more'} numbers{bounds and ', each ' + bounds}{', increasing' * increasing}"
 
-    def check(value: Any) -> tuple[float, ...]:
+    def check(value: Any) -> Any:
         wrong = GrataError(f"must be a {words}, got {value!r}.")
         if isinstance(value, str) or not isinstance(value, Sequence) or not value or length not in (None, len(value)):
             raise wrong
         try:
-            checked = tuple(check_number(item, at_least, None, at_most, below) for item in value)
+            checked = [check_number(item, at_least, None, at_most, below) for item in value]
         except GrataError:
             raise wrong from None
-        if increasing and any(a > b for a, b in zip(checked, checked[1:], strict=False)):
+        if increasing and any(a > b for a, b in itertools.pairwise(checked)):
             raise wrong
-        return checked
+        return kept_as(checked if convert else value)
 
     return Setting(default, help, check, words, in_state=in_state)
 
@@ -310,6 +324,7 @@ def setting(
     range: str = "",
     help: str,
     in_state: bool = True,
+    alias: str | None = None,
 ) -> Any:
     """Declare a setting of any other kind.
 
@@ -319,8 +334,37 @@ def setting(
         range: allowed values in words, for tables.
         help: meaning in one line.
         in_state: see :class:`Setting`.
+        alias: its name in the constructor, where the attribute has another.
     """
-    return Setting(default, help, check, range, in_state=in_state)
+    return Setting(default, help, check, range, in_state=in_state, alias=alias)
+
+
+class _Override:
+    """Another default for a setting of a base class."""
+
+    def __init__(self, default: Any, check: Check | None, help: str | None) -> None:
+        self.default = default
+        self.check = check
+        self.help = help
+
+    def over(self, base: Setting) -> Setting:
+        made = copy.copy(base)
+        made.default = self.default
+        made.check = self.check or base.check
+        made.help = self.help or base.help
+        return made
+
+
+def override(*, default: Any, check: Check | None = None, help: str | None = None, alias: str | None = None) -> Any:
+    """Declare another default for a setting of a base class.
+
+    Args:
+        default: the class's own default.
+        check: check in place of the base's.
+        help: meaning in place of the base's.
+        alias: the base's alias, for type checkers, which do not look it up.
+    """
+    return _Override(default, check, help)
 
 
 def excluded(*, why: str, init: Literal[False] = False) -> Any:
@@ -346,10 +390,13 @@ class _Declared:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own = {name: item for name, item in vars(cls).items() if isinstance(item, Setting)}
         inherited: dict[str, Setting] = {}
         for base in reversed(cls.__mro__[1:]):
             inherited |= vars(base).get("_own_settings", {})
+        for name, item in list(vars(cls).items()):
+            if isinstance(item, _Override):
+                setattr(cls, name, item.over(inherited[name]))
+        own = {name: item for name, item in vars(cls).items() if isinstance(item, Setting)}
         cls._own_settings = own  # type: ignore[attr-defined]
         cls._settings = inherited | own
         cls.__signature__ = cls._signature_of_constructor()  # type: ignore[attr-defined]
@@ -416,8 +463,10 @@ class _Declared:
             value = values.get(item.key, MISSING)
             if value is MISSING:
                 value = item.default_value()
-            if value is MISSING:
+            if value is MISSING and item.positional:
                 raise TypeError(f"{type(self).__name__} needs {item.key}")
+            if value is MISSING:
+                raise GrataError(item.missing, item.key)
             object.__setattr__(self, item.name, item.value(value))
 
     @classmethod
@@ -435,11 +484,12 @@ class _Declared:
             raise GrataError(f"{cls._words()} has no such setting; {hint[0].lower()}{hint[1:]}", f"{prefix}{name}")
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{item.key}={getattr(self, item.name)!r}" for item in self._parameters())
-        return f"{type(self).__qualname__}({values})"
+        first = [type(getattr(self, item.name)).__name__ for item in self._parameters() if item.positional]
+        named = [f"{item.key}={getattr(self, item.name)!r}" for item in self._parameters() if not item.positional]
+        return f"{type(self).__qualname__}({', '.join(first + named)})"
 
 
-@dataclass_transform(field_specifiers=(number, count, flag, choice, numbers, setting, excluded, argument))
+@dataclass_transform(field_specifiers=(number, count, flag, choice, numbers, setting, override, excluded, argument))
 class Settings(_Declared):
     """Base of small objects that are known by their settings, such as a reset policy or a strong view.
 
@@ -468,7 +518,7 @@ class Settings(_Declared):
 
 @dataclass_transform(
     kw_only_default=True,
-    field_specifiers=(number, count, flag, choice, numbers, setting, excluded, argument),
+    field_specifiers=(number, count, flag, choice, numbers, setting, override, excluded, argument),
 )
 class KeywordSettings(_Declared):
     """Base of classes whose settings are given by name alone, after what is declared as an :func:`argument`."""
@@ -530,9 +580,11 @@ def check_number(
     Raises:
         GrataError: it is not a finite number within the bounds.
     """
-    words = range_in_words(at_least, above, at_most, below)
+    wrong = GrataError(
+        f"must be a finite number{_of_range(range_in_words(at_least, above, at_most, below))}, got {value!r}."
+    )
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise GrataError(f"must be a finite number{words and ' ' + words}, got {value!r}.")
+        raise wrong
     inside = (
         (at_least is None or value >= at_least)
         and (above is None or value > above)
@@ -543,7 +595,7 @@ def check_number(
         return float(value)
     if why and value in (above, below):
         raise GrataError(f"must be {range_in_words(None, above, None, below)}, {why}, got {value!r}.")
-    raise GrataError(f"must be a finite number{words and ' ' + words}, got {value!r}.")
+    raise wrong
 
 
 def check_count(value: Any, at_least: int = 1) -> int:
@@ -580,19 +632,15 @@ def check_choice(value: Any, of: Iterable[str], or_null: bool = False) -> str:
     return value
 
 
-def range_in_words(
-    at_least: float | None, above: float | None, at_most: float | None, below: float | None, each: str = ""
-) -> str:
+def range_in_words(at_least: float | None, above: float | None, at_most: float | None, below: float | None) -> str:
     """Return the bounds of a number in words, empty where there are none."""
-    words = [
-        f"{word} {bound:g}"
-        for word, bound in (("at least", at_least), ("above", above), ("at most", at_most), ("below", below))
-        if bound is not None
-    ]
-    joined = " and ".join(words)
-    if joined and not each:
-        return f"of {joined}" if joined.startswith("at") else joined
-    return each + joined if joined else ""
+    bounds = (("at least", at_least), ("above", above), ("at most", at_most), ("below", below))
+    return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+
+
+def _of_range(words: str) -> str:
+    """Return bounds as they follow the word number in a sentence."""
+    return f" of {words}" if words.startswith("at ") else f" {words}" if words else ""
 
 
 def _or_null(words: str, optional: bool) -> str:

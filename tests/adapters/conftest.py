@@ -1,4 +1,4 @@
-"""Methods, images and streams that the tests of saved adaptations share."""
+"""Methods, images and streams for the tests of saved adaptations."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def images():
 
 @pytest.fixture
 def run():
-    """Adapt to and predict items by an evaluator with a handler; the predictions."""
+    """Function that adapts to items and predicts them by an evaluator with a handler, and returns the predictions."""
 
     def run(method, items, network=None, batch_size=1, **options):
         seen = []
@@ -62,7 +62,7 @@ def run():
 
 @pytest.fixture
 def same_state():
-    """Whether two states are equal to the last bit, types and all."""
+    """Function that returns whether two states are equal to the last bit, including types and layouts."""
 
     def same(a, b):
         if isinstance(a, torch.Tensor):

@@ -19,7 +19,7 @@ STREAM = "ABBACAB"
 
 
 def items(sites=STREAM, only=None):
-    """Images of several sites, each its own."""
+    """Return one image per letter of ``sites``, or of site ``only`` alone."""
     found = []
     for index, site in enumerate(sites):
         generator = torch.Generator().manual_seed(index)
@@ -35,7 +35,7 @@ def entry(bank, site):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_site_goes_on_as_if_it_were_alone_also_on_the_next_day(name, make_method, run, tmp_path, same_state):
-    """Bit for bit, parameters and predictions, in a mixed stream that is cut into two days."""
+    """Parameters and predictions are equal to the last bit in a mixed stream of two runs."""
     first, second = items()[:4], items()[4:]
     mixed = run(make_method(name), first, bank=tmp_path) + run(make_method(name), second, bank=tmp_path)
     for site in "ABC":
@@ -82,7 +82,7 @@ SupervisedEvaluator("cpu", loader, network, val_handlers=[AdaptationHandler(meth
         assert same_state(entry(AdapterBank(tmp_path / "bank"), site).state, alone.state_dict())
 
 
-def test_scanners_are_told_by_their_headers_and_nothing_is_written_of_the_patient(
+def test_scanners_are_known_by_their_headers_and_nothing_about_the_patient_is_written(
     make_method, make_network, run, tmp_path, bundle
 ):
     files = sorted((bundle / "sample_scans" / "dicom" / "right").glob("*.dcm"))[:4]
@@ -102,8 +102,8 @@ def test_scanners_are_told_by_their_headers_and_nothing_is_written_of_the_patien
         "mcconnell-brain-imaging-centre-mrc1",
     ]
     assert [bank.read(name).cases for name in bank.entries()] == [2, 2]
-    told = [line["bank"] for line in Journal(tmp_path / "journal.jsonl").lines()]
-    assert told == bank.entries() * 2
+    entries = [line["bank"] for line in Journal(tmp_path / "journal.jsonl").lines()]
+    assert entries == bank.entries() * 2
     for path in bank.path.iterdir():
         content = (path.name.encode() + path.read_bytes()).lower()
         for word in ("mustermann", "erika", "kh-4711", "19610824", "20170503", "acc998877", "case0", str(tmp_path)):
@@ -138,7 +138,7 @@ class Broken(Exception):
 def test_a_case_that_was_not_finished_is_taken_back_before_the_next(
     make_method, make_network, run, tmp_path, same_state
 ):
-    """An evaluator that fails after adaptation, in a site that goes on afterwards, and in one that is new."""
+    """The evaluator fails after adaptation, once at a site that goes on afterwards, once at a new site."""
     method = make_method("tent")
     handler = AdaptationHandler(method, bank=tmp_path)
 
@@ -167,7 +167,7 @@ def test_a_case_that_was_not_finished_is_taken_back_before_the_next(
 
 
 @pytest.mark.parametrize("change", ["weights", "settings", "damaged", "renamed"])
-def test_an_entry_that_does_not_fit_is_told_and_kept(change, make_method, make_network, run, tmp_path):
+def test_an_entry_that_does_not_fit_is_reported_and_kept(change, make_method, make_network, run, tmp_path):
     run(make_method("tent"), items("AB"), bank=tmp_path)
     bank = AdapterBank(tmp_path)
     name = next(name for name in bank.entries() if name.startswith("a-"))
@@ -227,7 +227,7 @@ def test_what_another_run_writes_right_after_an_entry_was_read_is_not_lost(
     alone = make_method(name)
     run(alone, items("A") * 2)
     assert same_state(entry(AdapterBank(tmp_path), "A").state, alone.state_dict())
-    # and alone it goes on
+    # A run alone goes on.
     run(make_method(name), items("A"), bank=tmp_path)
     assert entry(AdapterBank(tmp_path), "A").cases == 3
 
@@ -249,7 +249,7 @@ def test_an_entry_that_was_reset_starts_from_the_source(make_method, run, tmp_pa
     [
         ({"path": "b", "tag": []}, "bank#tag: there is no such setting"),
         ({"tags": ["Manufacturer"]}, "bank#path"),
-        ({"path": "b", "tags": ["PatientName"]}, "PatientName is not taken"),
+        ({"path": "b", "tags": ["PatientName"]}, "PatientName is not allowed"),
         (3, "bank: must be a folder"),
         (__file__, "is a file"),
     ],
@@ -274,7 +274,7 @@ def test_a_stream_without_a_bank_is_saved_after_each_case_and_goes_on(make_metho
     assert json.loads(path.with_suffix(".json").read_text())["cases"] == 4
 
 
-def test_what_an_earlier_run_learnt_is_not_written_over(make_method, run, tmp_path):
+def test_what_an_earlier_run_adapted_is_not_written_over(make_method, run, tmp_path):
     run(make_method("tent"), items("AB"), save_to=tmp_path / "a")
     before = (tmp_path / "a.safetensors").read_bytes()
     with pytest.raises(OutputError, match="Give it as start_from"):
@@ -313,5 +313,5 @@ def test_a_start_that_does_not_fit_is_refused(make_method, run, tmp_path):
         run(make_method("grata"), items("A"), start_from=tmp_path / "start")
     with pytest.raises(GrataError, match="does not exist"):
         run(make_method("tent"), items("A"), start_from=tmp_path / "none")
-    with pytest.raises(GrataError, match="save_to: the bank keeps"):
+    with pytest.raises(GrataError, match="save_to: the bank saves the adaptations already"):
         run(make_method("tent"), items("A"), bank=tmp_path / "b", save_to=tmp_path / "a")

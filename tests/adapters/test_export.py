@@ -24,7 +24,7 @@ def adapted(method, images, path):
 
 
 def untouched(before, after, changed):
-    """All tensors that are not among ``changed`` are the same, byte for byte, and of the same type."""
+    """Check that all tensors but ``changed`` are equal to the last bit, and that all have their type and layout."""
     assert list(before) == list(after)
     for name, value in before.items():
         assert after[name].dtype == value.dtype and after[name].shape == value.shape
@@ -33,7 +33,7 @@ def untouched(before, after, changed):
 
 
 def nested(state):
-    """As nnU-Net writes ``checkpoint_final.pth``, with numpy's numbers in its logs."""
+    """Return a checkpoint as nnU-Net writes ``checkpoint_final.pth``, with NumPy numbers in its logs."""
     return {
         "network_weights": state,
         "optimizer_state": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.01}]},
@@ -59,8 +59,8 @@ def test_the_merged_checkpoint_predicts_as_the_adapted_network(form, make_method
     torch.save(content, tmp_path / "model.pt")
     method = make_method("tent", source)
     adaptation = adapted(method, images, tmp_path / "a")
-    told = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
-    assert len(told) == 1 and f"{adaptation.parameters} numbers" in told[0]
+    remarks = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
+    assert len(remarks) == 1 and f"{adaptation.parameters} values" in remarks[0]
     safe = [np.dtype, type(np.dtype("f8")), type(np.dtype("f4"))]
     safe += [(np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar")]
     with torch.serialization.safe_globals(safe):
@@ -97,11 +97,11 @@ def test_a_torchscript_network_is_merged_with_all_its_files(make_method, make_ne
         )
 
 
-def test_statistics_that_were_learnt_are_merged(make_method, make_network, images, tmp_path):
+def test_statistics_that_were_adapted_are_merged(make_method, make_network, images, tmp_path):
     torch.save(make_network(2).state_dict(), tmp_path / "model.pt")
     method = make_method("dua")
-    told = export_checkpoint(adapted(method, images, tmp_path / "a"), tmp_path / "model.pt", tmp_path / "merged.pt")
-    assert len(told) == 1
+    remarks = export_checkpoint(adapted(method, images, tmp_path / "a"), tmp_path / "model.pt", tmp_path / "merged.pt")
+    assert len(remarks) == 1
     network = load_source(make_network(2), tmp_path / "merged.pt", "cpu").eval()
     with torch.no_grad():
         assert torch.equal(network(images[2]), method.network(images[2]))
@@ -117,11 +117,11 @@ def test_the_teacher_is_merged_where_it_is_what_predicts(make_method, make_netwo
 
 
 def test_methods_that_need_statistics_of_the_batch_say_so(make_method, make_network, images, tmp_path):
-    """The checkpoint predicts as the method with the batch's statistics, and not without."""
+    """The checkpoint predicts as the method does only with the statistics of the batch."""
     torch.save(make_network(2).state_dict(), tmp_path / "model.pt")
     method = make_method("tent")
-    told = export_checkpoint(adapted(method, images, tmp_path / "a"), tmp_path / "model.pt", tmp_path / "merged.pt")
-    assert "statistics of the batch" in told[1] and "ptbn" in told[1]
+    remarks = export_checkpoint(adapted(method, images, tmp_path / "a"), tmp_path / "model.pt", tmp_path / "merged.pt")
+    assert "statistics of the batch" in remarks[1] and "ptbn" in remarks[1]
     network = load_source(make_network(2), tmp_path / "merged.pt", "cpu").eval()
     with torch.no_grad():
         assert not torch.allclose(network(images[2]), method.network(images[2]))
@@ -133,8 +133,8 @@ def test_methods_that_need_statistics_of_the_batch_say_so(make_method, make_netw
 def test_methods_that_predict_by_more_than_weights_say_so(make_method, make_network, images, tmp_path):
     torch.save(make_network(2).state_dict(), tmp_path / "model.pt")
     adaptation = adapted(make_method("diga"), images, tmp_path / "a")
-    told = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
-    assert "predicts by more than weights" in told[-1]
+    remarks = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
+    assert "predicts with more than weights" in remarks[-1]
 
 
 def test_attached_parameters_become_those_of_layers_with_affine_parameters(make_method, make_network, images, tmp_path):
@@ -143,14 +143,14 @@ def test_attached_parameters_become_those_of_layers_with_affine_parameters(make_
     attach_affine(source)
     method = make_method("tent", source)
     adaptation = adapted(method, images, tmp_path / "a")
-    told = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
-    assert f"{len(method.parameters)} keys were added" in told[1] and "affine: true" in told[1]
+    remarks = export_checkpoint(adaptation, tmp_path / "model.pt", tmp_path / "merged.pt")
+    assert f"{len(method.parameters)} keys were added" in remarks[1] and "affine: true" in remarks[1]
     network = load_source(make_network(2, norm=INSTANCE), tmp_path / "merged.pt", "cpu").eval()
     with torch.no_grad():
         torch.testing.assert_close(network(images[2]), method.network(images[2]))
         assert not torch.allclose(network(images[2]), make_network(2, norm=INSTANCE).eval()(images[2]))
     torch.jit.save(torch.jit.script(make_network(2, norm=("instance", {"affine": False}))), tmp_path / "model.ts")
-    with pytest.raises(GrataError, match="no place in a TorchScript network"):
+    with pytest.raises(GrataError, match="TorchScript network has no place"):
         export_checkpoint(adaptation, tmp_path / "model.ts", tmp_path / "merged.ts")
 
 
@@ -169,7 +169,7 @@ class Shared(torch.nn.Module):
 @pytest.mark.parametrize("affine", [True, False])
 def test_what_a_network_lists_twice_is_changed_twice(affine, make_method, images, tmp_path):
     source = Shared(affine)
-    # Without shared memory, as after a conversion of the file.
+    # The two names share no memory, as after a conversion of the file.
     torch.save({name: value.clone() for name, value in source.state_dict().items()}, tmp_path / "model.pt")
     if not affine:
         attach_affine(source)
@@ -181,7 +181,7 @@ def test_what_a_network_lists_twice_is_changed_twice(affine, make_method, images
 
 
 def test_weights_in_half_precision_keep_it(make_method, make_network, images, tmp_path):
-    """As the picture bundles' own: convolutions in float16 on the disk, normalization in float32."""
+    """As in the weights of the picture bundles: convolutions in float16, normalization in float32."""
     network = make_network(2, norm=INSTANCE)
     norms = [name for name in network.state_dict() if ".adn." in name]
     half = {name: v.clone() if name in norms else v.half() for name, v in network.state_dict().items()}
@@ -194,8 +194,8 @@ def test_weights_in_half_precision_keep_it(make_method, make_network, images, tm
     merged = torch.load(tmp_path / "merged.pt", weights_only=True)
     untouched(half, merged, set(method.parameters))
     assert all(torch.equal(merged[name], value) for name, value in method.parameters.items())
-    told = export_checkpoint(adaptation, tmp_path / "all.pt", tmp_path / "rounded.pt")
-    assert "rounded to float16" in told[1]
+    remarks = export_checkpoint(adaptation, tmp_path / "all.pt", tmp_path / "rounded.pt")
+    assert "rounded to float16" in remarks[1]
 
 
 def test_a_bundles_own_checkpoint_is_recognized(bundle, make_method, tmp_path):
@@ -232,9 +232,9 @@ def test_what_cannot_be_merged_is_refused_and_nothing_written(wrong, make_method
         "other weights": r"does not hold the source weights \(of a UNet\)",
         "other network": "does not hold the source weights",
         "pickle": "never loaded because they can run code",
-        "damaged": "damaged",
-        "output": "is there already",
-        "script": "no TorchScript network",
+        "damaged": "cannot be read: it is damaged",
+        "output": "exists already and is not overwritten",
+        "script": "damaged or not a TorchScript network",
     }[wrong]
     with pytest.raises(GrataError, match=message):
         export_checkpoint(adapted(make_method("tent"), images, tmp_path / "a"), checkpoint, output)

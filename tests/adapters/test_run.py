@@ -1,4 +1,4 @@
-"""A run that was stopped at any moment leaves the bank as one that never stopped."""
+"""A run that was stopped at any moment and resumed leaves the same bank as one that never stopped."""
 
 import os
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ SITES = "ABA"
 
 
 class Outputs:
-    """What an ``OutputHandler`` does for a run, without files."""
+    """An ``OutputHandler`` that writes no files."""
 
     def __init__(self):
         self.scores, self.volumes = {}, {}
@@ -67,7 +67,7 @@ def states(folder):
 
 
 class Killed(BaseException):
-    """Nothing of the process is asked any more."""
+    """End of the process, which no code catches."""
 
 
 def test_a_run_killed_before_any_of_its_writes_ends_the_same(make_run, tmp_path, monkeypatch, same_state):
@@ -102,7 +102,7 @@ def test_a_run_killed_before_any_of_its_writes_ends_the_same(make_run, tmp_path,
         assert cards == {path.name: path.read_text() for path in (tmp_path / "whole").glob("*.json")}
         lines = Journal(tmp_path / f"out{moment}" / "journal.jsonl").lines()
         assert [line["case"] for line in lines] == [item["case"] for item in cases()]
-    # Of each case: the note that it has begun, the state, the entry and its card.
+    # Four files for each case: the note that it has begun, the state, the entry and its card.
     assert moment > 4 * len(SITES)
 
 
@@ -126,7 +126,7 @@ def test_a_saved_stream_is_put_right_too(make_run, tmp_path, monkeypatch, same_s
 
 
 class Failing(torch.nn.Module):
-    """Fails in prediction, after adaptation."""
+    """A network that fails in prediction, after adaptation."""
 
     def __init__(self, network, image):
         super().__init__()
@@ -179,8 +179,8 @@ def test_a_bank_that_cannot_be_written_stops_the_run_and_resume_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         assert make_run(cases()).run() == 1
-    told = capsys.readouterr().out
-    assert "case1" in told and "No space left" in told and "1 cases are left" in told
+    printed = capsys.readouterr().out
+    assert "case1" in printed and "No space left" in printed and "1 cases are left" in printed
     assert make_run(cases(), resume=True).run() == 0
     found, whole = states(tmp_path / "bank"), states(tmp_path / "whole")
     assert all(same_state(found[site].state, whole[site].state) for site in whole)
@@ -215,7 +215,7 @@ def test_an_entry_that_does_not_fit_is_a_fault_of_its_cases_alone(make_run, tmp_
     name = bank.entries()[0]
     bank.file(name).write_bytes(b"garbage")
     assert make_run(cases("ABA")).run() == 1
-    told = capsys.readouterr().out
-    assert told.count("damaged") >= 2 and f"bank reset {bank.path} {name}" in told
+    printed = capsys.readouterr().out
+    assert printed.count("damaged") >= 2 and f"bank reset {bank.path} {name}" in printed
     assert bank.file(name).read_bytes() == b"garbage"
     assert bank.read(bank.entries()[1]).cases == 2

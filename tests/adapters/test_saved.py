@@ -185,7 +185,7 @@ def test_attached_parameters_are_attached_where_they_are_applied(make_network, i
     norm = ("instance", {"affine": False})
     network = make_network(2, norm=norm)
     attach_affine(network)
-    method = Tent(network, lr=1e-2)
+    method = Tent(network, activation="sigmoid", lr=1e-2)
     method.adapt(images[0])
     save(method, tmp_path / "a")
     plain = make_network(2, norm=norm).eval()
@@ -208,10 +208,10 @@ def test_another_method_starts_from_what_was_learnt(make_method, make_network, i
 
 def test_a_scripted_network_is_saved_and_loaded_like_a_python_one(make_network, images, tmp_path, same_state):
     scripted = torch.jit.script(make_network(2).eval())
-    method = Tent(scripted, lr=1e-2)
+    method = Tent(scripted, activation="sigmoid", lr=1e-2)
     method.adapt(images[0])
     save(method, tmp_path / "a")
-    python = Tent(make_network(2), lr=1e-2)
+    python = Tent(make_network(2), activation="sigmoid", lr=1e-2)
     load(python, tmp_path / "a")
     assert all(torch.equal(python.parameters[name], value) for name, value in method.parameters.items())
 

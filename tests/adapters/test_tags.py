@@ -22,7 +22,7 @@ def slices(bundle) -> list[Path]:
 
 @pytest.fixture
 def series(slices, tmp_path) -> list[Path]:
-    """Three slices of a series that names a scanner, and a patient."""
+    """Three slices of a series with tags of a scanner and a patient."""
     folder = tmp_path / "Mustermann_Erika"
     folder.mkdir()
     for index, path in enumerate(slices[:3]):
@@ -66,7 +66,7 @@ def test_tags_in_the_metadata_come_first():
     assert scanner_tags(empty, SCANNER) == {"MagneticFieldStrength": "3"}
 
 
-def test_what_is_no_dicom_tells_nothing(bundle, tmp_path):
+def test_a_file_that_is_not_dicom_gives_no_tags(bundle, tmp_path):
     nifti = next((bundle / "sample_scans" / "nifti").glob("*.nii.gz"))
     for path in (nifti, tmp_path / "missing.dcm", tmp_path, ""):
         assert scanner_tags({"filename_or_obj": str(path)}, SCANNER) == {}
@@ -86,18 +86,18 @@ REFUSED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "Patien
 REFUSED += ("StudyInstanceUID", "SOPInstanceUID", "DeviceUID", "StudyDate", "AcquisitionDateTime", "ContentTime")
 REFUSED += ("AccessionNumber", "StudyID", "OperatorsName", "ReferringPhysicianName", "DateOfLastCalibration")
 REFUSED += ("AdmissionID", "RequestedProcedureID", "StudyDescription", "PixelData", "AcquisitionComments")
-# group 0018 too has what tells of the patient's body, and what somebody has typed
+# Group 0018 too has tags about the patient's body, and free text.
 REFUSED += ("HeartRate", "BodyPartExamined", "InterventionDrugName", "ContrastBolusAgent", "ProtocolName")
 
 
 @pytest.mark.parametrize("keyword", REFUSED)
 def test_what_is_not_of_the_device_is_never_a_key(keyword):
     assert pydicom.datadict.tag_for_keyword(keyword)
-    with pytest.raises(GrataError, match=f"bank#tags: {keyword} is not taken"):
+    with pytest.raises(GrataError, match=f"bank#tags: {keyword} is not allowed"):
         AdapterBank("bank", tags=["Manufacturer", keyword])
 
 
-def test_a_refusal_tells_what_is_taken():
+def test_a_refusal_lists_what_is_allowed():
     with pytest.raises(GrataError) as refused:
         check_tags(["ProtocolName"])
     named = str(refused.value).rpartition("some of ")[2].rstrip(".").split(", ")
@@ -105,7 +105,7 @@ def test_a_refusal_tells_what_is_taken():
 
 
 @pytest.mark.parametrize("tags", ["Manufacturer", [], ["Manufaktur"], [3], None])
-def test_tags_that_are_none_are_refused(tags):
+def test_words_that_are_not_tags_are_refused(tags):
     with pytest.raises(GrataError, match="bank#tags"):
         check_tags(tags)
 
@@ -150,8 +150,8 @@ def test_a_given_site_comes_before_the_scanner(series):
     image = load(str(series[0].parent), "ITKReader")
     bank = AdapterBank("bank")
     assert bank.key_of(image, ["north"]) == {"site": "north"}
-    for untold in ([], [""], ["unknown"]):
-        assert bank.key_of(image, untold) == EXPECTED
+    for unknown in ([], [""], ["unknown"]):
+        assert bank.key_of(image, unknown) == EXPECTED
     assert bank.key_of(torch.rand(2, 1, 8, 8), ["unknown", ""]) == {}
 
 
@@ -163,7 +163,7 @@ def test_a_batch_of_several_sites_is_refused():
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the studies are not part of the repository")
-def test_two_scanners_of_real_studies_are_told_apart(tmp_path):
+def test_two_scanners_of_real_studies_are_distinguished(tmp_path):
     def key(series):
         return scanner_tags({"filename_or_obj": str(SHARED / series)}, SCANNER)
 
@@ -175,7 +175,7 @@ def test_two_scanners_of_real_studies_are_told_apart(tmp_path):
     siemens = {"Manufacturer": "SIEMENS", "ManufacturerModelName": "Espree", "MagneticFieldStrength": "1.5"}
     assert key("Study1/12-T1post-05670") == ge
     assert key("Study3/11-T1post-18670") == siemens
-    # What a workstation has derived does not name its scanner any more.
+    # A series that a workstation derived does not name its scanner any more.
     assert key("Study1/13_HCropVolume") == key("Study3/11_HCropVolume") == {}
     assert entry_name(ge).startswith("ge-medical-systems-discovery-mr750-3-")
 

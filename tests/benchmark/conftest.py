@@ -1,4 +1,4 @@
-"""A bundle of two nested structures in pictures, and two sites of it."""
+"""A bundle for two nested structures, and two sites."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ ADAPT = {
         "site": "@site",
         "spatial_dims": 2,
     },
-    # what a site may do to the process that reads it
+    # A site can replace this with a function that harms the process that reads it.
     "trap": "$lambda image: image",
     "preprocessing": {
         "_target_": "Compose",
@@ -133,7 +133,7 @@ def _ground(tmp_path_factory):
 
 @pytest.fixture
 def settings(_ground, tmp_path):
-    """A configuration that a test may change."""
+    """Return a configuration that a test may change."""
     return {
         "bundle": str(_ground / "bundle"),
         "output_dir": str(tmp_path / "results"),
@@ -149,7 +149,7 @@ def settings(_ground, tmp_path):
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a configuration."""
+    """Write a configuration and return its path."""
 
     def write_file(settings, name="benchmark.yaml"):
         path = tmp_path / name
@@ -161,7 +161,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def site(tmp_path):
-    """Make another site, to be spoilt."""
+    """Make another site, whose files a test may damage."""
 
     def make(name="spoilt", cases=3):
         make_site(tmp_path / name, cases, 1.5, 2)

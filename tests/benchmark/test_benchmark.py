@@ -22,7 +22,7 @@ from grata.methods import METHODS, GraTa, Source
 
 
 def results(folder):
-    """Rows of ``results.csv`` without what is measured."""
+    """Return the rows of ``results.csv`` without measurements."""
     with open(folder / "results.csv", newline="") as file:
         return [{key: value for key, value in row.items() if key not in MEASURED} for row in csv.DictReader(file)]
 
@@ -32,7 +32,7 @@ def parts(config):
 
 
 def label_maps(config):
-    """All predictions that a benchmark kept, by job."""
+    """Return all predictions that a benchmark kept, by job and position."""
     return {(job.name, i): part.read_label_map(i) for job, part in parts(config) for i in range(len(job.items))}
 
 
@@ -43,7 +43,7 @@ def test_a_whole_benchmark(settings, write, tmp_path):
     assert run_benchmark(path) == 0
     folder = tmp_path / "results"
     rows = results(folder)
-    # 7 images: for one seed by methods without random numbers, for two by the others
+    # 7 images: one seed for methods without a random generator, two for the others.
     assert len(rows) == 7 * (2 * 1 + 2 * 2)
     assert [row["target"] for row in rows[:5]] == ["north"] * 5
     assert {row["error"] for row in rows} == {""}
@@ -57,10 +57,10 @@ def test_a_whole_benchmark(settings, write, tmp_path):
     table = summarise(config, [row for job, part in parts(config) for row in part.rows()])
     by_name = table.set_index(["target", "method"])
     assert by_name.loc[("all", "grata"), "images"] == 7
-    # sites weigh equally
+    # Sites weigh equally.
     sites = [by_name.loc[(site, "ptbn"), "dice/mean"] for site in ("north", "south")]
     assert by_name.loc[("all", "ptbn"), "dice/mean"] == pytest.approx(np.mean(sites))
-    # a method that does not move predicts like batch statistics alone
+    # A method that changes no parameter predicts like batch statistics alone.
     assert by_name.loc[("all", "slow"), "dice/mean"] == pytest.approx(by_name.loc[("all", "ptbn"), "dice/mean"])
     assert by_name.loc[("all", "source"), "ratio"] == 1.0
     assert math.isnan(by_name.loc[("all", "grata"), "p"])
@@ -68,7 +68,7 @@ def test_a_whole_benchmark(settings, write, tmp_path):
     assert (others["p_holm"] >= others["p"]).all() and others["p_holm"].max() <= 1
     summary = (folder / "summary.md").read_text()
     assert "per-target: bundle to all" in summary and "lr: 0.0" in summary
-    # where things lie on this machine is nobody's business
+    # Tables name no folder of this machine.
     for place in (tmp_path, tmp_path.parent, settings["bundle"], settings["targets"]["north"]["dataset_dir"]):
         assert not any(str(place) in file.read_text() for file in folder.glob("summary.*"))
     assert r"\toprule" in (folder / "summary.tex").read_text()
@@ -77,7 +77,7 @@ def test_a_whole_benchmark(settings, write, tmp_path):
     assert {"per-target-dice-by-site.png", "per-target-steps-along-stream.png"} <= figures
     assert {"per-target-bundle-north-overlays.png", "per-target-bundle-south-overlays.png"} <= figures
 
-    # again: nothing is left to do; more methods: those alone are done
+    # A second run with one more method runs that method only.
     before = {path: path.stat().st_mtime_ns for path in (folder / "parts").rglob("*.jsonl")}
     settings["methods"]["faster"] = {"method": "grata", "lr": 0.05}
     assert run_benchmark(write(settings)) == 0
@@ -86,7 +86,7 @@ def test_a_whole_benchmark(settings, write, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", ["episodic", "continual", "mixed", {"name": "recurring", "repeats": 2}])
-def test_every_protocol_is_the_method_run_by_hand(settings, write, tmp_path, protocol):
+def test_every_protocol_equals_the_method_run_by_hand(settings, write, tmp_path, protocol):
     settings |= {"protocol": protocol, "methods": {"grata": {"lr": 0.02}}, "limit": 2}
     path = write(settings)
     assert run_benchmark(path) == 0
@@ -105,7 +105,7 @@ def test_every_protocol_is_the_method_run_by_hand(settings, write, tmp_path, pro
     assert [float(row["cosine"]) for row in rows] == pytest.approx(cosines, rel=1e-4)
 
 
-def test_what_a_longer_stream_begins_with_is_computed_once(settings, write, tmp_path, monkeypatch):
+def test_the_beginning_of_a_longer_stream_is_computed_once(settings, write, tmp_path, monkeypatch):
     protocols = ["per-target", "continual", {"name": "recurring", "repeats": 2}]
     settings |= {"protocol": protocols, "methods": {"source": {}, "grata": {"lr": 0.02}}, "limit": 2}
     computed = []
@@ -113,8 +113,8 @@ def test_what_a_longer_stream_begins_with_is_computed_once(settings, write, tmp_
     monkeypatch.setattr(stream._Runner, "step", lambda self, k: computed.append(self.job.name) or step(self, k))
     assert run_benchmark(write(settings)) == 0
     together = results(tmp_path / "results")
-    # the second site of per-target, which starts from the source, and the recurring stream, whose second round is new
-    # to a method that learns
+    # Not reused: the second site of per-target, which starts from the source, and the recurring stream, whose second
+    # round differs for a method that learns.
     assert len(computed) == 2 * 2 + 4 + 8
     apart = []
     for index, protocol in enumerate(protocols):
@@ -126,7 +126,7 @@ def test_what_a_longer_stream_begins_with_is_computed_once(settings, write, tmp_
     assert plain == [{key: value for key, value in row.items() if key not in measured} for row in apart]
 
 
-def test_a_stride_takes_every_so_manieth_image_of_a_site(settings, write, tmp_path):
+def test_a_stride_takes_every_nth_image_of_a_site(settings, write, tmp_path):
     settings["targets"]["north"]["stride"] = 3
     settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 2}
     assert run_benchmark(write(settings)) == 0
@@ -143,9 +143,7 @@ def test_more_methods_than_colours_are_drawn_by_name(settings, write, tmp_path):
         assert figures[f"per-target-{name}.png"].startswith(b"\x89PNG")
 
 
-def test_an_image_that_comes_again_is_computed_once_where_no_other_one_has_a_say(
-    settings, write, tmp_path, monkeypatch
-):
+def test_a_repeated_image_is_computed_once_if_no_other_image_influences_it(settings, write, tmp_path, monkeypatch):
     rows = {"source": {}, "online": {"method": "tent"}, "episodic": {"method": "tent", "reset": "per-case"}}
     settings |= {"protocol": {"name": "recurring", "repeats": 3}, "methods": rows, "limit": 2}
     settings["reference_method"] = "online"
@@ -156,7 +154,7 @@ def test_an_image_that_comes_again_is_computed_once_where_no_other_one_has_a_say
     assert {name: computed.count(name) for name in rows} == {"source": 4, "online": 12, "episodic": 4}
     found = results(tmp_path / "results")
     assert len(found) == 3 * 12
-    # what was not computed has no cost
+    # A reused result has no cost.
     with open(tmp_path / "results" / "results.csv", newline="") as file:
         for row in csv.DictReader(file):
             costs = row["method"] == "online" or row["round"] == "0"
@@ -170,7 +168,7 @@ def test_an_image_that_comes_again_is_computed_once_where_no_other_one_has_a_say
 
 
 def test_labels_never_reach_a_method(settings, write, site, tmp_path, monkeypatch):
-    """A method gets a plain tensor, and predicts the same with labels of noise, with wrong ones and without."""
+    """A method gets a plain tensor, and predicts the same with random, wrong or missing labels."""
     seen = []
 
     class Recorder(Source):
@@ -223,7 +221,7 @@ def assert_same_maps(maps, expected):
         np.testing.assert_array_equal(maps[key], value)
 
 
-def test_what_fails_is_a_row_and_the_stream_goes_on_as_without_it(settings, write, site, tmp_path, monkeypatch):
+def test_a_failed_image_has_a_row_and_does_not_change_the_stream(settings, write, site, tmp_path, monkeypatch):
     class Brittle(GraTa):
         name = "brittle"
 
@@ -260,7 +258,7 @@ def test_what_fails_is_a_row_and_the_stream_goes_on_as_without_it(settings, writ
     ]
 
 
-def test_a_stopped_run_goes_on(settings, write, tmp_path, monkeypatch):
+def test_a_stopped_run_is_resumed(settings, write, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "draw_figures", lambda *_: None)
     settings |= {"protocol": [{"name": "recurring", "repeats": 2}], "seeds": [1]}
     path = write(settings)
@@ -300,7 +298,7 @@ def test_a_changed_benchmark_is_refused(settings, write, site, tmp_path):
     for what, change in changes.items():
         with pytest.raises(GrataError, match=f"with other .*({what})"):
             run_benchmark(write({**settings, **change}))
-    # another place of the same data is no change
+    # The same data in another folder is not a change.
     shutil.copytree(settings["bundle"], tmp_path / "copy")
     assert run_benchmark(write({**settings, "bundle": str(tmp_path / "copy"), "seeds": [0, 3]})) == 0
     assert {row["seed"] for row in results(tmp_path / "results")} == {"0", "3"}
@@ -323,7 +321,7 @@ def test_a_method_that_always_fails_does_not_spoil_the_tables(settings, write, t
     assert len(results(tmp_path / "alone")) == 4
 
 
-def test_segments_that_are_not_scored_have_no_part(settings, write, tmp_path):
+def test_segments_that_are_not_scored_are_left_out(settings, write, tmp_path):
     settings |= {"methods": {"source": {}, "grata": {"lr": 0.02}}, "limit": 2}
     settings["targets"]["south"]["scored"] = ["Disc"]
     assert run_benchmark(write(settings)) == 0
@@ -344,7 +342,7 @@ def test_segments_to_score_come_from_the_target_else_the_source_else_the_bundle(
     scored = {(job.source, site): labels for job in jobs for site, labels in job.scored.items()}
     both = ["Disc", "Cup"]
     assert scored == {("a", "north"): both, ("a", "south"): ["Disc"], ("b", "north"): both, ("b", "south"): ["Cup"]}
-    for where, change in (("bundle: scored", {}), ("sources#b#scored", {"sources": {"b": {"scored": ["Vessel"]}}})):
+    for where, change in (("bundle#scored", {}), ("sources#b#scored", {"sources": {"b": {"scored": ["Vessel"]}}})):
         (bundle / "configs" / "adapt.yaml").write_text(yaml.safe_dump({**adapt, "scored": ["Rim"]}, sort_keys=False))
         with pytest.raises(GrataError, match=f"{where}: there is no segment .*Disc, Cup"):
             plan(load_config(write({**settings, **change})))
@@ -359,7 +357,7 @@ def test_overrides_that_would_change_nothing_are_refused(settings, write):
     refused("targets#north#ptbn_like: .*no such key", targets={"north": {**north, "ptbn_like": 1}})
     refused("sources#a#postprocessing: a benchmark does not read it", sources={"a": {"postprocessing": {}}})
     refused("targets#north#evaluator: a benchmark does not read it", targets={"north": {**north, "evaluator": {}}})
-    # through @trap, and of the network's own
+    # Keys that preprocessing refers to, and keys of the network, are accepted.
     plan(load_config(write({**settings, "targets": {"north": {**north, "trap": "$lambda image: 1 - image"}}})))
     plan(load_config(write({**settings, "sources": {"a": {"network_def#norm": "batch", "activation": "softmax"}}})))
 
@@ -392,7 +390,7 @@ def test_a_run_in_this_process_leaves_it_as_it_was(settings, write, tmp_path, mo
 
 
 def stopped_after(monkeypatch, images):
-    """Let a run be stopped after so many images."""
+    """Stop the next run after a number of images."""
     real, calls = Part.append, []
 
     def interrupted(self, row):
@@ -404,7 +402,7 @@ def stopped_after(monkeypatch, images):
     monkeypatch.setattr(Part, "append", interrupted)
 
 
-def test_a_damaged_state_is_told_with_its_cause(settings, write, tmp_path, monkeypatch):
+def test_a_damaged_state_is_named_with_its_cause(settings, write, tmp_path, monkeypatch):
     settings |= {"methods": {"grata": {"lr": 0.02}}, "limit": 2, "protocol": "continual"}
     path = write(settings)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -430,7 +428,7 @@ def test_a_damaged_state_is_told_with_its_cause(settings, write, tmp_path, monke
         ({"lr": 0.02, "reset": "per-case"}, "continual", [False] * 4),
     ],
 )
-def test_a_state_is_kept_where_a_later_image_depends_on_it(
+def test_a_state_is_kept_if_a_later_image_depends_on_it(
     settings, write, tmp_path, monkeypatch, method, protocol, states
 ):
     settings |= {"methods": {"grata": method}, "limit": 2, "protocol": protocol}
@@ -443,9 +441,9 @@ def test_a_state_is_kept_where_a_later_image_depends_on_it(
 
     monkeypatch.setattr(Part, "commit", noting)
     assert run_benchmark(path, output_dir=str(tmp_path / "whole")) == 0
-    # the streams of `episodic` are those of the sites
+    # `episodic` has one stream per site.
     assert kept == states
-    # and without one a stopped run ends as one that was not, too
+    # A stopped run ends like an uninterrupted one, with a state or without.
     for images in (1, 2, 3):
         folder = str(tmp_path / f"stopped{images}")
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -456,7 +454,7 @@ def test_a_state_is_kept_where_a_later_image_depends_on_it(
 
 
 def test_distances_are_in_mm_where_pixels_have_a_size(settings, write, tmp_path):
-    """A 2D NIfTI image of 0.5 by 2 mm, and a picture of the same pixels."""
+    """Compare a 2D NIfTI image of 0.5 by 2 mm with a picture of the same pixels."""
     generator = np.random.default_rng(4)
     pixels = generator.integers(0, 255, (32, 28)).astype(np.uint8)
     label = np.zeros((32, 28), np.uint8)
@@ -471,7 +469,7 @@ def test_distances_are_in_mm_where_pixels_have_a_size(settings, write, tmp_path)
     settings |= {"methods": {"source": {}}, "reference_method": "source"}
     for space, scan, picture in (
         ("input", [0.5, 2.0], [1.0, 1.0]),
-        # brought to 24 by 24 pixels
+        # Resized to 24 by 24 pixels.
         ("network", [0.5 * 32 / 24, 2.0 * 28 / 24], [1.0, 1.0]),
     ):
         for job in plan(load_config(write({**settings, "metrics": {"space": space}}))):

@@ -1,4 +1,4 @@
-"""The command as a user types it, and what happens when it is killed."""
+"""The command as a user types it, also when it is killed."""
 
 import csv
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 from grata.__main__ import benchmark
 from grata.benchmark.stream import MEASURED
 
-# Importing takes seconds, so one process forks a run for each point at which to be killed; it has computed nothing
-# itself, and so has no threads that a fork could lose.
+# Importing takes seconds, so one process forks a run for each point at which to be killed. It computes nothing itself,
+# so it has no threads that a fork could lose.
 KILLED = """
 import os, signal, sys
 from grata.benchmark import run, run_benchmark
@@ -80,7 +80,7 @@ def test_a_run_that_was_killed_anywhere_ends_as_one_that_was_not(run, settings, 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_worker_that_dies_is_told_of_and_the_others_go_on(run, settings, write, tmp_path):
+def test_a_worker_that_dies_is_reported_and_the_others_continue(run, settings, write, tmp_path):
     settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 1}
     settings["targets"]["south"]["trap"] = "$lambda image: os.kill(os.getpid(), 9)"
     path = write(settings)
@@ -93,7 +93,7 @@ def test_a_worker_that_dies_is_told_of_and_the_others_go_on(run, settings, write
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the site is left by os._exit")
-def test_a_worker_that_ends_too_early_is_no_success(run, settings, write):
+def test_a_worker_that_ends_too_early_is_a_failure(run, settings, write):
     settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 1}
     settings["targets"]["south"]["trap"] = "$lambda image: os._exit(0)"
     outcome = run("-m", "grata", "benchmark", write(settings), "--workers", 1)
@@ -101,8 +101,8 @@ def test_a_worker_that_ends_too_early_is_no_success(run, settings, write):
     assert "per-target/bundle/south/source/seed-0: stopped: its process ended after 0 of 1 images" in outcome.stdout
 
 
-def test_options_name_sites_with_hyphens_and_no_new_ones(run, settings, write, tmp_path):
-    """The command line hands over ``rim_one`` for ``rim-one``."""
+def test_options_can_name_sites_with_hyphens_but_no_new_ones(run, settings, write, tmp_path):
+    """The command line passes ``rim_one`` for ``rim-one``."""
     settings["targets"] = {"rim-one": {"dataset_dir": "nowhere"}}
     settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 1}
     path, folder = write(settings), settings["bundle"].replace("bundle", "north/images")
@@ -131,7 +131,7 @@ def test_errors_are_one_line(settings, write, capsys):
         ({"sources#bundle#device": "cuda:99"}, "cuda:99 was asked for"),
     ],
 )
-def test_a_device_that_is_not_there_is_told_before_anything_runs(settings, write, capsys, overrides, message):
+def test_a_missing_device_is_reported_before_anything_runs(settings, write, capsys, overrides, message):
     with pytest.raises(SystemExit) as end:
         benchmark(write(settings), **overrides)
     error = capsys.readouterr().err

@@ -16,7 +16,7 @@ def test_yaml_json_and_overrides(settings, write, tmp_path):
     assert load_config(tmp_path / "benchmark.json").targets == config.targets
 
 
-def test_the_same_method_may_be_there_twice(settings, write):
+def test_a_method_may_have_several_rows(settings, write):
     settings["methods"]["fast"] = {"method": "grata", "autocast": "bfloat16"}
     row = load_config(write(settings)).methods[-1]
     assert (row.name, row.method, row.settings) == ("fast", "grata", {"autocast": "bfloat16"})
@@ -30,7 +30,7 @@ def test_a_source_is_not_tested_on_its_own_site(settings, write):
     assert config.targets_of("north") == ["north", "south"]
 
 
-def test_overrides_are_of_what_is_there(settings, write):
+def test_overrides_change_only_what_the_file_names(settings, write):
     settings["targets"] = {"rim-one": {"dataset_dir": "a"}, "south": {}}
     settings["methods"]["entropy+entropy"] = {"method": "grata"}
     settings["seeds"] = [0]
@@ -40,7 +40,7 @@ def test_overrides_are_of_what_is_there(settings, write):
     assert config.targets == {"rim-one": {"dataset_dir": "b"}, "south": {}} and not config.exclude_same_site
     assert config.sources == {"bundle": {"weights": "w.pt"}}
     assert config.methods[-1].settings == {"strong_view": {"output_range": "input"}}
-    # what was overridden once is not the default of the next configuration
+    # an override does not change the defaults of the next configuration
     assert load_config(path).sources == {"bundle": {}}
     for key, message in {
         "targets#rim_on#dataset_dir": "--targets#rim_on#dataset_dir: .*Did you mean targets#rim-one",
@@ -62,7 +62,7 @@ def test_a_nested_override_changes_one_value_of_the_bundles_and_wins(settings, w
     assert list(config.sources["a"].items()) == [("network_def", {"depth": 34}), ("network_def#depth", 50)]
 
 
-def test_scored_of_targets_and_sources(settings, write):
+def test_segments_to_score_are_named_by_targets_and_sources(settings, write):
     settings["sources"] = {"a": {"scored": ["Disc"]}, "b": {"scored": None}}
     settings["targets"]["north"]["scored"] = "Cup"
     config = load_config(write(settings))
@@ -74,12 +74,16 @@ def test_scored_of_targets_and_sources(settings, write):
     ("changes", "message"),
     [
         ({"metods": {}}, "Did you mean methods"),
-        ({"targets": None}, "targets: it is missing"),
-        ({"targets": {"north": 3}}, "targets#north"),
+        ({"targets": None}, "targets: is missing from the configuration"),
+        ({"targets": {"north": 3}}, "targets#north: must hold settings, got 3"),
+        ({"sources": 3}, "sources: must hold names with the settings of each, got 3"),
         ({"targets": {"a/b": {}}}, "file name"),
         ({"targets": {"..": {}}}, "file name"),
-        ({"targets": {"north": {"weights": "other.pt"}}}, "not a site's"),
-        ({"targets": {"north": {"activation": "softmax"}}}, "not a site's"),
+        (
+            {"targets": {"north": {"weights": "other.pt"}}},
+            "targets#north#weights: is not a setting of a site. Set it in",
+        ),
+        ({"targets": {"north": {"activation": "softmax"}}}, "north#activation: is not a setting of a site"),
         ({"targets": {"north": {"memory_format": "channels_last"}}}, "north#memory_format: .*Set it in sources"),
         ({"targets": {"north": {"keep_pages": False}}}, "targets#north#keep_pages: .*Set it in sources"),
         ({"targets": {"north": {"num_workers": 2}}}, "targets#north#num_workers: .*See workers"),
@@ -98,19 +102,23 @@ def test_scored_of_targets_and_sources(settings, write):
         ({"methods": {"grata": {"seed": 1}}}, "See seeds"),
         ({"common": {"seed": 1}}, "common#seed: .*See seeds"),
         ({"common": {"lrr": 1}}, "common#lrr"),
-        ({"common": 3}, "common: it holds settings"),
+        ({"common": 3}, "common: must hold settings of methods, got 3"),
         ({"reference_method": "tentt"}, "not a row of methods"),
-        ({"protocol": "forever"}, "per-target"),
-        ({"protocol": ["mixed", "mixed"]}, "there twice"),
-        ({"seeds": [0, 0]}, "there twice"),
-        ({"seeds": ["a"]}, "whole numbers"),
-        ({"seeds": [-1]}, "whole numbers"),
-        ({"limit": 0}, "limit"),
-        ({"workers": -1}, "workers"),
-        ({"threads": True}, "threads"),
-        ({"shuffle": "perhaps"}, "true or false"),
-        ({"metrics": {"spacing": 1}}, "metrics#spacing"),
-        ({"metrics": {"empty": "zero"}}, "metrics#empty"),
+        ({"protocol": "forever"}, "protocol: there is no protocol 'forever'; there are per-target"),
+        ({"protocol": ["mixed", "mixed"]}, "protocol: 'mixed' is there twice. Give one of them another label"),
+        ({"protocol": {"name": "mixed", "label": "a/b"}}, "protocol: 'a/b' becomes a file name"),
+        ({"seeds": [0, 0]}, "seeds: 0 is there twice"),
+        ({"seeds": ["a"]}, "seeds: must be a list of whole numbers"),
+        ({"seeds": [-1]}, "seeds: must be whole numbers of at least 0"),
+        ({"limit": 0}, "limit: must be a whole number of at least 1, got 0"),
+        ({"workers": -1}, "workers: must be a whole number of at least 0, got -1"),
+        ({"threads": True}, "threads: must be a whole number of at least 1, got True"),
+        ({"shuffle": "perhaps"}, "shuffle: must be true or false, got 'perhaps'"),
+        ({"metrics": {"spacing": 1}}, "metrics#spacing: metrics has no such setting; did you mean space"),
+        ({"metrics": {"empty": "zero"}}, "metrics#empty: must be one of nan, reference, got 'zero'"),
+        ({"metrics": {1: 2}}, "metrics#1: metrics has no such setting"),
+        ({"metrics": 3}, "metrics: must hold the settings space and empty, got 3"),
+        ({1: 2}, "1: there is no such key"),
         ({"output_dir": 20240611}, "./20240611"),
         ({"sources": {"north": {}}, "targets": {"north": {}}}, "none is left"),
     ],
@@ -141,7 +149,7 @@ def test_all_methods_with_common_settings(settings, write):
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "neither YAML nor JSON"), ("- 1", "not a mapping")])
-def test_a_file_that_is_no_configuration(tmp_path, text, message):
+def test_a_file_that_is_not_a_configuration(tmp_path, text, message):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(GrataError, match=message):
         load_config(tmp_path / "x.yaml")

@@ -25,7 +25,7 @@ def of(prediction, label, spacing=None, **options):
 
 
 def by_scipy(prediction, label, spacing):
-    """Distances by distance transforms, as MONAI 1.6 does not compute them."""
+    """Return distances from distance transforms, which MONAI 1.6 does not use."""
     surfaces = [mask & ~binary_erosion(mask) for mask in (prediction.astype(bool), label.astype(bool))]
     to_label, to_prediction = (distance_transform_edt(~surfaces[1 - i], sampling=spacing)[surfaces[i]] for i in (0, 1))
     return {
@@ -52,7 +52,7 @@ def test_distances_against_an_independent_computation(shape, spacing):
         assert scores["dice/It"] == pytest.approx(2 * both / (masks[0].sum() + masks[1].sum()), rel=1e-6)
 
 
-def test_a_square_that_was_moved():
+def test_a_shifted_square():
     label, prediction = square((30, 30), (5, 5), (15, 15)), square((30, 30), (5, 8), (15, 18))
     scores = of(prediction, label)
     assert scores["dice/It"] == pytest.approx(0.7)
@@ -62,7 +62,7 @@ def test_a_square_that_was_moved():
 
 
 def test_directed_and_symmetric_distance_are_not_the_same():
-    """A structure of which one half was found: its surface is close to the label's, the label's is not close to it."""
+    """Half of a structure was found: its surface is close to the label's, but not the other way round."""
     label, prediction = square((40, 40), (5, 5), (35, 35)), square((40, 40), (5, 5), (35, 12))
     scores = of(prediction, label)
     assert scores["asd_pred_to_label/It"] < 3 < scores["assd/It"]
@@ -86,7 +86,7 @@ def test_empty_masks(found, real, nan, reference):
         np.testing.assert_equal(scores["dice/mean"], dice)
 
 
-def test_regions_hold_what_they_include_and_means_leave_out_what_is_not_there():
+def test_regions_contain_what_they_include_and_means_leave_out_missing_structures():
     label = square((20, 20), (4, 4), (14, 14)) + square((20, 20), (6, 6), (10, 10))
     disc_alone = np.minimum(label, 1)
     probabilities = np.stack([label > 0, label > 1]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The files of one job, left by a process that was killed between any two of its writes."""
+"""The files of one job after its process was killed between any two writes."""
 
 import contextlib
 import json
@@ -30,19 +30,19 @@ def state_of(n):
 
 
 def advance(part, n, keep=True):
-    """Image ``n``, counted from 1."""
+    """Finish image ``n``, counted from 1."""
     part.append({"image": n})
     part.commit(n, state_of(n) if keep else None)
 
 
 def check(part, rows, n):
-    """``rows`` rows are done, and the state is that after image ``n``; None: there is none."""
+    """Check that ``rows`` rows are finished, and that the state is the one after image ``n``; None: no state."""
     done, state = part.open()
     assert [row["image"] for row in done] == list(range(1, rows + 1)) == [row["image"] for row in part.rows()]
     assert state is None if n is None else torch.equal(state["weight"], state_of(n)["weight"])
 
 
-def test_rows_and_the_state_after_them_come_back_and_a_state_that_nobody_needs_is_not_kept(part):
+def test_rows_and_the_state_after_them_are_kept_and_an_unneeded_state_is_removed(part):
     assert part.open() == ([], None)
     advance(part, 1)
     advance(part, 2)
@@ -52,7 +52,7 @@ def test_rows_and_the_state_after_them_come_back_and_a_state_that_nobody_needs_i
     assert not file(part, ".pt").exists()
 
 
-def test_what_is_done_and_what_it_depends_on_are_told_without_the_state(part, monkeypatch, tmp_path):
+def test_rows_and_fingerprints_are_read_without_the_state(part, monkeypatch, tmp_path):
     part.open()
     advance(part, 1)
     monkeypatch.setattr(torch, "load", None)
@@ -65,7 +65,7 @@ def test_what_is_done_and_what_it_depends_on_are_told_without_the_state(part, mo
 @pytest.mark.parametrize("write", ["append", "_write_state", "_remove_state", "_write_progress"])
 @pytest.mark.parametrize("before", [True, False])
 def test_killed_at_any_write_of_the_second_image(part, monkeypatch, first, second, write, before):
-    """The image is done or not, and where a state is to be gone on from it is that of the last one that is done."""
+    """The image is finished or not, and the state, if one is needed, is that of the last finished image."""
     part.open()
     advance(part, 1, keep=first)
     real = getattr(Part, write)

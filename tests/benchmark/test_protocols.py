@@ -40,19 +40,19 @@ def test_mixed_holds_every_image_once_in_an_order_of_the_seed():
     assert first != sorted(first)
 
 
-def test_a_shuffled_site_keeps_its_order_when_another_site_comes_in():
+def test_a_further_site_does_not_change_the_random_order_within_another():
     alone = make_protocol("per-target", ["a"]).streams({"a": SITES["a"] * 4}, 1, shuffle=True)[0]
     both = make_protocol("per-target", list(SITES)).streams({**SITES, "a": SITES["a"] * 4}, 1, shuffle=True)[0]
     assert alone == both and alone.drawn
     assert [item.case for item in alone.items] != SITES["a"] * 4
 
 
-def test_a_site_that_is_not_tested_is_passed_over_in_the_order():
+def test_a_site_of_the_order_that_is_not_tested_is_left_out():
     protocol = make_protocol({"name": "continual", "order": ["b", "a"]}, list(SITES))
     assert [item.site for item in protocol.streams({"a": ["1"]}, 0)[0].items] == ["a"]
 
 
-def test_an_order_of_numbers_names_the_sites_that_are_called_so():
+def test_numbers_in_an_order_stand_for_the_sites_of_that_name():
     protocol = make_protocol({"name": "continual", "order": [2, 1]}, ["1", "2"])
     (stream,) = protocol.streams({"1": ["a"], "2": ["b"]}, 0)
     assert [(item.site, item.case) for item in stream.items] == [("2", "b"), ("1", "a")]
@@ -72,10 +72,16 @@ def test_weighting():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("per_target", "per-target"),
-        ({"name": "continual", "ordre": []}, "protocol#ordre"),
+        ("per_target", "protocol: there is no protocol .per_target.; .*Did you mean per-target"),
+        (
+            {"name": "continual", "ordre": []},
+            "protocol#ordre: continual has no such setting; did you mean protocol#order",
+        ),
         ({"name": "continual", "order": ["a"]}, "each target once"),
-        ({"name": "recurring", "repeats": 0}, "protocol#repeats"),
+        ({"name": "recurring", "repeats": 0}, "protocol#repeats: must be a whole number of at least 1"),
+        ({"name": "continual", "order": "ab"}, "protocol#order: must be a list of names"),
+        ({"name": "continual", "order": []}, "protocol#order: must name each target once"),
+        ({"name": "continual", "order": ["a", "b", "b"]}, "protocol#order: must name each target once"),
     ],
 )
 def test_refused(setting, message):

@@ -1,4 +1,4 @@
-"""Tables of a few rows whose figures are worked out by hand."""
+"""Tables of a few rows, compared with values computed by hand."""
 
 import math
 
@@ -69,23 +69,23 @@ def test_means_differences_and_counts(configured, protocol):
     table = by_name(configured(protocol=protocol), [row(*values, protocol=protocol) for values in ROWS])
     source, grata = (table.loc[("bundle", "north", method)] for method in ("source", "grata"))
     assert source["dice/Disc"] == pytest.approx((0.5 + 0.7 + 0.9) / 3)
-    # seeds first: 0.7, 0.6, 0.8, and not the mean of the five rows, 0.68
+    # Seeds are averaged first: 0.7, 0.6, 0.8; the mean of the five rows would be 0.68.
     assert grata["dice/Disc"] == pytest.approx(0.7)
-    # of three images one alone is drawn in 1 of 27 resamples, which is more than 2.5 %
+    # 1 of 27 resamples of three images holds one image three times, which is more than 2.5 %.
     assert (grata["dice/Disc:low"], grata["dice/Disc:high"]) == pytest.approx((0.6, 0.8))
-    # the method's less the reference's, image by image: -0.2, 0.1, 0.1
+    # Method minus reference, image by image: -0.2, 0.1, 0.1.
     assert source["difference"] == pytest.approx(0.0, abs=1e-12)
     assert source["difference:low"] == pytest.approx(-0.2) and source["difference:high"] == pytest.approx(0.1)
     assert math.isnan(grata["difference"]) and math.isnan(grata["p"]) and math.isnan(grata["p_holm"])
     # ranks 1 3 2 of the agreement, 1 2 3 of the Dice: 1 - 6 (0 + 1 + 1) / (3 (9 - 1))
     assert source["agreement_spearman"] == pytest.approx(0.5)
-    # an infinite distance of one seed is one of the image
+    # A distance that is infinite for one seed is infinite for the image.
     assert (source["undefined/Disc"], grata["undefined/Disc"]) == (1, 1)
     assert source["assd/Disc"] == pytest.approx(3.0) and grata["assd/Disc"] == pytest.approx((2.0 + 3.0) / 2)
     assert (grata["seconds"], source["seconds"], grata["ratio"]) == (4.0, 1.0, 4.0)
 
     south = table.loc[("bundle", "south", "source")]
-    # what neither map has is not scored, and no infinite distance
+    # A structure missing from both maps is not scored, and is not an infinite distance.
     assert (south["images"], south["unlabelled"], south["failed"], south["undefined/Disc"]) == (2, 1, 0, 0)
     assert south["dice/Disc"] == pytest.approx(0.4) and south["difference"] == pytest.approx(-0.2)
 
@@ -111,7 +111,7 @@ def test_p_values_are_corrected_for_the_methods_of_the_block(settings, write):
     values = {"source": low, "ptbn": mixed, "grata": high}
     rows = [row("north", str(i), name, 0, dice) for name, dices in values.items() for i, dice in enumerate(dices)]
     table = by_name(load_config(write(settings)), rows).loc[("bundle", "north")]
-    # all six on one side: 2 / 2⁶; the other, of differences on both sides, is larger
+    # All six differences on one side give 2 / 2⁶; differences on both sides give more.
     assert table.loc["source", "p"] == pytest.approx(2 / 64)
     assert table.loc["ptbn", "p"] > 0.5
     assert table.loc["source", "p_holm"] == pytest.approx(2 * 2 / 64)
@@ -120,12 +120,12 @@ def test_p_values_are_corrected_for_the_methods_of_the_block(settings, write):
 
 @pytest.mark.parametrize("protocol", ["per-target", "continual"])
 def test_an_image_counts_once_for_all_sources_together(configured, protocol):
-    """Ten pairs of source and image are five images: their test is 2 / 2⁵, and what sources differ by is no spread."""
+    """Ten pairs of source and image are five images: p is 2 / 2⁵, and differences between sources are not spread."""
     config = configured(sources={"east": {}, "west": {}}, protocol=protocol)
     rows = []
     for source, dice in (("east", 0.4), ("west", 0.6)):
         for i in range(5):
-            # of other size in each source; on average 0.05, 0.06, ... better
+            # Another size in each source; on average 0.05, 0.06, ... better.
             better = 0.05 + i / 100 + (0.02 if source == "east" else -0.02)
             target = "north" if i < 3 else "south"
             rows.append(row(target, str(i), "source", 0, dice, agreement=i / 10, source=source, protocol=protocol))
@@ -140,7 +140,7 @@ def test_an_image_counts_once_for_all_sources_together(configured, protocol):
     assert table.loc[("east", "all", "source"), "images"] == 5
     assert table.loc[("east", "all", "source"), "dice/Disc"] == pytest.approx(0.4)
 
-    # what failed for one source has no part in the difference on either side, and the other speaks for the image
+    # An image that failed for one source is left out on both sides there; the other source still counts.
     rows[0] = {**rows[0], "error": "broken", "dice/Disc": 0.0, "dice/mean": 0.0}
     pooled = by_name(config, rows).loc[("all", "all", "source")]
     assert (pooled["images"], pooled["failed"]) == (5, 1)
@@ -150,7 +150,7 @@ def test_an_image_counts_once_for_all_sources_together(configured, protocol):
     assert pooled["difference"] == pytest.approx(expected)
 
 
-def test_rounds_are_averaged_in_the_tables_and_told_apart_in_their_own(configured, tmp_path):
+def test_rounds_are_averaged_in_the_tables_and_separate_in_their_own(configured, tmp_path):
     config = configured(protocol={"name": "recurring", "repeats": 2})
     dice = {("1", 0): 0.4, ("2", 0): 0.6, ("1", 1): 0.8, ("2", 1): 0.7}
     rows = [
@@ -171,7 +171,7 @@ def test_rounds_are_averaged_in_the_tables_and_told_apart_in_their_own(configure
     assert cells[2:] == [["bundle", "source", "0.5000", "0.7500"], ["bundle", "grata", "0.6000", "0.8500"]]
 
 
-def test_an_image_that_was_not_computed_again_has_no_part_in_the_cost(configured):
+def test_a_reused_result_does_not_count_in_the_cost(configured):
     config = configured(protocol={"name": "recurring", "repeats": 2})
     rows = [row("north", case, "source", 0, 0.5, protocol="recurring", round=0) for case in "12"]
     rows[0] |= {"seconds": 9.0, "cold": True}
@@ -179,12 +179,12 @@ def test_an_image_that_was_not_computed_again_has_no_part_in_the_cost(configured
     again = [{key: value for key, value in r.items() if key not in MEASURED} | {"round": 1} for r in rows]
     line = by_name(config, [*rows, *again]).loc[("bundle", "north", "source")]
     assert (line["seconds_adapt"], line["seconds"], line["peak_memory_mib"]) == (2.0, 3.0, 9.0)
-    # the only image that was computed came first after a start
+    # The only computed image was the first after a start.
     line = by_name(config, [rows[0], again[0]]).loc[("bundle", "north", "source")]
     assert line["seconds_adapt"] == 9.0
 
 
-def test_a_summary_tells_no_place_on_this_machine(configured, tmp_path):
+def test_a_summary_names_no_folder_of_this_machine(configured, tmp_path):
     places = {"dataset_dir": "/home/someone/scans", "cases_file": ["/home/someone/lists/a.csv", "b.csv"]}
     config = configured(
         bundle="/home/someone/bundles/fundus",
@@ -201,7 +201,7 @@ def test_a_summary_tells_no_place_on_this_machine(configured, tmp_path):
     assert [line for line in shown if line not in text] == []
 
 
-def test_unlabelled_images_are_told_of_where_there_are_any(configured, tmp_path):
+def test_unlabelled_images_are_counted_where_there_are_any(configured, tmp_path):
     write_summary(configured(), [row(*values) for values in ROWS], tmp_path, threads=1, minutes=1.0, missing=0)
     north, south = ((tmp_path / "summary.md").read_text().split(f"bundle to {site}")[1] for site in ("north", "south"))
     assert "unlabelled" not in north.split("##")[0]

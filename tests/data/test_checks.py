@@ -20,12 +20,12 @@ def test_a_good_scan_passes_unchanged(shape, spatial_dims):
 
 @pytest.mark.parametrize("shape", [(1, 4, 5), (1, 4, 5, 1), (1, 2, 3, 4, 5)])
 def test_wrong_number_of_dimensions(shape):
-    with pytest.raises(GrataError, match=r"a\.nii\.gz.*wants 3D"):
+    with pytest.raises(GrataError, match=r"a\.nii\.gz.*needs 3D"):
         CheckScand("image")({"image": image(*shape)})
 
 
 def test_wrong_number_of_channels():
-    with pytest.raises(GrataError, match="has 4 channels, but this bundle wants 1"):
+    with pytest.raises(GrataError, match="has 4 channels, but this bundle needs 1"):
         CheckScand("image")({"image": image(4, 3, 3, 3)})
 
 

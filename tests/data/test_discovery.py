@@ -89,7 +89,7 @@ def test_selection_by_modality_and_description(tmp_path, scans):
     assert ids() == ["ct", "mr", "x"]
     assert ids(modality="mr") == ["mr", "x"]
     assert ids(description="mprage") == ids(description="T1*POST") == ["mr", "x"]
-    with pytest.raises(GrataError, match=r"modality 'PT'.*1 of modality CT.*1 of modality MR") as caught:
+    with pytest.raises(GrataError, match=r"modality: .*modality 'PT'.*1 of modality CT.*1 of modality MR") as caught:
         discover(tmp_path, modality="PT")
     assert without_patient(scans, str(caught.value))
 
@@ -192,7 +192,7 @@ def test_a_broken_file_makes_the_series_around_it_incomplete(tmp_path, scans, ke
     # The last slice: without it the rest would still look like a good series.
     paths[-1].write_bytes(paths[-1].read_bytes()[:kept])
     fault = only_fault(tmp_path)
-    assert re.search("0 bytes|truncated|garbage|damaged|lack the position|no pixel data", fault.message)
+    assert re.search("0 bytes|truncated|damaged|lack the position|no pixel data", fault.message)
     assert without_patient(scans, fault.message)
 
 
@@ -396,8 +396,13 @@ def test_labels_beside_the_folder_that_is_given(tmp_path, scans, monkeypatch, gi
 
 def test_numbers_that_begin_with_zero_are_no_channels(tmp_path, scans):
     for number in range(3):
-        for name in ("images/case_{}", "labels/case_{}", "b/x_{}", "b/x_{}_seg"):
-            scans.nifti(tmp_path / f"{name.format(f'{number:04d}')}.nii.gz")
+        for name in (
+            f"images/case_{number:04d}",
+            f"labels/case_{number:04d}",
+            f"b/x_{number:04d}",
+            f"b/x_{number:04d}_seg",
+        ):
+            scans.nifti(tmp_path / f"{name}.nii.gz")
     cases = discover(tmp_path).cases
     assert len(cases) == 6 and all("label" in case for case in cases)
 
@@ -444,7 +449,7 @@ def test_a_label_of_two_images_name_belongs_to_neither(tmp_path, scans):
         scans.nifti(tmp_path / f"{name}.nii.gz")
     assert not any("label" in case for case in discover(tmp_path).cases)
     scans.nifti(tmp_path / "labels" / "s1" / "a.nii.gz")
-    first, second = discover(tmp_path).cases
+    first, _ = discover(tmp_path).cases
     assert first["label"].endswith("labels/s1/a.nii.gz")
 
 
@@ -463,9 +468,9 @@ def test_labels_dir(tmp_path, scans):
     first, second = discover(tmp_path / "scans", labels_dir=tmp_path / "truth").cases
     assert first["label"] == str(tmp_path / "truth" / "a.nii.gz") and "label" not in second
     (tmp_path / "empty").mkdir()
-    with pytest.raises(GrataError, match="labels_dir"):
+    with pytest.raises(GrataError, match="labels_dir: no label map in"):
         discover(tmp_path / "scans", labels_dir=tmp_path / "empty")
-    with pytest.raises(GrataError, match="labels_dir"):
+    with pytest.raises(GrataError, match="labels_dir: .*does not exist"):
         discover(tmp_path / "scans", labels_dir=tmp_path / "nowhere")
 
 
@@ -520,9 +525,9 @@ def test_faulty_nifti(tmp_path, scans):
 
 
 def test_folder_that_cannot_be_used(tmp_path, scans, monkeypatch):
-    with pytest.raises(GrataError, match="does not exist"):
+    with pytest.raises(GrataError, match="dataset_dir: .*does not exist"):
         discover(tmp_path / "nowhere")
-    with pytest.raises(GrataError, match="holds no NIfTI file and no DICOM image"):
+    with pytest.raises(GrataError, match="dataset_dir: .*holds no NIfTI file and no DICOM image"):
         discover(tmp_path)
     scans.nifti(tmp_path / "a.nii.gz")
     locked = tmp_path / "locked"

@@ -214,7 +214,7 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ValueError, match="integers"):
         write_png(LABELS / 2, case, tmp_path / "out.png")
     (tmp_path / "a.png").unlink()
-    with pytest.raises(GrataError, match="gone"):
+    with pytest.raises(GrataError, match="no longer exists"):
         write_png(LABELS, case, tmp_path / "out.png")
     assert not list(tmp_path.iterdir())
 
@@ -248,7 +248,7 @@ def kind_of_pixels(path):
     ("name", "spoil", "message"),
     [
         ("bad.png", empty, r"empty \(0 bytes\)"),
-        ("bad.png", text, "no PNG, JPEG, TIFF or BMP whatever its name says"),
+        ("bad.png", text, "not a PNG, JPEG, TIFF or BMP in spite of its name"),
         ("bad.tif", several_pages, "3 pages"),
         ("bad.png", bomb, "more than 179 megapixels"),
         ("bad.jpg", cut_header, "damaged"),
@@ -283,8 +283,8 @@ def test_pixels_of_an_unknown_kind_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("values", "channels", "message"),
     [
-        (GREY, 3, r"grey \(1 channel\).*wants colour \(3\)"),
-        (COLOUR, 1, r"in colour \(3 channels\).*wants grey values \(1\)"),
+        (GREY, 3, r"grey \(1 channel\).*needs colour \(3\)"),
+        (COLOUR, 1, r"in colour \(3 channels\).*needs grey values \(1\)"),
     ],
 )
 def test_grey_is_not_taken_for_colour_nor_colour_for_grey(tmp_path, values, channels, message):
@@ -295,7 +295,7 @@ def test_grey_is_not_taken_for_colour_nor_colour_for_grey(tmp_path, values, chan
 
 def test_a_bundle_for_volumes_passes_pictures_over_and_says_so_when_nothing_else_is_there(tmp_path, scans):
     save(tmp_path / "a.png")
-    with pytest.raises(GrataError, match=r"holds pictures \(1\).*wants volumes"):
+    with pytest.raises(GrataError, match=r"dataset_dir: .*holds pictures \(1\).*needs volumes"):
         discover(tmp_path)
     scans.nifti(tmp_path / "b.nii.gz")
     assert [case["case"] for case in discover(tmp_path).cases] == ["b"]
@@ -304,7 +304,7 @@ def test_a_bundle_for_volumes_passes_pictures_over_and_says_so_when_nothing_else
 def test_a_bundle_for_pictures_does_not_ask_for_more_slices(tmp_path, scans):
     scans.save(scans.series(slices=1), tmp_path)
     (fault,) = flat(tmp_path).faults
-    assert "wants 2D images: convert it to PNG or NIfTI" in fault.message
+    assert "needs 2D images. Convert it to PNG or NIfTI" in fault.message
 
 
 def test_a_bundle_for_pictures_says_what_it_did_not_find(tmp_path):
@@ -365,7 +365,7 @@ def test_labels_dir_holds_labels_of_both_formats(tmp_path, scans):
     shutil.rmtree(tmp_path / "truth")
     save(tmp_path / "truth" / "other.png", LABELS)
     (tmp_path / "scans" / "b.nii.gz").unlink()
-    with pytest.raises(GrataError, match=r"for example 'a\.png'"):
+    with pytest.raises(GrataError, match=r"labels_dir: .*for example 'a\.png'"):
         flat(tmp_path / "scans", labels_dir=tmp_path / "truth")
 
 
@@ -373,7 +373,7 @@ def test_a_label_of_another_size_is_a_fault(tmp_path):
     save(tmp_path / "images" / "a.jpg", COLOUR, orientation=6)
     save(tmp_path / "labels" / "a.png", LABELS)
     (fault,) = flat(tmp_path).faults
-    assert "has 9 × 6 pixels, but its image, 'images/a.jpg', 6 × 9" in fault.message
+    assert "has 9 × 6 pixels, but its image 'images/a.jpg' has 6 × 9" in fault.message
 
 
 @pytest.mark.parametrize("folder", [".", "site"])
@@ -410,8 +410,9 @@ def test_lists_of_cases(tmp_path, scans):
         ["grade,mask,image", r"3,B\mask\x.png,B\image\x.jpg", "1,C/other.nii.gz,C/z.nii.gz", ",,A/image/y.png"],
     )
     cases = flat(tmp_path, cases_file=["A.csv", str(other)]).cases
-    keys = ("image", "label")
-    found = {c["case"]: tuple(os.path.relpath(c[key], tmp_path) for key in keys if key in c) for c in cases}
+    found = {
+        c["case"]: tuple(os.path.relpath(c[key], tmp_path) for key in ("image", "label") if key in c) for c in cases
+    }
     assert found == {
         "A-image-x": ("A/image/x.png", "A/mask/x.png"),
         "y": ("A/image/y.png",),
@@ -438,8 +439,8 @@ def test_a_list_tells_the_site_of_each_image(tmp_path):
         (["x,y.png"], "no column image and no column mask"),
         (["image", "a.png"], "no column mask"),
         (["image,mask"], "lists no image"),
-        (["image,mask", ",a.png"], "line 2: there is no image"),
-        (["image,mask", "../a.png,"], "line 2, image: '../a.png' does not lie in dataset_dir"),
+        (["image,mask", ",a.png"], "line 2: the column image is empty"),
+        (["image,mask", "../a.png,"], "line 2, image: '../a.png' is not in dataset_dir"),
         (["image,mask", "a.png,", "a.png,b.png"], "line 3: 'a.png' is listed a second time, with another mask"),
     ],
 )
@@ -451,11 +452,11 @@ def test_a_list_that_cannot_be_used_is_refused(tmp_path, lines, message):
 
 
 def test_a_list_that_is_missing_or_given_with_labels_dir_is_refused(tmp_path):
-    with pytest.raises(GrataError, match=r"cases_file: there is no '.*list\.csv'"):
+    with pytest.raises(GrataError, match=r"cases_file: '.*list\.csv' does not exist"):
         flat(tmp_path, cases_file="list.csv")
     with pytest.raises(GrataError, match="cases_file, labels_dir"):
         flat(tmp_path, cases_file="list.csv", labels_dir=tmp_path)
-    with pytest.raises(GrataError, match="cases_file: 20240611 is a int"):
+    with pytest.raises(GrataError, match=r"cases_file: must be the name of a CSV file, got 20240611 \(int\)"):
         flat(tmp_path, cases_file=20240611)
 
 
@@ -470,9 +471,9 @@ def test_what_a_list_names_wrongly_is_a_fault(tmp_path, scans):
     found = flat(tmp_path, cases_file="list.csv")
     assert [case["case"] for case in found.cases] == ["good"]
     messages = {fault.case: fault.message for fault in found.faults}
-    assert "'gone.png' is in the list of cases, but not there" in messages["gone"]
-    assert "'lost.png' is in the list of cases, but not there" in messages["lonely"]
-    assert "no NIfTI file and no picture" in messages["notes"]
-    assert "no picture" in messages["other"]
+    assert "'gone.png' is in the list of cases but does not exist" in messages["gone"]
+    assert "'lost.png' is in the list of cases but does not exist" in messages["lonely"]
+    assert "the extension of neither a NIfTI file nor a picture" in messages["notes"]
+    assert "is not a picture" in messages["other"]
     (fault, *_) = discover(tmp_path, cases_file=write(tmp_path / "b.csv", ["image,mask", "good.png,"])).faults
-    assert "a volume is wanted" in fault.message
+    assert "a volume is needed" in fault.message

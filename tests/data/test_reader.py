@@ -169,6 +169,6 @@ def test_files_of_two_series_are_not_merged(tmp_path, scans):
 def test_what_is_no_image_is_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("no image")
-    with pytest.raises(GrataError, match="no DICOM image"):
+    with pytest.raises(GrataError, match="is not a DICOM image"):
         load(str(path))
     assert pydicom.misc.is_dicom(path) is False

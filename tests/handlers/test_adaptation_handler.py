@@ -37,8 +37,8 @@ def predictions(engine):
 
 def test_each_batch_is_predicted_by_the_network_adapted_to_it(make_network):
     items = volumes()
-    by_handler = predictions(evaluator(n := make_network(3), items, [GraTaHandler(n, lr=1e-2)]))
-    method = GraTa(make_network(3), lr=1e-2)
+    by_handler = predictions(evaluator(n := make_network(3), items, [GraTaHandler(n, activation="sigmoid", lr=1e-2)]))
+    method = GraTa(make_network(3), activation="sigmoid", lr=1e-2)
     for item, seen in zip(items, by_handler):
         method.adapt(item["image"][None])
         with torch.no_grad():
@@ -46,7 +46,7 @@ def test_each_batch_is_predicted_by_the_network_adapted_to_it(make_network):
 
 
 def test_source_weights_are_those_loaded_on_start(make_network, tmp_path):
-    """Bundles load weights by a handler on STARTED, after the method was constructed."""
+    """Bundles load weights by a handler on STARTED, after the construction of the method."""
     trained = make_network(3)
     with torch.no_grad():
         for parameter in trained.parameters():
@@ -57,7 +57,7 @@ def test_source_weights_are_those_loaded_on_start(make_network, tmp_path):
             engine.add_event_handler(Events.STARTED, lambda e: network.load_state_dict(trained.state_dict()))
 
     network = make_network(3)
-    handler = GraTaHandler(network, lr=1e-2)
+    handler = GraTaHandler(network, activation="sigmoid", lr=1e-2)
     evaluator(network, volumes(1), [Load(), handler]).run()
     assert handler.method.parameter_change()["l2"] > 0
     handler.method.restore()
@@ -67,10 +67,10 @@ def test_source_weights_are_those_loaded_on_start(make_network, tmp_path):
 def test_the_journal_holds_one_line_a_case_with_what_was_done(make_network, tmp_path):
     network = make_network(3)
     journal = tmp_path / "deep" / "journal.jsonl"
-    evaluator(network, volumes(), [GraTaHandler(network, lr=1e-2, journal=journal)]).run()
+    evaluator(network, volumes(), [GraTaHandler(network, activation="sigmoid", lr=1e-2, journal=journal)]).run()
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert [line["case"] for line in lines] == ["case0", "case1", "case2"]
-    method = GraTa(make_network(3), lr=1e-2)
+    method = GraTa(make_network(3), activation="sigmoid", lr=1e-2)
     for line, item in zip(lines, volumes()):
         record = method.adapt(item["image"][None])
         assert line["auxiliary_loss"] == pytest.approx(record.auxiliary_loss)
@@ -87,7 +87,7 @@ def test_a_skipped_step_is_journalled_and_the_next_case_goes_on(make_network, tm
     network = make_network(3)
     items = volumes()
     items[1]["image"][0, 0, 0, 0] = float("nan")
-    handler = GraTaHandler(network, lr=1e-2, journal=tmp_path / "j.jsonl")
+    handler = GraTaHandler(network, activation="sigmoid", lr=1e-2, journal=tmp_path / "j.jsonl")
     evaluator(network, items, [handler]).run()
     lines = Journal(tmp_path / "j.jsonl").lines()
     assert [line["flags"] for line in lines] == [[], ["non_finite_auxiliary_loss", "step_skipped"], []]
@@ -96,8 +96,8 @@ def test_a_skipped_step_is_journalled_and_the_next_case_goes_on(make_network, tm
     assert handler.skipped == {"case1": ("non_finite_auxiliary_loss", "step_skipped")} and handler.noted == {}
 
 
-class Talkative(GraTa):
-    """Has something to tell of every step, and cannot take that of an image of NaN."""
+class Flagging(GraTa):
+    """GraTa that flags every step; the step of an image of NaN is skipped."""
 
     def _adapt(self, images, **options):
         record = super()._adapt(images, **options)
@@ -108,14 +108,14 @@ def test_a_flag_of_a_step_that_was_taken_is_a_note_and_no_skipped_step(make_netw
     network = make_network(3)
     items = volumes(2)
     items[1]["image"][0, 0, 0, 0] = float("nan")
-    handler = AdaptationHandler(Talkative(network))
+    handler = AdaptationHandler(Flagging(network))
     evaluator(network, items, [handler]).run()
     skipped = ("recovered", "non_finite_auxiliary_loss", "step_skipped")
     assert handler.noted == {"case0": ("recovered",)} and handler.skipped == {"case1": skipped}
+    flags = "recovered, non_finite_auxiliary_loss, step_skipped"
     assert handler.remarks() == [
         "case0: adapted (recovered)",
-        "case1: adaptation skipped (recovered, non_finite_auxiliary_loss, step_skipped), predicted with the parameters "
-        "before it",
+        f"case1: adaptation skipped ({flags}), predicted with the parameters before it",
     ]
 
 
@@ -131,7 +131,9 @@ def test_methods_that_learn_nothing_run_through_the_same_handler(make_network, m
 def test_the_source_prediction_is_put_into_the_batch(make_network):
     network = make_network(3)
     source = copy.deepcopy(network).eval()
-    engine = evaluator(network, volumes(2), [GraTaHandler(network, lr=1e-1, source_key="source_pred")])
+    engine = evaluator(
+        network, volumes(2), [GraTaHandler(network, activation="sigmoid", lr=1e-1, source_key="source_pred")]
+    )
     seen = []
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: seen.append(e.state.batch[0]["source_pred"]))
     adapted = predictions(engine)
@@ -151,7 +153,7 @@ def test_episodic_cases_do_not_see_each_other(make_network):
 
 
 class Spy(GraTa):
-    """Keeps the shapes and the contents it was asked to adapt to."""
+    """GraTa that keeps the batches it adapted to."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -185,7 +187,7 @@ def test_the_uncertain_windows_are_those_of_highest_entropy(make_network):
     inferer = SlidingWindowInferer(ROI, sw_batch_size=1, overlap=0)
     (item,) = volumes(1, (16, 16, 16))
     entropy = {}
-    probe = GraTa(make_network(3))
+    probe = GraTa(make_network(3), activation="sigmoid")
     for i in range(8):
         corner = [8 * (i >> shift & 1) for shift in (2, 1, 0)]
         window = item["image"][None][(..., *(slice(c, c + 8) for c in corner))]
@@ -237,10 +239,10 @@ def test_windows_are_the_same_for_the_same_seed(make_network):
 def test_wrong_settings_and_unknown_inferers_are_refused_by_name(make_network):
     network = make_network(3)
     with pytest.raises(GrataError, match="windows#uncertian"):
-        GraTaHandler(network, windows={"uncertian": 1})
+        GraTaHandler(network, activation="sigmoid", windows={"uncertian": 1})
     with pytest.raises(GrataError, match="at least one window"):
-        GraTaHandler(network, windows={"uncertain": 0, "random": 0})
-    engine = evaluator(network, volumes(1), [GraTaHandler(network)], PatchInferer())
+        GraTaHandler(network, activation="sigmoid", windows={"uncertain": 0, "random": 0})
+    engine = evaluator(network, volumes(1), [GraTaHandler(network, activation="sigmoid")], PatchInferer())
     with pytest.raises(GrataError, match="PatchInferer"):
         engine.run()
 
@@ -248,7 +250,7 @@ def test_wrong_settings_and_unknown_inferers_are_refused_by_name(make_network):
 def test_a_batch_of_several_cases_gives_a_line_for_each(make_network, tmp_path):
     network = make_network(3)
     loader = DataLoader(Dataset(volumes(4)), batch_size=2, num_workers=0)
-    handler = GraTaHandler(network, journal=tmp_path / "j.jsonl")
+    handler = GraTaHandler(network, activation="sigmoid", journal=tmp_path / "j.jsonl")
     SupervisedEvaluator("cpu", loader, network, val_handlers=[handler]).run()
     assert [line["case"] for line in Journal(tmp_path / "j.jsonl").lines()] == [f"case{i}" for i in range(4)]
 
@@ -278,7 +280,7 @@ def test_further_inputs_of_the_network_are_refused_where_they_cannot_be_mapped_t
 
     network = Conditioned()
     with pytest.raises(GrataError, match="prepare_batch"):
-        evaluator(network, volumes(1), [GraTaHandler(network)], prepare_batch=prepare).run()
+        evaluator(network, volumes(1), [GraTaHandler(network, activation="sigmoid")], prepare_batch=prepare).run()
     network = Conditioned()
     evaluator(network, volumes(1), [AdaptationHandler(PTBN(network))], prepare_batch=prepare).run()
 
@@ -294,13 +296,13 @@ class WithActivation(torch.nn.Module):
 
 def test_a_module_around_the_network_stays_the_one_that_predicts(make_network):
     inner = make_network(3)
-    handler = GraTaHandler(inner, lr=1e-2, source_key="source_pred")
+    handler = GraTaHandler(inner, activation="sigmoid", lr=1e-2, source_key="source_pred")
     engine = evaluator(WithActivation(inner), volumes(2), [handler])
     sources = []
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: sources.append(e.state.batch[0]["source_pred"]))
     seen = predictions(engine)
     alone = make_network(3)
-    logits = predictions(evaluator(alone, volumes(2), [GraTaHandler(alone, lr=1e-2)]))
+    logits = predictions(evaluator(alone, volumes(2), [GraTaHandler(alone, activation="sigmoid", lr=1e-2)]))
     source = make_network(3).eval()
     for wrapped, plain, before, item in zip(seen, logits, sources, volumes(2)):
         torch.testing.assert_close(wrapped, plain.sigmoid())
@@ -309,14 +311,14 @@ def test_a_module_around_the_network_stays_the_one_that_predicts(make_network):
 
 def test_another_network_than_the_method_adapts_is_refused(make_network):
     with pytest.raises(GrataError, match="another UNet"):
-        evaluator(make_network(3), volumes(1), [GraTaHandler(make_network(3))]).run()
+        evaluator(make_network(3), volumes(1), [GraTaHandler(make_network(3), activation="sigmoid")]).run()
     scripted = torch.jit.script(make_network(3).eval())
     with pytest.raises(GrataError, match="a TorchScript network cannot be put inside a WithActivation"):
-        evaluator(WithActivation(scripted), volumes(1), [GraTaHandler(scripted)]).run()
+        evaluator(WithActivation(scripted), volumes(1), [GraTaHandler(scripted, activation="sigmoid")]).run()
 
 
 class LoadOnStart:
-    """As MONAI's CheckpointLoader does."""
+    """A handler that loads weights on STARTED, as MONAI's CheckpointLoader does."""
 
     def __init__(self, network):
         self.network, self.weights = network, copy.deepcopy(network.state_dict())
@@ -325,15 +327,15 @@ class LoadOnStart:
         engine.add_event_handler(Events.STARTED, lambda e: self.network.load_state_dict(self.weights))
 
 
-def test_weights_loaded_on_start_do_not_undo_what_a_resumed_method_had_learnt(make_network):
+def test_weights_loaded_on_start_do_not_undo_what_a_resumed_method_had_adapted(make_network):
     whole = make_network(3)
-    evaluator(whole, volumes(4), [LoadOnStart(whole), GraTaHandler(whole, lr=1e-2)]).run()
+    evaluator(whole, volumes(4), [LoadOnStart(whole), GraTaHandler(whole, activation="sigmoid", lr=1e-2)]).run()
 
     begun = make_network(3)
-    handler = GraTaHandler(begun, lr=1e-2)
+    handler = GraTaHandler(begun, activation="sigmoid", lr=1e-2)
     evaluator(begun, volumes(4)[:2], [LoadOnStart(begun), handler]).run()
     again = make_network(3)
-    resumed = GraTaHandler(again, lr=1e-2)
+    resumed = GraTaHandler(again, activation="sigmoid", lr=1e-2)
     engine = evaluator(again, volumes(4)[2:], [LoadOnStart(again), resumed])
     resumed.method.load_state_dict(handler.method.state_dict())
     engine.run()
@@ -343,14 +345,18 @@ def test_weights_loaded_on_start_do_not_undo_what_a_resumed_method_had_learnt(ma
 @pytest.mark.parametrize("episodic", [False, True])
 def test_a_run_after_one_that_failed_at_its_first_case_goes_well(make_network, episodic):
     network = make_network(3)
-    handler = GraTaHandler(network, lr=1e-2, reset="per-case" if episodic else "never")
+    handler = GraTaHandler(network, activation="sigmoid", lr=1e-2, reset="per-case" if episodic else "never")
     broken = [{"image": torch.rand(3, *ROI), "case": "three channels"}]
     with pytest.raises(RuntimeError):
         evaluator(network, broken, [handler]).run()
     seen = predictions(evaluator(network, volumes(1), [handler]))
     fresh = make_network(3)
     expected = predictions(
-        evaluator(fresh, volumes(1), [GraTaHandler(fresh, lr=1e-2, reset="per-case" if episodic else "never")])
+        evaluator(
+            fresh,
+            volumes(1),
+            [GraTaHandler(fresh, activation="sigmoid", lr=1e-2, reset="per-case" if episodic else "never")],
+        )
     )
     torch.testing.assert_close(seen, expected)
 
@@ -358,7 +364,7 @@ def test_a_run_after_one_that_failed_at_its_first_case_goes_well(make_network, e
 def test_batches_without_case_ids_are_journalled_image_by_image(make_network, tmp_path):
     network = make_network(3)
     images = torch.stack([item["image"] for item in volumes(2)])
-    handler = GraTaHandler(network, journal=tmp_path / "j.jsonl")
+    handler = GraTaHandler(network, activation="sigmoid", journal=tmp_path / "j.jsonl")
     SupervisedEvaluator(
         "cpu",
         [[images]],
@@ -374,6 +380,6 @@ def test_batches_without_case_ids_are_journalled_image_by_image(make_network, tm
 def test_the_engines_amp_and_device_are_used(make_network):
     network = make_network(3).cuda()
     loader = DataLoader(Dataset(volumes(2)), batch_size=1, num_workers=0)
-    handler = GraTaHandler(network)
+    handler = GraTaHandler(network, activation="sigmoid")
     SupervisedEvaluator("cuda:0", loader, network, amp=True, val_handlers=[handler]).run()
     assert handler.skipped == {} and handler.method.batches == 2

@@ -1,4 +1,4 @@
-"""Every method in a ``SupervisedEvaluator``: adapted and predicted as by hand, whole volumes and windows."""
+"""Every method in a ``SupervisedEvaluator`` adapts and predicts as by hand, on whole volumes and windows."""
 
 import copy
 
@@ -57,7 +57,7 @@ def scans(sites="aab", size=(8, 8, 12)):
 
 
 def run(network, items, handler, inferer):
-    """Predictions and source predictions, each ``(C, ...)``, in the order of the cases."""
+    """Return predictions and source predictions, each ``(C, ...)``, in the order of the cases."""
     engine = SupervisedEvaluator(
         "cpu",
         DataLoader(Dataset(items), batch_size=1, num_workers=0),

@@ -1,4 +1,4 @@
-"""Auxiliary branches trained beside the segmentation."""
+"""Joint training of the segmentation and auxiliary branches."""
 
 import pytest
 import torch

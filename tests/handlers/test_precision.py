@@ -19,5 +19,5 @@ def test_the_network_computes_in_the_dtype_and_gives_float32(make_network):
 
 
 def test_an_unknown_dtype_is_refused():
-    with pytest.raises(GrataError, match="inferer#dtype .*bfloat16"):
+    with pytest.raises(GrataError, match="inferer#dtype: .*bfloat16"):
         AutocastInferer("int8")

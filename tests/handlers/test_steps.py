@@ -1,4 +1,4 @@
-"""The record of one case."""
+"""Record of one case."""
 
 import math
 
@@ -15,7 +15,7 @@ def test_one_step_is_its_own_record():
     assert merged["auxiliary_loss"] == 1.0 and merged["agreement"] == 0.5 and "steps" not in merged
 
 
-def test_of_several_windows_the_last_speaks_and_the_agreement_is_the_mean():
+def test_several_windows_give_the_last_record_and_the_mean_agreement():
     records = [GradientRecord(cosine=c, agreement=a, flags=f) for c, a, f in ((0.1, 0.5, ("x",)), (0.2, 0.9, ()))]
     merged = merged_record(records)
     assert merged["cosine"] == 0.2 and merged["flags"] == ["x"]
@@ -23,19 +23,19 @@ def test_of_several_windows_the_last_speaks_and_the_agreement_is_the_mean():
     assert [step["agreement"] for step in merged["steps"]] == [0.5, 0.9]
 
 
-def test_a_case_that_began_from_the_source_is_told_so_whatever_came_after_its_first_window():
+def test_a_case_that_began_from_the_source_is_recorded_as_reset_whatever_followed():
     several = [GradientRecord(reset=True), GradientRecord()]
     assert merged_record(several)["reset"] is True
     assert merged_record([GradientRecord(reset=True, steps=(GradientRecord(), GradientRecord()))])["reset"] is True
     assert merged_record([GradientRecord(), GradientRecord()])["reset"] is False
 
 
-def test_the_second_case_of_an_episodic_method_is_told_as_reset_with_several_windows(make_network):
+def test_the_second_case_of_an_episodic_method_is_recorded_as_reset(make_network):
     method = Tent(make_network(2), reset="per-case", activation="sigmoid")
     inferer = SlidingWindowInferer((8, 8), sw_batch_size=1, overlap=0)
-    told = []
+    resets = []
     for _ in range(2):
         records = adapt_to_case(method, torch.rand(1, 1, 16, 16), inferer, WindowSelection(uncertain=1, random=1))
         assert len(records) == 2
-        told.append(merged_record(records)["reset"])
-    assert told == [False, True]
+        resets.append(merged_record(records)["reset"])
+    assert resets == [False, True]

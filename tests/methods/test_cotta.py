@@ -91,21 +91,21 @@ def test_the_teacher_predicts_and_the_student_stays_in_the_network(make_network)
     assert any(not torch.equal(p, q) for p, q in zip(student.values(), source.parameters()))
 
 
-def test_a_sure_anchor_needs_no_augmentation(make_network):
+def test_a_confident_anchor_needs_no_augmentation(make_network):
     settings = {"activation": "sigmoid", "threshold": 0.0}
     method = create("cotta", make_network(), settings | {"strong_view": lambda x, g: pytest.fail("augmented")})
     assert method.adapt(batch()).kept == 1
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
-def test_weights_go_back_to_the_source_at_random(make_network, probability):
+def test_weights_are_restored_to_the_source_at_random(make_network, probability):
     network = make_network()
     source = {name: p.detach().clone() for name, p in network.named_parameters()}
     settings = {"activation": "sigmoid", "augmentations": 2, "restore_probability": probability, "optimizer": "Adam"}
     method = create("cotta", network, settings)
     method.adapt(batch())
     same = torch.cat([(p == source[name]).flatten() for name, p in method.parameters.items()])
-    # a bias before batch normalization has no gradient but rounding, and may not move at all
+    # the gradient of a bias before batch normalization is only rounding, so that some may not move at all
     assert abs(same.float().mean().item() - probability) < 0.1
 
 

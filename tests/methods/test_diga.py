@@ -16,7 +16,7 @@ def image(seed=0, count=1, spatial_dims=2):
 
 @pytest.fixture
 def make_centred(make_network):
-    """A network that predicts either outcome of every channel at about half of the voxels, more or less surely."""
+    """Return a maker of networks that predict each outcome of every channel at about half of the voxels."""
 
     def make(spatial_dims=2):
         network = make_network(spatial_dims)
@@ -30,7 +30,7 @@ def make_centred(make_network):
 
 
 def naive_network(network):
-    """In float64, each batch normalization by 0.8 of the source's and 0.2 of each sample's statistics, written out."""
+    """Return a float64 copy whose batch normalization mixes 0.8 source and 0.2 sample statistics, written out."""
     network = copy.deepcopy(network).double().eval()
 
     def normalize(layer):
@@ -111,7 +111,7 @@ def logits_and_feature(network, layer, x):
 def test_prediction_is_fused_with_the_similarity_to_prototypes(make_centred, activation):
     network = make_centred()
     reference = naive_network(network)
-    # the layer whose input is the feature; of the same resolution as the prediction
+    # the input of this layer is the feature; it has the resolution of the prediction
     layer = "model.2.1.conv" if "model.2.1.conv" in dict(network.named_modules()) else None
     name = layer or [n for n, m in network.named_modules() if isinstance(m, torch.nn.Conv2d)][-1]
     method = DIGA(network, activation=activation, confidence=0.51, feature_layer=name, fusion=0.4, temperature=0.7)
@@ -130,10 +130,10 @@ def test_prediction_is_fused_with_the_similarity_to_prototypes(make_centred, act
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
 
 
-def test_nothing_confident_leaves_the_prediction_of_the_mixed_statistics(make_network):
+def test_without_confident_voxels_the_prediction_is_that_of_the_mixed_statistics(make_network):
     network = make_network()
     reference = naive_network(network)
-    method = DIGA(network, confidence=1.0)
+    method = DIGA(network, activation="sigmoid", confidence=1.0)
     method.adapt(image())
     with torch.no_grad():
         torch.testing.assert_close(
@@ -155,7 +155,7 @@ def test_an_outcome_without_a_prototype_keeps_its_probability(make_centred, acti
         forgotten[:, 1] = torch.nan
         kept = method._scored(p[0], feature[0], forgotten)
         scored = method._scored(p[0], feature[0], known)
-    # of two outcomes the other one has the rest, whatever its score
+    # with two outcomes, the other one gets the rest, whatever its score
     torch.testing.assert_close(kept, p[0], rtol=0, atol=1e-6)
     assert not torch.allclose(scored, p[0], atol=1e-3)
 
@@ -176,8 +176,8 @@ def test_scores_of_a_batch_are_probabilities(make_centred, spatial_dims, activat
         torch.testing.assert_close(scores.sum(1), torch.ones_like(scores[:, 0]))
 
 
-def test_an_image_is_predicted_alike_in_whatever_batch(make_centred):
-    method = DIGA(make_centred(), confidence=0.5)
+def test_the_prediction_for_an_image_does_not_depend_on_its_batch(make_centred):
+    method = DIGA(make_centred(), activation="sigmoid", confidence=0.5)
     method.adapt(image(3))
     with torch.no_grad():
         both = method.network(torch.cat([image(1), image(2)]))
@@ -187,7 +187,7 @@ def test_an_image_is_predicted_alike_in_whatever_batch(make_centred):
 def test_the_network_stays_as_it_is_and_prototypes_learn_from_images(make_centred):
     network = make_centred()
     before = copy.deepcopy(network.state_dict())
-    method = DIGA(network, confidence=0.5)
+    method = DIGA(network, activation="sigmoid", confidence=0.5)
     with torch.no_grad():
         method.adapt(image(1))
         first = method.network(image(9))
@@ -197,7 +197,7 @@ def test_the_network_stays_as_it_is_and_prototypes_learn_from_images(make_centre
 
 
 def test_the_entropy_of_a_real_scan_falls_by_the_fusion(make_network, real_scan):
-    plain, fused = (DIGA(make_network(3), confidence=0.5, fusion=fusion) for fusion in (0.0, 1.0))
+    plain, fused = (DIGA(make_network(3), activation="sigmoid", confidence=0.5, fusion=fusion) for fusion in (0.0, 1.0))
     plain.adapt(real_scan), fused.adapt(real_scan)
     with torch.no_grad():
         a, b = (method.network(real_scan).sigmoid() for method in (plain, fused))
@@ -227,11 +227,11 @@ def test_wrong_settings_are_refused_by_name(make_network, settings, message):
 
 def test_networks_without_running_statistics_are_refused(make_network):
     with pytest.raises(GrataError, match="InstanceNorm2d"):
-        DIGA(make_network(2, "instance"))
+        DIGA(make_network(2, "instance"), activation="sigmoid")
 
 
 @pytest.mark.parametrize("layer", [None, "0"])
-def test_no_feature_is_held_that_cannot_be_the_answer(layer):
+def test_only_a_feature_that_may_be_the_deepest_is_held(layer):
     widths = [1, 2, 8, 4, 4, 2]
     network = torch.nn.Sequential(*[torch.nn.Conv2d(a, b, 1) for a, b in zip(widths, widths[1:])])
     inputs = []

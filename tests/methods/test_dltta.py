@@ -1,4 +1,4 @@
-"""DLTTA and its learning rate against the formula."""
+"""DLTTA and its learning rate against their formula."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ def signals(probabilities, features, activation):
 
 
 def naive_discrepancy(p, q, activation):
-    """Voxel by voxel, in float64."""
+    """Return the discrepancy, computed voxel by voxel in float64."""
     total, voxels = 0.0, p[0].numel()
     p, q = p.double().flatten(1), q.double().flatten(1)
     for i in range(voxels):
@@ -49,7 +49,7 @@ def test_the_factor_is_the_exponential_of_the_divergence_from_the_mean_of_the_ne
     for index in range(5):
         rate.factor(signals(maps[index : index + 1], features[index : index + 1], activation))
     factor = rate.factor(signals(maps[5:], features[5:], activation))
-    # the first of five is forgotten
+    # the memory has dropped the first of the five
     cosines = [float(F.cosine_similarity(features[j], features[5], dim=0)) for j in range(1, 5)]
     nearest = sorted(range(4), key=lambda j: -cosines[j])[:2]
     mean = sum(maps[1 + j] for j in nearest) / 2
@@ -58,7 +58,12 @@ def test_the_factor_is_the_exponential_of_the_divergence_from_the_mean_of_the_ne
 
 
 def test_until_there_are_enough_neighbours_the_factor_is_one(make_network):
-    method = DLTTA(make_network(), learning_rate_law={"name": "discrepancy", "neighbours": 3, "size": 3}, lr=1e-2)
+    method = DLTTA(
+        make_network(),
+        activation="sigmoid",
+        learning_rate_law={"name": "discrepancy", "neighbours": 3, "size": 3},
+        lr=1e-2,
+    )
     rates = [method.adapt(batch(seed)).learning_rate for seed in range(5)]
     assert rates[:3] == [1e-2] * 3 and min(rates[3:]) > 1e-2
 
@@ -122,7 +127,7 @@ def test_takes_any_images_and_leaves_the_convolutions_alone(make_network, dims, 
         assert torch.equal(value, before[name]) == (name not in method.parameters)
 
 
-def test_entropy_falls_when_it_goes_on_with_one_scan(make_network, bundle):
+def test_entropy_falls_over_several_steps_on_one_scan(make_network, bundle):
     file = bundle / "sample_scans" / "nifti" / "icbm152_left.nii.gz"
     scan = torch.from_numpy(nibabel.load(file).get_fdata(dtype="float32"))[4:28, 4:28, 4:28]
     scan = scan[tuple(slice(0, s // 2 * 2) for s in scan.shape)]
@@ -134,8 +139,8 @@ def test_entropy_falls_when_it_goes_on_with_one_scan(make_network, bundle):
 
 def test_any_method_can_be_given_the_law(make_network):
     law = {"name": "discrepancy", "neighbours": 1, "size": 1}
-    grata = GraTa(make_network(), learning_rate_law=law)
-    tent = Tent(make_network(), learning_rate_law=law)
+    grata = GraTa(make_network(), activation="sigmoid", learning_rate_law=law)
+    tent = Tent(make_network(), activation="sigmoid", learning_rate_law=law)
     for method in (grata, tent):
         first, second = (method.adapt(batch(seed)).learning_rate for seed in (0, 1))
         assert second > first == method._base_lr[0]
@@ -143,13 +148,17 @@ def test_any_method_can_be_given_the_law(make_network):
 
 
 def test_restore_forgets_the_memory_and_a_state_carries_it(make_network):
-    method = DLTTA(make_network(), learning_rate_law={"name": "discrepancy", "neighbours": 1, "size": 2})
+    method = DLTTA(
+        make_network(), activation="sigmoid", learning_rate_law={"name": "discrepancy", "neighbours": 1, "size": 2}
+    )
     for seed in range(2):
         method.adapt(batch(seed))
     buffer = io.BytesIO()
     torch.save(method.state_dict(), buffer)
     buffer.seek(0)
-    other = DLTTA(make_network(), learning_rate_law={"name": "discrepancy", "neighbours": 1, "size": 2})
+    other = DLTTA(
+        make_network(), activation="sigmoid", learning_rate_law={"name": "discrepancy", "neighbours": 1, "size": 2}
+    )
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert method.adapt(batch(2)).learning_rate == other.adapt(batch(2)).learning_rate > 1e-3
     method.restore()
@@ -172,9 +181,9 @@ def test_wrong_settings_are_refused_by_name(law, message):
 
 
 def test_a_state_of_another_law_is_refused(make_network):
-    method = Tent(make_network())
+    method = Tent(make_network(), activation="sigmoid")
     method.adapt(batch())
-    other = Tent(make_network(), learning_rate_law="discrepancy")
+    other = Tent(make_network(), activation="sigmoid", learning_rate_law="discrepancy")
     other.adapt(batch())
     with pytest.raises(GrataError, match="another learning_rate_law"):
         other.load_state_dict(method.state_dict())
@@ -185,7 +194,7 @@ def test_a_state_of_another_law_is_refused(make_network):
 
 def test_a_network_that_cannot_be_looked_into_is_refused(make_network):
     with pytest.raises(GrataError, match="method dltta compares deepest features"):
-        DLTTA(torch.jit.script(make_network()))
+        DLTTA(torch.jit.script(make_network()), activation="sigmoid")
 
 
 def test_the_memory_keeps_the_last_and_finds_the_nearest_first():
@@ -198,7 +207,7 @@ def test_the_memory_keeps_the_last_and_finds_the_nearest_first():
 
 
 def test_a_memory_that_was_read_from_a_file_goes_on_where_the_network_computes():
-    """``meta`` stands for any other device than the CPU, where what is read lies."""
+    """Use ``meta`` for any device but the CPU, where the pairs from a file are."""
     read = MemoryBank(3)
     read.load_state_dict({"keys": [torch.ones(2), torch.zeros(2)], "values": [torch.ones(1), torch.zeros(1)]})
     read.add(torch.ones(2, device="meta"), torch.ones(1, device="meta"))

@@ -20,7 +20,7 @@ def batch(seed=0, samples=3, dims=2):
 
 
 def naive_mix(layer, x):
-    """Statistics of a layer, image by image and channel by channel, in plain numbers; float64 with gradients."""
+    """Return a layer's statistics in float64 with gradients, computed image by image and channel by channel."""
     channels = x.shape[1]
     source = [(layer.running_mean[c], layer.running_var[c]) for c in range(channels)]
     whole = [(x[:, c].mean(), x[:, c].var(unbiased=False)) for c in range(channels)]
@@ -111,7 +111,7 @@ def test_a_single_image_is_half_way_between_batch_and_source():
     torch.testing.assert_close(variance, (layer.running_var + x.var((0, 2, 3), unbiased=False)) / 2)
 
 
-def test_images_unlike_each_other_but_on_the_whole_like_the_source_take_the_sources_statistics():
+def test_unlike_images_that_together_equal_the_source_use_its_statistics():
     layer = nn.BatchNorm2d(1).eval()
     x = torch.cat([batch(0, 1) + 8, batch(1, 1) - 8])
     x = (x - x.mean()) / x.std(unbiased=False)
@@ -120,7 +120,7 @@ def test_images_unlike_each_other_but_on_the_whole_like_the_source_take_the_sour
     torch.testing.assert_close(variance, torch.ones(1), atol=1e-4, rtol=0)
 
 
-def test_statistics_equal_to_the_sources_stay():
+def test_statistics_equal_to_the_sources_stay_the_same():
     layer = nn.BatchNorm2d(1).eval()
     x = torch.full((1, 1, 2, 2), 0.0)
     layer.running_var.zero_()
@@ -156,7 +156,7 @@ def test_takes_any_images_and_leaves_the_convolutions_alone(make_network, dims, 
         assert torch.equal(value, before[name]) == (name not in method.parameters), name
 
 
-def test_entropy_falls_when_it_goes_on_with_one_scan(make_network, bundle):
+def test_entropy_falls_over_several_steps_on_one_scan(make_network, bundle):
     file = bundle / "sample_scans" / "nifti" / "icbm152_left.nii.gz"
     scan = torch.from_numpy(nibabel.load(file).get_fdata(dtype="float32"))[4:28, 4:28, 4:28]
     scan = scan[tuple(slice(0, s // 2 * 2) for s in scan.shape)]
@@ -169,7 +169,7 @@ def test_entropy_falls_when_it_goes_on_with_one_scan(make_network, bundle):
     assert entropies[-1] < entropies[0]
 
 
-def test_at_the_temperatures_before_it_a_step_lowers_the_objective(make_network):
+def test_a_step_lowers_the_objective_at_the_temperatures_before_it(make_network):
     method = DomainAdaptor(make_network(out_channels=3), activation="softmax", lr=1e-2)
     method._activate()
     with torch.no_grad():
@@ -185,17 +185,17 @@ def test_at_the_temperatures_before_it_a_step_lowers_the_objective(make_network)
 
 
 def test_a_weight_in_place_of_the_rule(make_network):
-    method = DomainAdaptor(make_network(), batch_statistics=0.3)
+    method = DomainAdaptor(make_network(), activation="sigmoid", batch_statistics=0.3)
     assert method._statistics.mix == 0.3 and not method.adapt(batch()).flags
 
 
 def test_a_network_without_running_statistics_is_refused(make_network):
     with pytest.raises(GrataError, match="keeps none .*InstanceNorm2d.*Use method source, memo, tent"):
-        DomainAdaptor(make_network(norm=("instance", {"affine": True})))
+        DomainAdaptor(make_network(norm=("instance", {"affine": True})), activation="sigmoid")
 
 
 def test_wrong_settings_are_refused_by_name(make_network):
     with pytest.raises(GrataError, match="^batch_statistics: must be"):
-        DomainAdaptor(make_network(), batch_statistics=2)
+        DomainAdaptor(make_network(), activation="sigmoid", batch_statistics=2)
     with pytest.raises(GrataError, match="^lr: must be"):
-        DomainAdaptor(make_network(), lr=-1)
+        DomainAdaptor(make_network(), activation="sigmoid", lr=-1)

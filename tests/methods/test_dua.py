@@ -21,10 +21,10 @@ def statistics(network):
 def test_an_update_is_that_of_training_mode_with_the_decayed_momentum(make_network, spatial_dims):
     network = make_network(spatial_dims)
     reference = copy.deepcopy(network).double().train()
-    method = DUA(network, views=8, chunk=8)
+    method = DUA(network, activation="sigmoid", views=8, chunk=8)
     for k in (1, 2):
         x = image(k, spatial_dims)
-        # the views that the method is going to draw
+        # the views that the method will draw
         state = method.generator.get_state()
         views = torch.cat(method._crops(method._plain(x)))
         method.generator.set_state(state)
@@ -42,8 +42,8 @@ def test_an_update_is_that_of_training_mode_with_the_decayed_momentum(make_netwo
 
 def test_the_statistics_of_parts_add_up_to_those_of_all_views_in_the_first_layer(make_network):
     whole, parts = make_network(), make_network()
-    DUA(whole, views=8, chunk=8).adapt(image())
-    DUA(parts, views=8, chunk=2).adapt(image())
+    DUA(whole, activation="sigmoid", views=8, chunk=8).adapt(image())
+    DUA(parts, activation="sigmoid", views=8, chunk=2).adapt(image())
     a, b = statistics(whole), statistics(parts)
     for name in list(a)[:2]:
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
@@ -52,7 +52,7 @@ def test_the_statistics_of_parts_add_up_to_those_of_all_views_in_the_first_layer
 def test_predicts_by_the_running_statistics_and_changes_nothing_else(make_network):
     network = make_network()
     before = copy.deepcopy(network.state_dict())
-    method = DUA(network, views=4)
+    method = DUA(network, activation="sigmoid", views=4)
     method.adapt(image())
     plain = copy.deepcopy(network)
     for layer in plain.modules():
@@ -63,20 +63,20 @@ def test_predicts_by_the_running_statistics_and_changes_nothing_else(make_networ
         assert torch.equal(value, before[name]) == ("running" not in name)
 
 
-def test_after_so_many_images_nothing_is_changed_any_more(make_network):
-    method = DUA(make_network(), views=2, samples=2)
+def test_after_the_set_number_of_images_nothing_changes(make_network):
+    method = DUA(make_network(), activation="sigmoid", views=2, samples=2)
     momenta = [method.adapt(image(k)).momentum for k in range(4)]
     assert momenta[0] > momenta[1] > 0 and momenta[2:] == [0.0, 0.0]
 
 
 def test_views_are_crops_of_half_the_size_in_multiples_of_32(make_network):
-    method = DUA(make_network(), views=12)
+    method = DUA(make_network(), activation="sigmoid", views=12)
     x = image(size=96)
     crops = method._crops(x)
     assert len(crops) == 12 and {tuple(c.shape) for c in crops} == {(1, 1, 64, 64)}
     assert len({c.sum().item() for c in crops}) > 6
     assert all(set(c.flatten().tolist()) <= set(x.flatten().tolist()) for c in crops)
-    # of two images half of the views each
+    # each of two images gives half of the views
     two = torch.cat([torch.zeros(1, 1, 32, 32), torch.ones(1, 1, 32, 32)])
     assert sum(c.mean().item() for c in method._crops(two)) == 6
 
@@ -92,27 +92,27 @@ class OfOneSize(torch.nn.Module):
         return self.network(x)
 
 
-def test_a_network_of_one_size_is_told_to_take_the_whole_image(make_network):
+def test_a_network_of_one_size_is_refused_and_adapts_with_the_whole_image(make_network):
     x = image(size=64)
     with pytest.raises(GrataError, match="crop: OfOneSize does not take crops of 32x32 from images of 64x64"):
-        DUA(OfOneSize(make_network(), 64), views=2).adapt(x)
-    method = DUA(OfOneSize(make_network(), 64), views=8, crop=1.0)
+        DUA(OfOneSize(make_network(), 64), activation="sigmoid", views=2).adapt(x)
+    method = DUA(OfOneSize(make_network(), 64), activation="sigmoid", views=8, crop=1.0)
     assert method.adapt(x).momentum > 0
-    # flips and quarter turns: the same values in other places
+    # flips and quarter turns move the values and keep them
     for view in method._crops(x):
         assert torch.equal(view.flatten().sort().values, x.flatten().sort().values)
 
 
 def test_an_error_that_is_not_about_crops_is_left_alone(make_network):
     with pytest.raises(ValueError, match="expected 64"):
-        DUA(OfOneSize(make_network(), 64), views=2).adapt(image(size=16))
+        DUA(OfOneSize(make_network(), 64), activation="sigmoid", views=2).adapt(image(size=16))
 
 
 def test_parts_hardly_change_the_update(make_network, real_scan):
     start, whole = statistics(make_network(3)), make_network(3)
-    DUA(whole, chunk=64).adapt(real_scan)
+    DUA(whole, activation="sigmoid", chunk=64).adapt(real_scan)
     parts = make_network(3)
-    DUA(parts).adapt(real_scan)
+    DUA(parts, activation="sigmoid").adapt(real_scan)
     a, b = statistics(whole), statistics(parts)
     difference = sum((a[name] - b[name]).square().sum() for name in a)
     assert difference < 1e-4 * sum((a[name] - start[name]).square().sum() for name in a)
@@ -120,7 +120,7 @@ def test_parts_hardly_change_the_update(make_network, real_scan):
 
 def test_the_running_statistics_come_closer_to_those_of_an_image_that_stays(make_network, real_scan):
     network = make_network(3)
-    method = DUA(network, views=4)
+    method = DUA(network, activation="sigmoid", views=4)
 
     def distance():
         first = next(layer for layer in network.modules() if "BatchNorm" in type(layer).__name__)
@@ -139,7 +139,7 @@ def test_the_running_statistics_come_closer_to_those_of_an_image_that_stays(make
 
 def test_an_image_that_is_not_finite_leaves_the_statistics_alone(make_network):
     network = make_network()
-    method = DUA(network, views=2)
+    method = DUA(network, activation="sigmoid", views=2)
     before = statistics(network)
     record = method.adapt(image() * float("nan"))
     assert record.flags == ("non_finite_statistics", "step_skipped")
@@ -163,6 +163,6 @@ def test_wrong_settings_are_refused_by_name(make_network, settings, message):
 
 def test_networks_without_running_statistics_are_refused(make_network):
     with pytest.raises(GrataError, match="InstanceNorm2d"):
-        DUA(make_network(2, "instance"))
+        DUA(make_network(2, "instance"), activation="sigmoid")
     with pytest.raises(GrataError, match="TorchScript"):
-        DUA(torch.jit.script(make_network().eval()))
+        DUA(torch.jit.script(make_network().eval()), activation="sigmoid")

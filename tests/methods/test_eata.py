@@ -25,7 +25,7 @@ def prepared(network, fisher=1.0):
 
 
 def sharp(network, factor=20.0):
-    """Logits so large that part of the voxels is reliable."""
+    """Scale the logits so that part of the voxels is reliable."""
     last = [p for p in network.parameters() if p.ndim > 3][-1]
     with torch.no_grad():
         last.mul_(factor)
@@ -37,14 +37,14 @@ def make(network, fisher=1.0, **settings):
 
 
 def distributions(logits, activation):
-    """``(B, G, K, ...)`` by definition."""
+    """Return probabilities ``(B, G, K, ...)`` by their definition."""
     if activation == "softmax":
         return logits.softmax(1)[:, None]
     return torch.stack([logits.sigmoid(), (-logits).sigmoid()], 2)
 
 
 class Naive:
-    """The rule voxel by voxel, in float64, after the paper's formulas."""
+    """The paper's formulas voxel by voxel, in float64."""
 
     def __init__(self, activation, highest):
         self.activation, self.e0, self.average = activation, 0.4 * highest, {}
@@ -103,7 +103,7 @@ def test_two_steps_are_those_of_the_formula(make_network, activation, channels):
         torch.testing.assert_close(method._average[channel].double(), average, rtol=0, atol=1e-6)
 
 
-def test_what_the_source_depends_on_moves_less(make_network):
+def test_parameters_that_matter_to_the_source_move_less(make_network):
     settings = dict(lr=0.01, optimizer_options={}, redundancy=9.0)
     free, anchored = (make(sharp(make_network()), fisher=fisher, **settings) for fisher in (0, 1e-2))
     for _ in range(10):
@@ -112,7 +112,7 @@ def test_what_the_source_depends_on_moves_less(make_network):
     assert anchored.parameter_change()["l2"] < 0.8 * free.parameter_change()["l2"]
 
 
-def test_nothing_reliable_takes_no_step_and_is_told(make_network):
+def test_without_reliable_voxels_no_step_is_taken_and_a_flag_says_so(make_network):
     method = make(make_network(), margin=1e-6, lr=0.1)
     before = method._copy()
     record = method.adapt(batch())
@@ -121,7 +121,7 @@ def test_nothing_reliable_takes_no_step_and_is_told(make_network):
     assert method._average is None and not method.optimizer.state
 
 
-def test_what_is_redundant_has_no_part_in_the_step(make_network):
+def test_redundant_voxels_do_not_contribute_to_the_step(make_network):
     method = make(sharp(make_network()), activation="softmax", lr=0.0, redundancy=0.9)
     method.adapt(batch())
     everything = make(sharp(make_network()), activation="softmax", lr=0.0, redundancy=9.0)
@@ -130,7 +130,7 @@ def test_what_is_redundant_has_no_part_in_the_step(make_network):
     assert second < first
 
 
-def test_an_image_that_is_not_finite_is_told_as_such_and_not_remembered(make_network):
+def test_a_non_finite_image_is_flagged_and_not_remembered(make_network):
     method = make(sharp(make_network()))
     method.adapt(batch())
     average = method._average.clone()
@@ -143,7 +143,7 @@ def test_a_parameter_without_fisher_information_has_no_anchor(make_network):
     given = prepared(network)
     one = next(iter(make(network).parameters))
     given = Prepared(fisher={one: given.fisher[one]}, images=1, digest=given.digest)
-    method = EATA(network, prepared=given, lr=0.01)
+    method = EATA(network, activation="sigmoid", prepared=given, lr=0.01)
     assert list(method._fisher) == [one] and not method.adapt(batch()).flags
 
 
@@ -160,30 +160,30 @@ def test_takes_any_images_and_leaves_the_convolutions_alone(make_network, dims, 
         assert torch.equal(value, before[name]) == (name not in method.parameters), name
 
 
-def test_its_objective_falls_when_it_goes_on_with_one_scan(make_network, bundle):
+def test_its_objective_falls_over_several_steps_on_one_scan(make_network, bundle):
     file = bundle / "sample_scans" / "nifti" / "icbm152_left.nii.gz"
     scan = torch.from_numpy(nibabel.load(file).get_fdata(dtype="float32"))[4:28, 4:28, 4:28]
     scan = scan[tuple(slice(0, s // 2 * 2) for s in scan.shape)]
     image = ((scan - scan.min()) / (scan.max() - scan.min()))[None, None]
-    # filters that keep everything, so that it is the same objective at each step
+    # the filters keep everything, so that the objective is the same at each step
     method = make(sharp(make_network(3)), fisher=1e-9, activation="softmax", lr=0.005, margin=1.0, redundancy=9.0)
     losses = [method.adapt(image).loss for _ in range(10)]
     assert losses[-1] < losses[0]
 
 
-def test_the_fisher_information_is_asked_for_and_must_be_of_these_weights(make_network):
+def test_the_fisher_information_is_required_and_must_belong_to_these_weights(make_network):
     with pytest.raises(GrataError, match="method eata needs the Fisher information.*grata prepare"):
-        EATA(make_network())
+        EATA(make_network(), activation="sigmoid")
     with pytest.raises(GrataError, match="method eata needs"):
-        EATA(make_network(), prepared=Prepared(digest=network_digest(make_network())))
+        EATA(make_network(), activation="sigmoid", prepared=Prepared(digest=network_digest(make_network())))
     with pytest.raises(GrataError, match="other weights"):
-        EATA(make_network(), prepared=prepared(sharp(make_network()))).adapt(batch())
+        EATA(make_network(), activation="sigmoid", prepared=prepared(sharp(make_network()))).adapt(batch())
 
 
 def test_the_file_of_the_preparation_is_read(make_network, tmp_path):
     network = sharp(make_network())
     prepared(network).save(tmp_path / "prepared.safetensors")
-    method = EATA(network, prepared=tmp_path / "prepared.safetensors")
+    method = EATA(network, activation="sigmoid", prepared=tmp_path / "prepared.safetensors")
     assert method._fisher.keys() == method.parameters.keys()
 
 

@@ -1,4 +1,4 @@
-"""Reference traces of five online steps, where they lie beside the checkout."""
+"""Reference traces of five online steps; skipped where their folder is not beside the checkout."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ TRACES = ["batch1_adam", "batch2_adam_affine"]
 
 
 class Trace:
-    """One archive: the network it starts from and the values of each step."""
+    """Archive of the source network and the values of each step."""
 
     def __init__(self, name: str, memory_format: torch.memory_format = torch.contiguous_format) -> None:
         self.values = np.load(GOLDEN / f"{name}.npz")
@@ -96,7 +96,7 @@ def test_the_public_api_reproduces_the_trace(name, memory_format):
 
 
 def _spy_on_gradients(method):
-    """The two gradients of each step, as one vector each."""
+    """Return a list that fills with the two gradients of each step, each as one vector."""
     seen = []
     original = method._loss_and_gradient
 

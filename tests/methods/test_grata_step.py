@@ -1,4 +1,4 @@
-"""One GraTa step against an independent computation in float64, written from the paper's formulas."""
+"""One GraTa step against an independent float64 computation of the paper's formulas."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ LAWS = {
 
 
 def reference_step(network, x, strong, activation, rho, lr, law, names):
-    """Returns the losses, cosine, learning rate and the parameters after Adam's first step (β 0.9, 0.999, ε 1e-8)."""
+    """Return the losses, cosine, learning rate and the parameters after Adam's first step (β 0.9, 0.999, ε 1e-8)."""
     network = copy.deepcopy(network).double()
     for module in network.modules():
         module.training = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
@@ -96,7 +96,7 @@ def test_a_step_equals_the_formulas(make_network, dims, norm, size, activation, 
 
 
 def test_both_signs_of_the_cosine_occur_and_conflict_takes_the_smaller_step():
-    """The reference traces hold negative cosines only."""
+    """Cover positive cosines too; the reference traces have negative ones only."""
     steps = []
     for seed in range(12):
         torch.manual_seed(seed)
@@ -114,10 +114,18 @@ def test_both_signs_of_the_cosine_occur_and_conflict_takes_the_smaller_step():
         assert lr == pytest.approx((1 + cosine) ** 2 / 4, rel=1e-6)
 
 
-def test_without_look_ahead_and_with_a_still_law_it_is_plain_self_training(make_network):
+def test_without_look_ahead_and_with_a_constant_law_it_is_plain_self_training(make_network):
     network = make_network()
     x, strong = torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16)
-    method = GraTa(network, optimizer="SGD", lr=0.1, rho=0.0, learning_rate_law="constant", views=["identity"])
+    method = GraTa(
+        network,
+        activation="sigmoid",
+        optimizer="SGD",
+        lr=0.1,
+        rho=0.0,
+        learning_rate_law="constant",
+        views=["identity"],
+    )
     twin = copy.deepcopy(network).eval()
     for module in twin.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

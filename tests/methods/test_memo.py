@@ -109,7 +109,7 @@ def test_buffers_and_images_are_not_touched(make_network):
     assert torch.equal(x, batch())
 
 
-def test_a_sure_network_gives_a_finite_gradient(make_network):
+def test_a_confident_network_gives_a_finite_gradient(make_network):
     network = make_network()
     last = [p for name, p in network.named_parameters() if name.endswith("weight")][-1]
     with torch.no_grad():

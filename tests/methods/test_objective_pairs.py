@@ -33,7 +33,7 @@ def test_there_are_thirty_six_pairs():
 def test_a_pair_takes_a_step_that_can_be_repeated(network, auxiliary, pseudo):
     records = []
     for _ in range(2):
-        method = GraTa(network, auxiliary=auxiliary, pseudo=pseudo, lr=1e-3, seed=3)
+        method = GraTa(network, activation="sigmoid", auxiliary=auxiliary, pseudo=pseudo, lr=1e-3, seed=3)
         records.append(method.adapt(images()))
         change = method.parameter_change()["l2"]
         method.restore()
@@ -48,11 +48,11 @@ def test_a_pair_takes_a_step_that_can_be_repeated(network, auxiliary, pseudo):
 
 
 def test_gradients_are_those_of_the_objectives_before_and_after_the_look_ahead(network):
-    method = GraTa(network, auxiliary="reconstruction", pseudo="super_resolution", rho=2.0)
+    method = GraTa(network, activation="sigmoid", auxiliary="reconstruction", pseudo="super_resolution", rho=2.0)
     record = method.adapt(images())
     method.restore()
     x = images()
-    # BN of the batch: in training mode, with the running statistics put back afterwards
+    # training mode normalizes by the batch; the running statistics are put back afterwards
     kept = {k: v.clone() for k, v in network.state_dict().items()}
     network.train()
     parameters = [p for name, p in network.named_parameters() if name in method.parameters]
@@ -75,7 +75,7 @@ def test_gradients_are_those_of_the_objectives_before_and_after_the_look_ahead(n
 @pytest.mark.parametrize("role", ["auxiliary", "pseudo"])
 @pytest.mark.parametrize("objective", list(BRANCH_LOSSES))
 def test_an_objective_without_its_branch_is_refused_with_the_reason(make_network, role, objective):
-    # of two objectives any network can be given a prepared head
+    # two of the objectives can use a prepared head with any network
     prepared = "python -m grata prepare" if objective in HEADS else None
     with pytest.raises(GrataError, match=prepared or f"{objective} needs a {objective} branch"):
         GraTa(ResUNet(depth=18, branches=[]), **{role: objective})
@@ -83,13 +83,13 @@ def test_an_objective_without_its_branch_is_refused_with_the_reason(make_network
         GraTa(make_network(in_channels=3), **{role: objective})
 
 
-def test_an_unknown_objective_is_refused_by_the_names_of_all(make_network):
+def test_an_unknown_objective_is_refused_with_the_names_of_all(make_network):
     with pytest.raises(GrataError, match="auxiliary: .*entropy, consistency, reconstruction"):
-        GraTa(make_network(), auxiliary="entropie")
+        GraTa(make_network(), activation="sigmoid", auxiliary="entropie")
 
 
 def test_views_in_half_precision_change_nothing_but_the_pseudo_label(network):
-    full, half = (GraTa(network, views_autocast=dtype, seed=1) for dtype in (None, "bfloat16"))
+    full, half = (GraTa(network, activation="sigmoid", views_autocast=dtype, seed=1) for dtype in (None, "bfloat16"))
     records = []
     for method in (full, half):
         records.append(method.adapt(images()))
@@ -99,8 +99,8 @@ def test_views_in_half_precision_change_nothing_but_the_pseudo_label(network):
     assert records[0].loss == pytest.approx(records[1].loss, rel=0.05)
 
 
-def test_super_resolution_says_which_sizes_it_takes(network):
-    method = GraTa(network, auxiliary="super_resolution")
+def test_super_resolution_reports_the_sizes_that_it_takes(network):
+    method = GraTa(network, activation="sigmoid", auxiliary="super_resolution")
     with pytest.raises(GrataError, match="multiples of 32, got 48×48"):
         method.adapt(torch.rand(1, 3, 96, 96))
     method.restore()
@@ -113,5 +113,5 @@ def test_the_agreement_is_that_of_the_views_whichever_gradient_they_give(network
         records.append(method.adapt(images()))
         method.restore()
     assert all(0 < record.agreement <= 1 for record in records)
-    # both at the look-ahead parameters of another auxiliary gradient
+    # both views are predicted at look-ahead parameters, which depend on the auxiliary gradient
     assert records[1].agreement != records[2].agreement

@@ -1,4 +1,4 @@
-"""Making a method by its name, and what is attached to the network for it."""
+"""Creation of a method by its name, and the affine parameters attached for it."""
 
 import pytest
 from torch import nn
@@ -16,7 +16,7 @@ def modules(network):
     return [name for name, _ in network.named_modules()]
 
 
-def test_what_is_attached_is_told_and_adapted():
+def test_attached_parameters_are_reported_and_adapted():
     network = plain()
     before = modules(network)
     method = create("tent", network, affine="auto", activation="softmax")
@@ -25,7 +25,7 @@ def test_what_is_attached_is_told_and_adapted():
     assert modules(network) == before
 
 
-def test_nothing_is_attached_that_nobody_asked_for():
+def test_nothing_is_attached_unless_asked_for():
     network = plain()
     before = modules(network)
     with pytest.raises(GrataError, match="nothing to adapt"):
@@ -51,5 +51,5 @@ def test_a_refused_method_leaves_the_network_as_it_was():
     first = create("tent", network, affine="attach", activation="softmax")
     with pytest.raises(GrataError, match="lr: must"):
         create("tent", network, {"lr": -1.0}, affine="attach", activation="softmax")
-    # what the first one adapts is still in the network
+    # the parameters that the first method adapts are still in the network
     assert list(collect_affine_parameters(network)) == list(first.parameters)

@@ -19,7 +19,7 @@ def batch(seed=0, samples=2, dims=2):
 
 
 def sharp(network, factor=20.0):
-    """Logits so large that part of the voxels is reliable."""
+    """Scale the logits so that part of the voxels is reliable."""
     last = [p for p in network.parameters() if p.ndim > 3][-1]
     with torch.no_grad():
         last.mul_(factor)
@@ -27,7 +27,7 @@ def sharp(network, factor=20.0):
 
 
 def entropies(logits, activation):
-    """``(B, G, ...)`` in whatever precision is given, from the definition."""
+    """Return the entropies ``(B, G, ...)`` by their definition, in the precision of the logits."""
     if activation == "softmax":
         p = logits.softmax(1)
         return -(p * (p + 1e-300).log()).sum(1, keepdim=True)
@@ -79,7 +79,7 @@ def test_leaves_the_last_normalization_layers_and_all_else_alone(make_network):
     network = sharp(make_network())
     norms = [name for name, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    method = SAR(network, lr=0.1, frozen=0.5)
+    method = SAR(network, activation="sigmoid", lr=0.1, frozen=0.5)
     assert {name.rpartition(".")[0] for name in method.parameters} == set(norms[: len(norms) // 2])
     assert not method.adapt(batch()).flags
     for name, value in network.state_dict().items():
@@ -87,11 +87,11 @@ def test_leaves_the_last_normalization_layers_and_all_else_alone(make_network):
 
 
 def test_the_first_layer_is_adapted_however_few_there_are(make_network):
-    assert len(SAR(make_network(), frozen=0.99).parameters) == 2
+    assert len(SAR(make_network(), activation="sigmoid", frozen=0.99).parameters) == 2
 
 
-def test_nothing_reliable_takes_no_step_and_is_told(make_network):
-    method = SAR(make_network(), margin=1e-6, lr=0.1)
+def test_without_reliable_voxels_no_step_is_taken_and_a_flag_says_so(make_network):
+    method = SAR(make_network(), activation="sigmoid", margin=1e-6, lr=0.1)
     before = method._copy()
     record = method.adapt(batch())
     assert record.flags == ("nothing_kept", "step_skipped") and record.kept == 0 and record.learning_rate == 0
@@ -99,12 +99,15 @@ def test_nothing_reliable_takes_no_step_and_is_told(make_network):
     assert not method.optimizer.state
 
 
-def test_an_image_that_is_not_finite_is_told_as_such(make_network):
-    assert SAR(make_network()).adapt(batch() * float("nan")).flags == ("non_finite_loss", "step_skipped")
+def test_a_non_finite_image_is_flagged(make_network):
+    assert SAR(make_network(), activation="sigmoid").adapt(batch() * float("nan")).flags == (
+        "non_finite_loss",
+        "step_skipped",
+    )
 
 
 def test_collapse_of_the_entropy_brings_back_the_source(make_network):
-    method = SAR(sharp(make_network()), recovery=1.0, momentum=0.0, lr=1.0, margin=1.0)
+    method = SAR(sharp(make_network()), activation="sigmoid", recovery=1.0, momentum=0.0, lr=1.0, margin=1.0)
     source = method._copy()
     flags = []
     for _ in range(40):
@@ -118,9 +121,9 @@ def test_collapse_of_the_entropy_brings_back_the_source(make_network):
 
 
 def test_no_recovery_when_it_is_switched_off_and_none_above_half_of_the_start(make_network):
-    method = SAR(sharp(make_network()), recovery=0.0, momentum=0.0, lr=1.0, margin=1.0)
+    method = SAR(sharp(make_network()), activation="sigmoid", recovery=0.0, momentum=0.0, lr=1.0, margin=1.0)
     assert not any(method.adapt(batch()).flags for _ in range(40))
-    method = SAR(sharp(make_network()), recovery=1.0)
+    method = SAR(sharp(make_network()), activation="sigmoid", recovery=1.0)
     method.adapt(batch())
     assert method._threshold == 0.5 * method._average
 
@@ -143,7 +146,7 @@ def test_takes_any_images(make_network, dims, samples, activation):
     assert not record.flags and 0 < record.kept <= 1
 
 
-def test_entropy_of_the_reliable_falls_when_it_goes_on_with_one_scan(make_network, bundle):
+def test_entropy_of_the_reliable_voxels_falls_over_several_steps_on_one_scan(make_network, bundle):
     file = bundle / "sample_scans" / "nifti" / "icbm152_left.nii.gz"
     scan = torch.from_numpy(nibabel.load(file).get_fdata(dtype="float32"))[4:28, 4:28, 4:28]
     scan = scan[tuple(slice(0, s // 2 * 2) for s in scan.shape)]

@@ -21,9 +21,7 @@ def batch(size=2, spatial_dims=2, seed=0):
 
 
 def naive(network, x, statistics):
-    """The network in float64 with each batch normalization written out; ``statistics(z, layer)`` gives mean and
-    variance.
-    """
+    """Return the output in float64 where batch normalization uses ``mean, variance = statistics(z, layer)``."""
     network = copy.deepcopy(network).double().eval()
 
     def normalize(layer):
@@ -73,7 +71,7 @@ def test_bn_alpha_mixes_the_batch_into_the_source(make_network, spatial_dims, al
 def test_medbn_normalizes_about_the_median_of_batch_and_space(make_network, spatial_dims):
     def statistics(z, layer):
         values = z.transpose(0, 1).flatten(1)
-        # of an even number of values the lower middle one
+        # the median of an even number of values is the lower of the two in the middle
         median = values.sort(1).values[:, (values.shape[1] - 1) // 2]
         return median, ((values - median[:, None]) ** 2).mean(1)
 
@@ -100,16 +98,16 @@ def test_an_artefact_in_a_corner_moves_medbn_less_than_batch_statistics(make_net
 
 
 def test_a_method_that_learns_takes_the_median_by_its_name(make_network):
-    method = Tent(make_network(), batch_statistics="median")
+    method = Tent(make_network(), activation="sigmoid", batch_statistics="median")
     before = {name: p.detach().clone() for name, p in method.parameters.items()}
     assert method.adapt(batch()).flags == ()
     assert any(not torch.equal(p, before[name]) for name, p in method.parameters.items())
     with pytest.raises(GrataError, match="median"):
-        Tent(make_network(), batch_statistics="mode")
+        Tent(make_network(), activation="sigmoid", batch_statistics="mode")
 
 
 def mean_entropy(entropy, outcome, weighting):
-    """Over all voxels, or the mean of the means over those of each outcome that there is."""
+    """Return the mean over all voxels, or the mean over the outcomes present of their own means."""
     if weighting == "entropy":
         return entropy.mean().item()
     return sum(entropy[outcome == k].mean().item() for k in outcome.unique()) / len(outcome.unique())
@@ -157,8 +155,8 @@ def test_intent_counts_predictions_of_the_same_entropy_alike(make_network):
         torch.testing.assert_close(method.network(batch(1)).softmax(1), twin.network(batch(1)).softmax(1))
 
 
-def test_intent_looks_at_all_voxels_where_nothing_is_found(make_network):
-    method = InTEnt(make_network())
+def test_intent_uses_all_voxels_where_no_foreground_is_found(make_network):
+    method = InTEnt(make_network(), activation="sigmoid")
     logits = torch.rand(1, 2, 4, 4) - 2.0
     p = logits.sigmoid()
     entropy = -(p * p.log() + (1 - p) * (1 - p).log())
@@ -167,14 +165,14 @@ def test_intent_looks_at_all_voxels_where_nothing_is_found(make_network):
 
 def test_intent_with_a_single_mix_is_bn_alpha(make_network):
     x = batch(1)
-    one, other = InTEnt(make_network(), mixes=[0.3]), BNAlpha(make_network(), alpha=0.3)
+    one, other = InTEnt(make_network(), activation="sigmoid", mixes=[0.3]), BNAlpha(make_network(), alpha=0.3)
     one.adapt(x), other.adapt(x)
     with torch.no_grad():
         torch.testing.assert_close(one.network(x), other.network(x), rtol=0, atol=1e-4)
 
 
-def test_an_image_has_the_same_prediction_whatever_came_before(make_network):
-    method = InTEnt(make_network())
+def test_the_prediction_for_an_image_does_not_depend_on_earlier_ones(make_network):
+    method = InTEnt(make_network(), activation="sigmoid")
     method.adapt(batch(1, seed=4))
     with torch.no_grad():
         first = method.network(batch(1, seed=4))
@@ -206,7 +204,7 @@ def test_wrong_settings_are_refused_by_name(make_network, method, settings, mess
 
 
 @pytest.mark.parametrize("name", ["diga", "dua", "intent", "vptta"])
-def test_methods_with_statistics_of_their_own_do_not_have_the_setting(make_network, name):
+def test_methods_that_choose_their_statistics_do_not_have_the_setting(make_network, name):
     assert "batch_statistics" not in settings_of(name)
     with pytest.raises(GrataError, match="batch_statistics: "):
         METHODS[name](make_network(), batch_statistics=1.0)
@@ -216,7 +214,7 @@ def test_methods_with_statistics_of_their_own_do_not_have_the_setting(make_netwo
 
 
 @pytest.mark.parametrize("name", ["bn_alpha", "diga", "domainadaptor", "dua", "intent", "medbn", "vptta"])
-def test_of_a_scripted_network_a_remedy_is_told_that_the_method_has(make_network, name):
+def test_a_scripted_network_is_refused_with_a_remedy_that_works(make_network, name):
     scripted = torch.jit.script(make_network())
     with pytest.raises(GrataError, match="^A TorchScript network .* neither a mix .*model.pt.* such as ptbn"):
         create(name, scripted, activation="softmax")
@@ -244,7 +242,7 @@ class OneVoxel(torch.nn.Module):
     ("mix", "fits"),
     [(1.0, False), (0.5, True), (0.0, True), ("median", False), (instance_mix(0.2), True), (instance_mix(1.0), False)],
 )
-def test_a_single_value_is_refused_where_nothing_but_it_counts(mix, fits):
+def test_a_single_value_is_refused_where_only_it_counts(mix, fits):
     layer = OneVoxel()
     statistics, x = BatchStatistics(layer, mix), torch.tensor([[2.0, -1.0]])[:, :, None, None]
     statistics.attach()

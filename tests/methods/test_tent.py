@@ -33,24 +33,24 @@ def test_one_step_goes_down_the_gradient_of_the_mean_entropy(make_network, activ
         torch.testing.assert_close(adapted.detach().double(), expected, rtol=0, atol=1e-6)
 
 
-def test_entropy_falls_when_it_goes_on_with_one_image(make_network):
-    method = Tent(make_network(), lr=1e-2)
+def test_entropy_falls_over_several_steps_on_one_image(make_network):
+    method = Tent(make_network(), activation="sigmoid", lr=1e-2)
     losses = [method.adapt(batch()).loss for _ in range(10)]
     assert losses[-1] < losses[0]
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_told(make_network):
-    method = Tent(make_network())
+def test_a_non_finite_step_is_skipped_and_flagged(make_network):
+    method = Tent(make_network(), activation="sigmoid")
     before = {name: p.detach().clone() for name, p in method.parameters.items()}
     record = method.adapt(batch() * float("inf"))
     assert record.flags == ("non_finite_loss", "step_skipped") and record.learning_rate == 0
     assert all(torch.equal(p, before[name]) for name, p in method.parameters.items())
 
 
-def test_another_process_goes_on_bit_for_bit(make_network):
-    method = Tent(make_network())
+def test_another_process_resumes_bit_for_bit(make_network):
+    method = Tent(make_network(), activation="sigmoid")
     method.adapt(batch())
-    other = Tent(make_network())
+    other = Tent(make_network(), activation="sigmoid")
     other.load_state_dict(method.state_dict())
     assert method.adapt(batch(1)) == other.adapt(batch(1))
     assert all(torch.equal(p, other.parameters[name]) for name, p in method.parameters.items())

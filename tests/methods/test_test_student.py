@@ -23,7 +23,7 @@ def activate(logits, activation):
 
 
 def cross_entropy(p, target, activation):
-    """At every voxel (and channel, where each decides for itself)."""
+    """Return the cross-entropy at every voxel, for sigmoid also of every channel."""
     if activation == "sigmoid":
         return -(target * p.log() + (1 - target) * (1 - p).log())
     return -(target * p.log()).sum(1, keepdim=True)
@@ -88,7 +88,7 @@ def test_where_nothing_is_confident_the_student_takes_no_step(make_network):
     assert any(not torch.equal(value, before[name]) for name, value in teacher.items())
 
 
-def test_an_image_that_is_not_finite_teaches_nothing(make_network):
+def test_a_non_finite_image_changes_nothing(make_network):
     network = make_network()
     method = create("test", network, {"activation": "softmax", "confidence": 0.5})
     method.adapt(batch())
@@ -130,7 +130,7 @@ def test_wrong_settings_are_refused_by_name(make_network, setting, value):
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0])
-def test_the_teachers_views_tell_how_good_the_prediction_may_be(make_network, confidence):
+def test_the_teachers_views_report_their_agreement(make_network, confidence):
     method = create("test", make_network(), {"activation": "softmax", "confidence": confidence, "steps": 2})
     record = method.adapt(batch())
     assert 0 < record.agreement <= 1

@@ -32,7 +32,7 @@ def make(network, settings=None, spatial_dims=2, activation="softmax", **changes
 
 
 def naive(p, activation, margin, size_weight, moment_weight):
-    """The loss by loops over images, channels and pixels."""
+    """Return the loss, computed by loops over images, channels and pixels."""
     tau, centroid, spread = [0.8, 0.2], [0.5, 0.3], [0.3, 0.1]
     images, channels, height, width = p.shape
     n = height * width
@@ -92,7 +92,7 @@ def test_weight_decay_and_150_steps_are_the_defaults(make_network):
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_soft_moments_of_a_mask_are_those_that_are_prepared(spatial_dims):
+def test_soft_moments_of_a_mask_equal_the_prepared_ones(spatial_dims):
     mask = (batch(1, spatial_dims, seed=3) > 0.7).double()
     prepared = ShapeMoments()
     prepared.add(mask)
@@ -136,7 +136,7 @@ def test_takes_any_images(make_network, spatial_dims, size, activation):
     assert method.adapt(x).flags == () and torch.equal(x, batch(size, spatial_dims))
 
 
-def test_what_was_not_prepared_is_asked_for(make_network):
+def test_missing_prepared_values_are_refused_with_the_command(make_network):
     network = make_network()
     with pytest.raises(GrataError, match="class sizes.*python -m grata prepare"):
         create("ttas", network, {"activation": "softmax"})
@@ -145,7 +145,7 @@ def test_what_was_not_prepared_is_asked_for(make_network):
     assert make(network, {"moments": [], "steps": 1}, centroid=None, spread=None).adapt(batch()).flags == ()
 
 
-def test_what_was_prepared_for_others_is_refused(make_network):
+def test_values_prepared_for_another_network_are_refused(make_network):
     given = {"activation": "softmax", "prepared": prior(make_network())}
     with pytest.raises(GrataError, match="other weights"):
         create("ttas", make_network(out_channels=3), given).adapt(batch())

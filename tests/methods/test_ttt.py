@@ -48,7 +48,7 @@ def test_the_step_is_the_one_down_the_mean_over_all_views_at_once():
         torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-7)
 
 
-def test_one_view_is_learnt_from_before_the_next_is_looked_at_so_that_memory_is_that_of_one():
+def test_the_views_are_used_one_by_one_so_that_memory_is_that_of_one():
     network = make_network()
     method, heads = make(network)
     events = []
@@ -63,7 +63,7 @@ def test_one_view_is_learnt_from_before_the_next_is_looked_at_so_that_memory_is_
     assert events == ["forward", "backward"] * len(heads.views)
 
 
-def test_views_that_change_the_shape_are_left_out_and_one_alone_tells_nothing():
+def test_views_that_change_the_shape_are_left_out_and_a_single_one_is_refused():
     method, _ = make(make_network())
     record = method.adapt(batch(shape=(16, 8)))
     assert record.flags == ()

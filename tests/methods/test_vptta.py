@@ -19,7 +19,7 @@ def make(network, **settings):
 
 
 def prompted(x, prompt):
-    """By the full spectrum, amplitude and phase."""
+    """Return the prompted images, computed from amplitude and phase of the full spectrum."""
     axes = list(range(2, x.ndim))
     spectrum = torch.fft.fftn(x, dim=axes)
     full = torch.ones(x.shape[1:], dtype=x.dtype)
@@ -34,7 +34,7 @@ def prompted(x, prompt):
 
 
 def distance_and_logits(network, x, n, tau=5.0):
-    """Loss and output of a copy of the network, its layers normalizing by warmed-up statistics."""
+    """Return loss and output of a copy of the network whose layers normalize by warmed-up statistics."""
     losses, network = [], copy.deepcopy(network)
     m = 1 / (math.sqrt(n) / tau + 1)
 
@@ -76,7 +76,7 @@ def test_images_get_a_prompt_by_the_formula(make_network, spatial_dims, size):
         moments = (0.9 * first + 0.1 * g, 0.99 * second + 0.01 * g**2)
         with torch.no_grad():
             prompt -= 0.05 * moments[0] / (1 - 0.9**n) / ((moments[1] / (1 - 0.99**n)).sqrt() + 1e-8)
-        # Adam's first step is the gradient's sign: where that is all but zero, float32 cannot tell it
+        # Adam's first step is the sign of the gradient, which float32 gets wrong where the gradient is nearly zero
         clear = g.abs() > 1e-5
         state = method.state_dict()
         torch.testing.assert_close(state["prompt"].double()[clear], prompt.detach()[clear], rtol=0, atol=1e-4)
@@ -115,7 +115,7 @@ def test_a_prompt_starts_from_its_nearest_neighbours_in_the_memory(make_network)
     assert len(keys) == len(prompts) == 4
     x = batch(seed=2)
     key = torch.fft.fftshift(torch.fft.fft2(x), (-2, -1))[0, :, 7:10, 7:10].abs()
-    # the memory has forgotten image 0
+    # the memory has dropped image 0
     torch.testing.assert_close(keys[1], key.flatten())
     similarity = torch.stack([torch.dot(key.flatten(), k) / (key.norm() * k.norm()) for k in keys])
     order = similarity.argsort(descending=True)[:2]
@@ -132,7 +132,7 @@ def test_images_of_another_size_start_from_ones(make_network):
     state = method.state_dict()
     assert state["prompt"].shape == (1, 1, 6, 6) and len(state["memory"]["keys"]) == 1 and state["shape"] == [1, 32, 32]
     assert state["prompt_optimizer"]["state"][0]["step"] == 1
-    # of the other size again: without a prompt
+    # an image of the first size again gets no prompt
     x = batch()
     with torch.no_grad():
         torch.testing.assert_close(method.network(x), method._logits(x))
@@ -150,7 +150,7 @@ def test_the_network_is_not_touched(make_network):
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_statistics_come_closer_to_the_source_on_one_real_scan(make_network, real_scan, activation):
-    # with next to no warm-up the source's statistics stand still as target, which the batch's do not
+    # almost no warm-up keeps the target at the source's statistics; the batch's would move
     settings = {"activation": activation, "steps": 8, "lr": 0.01, "warm_up": 1e-3}
     method = create("vptta", make_network(3), settings)
     steps = method.adapt(real_scan).steps

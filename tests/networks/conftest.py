@@ -6,7 +6,7 @@ from grata.networks import BRANCHES, ResUNet
 
 @pytest.fixture
 def make_resunet():
-    """A ResUNet, by default with all branches, its normalization layers away from their start values."""
+    """Make a ResUNet, by default with all branches, whose normalization layers differ from their start values."""
 
     def make(depth=18, branches=tuple(BRANCHES), seed=3, **arguments):
         with torch.random.fork_rng():

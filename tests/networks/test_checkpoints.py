@@ -10,7 +10,7 @@ SEQUENTIAL = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": 
 
 
 def by_index(state):
-    """The layout whose encoder is a Sequential."""
+    """Return the layout whose encoder is a Sequential."""
     renamed = {}
     for key, value in state.items():
         root, child, *rest = key.split(".")
@@ -53,7 +53,7 @@ def test_round_trip_gives_identical_predictions(make_resunet, layout):
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 @pytest.mark.parametrize("branches", [[], ["reconstruction"], ["rotation", "super_resolution"]])
-def test_depth_channels_and_branches_are_told_from_the_keys(depth, branches):
+def test_depth_channels_and_branches_follow_from_the_keys(depth, branches):
     with torch.device("meta"):
         network = ResUNet(1, 2, depth, branches)
     conversion = convert_checkpoint(to_reference_names(network.state_dict()))
@@ -86,7 +86,7 @@ def test_branches_are_mapped_in_their_order_whatever_their_modules_are_called(ma
     assert converted.renamed["branches.reconstruction.blocks.0.norm.weight"] == "reconstruct_recon1.inner_bn.weight"
 
 
-def test_what_is_not_taken_is_listed(make_resunet):
+def test_tensors_that_are_not_used_are_listed(make_resunet):
     state = to_reference_names(make_resunet(branches=()).state_dict())
     state |= {"res.fc.weight": torch.rand(10, 512), "res.fc.bias": torch.rand(10)}
     state |= {"res.in1.num_batches_tracked": torch.tensor(4)}
@@ -123,7 +123,7 @@ def change(**changes):
         (change(recon_head__bias=None), r"reconstruction branch.*is missing \(nothing\)"),
         (change(supres_head__0__weight=torch.rand(9, 32, 5, 5)), r"super_resolution branch.*supres_head\.0\.weight"),
         (change(rotate_head2__weight=torch.rand(6, 6)), r"rotation branch.*rotate_head2\.weight.*ours is missing"),
-        (change(up3__bn__weight=3.0), "no state dict: 'up3.bn.weight' is no tensor"),
+        (change(up3__bn__weight=3.0), "not a state dict: 'up3.bn.weight' is not a tensor"),
         (list, "This is a list"),
         (lambda state: {}, "it is empty"),
         (lambda state: dict(sorted(state.items())), "reconstruction branch|denoising branch"),
@@ -136,5 +136,5 @@ def test_nothing_is_converted_in_part(make_resunet, fault, message):
 
 @pytest.mark.parametrize("key", ["encoder", "decoder.0.conv.weight", "branches.jigsaw.head.weight", "up5.weight"])
 def test_foreign_keys_have_no_reference_name(key):
-    with pytest.raises(GrataError, match=f"{key} is no key of a ResUNet"):
+    with pytest.raises(GrataError, match=f"{key} is not a key of a ResUNet"):
         to_reference_names({key: torch.rand(1)})

@@ -1,4 +1,4 @@
-"""ResUNet's decoder without gradients against the plain one."""
+"""ResUNet's decoder without gradients, compared with the plain one."""
 
 import copy
 
@@ -14,7 +14,7 @@ from grata.normalization import BatchStatistics, channel_affine
 
 @pytest.fixture(scope="module")
 def network():
-    """Channels last, every normalization layer away from its start values."""
+    """Make a network in channels last whose normalization layers differ from their start values."""
     torch.manual_seed(0)
     network = ResUNet(out_channels=3, depth=18).eval().to(memory_format=torch.channels_last)
     for module in network.modules():
@@ -38,7 +38,7 @@ def test_logits_are_those_of_the_plain_decoder(network, mix, shape):
     with torch.no_grad():
         folded = network(x)
     assert folded.shape == plain.shape
-    assert not torch.equal(folded, plain)  # it is another computation
+    assert not torch.equal(folded, plain)  # The computation is another one.
     torch.testing.assert_close(folded, plain, rtol=1e-4, atol=2e-5)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
@@ -77,7 +77,7 @@ def test_a_step_is_the_same_in_both_memory_formats():
     outcomes = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         twin = copy.deepcopy(network).to(memory_format=memory_format)
-        method = GraTa(twin, lr=1e-4)
+        method = GraTa(twin, activation="sigmoid", lr=1e-4)
         record = method.adapt(x)
         with torch.no_grad():
             outcomes.append((record, twin(x).sigmoid()))

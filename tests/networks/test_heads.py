@@ -13,7 +13,7 @@ from grata.objectives import denoising_loss, rotation_loss
 
 
 class Net(nn.Module):
-    """Two levels down, one up; a module that runs twice and global pooling beside the features."""
+    """Network with two levels down and one up, a module that runs twice, and global pooling beside the features."""
 
     def __init__(self, dims=2):
         super().__init__()
@@ -204,10 +204,10 @@ def test_scripted_networks_are_refused(make):
             AuxiliaryHeads.load(network, saved)
 
 
-def test_what_does_not_fit_is_told(make):
+def test_what_does_not_fit_is_refused(make):
     network, x = make(), image(1, 1, 16, 16)
     saved = AuxiliaryHeads.create(network, x, ["rotation"]).saved()
-    with pytest.raises(GrataError, match="hang on norm2, which this Conv2d does not have"):
+    with pytest.raises(GrataError, match="attached to norm2, which this Conv2d does not have"):
         AuxiliaryHeads.load(nn.Conv2d(1, 1, 1), saved)
     with pytest.raises(GrataError, match="weights of its heads do not fit"):
         AuxiliaryHeads.load(network, AuxiliaryHeads.create(network, x, ["denoising"])._saved)
@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_told(make):
 
 
 class Pooled(nn.Module):
-    """Its deepest map has more channels than the logits after it, and more positions than what is pooled of it."""
+    """Network whose deepest map has more channels than its logits, and more positions than its pooled output."""
 
     def __init__(self):
         super().__init__()

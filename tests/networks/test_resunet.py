@@ -10,7 +10,7 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 class Plain:
-    """The paper's network in plain functions, on tensors with the reference's names; nothing is shared with ours."""
+    """The paper's network in plain functions, on tensors with the reference's names, independent of ours."""
 
     def __init__(self, state, depth, training):
         self.state, self.blocks, self.training = state, BLOCKS[depth], training
@@ -84,7 +84,7 @@ def test_logits_have_the_image_s_size(depth, in_channels, out_channels):
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("depth", [18, 34, 50])
-def test_network_equals_a_plain_writing_of_the_paper_s(make_resunet, depth, training):
+def test_network_equals_plain_functions_after_the_paper(make_resunet, depth, training):
     network = make_resunet(depth, branches=())
     plain = Plain(to_reference_names(network.state_dict()), depth, training)
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -94,7 +94,7 @@ def test_network_equals_a_plain_writing_of_the_paper_s(make_resunet, depth, trai
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_branches_equal_a_plain_writing_that_convolves_after_the_interpolation(make_resunet, training):
+def test_branches_equal_plain_functions_that_convolve_after_the_interpolation(make_resunet, training):
     network = make_resunet()
     state = {name: tensor.clone() for name, tensor in to_reference_names(network.state_dict()).items()}
     plain, network = Plain(state, 18, training), network.train(training)

@@ -18,7 +18,7 @@ def script(name):
     return module
 
 
-def test_convert_checkpoint_writes_weights_and_tells_what_it_did(make_resunet, tmp_path, capsys):
+def test_convert_checkpoint_writes_weights_and_reports_what_it_did(make_resunet, tmp_path, capsys):
     network = make_resunet(branches=("rotation",), out_channels=1)
     state = {f"module.{key}": value for key, value in to_reference_names(network.state_dict()).items()}
     state |= {"module.res.fc.bias": torch.zeros(3)}
@@ -37,14 +37,14 @@ def test_convert_checkpoint_writes_weights_and_tells_what_it_did(make_resunet, t
 
 def test_convert_checkpoint_writes_nothing_unless_all_fits(tmp_path):
     torch.save({"res.conv1.weight": torch.rand(1)}, tmp_path / "foreign.pth")
-    with pytest.raises(SystemExit, match="foreign.pth: This is no checkpoint"):
+    with pytest.raises(SystemExit, match="foreign.pth: This is not a checkpoint"):
         script("convert_checkpoint").main(tmp_path / "foreign.pth", tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
 
 
 @pytest.fixture
 def trained(make_resunet, tmp_path):
-    """A network as MONAI's CheckpointSaver leaves it."""
+    """Return a network and its checkpoint as MONAI's CheckpointSaver writes it."""
     network = make_resunet(branches=("denoising", "rotation"))
     torch.save({"model": network.state_dict(), "optimizer": {}}, tmp_path / "joint.pt")
     return network, tmp_path / "joint.pt"
@@ -88,7 +88,7 @@ def test_pack_weights_leaves_no_mixed_bundle(trained, make_resunet, tmp_path):
     torch.save(make_resunet(branches=()).state_dict(), tmp_path / "plain.pt")
     with pytest.raises(SystemExit, match="belongs to another network"):
         pack_weights.main(tmp_path / "plain.pt", tmp_path / "models")
-    with pytest.raises(SystemExit, match="absent.pt is no file"):
+    with pytest.raises(SystemExit, match="absent.pt is not a file"):
         pack_weights.main(tmp_path / "absent.pt", tmp_path / "models")
 
 

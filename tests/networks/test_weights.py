@@ -35,7 +35,7 @@ def test_a_scripted_network_brings_its_own_definition_and_has_to_fit_one_that_is
         load_source(None, tmp_path / "model.pt", "cpu")
 
 
-def test_foreign_weights_are_refused_telling_what_does_not_fit(make_network, tmp_path):
+def test_foreign_weights_are_refused_with_what_does_not_fit(make_network, tmp_path):
     torch.save(make_network(3, out_channels=5).state_dict(), tmp_path / "foreign.pt")
     with pytest.raises(GrataError, match="of another shape"):
         load_source(make_network(3), tmp_path / "foreign.pt", "cpu")
@@ -58,7 +58,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(make_network, tmp_path, 
     torch.save({"model": Malicious()}, tmp_path / "model.pt")
     with pytest.raises(GrataError, match="cannot be read as a state dict"):
         load_source(make_network(3), tmp_path / "model.pt", "cpu")
-    # torch's own advice, to allow pickles, must not be passed on
+    # The message must not repeat torch's own advice to allow pickles.
     torch.save(make_network(3), tmp_path / "model.pt")
     with pytest.raises(GrataError) as refused:
         load_source(make_network(3), tmp_path / "model.pt", "cpu")
@@ -67,7 +67,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(make_network, tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["missing.pt", "empty.pt", "text.ts", "list.pt", ""])
-def test_files_that_are_no_weights_are_named(make_network, tmp_path, name):
+def test_files_without_weights_are_named(make_network, tmp_path, name):
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "text.ts").write_text("not a network")
     torch.save([1, 2], tmp_path / "list.pt")
@@ -105,11 +105,11 @@ def test_weights_in_several_files_are_loaded_as_one(files):
         (["rotation"], ["model.pt", "branches.pt"], r"Set network_def#branches to \['denoising', 'rotation'\]"),
         (["denoising"], ["model.pt"], r"branches: none; .*names: denoising.*\[model.pt, branches.pt\]"),
         (["denoising", "rotation"], ["branches.pt"], "missing, e.g. encoder.conv1.weight.*Give the weights of this"),
-        ([], ["model.pt", "model.pt"], "holds 165 weights that a file before it holds too, e.g. decoder.0.norm.bias"),
+        ([], ["model.pt", "model.pt"], "holds 165 weights that an earlier file holds too, e.g. decoder.0.norm.bias"),
         ([], ["model.pt", "absent.pt"], "absent.pt does not exist"),
         ([], ["model.pt", "model.ts"], "model.ts is a whole network"),
-        ([], [], "name a file or a list of files, got"),
-        ([], [3], "name a file or a list of files, got"),
+        ([], [], "weights: must be a file or a list of files, got"),
+        ([], [3], "weights: must be a file or a list of files, got"),
     ],
 )
 def test_files_that_do_not_make_up_the_network_are_refused(files, branches, names, message):
@@ -158,7 +158,7 @@ def test_encoder_refuses_weights_of_another_network(make_resunet, make_network, 
         load_encoder(ResUNet(in_channels=1, depth=18), path)
     with pytest.raises(GrataError, match="UNet has no ResNet encoder"):
         load_encoder(make_network(2), path)
-    with pytest.raises(GrataError, match="absent.pth is no file"):
+    with pytest.raises(GrataError, match="absent.pth is not a file"):
         load_encoder(ResUNet(depth=18), tmp_path / "absent.pth")
     for key, value in (("extra.weight", torch.rand(1)), ("bn1.weight", None)):
         torch.save({k: v for k, v in (state | {key: value}).items() if v is not None}, path)
@@ -186,7 +186,7 @@ def test_a_memory_format_of_other_dimensions_is_refused(make_network, tmp_path):
         load_source(network, tmp_path / "model.pt", "cpu", memory_format="channels_last")
 
 
-def test_a_text_file_is_no_weights(tmp_path, make_network):
+def test_a_text_file_is_refused(tmp_path, make_network):
     (tmp_path / "model.pt").write_text("hello world")
     with pytest.raises(GrataError, match="model.pt cannot be read as a state dict"):
         load_source(make_network(3), tmp_path / "model.pt", "cpu")

@@ -27,7 +27,7 @@ def scan(seed: int, shape: tuple[int, int, int] = (24, 28, 20), gain: float = 1.
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """Folders of two configurations that nnU-Net planned and trained itself, two folds each, by their names."""
+    """Folders of two configurations that nnU-Net itself planned and trained, with two folds each, by configuration."""
     root = tmp_path_factory.mktemp("nnunet")
     raw = root / "raw" / "Dataset001_Tiny"
     for name in ("imagesTr", "labelsTr"):
@@ -54,7 +54,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def edited(trained, tmp_path):
-    """Makes a copy of the 3D model: of its plans and its dataset's description, and of the first fold's checkpoint."""
+    """Function that copies the 3D model with its first fold and edits plans, dataset.json and checkpoint."""
 
     def make(plans=lambda plans: None, dataset=lambda dataset: None, checkpoint=lambda checkpoint: None):
         folder = tmp_path / "edited"
@@ -64,7 +64,7 @@ def edited(trained, tmp_path):
             edit(content)
             (folder / name).write_text(json.dumps(content))
         path = folder / "fold_0" / "checkpoint_final.pth"
-        content = torch.load(path, weights_only=False)  # written by the fixture above
+        content = torch.load(path, weights_only=False)  # The fixture above wrote it.
         checkpoint(content)
         torch.save(content, path)
         return folder
@@ -74,7 +74,7 @@ def edited(trained, tmp_path):
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """Two images of another contrast than those of the training."""
+    """Two images with a contrast other than in training."""
     folder = tmp_path_factory.mktemp("images")
     for seed in (7, 8):
         nib.save(nib.Nifti1Image(scan(seed, gain=2.0)[0], AFFINE), folder / f"case{seed}_0000.nii.gz")

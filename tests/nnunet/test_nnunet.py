@@ -1,4 +1,4 @@
-"""A small real nnU-Net, trained by nnU-Net itself, adapted and predicted with."""
+"""Adaptation and prediction of a small nnU-Net that nnU-Net itself trained."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ from grata.zoo.doctor import examine
 
 pytest.importorskip("nnunetv2")
 
-# a learning rate at which a few windows tell
+# A learning rate at which a few windows make a difference.
 SETTINGS = {"lr": 0.05}
 QUICK = {"device": "cpu", "use_mirroring": False}
 
@@ -83,7 +83,7 @@ def test_only_normalization_layers_change(trained):
         network, weights = predictor.methods["0"].given, predictor.model.checkpoint.weights
         predictor.adapt("0", volume(shape))
         changed = {name for name, value in network.state_dict().items() if not torch.equal(value, weights[name])}
-        # nnU-Net's blocks list a normalization layer twice, by its name and among all of the block's modules
+        # nnU-Net's blocks list a normalization layer twice: by its name and in the list of all modules.
         layers = {name for name, module in network.named_modules(remove_duplicate=False) if "Norm" in str(type(module))}
         assert changed and changed <= {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
 
@@ -124,7 +124,7 @@ def test_windows_are_nnunets_own_the_most_uncertain_first(trained, monkeypatch, 
     method, data, taken = predictor.methods["0"], volume(shape), []
     monkeypatch.setattr(method, "adapt", lambda batch, **_: taken.append(batch))
     predictor.adapt("0", data)
-    # the last axis is shorter than the patch: two voxels of zeros on either side; the others take steps of half a patch
+    # The last axis is shorter than the patch and gets two zeros on each side; the others take steps of half a patch.
     padded = torch.nn.functional.pad(data, (2, 2))
     if configuration == "2d":
         windows = [padded[:, d, y : y + 16] for d in range(3) for y in (0, 8)]
@@ -199,8 +199,8 @@ def test_norms_without_affine_parameters_are_given_some(edited):
             del weights[name]
 
     model = edited(plans=plain, checkpoint=drop)
-    told = describe(model)
-    assert told["refused"] == [] and told["attached"] == told["parameters"] > 0
+    found = describe(model)
+    assert found["refused"] == [] and found["attached"] == found["parameters"] > 0
     data = volume((16, 16, 16))
     source = AdaptedPredictor(load_model(model), "source").logits(data)
     predictor = AdaptedPredictor(load_model(model), "grata", SETTINGS)
@@ -238,7 +238,7 @@ def test_networks_with_batch_normalization_take_methods_of_its_statistics(edited
     assert not torch.equal(predictor.logits(data), before)
 
 
-def test_a_bad_case_is_told_and_the_others_are_as_without_it(trained, images, tmp_path, capsys):
+def test_a_bad_case_is_reported_and_the_others_are_as_without_it(trained, images, tmp_path, capsys):
     mixed = tmp_path / "mixed"
     shutil.copytree(images, mixed)
     (mixed / "case7b_0000.nii.gz").write_bytes(b"no image")
@@ -288,7 +288,7 @@ def test_a_bank_lets_each_site_go_on_from_where_it_stood(trained, images, tmp_pa
     assert_same(tmp_path / "2", tmp_path / "alone", "case8")
     assert not np.array_equal(outputs(tmp_path / "1", "case8")[2], outputs(tmp_path / "2", "case8")[2])
     assert len(AdapterBank(tmp_path / "bank" / "fold_1").entries()) == 2
-    with pytest.raises(GrataError, match="bank: it keeps what is learnt by site"):
+    with pytest.raises(GrataError, match="bank: the bank keeps one adaptation per site"):
         predict(model, images, tmp_path / "out", bank=tmp_path / "bank")
 
 
@@ -309,7 +309,7 @@ def test_a_run_that_is_killed_leaves_no_finished_case_that_the_bank_did_not_lear
     kept = []
 
     def kill(*arguments):
-        # after the first case
+        # Fails after the first case.
         if len(kept) == (3 if when == "between the folds" else 4):
             raise Killed
 
@@ -328,7 +328,7 @@ def test_a_run_that_is_killed_leaves_no_finished_case_that_the_bank_did_not_lear
     assert banks() == ([[2], [1]] if when == "between the folds" else [[2], [2]])
     assert predict(*arguments, **settings) == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["case7.nii.gz", "case8.nii.gz"]
-    # what some had learnt already they learn once more
+    # A fold that had kept the case adapts to it once more.
     assert banks() == ([[3], [2]] if when == "between the folds" else [[3], [3]])
 
 
@@ -361,7 +361,7 @@ def test_nnunet_itself_predicts_with_an_exported_checkpoint_as_the_adapted_netwo
     checkpoint = "fold_0/checkpoint_final.pth"
     export_checkpoint(bank.read(bank.entries()[0]), trained["2d"] / checkpoint, merged / checkpoint)
     nnunet_itself(merged, images, tmp_path / "theirs", (0,), False)
-    # the last case was predicted with what was learnt last
+    # The checkpoint holds the parameters that the last case was predicted with.
     assert_same(tmp_path / "ours", tmp_path / "theirs", "case8")
     assert not np.array_equal(outputs(tmp_path / "ours", "case7")[2], outputs(tmp_path / "theirs", "case7")[2])
 
@@ -390,7 +390,7 @@ def test_plans_that_name_a_function_of_the_system_are_refused_uncalled(function,
         arguments |= {"nonlin": function, "nonlin_kwargs": {"command": f"mkdir {tmp_path / 'marker'}"}}
 
     model = load_model(edited(plans=evil))
-    with pytest.raises(GrataError, match=rf"names {function}, which is no part of a network"):
+    with pytest.raises(GrataError, match=rf"names {function}, which is not a part of a network"):
         model.network("0")
     assert not (tmp_path / "marker").exists()
 
@@ -406,8 +406,8 @@ def test_plans_do_not_import_what_lies_in_the_working_directory(key, edited, tmp
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    told = describe(edited(plans=evil))
-    assert [reason for reason in told["refused"] if "names evil.Network, which is no part of a network" in reason]
+    found = describe(edited(plans=evil))
+    assert [reason for reason in found["refused"] if "names evil.Network, which is not a part of a network" in reason]
     assert not (tmp_path / "marker").exists()
 
 
@@ -439,13 +439,13 @@ def test_what_cannot_be_adapted_is_refused_with_the_reason(edited, trained, imag
     assert len(refused) == 2 and "cascade" in refused[0] and "nnUNetTrainerOfAFriend" in refused[1]
     with pytest.raises(GrataError, match="no fold 4.*it has 0, 1"):
         load_model(trained["3d_fullres"], [0, 4])
-    with pytest.raises(GrataError, match="plans.json: cannot be read"):
+    with pytest.raises(GrataError, match="plans.json: it cannot be read"):
         load_model(tmp_path)
     (model / "fold_0" / "checkpoint_final.pth").write_bytes(b"PK damaged")
-    with pytest.raises(GrataError, match="is damaged"):
+    with pytest.raises(GrataError, match="is damaged or not a checkpoint"):
         load_model(model)
     torch.save({"state_dict": {}}, model / "fold_0" / "checkpoint_final.pth")
-    with pytest.raises(GrataError, match="no checkpoint of nnU-Net v2"):
+    with pytest.raises(GrataError, match="not a checkpoint of nnU-Net v2"):
         load_model(model)
 
 
@@ -455,18 +455,18 @@ def test_a_network_of_other_weights_is_refused(edited):
         load_model(model).network("0")
 
 
-def test_describe_tells_what_is_in_the_folder(trained):
-    told = describe(trained["2d"])
+def test_describe_reports_what_is_in_the_folder(trained):
+    found = describe(trained["2d"])
     network = load_model(trained["2d"]).network("0")
     norms = [module for module in network.modules() if isinstance(module, torch.nn.InstanceNorm2d)]
-    assert told["refused"] == [] and told["folds"] == ["0", "1"] and told["configuration"] == "2d"
-    assert (told["spatial_dims"], told["patch_size"], told["spacing"]) == (2, [16, 16], pytest.approx([1.0, 1.2]))
-    assert (told["channels"], told["labels"], told["classes"]) == (["MRI"], ["background", "organ", "lesion"], 3)
-    assert told["normalization"] == {"InstanceNorm2d": len(norms)} and told["network"] == "PlainConvUNet"
-    assert told["parameters"] == sum(2 * norm.num_features for norm in norms) and told["attached"] == 0
+    assert found["refused"] == [] and found["folds"] == ["0", "1"] and found["configuration"] == "2d"
+    assert (found["spatial_dims"], found["patch_size"], found["spacing"]) == (2, [16, 16], pytest.approx([1.0, 1.2]))
+    assert (found["channels"], found["labels"], found["classes"]) == (["MRI"], ["background", "organ", "lesion"], 3)
+    assert found["normalization"] == {"InstanceNorm2d": len(norms)} and found["network"] == "PlainConvUNet"
+    assert found["parameters"] == sum(2 * norm.num_features for norm in norms) and found["attached"] == 0
 
 
-def test_the_doctor_tells_it_to_people(trained, edited):
+def test_the_doctor_reports_it(trained, edited):
     report = examine(trained["3d_fullres"])
     assert report.facts["head"] == "softmax (by nnU-Net's labels)" and "PlainConvUNet, 3D" in report.facts["network"]
     assert report.methods["grata"] == "" and "running statistics" in report.methods["ptbn"] and report.adapts
@@ -474,7 +474,7 @@ def test_the_doctor_tells_it_to_people(trained, edited):
     assert "cascade" in str(examine(cascade)) and not examine(cascade).adapts
 
 
-def test_without_nnunet_it_is_said_how_to_install_it(trained, images, tmp_path, monkeypatch):
+def test_without_nnunet_the_message_says_how_to_install_it(trained, images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nnunetv2", None)
     with pytest.raises(GrataError, match=r'pip install "grata\[nnunet\]"'):
         predict(trained["2d"], images, tmp_path / "out")
@@ -500,7 +500,7 @@ def test_the_command_line(trained, images, tmp_path):
         ({"settings#lrr": 0.1}, "settings#lrr: method grata has no such setting; did you mean settings#lr"),
         ({"windows#uncertain": -1}, "windows: uncertain and random must not be negative"),
         ({"overwrite": "maybe"}, "overwrite: must be true or false"),
-        ({"tile_step_size": 2}, "tile_step_size: must be a finite number"),
+        ({"tile_step_size": 2}, "tile_step_size: must be a finite number above 0 and at most 1, got 2"),
         ({"device": "gpu"}, "device: 'gpu' is not a device"),
     ],
 )

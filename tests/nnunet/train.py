@@ -1,6 +1,6 @@
-"""Let nnU-Net plan, preprocess and train a small network of its own; run as a program, since it asks for variables.
+"""Let nnU-Net plan, preprocess and train a small network; run as a program, because nnU-Net reads its environment.
 
-Arguments: folder that holds the raw data, configurations separated by commas. Writes the model folders below it.
+Arguments: folder of the raw data, configurations separated by commas. The model folders are written below that folder.
 """
 
 import json
@@ -32,7 +32,7 @@ def train(root: Path, configurations: list[str]) -> None:
 
     cases = sorted({path.name[:-12] for path in (root / "raw" / "Dataset001_Tiny" / "imagesTr").iterdir()})
     (folder / "splits_final.json").write_text(json.dumps([{"train": cases[:-1], "val": cases[-1:]}] * len(FOLDS)))
-    # no worker processes in training; planning would refuse the 0
+    # No worker processes in training; planning refuses 0.
     os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112 (nnU-Net's own spelling)
     for configuration in configurations:
         for fold in FOLDS:
@@ -43,7 +43,7 @@ def train(root: Path, configurations: list[str]) -> None:
 
 
 def _shrink(configuration: dict) -> None:
-    """A network of few channels and a patch smaller than the images, so that windows slide over them."""
+    """Make the network narrow and its patch smaller than the images, so that there are several windows."""
     configuration |= {"patch_size": [16] * len(configuration["patch_size"]), "batch_size": 2}
     architecture = configuration["architecture"]["arch_kwargs"]
     for key in ("kernel_sizes", "strides", "n_conv_per_stage"):

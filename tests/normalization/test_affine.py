@@ -48,7 +48,7 @@ def test_a_network_with_nothing_to_adapt_is_refused_naming_what_was_found(networ
         collect_affine_parameters(network)
 
 
-def test_a_parameter_that_two_layers_share_is_one():
+def test_a_parameter_that_two_layers_share_appears_once():
     network = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
     network[1].weight = network[0].weight
     assert list(collect_affine_parameters(network)) == ["0.weight", "0.bias", "1.bias"]

@@ -1,4 +1,4 @@
-"""Affine parameters attached to networks that have none: nothing changes until they are adapted."""
+"""Affine parameters attached to networks that have none; predictions change only when they are adapted."""
 
 import copy
 
@@ -50,7 +50,7 @@ def same(a, b):
 
 
 def learn(network):
-    """What adaptation does: the attached parameters become others."""
+    """Change the attached parameters, as adaptation does."""
     with torch.no_grad():
         for parameter in collect_affine_parameters(network).values():
             parameter.add_(0.5)
@@ -72,7 +72,7 @@ def test_the_network_predicts_as_before_to_the_last_bit(name, spatial_dims, bflo
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (5,)])
-def test_a_layer_norm_gets_one_of_each_element(shape):
+def test_a_layer_norm_gets_one_scale_and_shift_for_each_element(shape):
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.LayerNorm(shape, elementwise_affine=False))
     x = torch.rand(3, 1, 6, 5)
     expected = network(x)
@@ -84,7 +84,7 @@ def test_a_layer_norm_gets_one_of_each_element(shape):
     torch.testing.assert_close(network(x), 2 * expected + 1)
 
 
-def test_scale_and_shift_are_those_of_each_channel_after_the_norm():
+def test_each_channel_is_scaled_and_shifted_after_the_norm():
     layer, own = nn.InstanceNorm3d(4), nn.InstanceNorm3d(4, affine=True)
     attach_affine(layer)
     for part in ("weight", "bias"):
@@ -95,7 +95,7 @@ def test_scale_and_shift_are_those_of_each_channel_after_the_norm():
     torch.testing.assert_close(layer(x), own(x))
 
 
-def test_they_are_found_like_a_networks_own_and_told_by_name_and_number():
+def test_they_are_found_like_a_networks_own_and_reported_by_name_and_number():
     network = make("DynUNet", 3)
     channels = sum(m.num_features for m in network.modules() if isinstance(m, nn.InstanceNorm3d))
     with pytest.raises(GrataError, match="attach_affine"):
@@ -106,25 +106,25 @@ def test_they_are_found_like_a_networks_own_and_told_by_name_and_number():
     assert attached.count == 2 * channels
 
 
-def test_they_are_no_part_of_the_weights():
-    """Bundles load weights in a handler on STARTED, after the method was made."""
+def test_they_do_not_belong_to_the_weights():
+    """Load weights after attaching, as bundles do in a handler on STARTED."""
     network = make("UNet")
     keys, digest, text = list(network.state_dict()), network_digest(network), repr(network)
     other = {name: value + 1 for name, value in snapshot(network).items()}
     attached = attach_affine(network)
     assert list(network.state_dict()) == keys and network_digest(network) == digest
     learn(network)
-    learnt = {name: p.clone() for name, p in collect_affine_parameters(network).items()}
+    learned = {name: p.clone() for name, p in collect_affine_parameters(network).items()}
     assert list(network.state_dict()) == keys and network_digest(network) == digest
     network.load_state_dict(other)
     assert same(snapshot(network), other)
-    assert same(dict(collect_affine_parameters(network)), learnt)
+    assert same(dict(collect_affine_parameters(network)), learned)
     attached.detach()
     assert repr(network) == text
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_detaching_gives_the_source_network_back_whatever_was_learnt():
+def test_detaching_restores_the_source_network_after_adaptation():
     network, x = make("BasicUNet"), images(size=32)
     expected, parameters = network(x), dict(network.named_parameters())
     attached = attach_affine(network)
@@ -136,18 +136,18 @@ def test_detaching_gives_the_source_network_back_whatever_was_learnt():
     assert dict(network.named_parameters()).keys() == parameters.keys()
 
 
-def test_a_second_time_attaches_nothing_and_keeps_what_was_learnt():
+def test_a_second_call_attaches_nothing_and_keeps_the_learned_parameters():
     network = make("UNet")
     first = attach_affine(network)
     learn(network)
-    learnt = {name: p.clone() for name, p in collect_affine_parameters(network).items()}
+    learned = {name: p.clone() for name, p in collect_affine_parameters(network).items()}
     second = attach_affine(network)
     assert second.names == first.names and second.count == first.count
-    assert same(dict(collect_affine_parameters(network)), learnt)
+    assert same(dict(collect_affine_parameters(network)), learned)
     assert {len(m._forward_hooks) for m in network.modules() if isinstance(m, nn.InstanceNorm2d)} == {1}
 
 
-def test_a_copy_has_its_own():
+def test_a_deep_copy_has_its_own():
     network, x = make("UNet"), images()
     expected = network(x)
     attach_affine(network)
@@ -160,7 +160,7 @@ def test_a_copy_has_its_own():
     assert not torch.allclose(network(x), expected)
 
 
-def test_they_follow_the_network_to_another_type():
+def test_they_follow_the_network_to_another_dtype():
     network = make("UNet")
     attach_affine(network)
     network.double()
@@ -186,7 +186,7 @@ def test_auto_attaches_only_where_the_network_has_nothing_of_its_own():
     assert list(collect_affine_parameters(network)) == ["1.weight", "1.bias", *attached.names]
 
 
-def test_auto_again_gives_what_is_attached():
+def test_a_second_auto_returns_the_attached_parameters():
     network = make("UNet")
     first = ensure_affine(network)
     assert ensure_affine(network).names == first.names
@@ -206,7 +206,7 @@ def test_swin_unetr_has_both_kinds():
 
 
 class ActivatedNorm(nn.InstanceNorm2d):
-    """Does more than normalize."""
+    """Layer that does more than normalize."""
 
     def forward(self, x):
         return super().forward(x).relu()
@@ -223,7 +223,7 @@ class ActivatedNorm(nn.InstanceNorm2d):
         (nn.Sequential(nn.InstanceNorm2d(1)), "yes", "affine: must be one of auto, own, attach"),
     ],
 )
-def test_refusals_say_why_and_change_nothing(network, affine, message):
+def test_refusals_give_the_reason_and_change_nothing(network, affine, message):
     names = [name for name, _ in network.named_modules()]
     with pytest.raises(GrataError, match=message):
         ensure_affine(network, affine)
@@ -260,8 +260,8 @@ def test_every_method_of_affine_parameters_adapts_them_and_restores_exactly(name
         method.adapt(images(seed=seed))
     changed = {n for n, p in network.named_parameters() if n in source and not torch.equal(p, source[n])}
     assert not changed or "all parameters" in METHODS[name].card.changes
-    learnt = {n: p.detach().clone() for n, p in collect_affine_parameters(network).items()}
-    assert any(not torch.equal(p, torch.full_like(p, n.endswith("weight"))) for n, p in learnt.items())
+    learned = {n: p.detach().clone() for n, p in collect_affine_parameters(network).items()}
+    assert any(not torch.equal(p, torch.full_like(p, n.endswith("weight"))) for n, p in learned.items())
     with torch.no_grad():
         adapted = method.network(x)
 

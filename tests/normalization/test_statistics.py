@@ -9,7 +9,7 @@ from grata.normalization import BatchStatistics, ScriptedNetwork
 
 
 def reference(x, layer, mix):
-    """Batch normalization written out, float64."""
+    """Return batch normalization in float64, written out."""
     dims = [d for d in range(x.ndim) if d != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
     x = x.double()
@@ -64,7 +64,7 @@ def test_the_gradient_flows_through_the_batch_part():
     assert torch.autograd.gradcheck(layer, (x,))
 
 
-def test_detach_brings_the_layer_back_and_keys_stay():
+def test_detach_restores_the_layer_and_the_state_dict_keeps_its_keys():
     network = nn.Sequential(a_layer()).eval()
     x = torch.randn(2, 3, 4, 4)
     before, keys = network(x), list(network.state_dict())
@@ -94,7 +94,7 @@ def test_a_scripted_network_uses_batch_statistics_and_keeps_its_running_ones():
         BatchStatistics(scripted, 0.5)
 
 
-def test_a_traced_network_is_refused_because_its_statistics_are_frozen_in():
+def test_a_traced_network_is_refused_because_its_statistics_are_constants():
     traced = ScriptedNetwork(torch.jit.trace(nn.Sequential(a_layer()).eval(), torch.randn(1, 3, 4, 4)))
     with pytest.raises(GrataError, match="traced"):
         BatchStatistics(traced, 1.0)
@@ -106,7 +106,7 @@ def test_a_mix_outside_its_range_is_refused(mix):
         BatchStatistics(nn.Sequential(a_layer()), mix)
 
 
-def test_a_single_value_has_no_statistics():
+def test_a_single_value_per_channel_is_refused():
     network = nn.Sequential(a_layer())
     BatchStatistics(network, 1.0).attach()
     with pytest.raises(GrataError, match="too small for batch statistics"):
@@ -114,7 +114,7 @@ def test_a_single_value_has_no_statistics():
 
 
 class NormAct(nn.BatchNorm2d):
-    """As some libraries have it: normalization and activation in one."""
+    """Normalization and activation in one layer, as in some libraries."""
 
     def forward(self, x):
         return torch.relu(super().forward(x))
@@ -126,7 +126,7 @@ class InstanceNormAct(nn.InstanceNorm2d):
 
 
 class ByFunction(nn.BatchNorm2d):
-    """Asks for its training flag alone."""
+    """Layer that looks at its training flag only."""
 
     def forward(self, x):
         return nn.functional.batch_norm(
@@ -191,7 +191,7 @@ def test_a_scripted_layer_of_an_unknown_class_is_refused():
         BatchStatistics(scripted, 1.0)
 
 
-def test_layers_are_adapted_by_one_at_a_time():
+def test_only_one_method_at_a_time_uses_the_layers():
     network = nn.Sequential(a_layer()).eval()
     first, second = BatchStatistics(network, 1.0), BatchStatistics(network, 0.5)
     first.attach()

@@ -1,4 +1,4 @@
-"""Agreement of views, by hand."""
+"""Agreement of views against values computed by hand."""
 
 import math
 
@@ -9,7 +9,7 @@ from grata.objectives import view_agreement
 
 
 def maps(*values):
-    """One sample, one channel, a pixel each value."""
+    """Return a map of one sample and one channel with a pixel for each value."""
     return torch.tensor(values, dtype=torch.float32).reshape(1, 1, -1)
 
 
@@ -34,5 +34,5 @@ def test_background_is_left_out():
     assert view_agreement(predictions) == pytest.approx(0.5)
 
 
-def test_one_view_cannot_agree():
+def test_the_agreement_of_one_view_is_nan():
     assert math.isnan(view_agreement([maps(0.5)]))

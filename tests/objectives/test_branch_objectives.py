@@ -40,7 +40,7 @@ def images(*shape):
 
 
 class Recorder:
-    """A branch that keeps what it was given, and answers with ``answer`` of it."""
+    """Branch that records its inputs and returns ``answer(input)``."""
 
     def __init__(self, answer):
         self.answer, self.calls = answer, []
@@ -104,13 +104,13 @@ def test_rotation_is_the_cross_entropy_of_the_turn_of_each_sample():
 
 
 @pytest.mark.parametrize("height, width", [(4, 6), (6, 4)])
-def test_rotation_refuses_images_whose_shape_tells_the_turn(height, width):
-    with pytest.raises(GrataError, match=f"square images, these have {height}×{width} pixels"):
+def test_rotation_refuses_images_whose_shape_shows_the_turn(height, width):
+    with pytest.raises(GrataError, match=f"square images, and these images have {height}×{width} pixels. Use square"):
         rotation_loss(Recorder(lambda x: x), images(1, 3, height, width), seeded())
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (3, 4, 6)])
-def test_rotation_takes_the_classes_that_are_named(shape):
+def test_rotation_uses_the_named_classes(shape):
     x = images(30, 1, *shape)
     names = ["flip_h", "identity", "flip_w"] + ["flip_d"] * (len(shape) - 2)
     turns = {"flip_h": lambda x: x.flip(-2), "identity": lambda x: x, "flip_w": lambda x: x.flip(-1)}
@@ -125,12 +125,12 @@ def test_rotation_takes_the_classes_that_are_named(shape):
     torch.testing.assert_close(loss, -log_probabilities[range(30), classes].mean())
 
 
-def test_a_quarter_turn_needs_its_own_plane_square_alone():
+def test_a_quarter_turn_needs_only_its_own_plane_square():
     branch = Recorder(lambda views: torch.zeros(2, 2))
     rotation_loss(branch, images(2, 1, 3, 4, 4), seeded(), ["identity", "rot90"])
-    with pytest.raises(GrataError, match="for rot90_dh a square plane, these have 3×4×4 voxels"):
+    with pytest.raises(GrataError, match="a square plane for rot90_dh, and these images have 3×4×4 voxels"):
         rotation_loss(branch, images(2, 1, 3, 4, 4), seeded(), ["identity", "rot90_dh"])
-    with pytest.raises(GrataError, match="no weak view named 'rot45'"):
+    with pytest.raises(GrataError, match="views: there is no weak view 'rot45'"):
         rotation_loss(branch, images(2, 1, 4, 4), seeded(), ["rot45"])
 
 
@@ -141,7 +141,7 @@ def test_denoising_takes_volumes():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_draws_come_from_the_generator_alone(network, name):
+def test_draws_come_only_from_the_generator(network, name):
     x = images(2, 3, 64, 64)
     state = torch.get_rng_state()
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_gradients_reach_every_affine_parameter_of_the_encoder_and_no_input(netw
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_losses_take_the_image_s_number_format(name, dtype):
+def test_losses_keep_the_dtype_of_the_images(name, dtype):
     x = images(2, 3, 8, 8).to(dtype)
     shapes = {"rotation": lambda x: x.flatten(1)[:, :6], "super_resolution": lambda x: x.repeat(1, 1, 2, 2)}
     branch = Recorder(shapes.get(name, lambda x: x))
@@ -182,8 +182,8 @@ def test_a_network_without_the_branch_is_refused_with_the_reason(network, name):
         refused = {
             f"needs a {name} branch, and this network has none. Name it in network_def#branches": ResUNet(depth=18),
             f"needs a {name} branch, and this network has {other}": ResUNet(depth=18, branches=[other]),
-            f"objective {name} needs a network with a {name} branch, which Conv2d is not": nn.Conv2d(1, 1, 1),
+            f"objective {name} needs a network with a {name} branch, and Conv2d is not made for": nn.Conv2d(1, 1, 1),
         }
-    for message, network in refused.items():
+    for message, without in refused.items():
         with pytest.raises(GrataError, match=message):
-            check_branch(network, name)
+            check_branch(without, name)

@@ -22,7 +22,7 @@ def test_entropies_equal_their_formulas(shape):
     torch.testing.assert_close(entropy_loss(logits, "softmax"), (-(q * q.log()).sum(1)).mean())
 
 
-def test_entropy_is_highest_for_even_classes_and_nil_for_certain_ones():
+def test_entropy_is_highest_for_equal_and_zero_for_certain_classes():
     even, sure = torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)
     sure[:, 1] = 200.0
     assert entropy_loss(even, "softmax").item() == pytest.approx(math.log(4), rel=1e-6)
@@ -64,5 +64,5 @@ def test_unknown_names_are_refused():
         activate(logits, "tanh")
     with pytest.raises(GrataError, match="plogp, binary"):
         entropy_loss(logits, "sigmoid", "renyi")
-    with pytest.raises(GrataError, match="binary is for"):
+    with pytest.raises(GrataError, match="^entropy: binary is for activation sigmoid only"):
         entropy_loss(logits, "softmax", "binary")

@@ -1,4 +1,4 @@
-"""A bundle and a source set of it, drawn by the parameters of each test."""
+"""A bundle and a source set, made from the parameters of each test."""
 
 import copy
 from pathlib import Path
@@ -84,7 +84,7 @@ def write_bundle(tmp_path):
 
 @pytest.fixture
 def make_source(tmp_path):
-    """Write images with two nested blocks in them; returns the folder and the label maps."""
+    """Write images with two nested blocks, and return their folder and label maps."""
 
     def make(cases=6, shape=(16, 16), labelled=True, name="source"):
         generator = np.random.default_rng(0)

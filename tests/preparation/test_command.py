@@ -48,8 +48,8 @@ def test_everything_of_a_small_source_set(config, write_bundle, make_source, cap
         for name, parameter in parameters.items():
             expected[name] += parameter.grad**2 / 6
     assert prepared.fisher.keys() == expected.keys()
-    for name, fisher in expected.items():
-        torch.testing.assert_close(prepared.fisher[name], fisher)
+    for name, value in expected.items():
+        torch.testing.assert_close(prepared.fisher[name], value)
 
 
 def test_heads_learn_and_a_seed_repeats_them(config, write_bundle, make_source):
@@ -65,7 +65,7 @@ def test_heads_learn_and_a_seed_repeats_them(config, write_bundle, make_source):
     assert c.heads.names == ("rotation",)
 
 
-def test_one_bad_scan_is_told_of_and_the_others_count(config, write_bundle, make_source, capsys):
+def test_one_bad_scan_is_reported_and_the_others_are_used(config, write_bundle, make_source, capsys):
     bundle = write_bundle(config)
     source, _ = make_source(4)
     scan, header = source / "images" / "case1.nii.gz", source / "images" / "case2.nii.gz"
@@ -143,12 +143,12 @@ def test_held_out_cases_and_a_number_of_images(config, write_bundle, make_source
         assert result(bundle).class_sizes[0].item() == pytest.approx(share), options
 
 
-def test_the_activation_of_a_method_serves_where_there_is_no_own_key(config, write_bundle, make_source):
+def test_without_a_key_of_its_own_the_activation_of_the_method_is_used(config, write_bundle, make_source):
     del config["activation"]
     config |= {"grata": {"activation": "sigmoid"}, "settings": "@grata"}
     bundle = write_bundle(config)
     assert prepare(bundle, make_source(2)[0], heads=None) == 0
-    with pytest.raises(GrataError, match="activation: it is sigmoid or softmax, got 'relu'"):
+    with pytest.raises(GrataError, match="activation: must be sigmoid or softmax, got 'relu'"):
         prepare(bundle, make_source(2)[0], **{"grata#activation": "relu"})
 
 
@@ -178,14 +178,14 @@ def test_a_scripted_network_has_all_but_heads(config, write_bundle, make_source,
     "options, message",
     [
         ({"heads": "colour"}, "heads: there is no head 'colour'"),
-        ({"heads": 3}, "heads: it is rotation, denoising or none, got 3"),
+        ({"heads": 3}, "heads: must be rotation, denoising or none, got 3"),
         ({"epochs": 0}, "epochs: must be a whole number of at least 1"),
         ({"images": "few"}, "images: must be a whole number"),
         ({"val_stride": 1}, "val_stride: 1 leaves no image"),
         ({"network_deff#depth": 1}, "network_deff"),
     ],
 )
-def test_wrong_options_are_told(config, write_bundle, make_source, options, message):
+def test_wrong_options_are_refused(config, write_bundle, make_source, options, message):
     with pytest.raises(GrataError, match=message):
         prepare(write_bundle(config), make_source(2)[0], **options)
 

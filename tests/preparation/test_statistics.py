@@ -35,7 +35,7 @@ def test_classes_are_one_channel_each():
 
 @pytest.mark.parametrize("channels, activation", [(3, "sigmoid"), (2, "softmax")])
 def test_channels_that_are_no_segments_are_refused(channels, activation):
-    with pytest.raises(GrataError, match=f"segments: .* the network has {channels}"):
+    with pytest.raises(GrataError, match=f"segments: .* the network has {channels} channels"):
         channel_masks(labels(1, 1, 4, 4), channels, activation, NESTED)
 
 
@@ -160,5 +160,5 @@ def test_slices_of_a_volume_are_planes():
 
 
 def test_an_unknown_inferer_is_refused():
-    with pytest.raises(GrataError, match="inferer: object is not one that adaptation knows"):
+    with pytest.raises(GrataError, match="inferer: object is not supported. Use SimpleInferer"):
         check_inferer(object())

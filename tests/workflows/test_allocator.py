@@ -1,4 +1,4 @@
-"""Freed memory is kept: counted in page faults, not in seconds."""
+"""Freed memory is kept, as the number of page faults shows."""
 
 import subprocess
 import sys

@@ -23,7 +23,7 @@ def test_a_prediction_that_is_not_finite_is_refused_wherever_it_stands(value):
         check_finite([good, bad])
 
 
-def test_a_finite_prediction_and_what_is_no_tensor_pass():
+def test_a_finite_prediction_and_what_is_not_a_tensor_pass():
     good = torch.full((1, 2, 3, 3), 1e30)
     for prediction in (good, [good, good.int()], {"logits": good, "name": "scan"}, "none"):
         require_finite(_engine(prediction))

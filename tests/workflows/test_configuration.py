@@ -31,7 +31,7 @@ def test_a_reference_to_a_missing_key_is_refused_with_its_place():
         check_keys({"evaluator": 1, "run": ["$@evaluater + 1"]}, {"run"})
 
 
-def test_text_with_an_at_sign_is_no_reference():
+def test_text_with_an_at_sign_is_not_a_reference():
     start = [{"mail": "imaging@hospital.org", "time": "%H"}, "$'%d' % 1"]
     check_keys({"run": ["$print(1)"], "initialize": start}, {"run", "initialize"})
 
@@ -54,7 +54,7 @@ def test_the_message_for_the_user_is_found_wherever_it_is_in_the_chain():
         assert explain(error) == "file x is empty: copy it anew"
 
 
-def test_only_a_command_that_has_an_option_for_tracebacks_tells_of_it():
+def test_only_a_command_with_an_option_for_tracebacks_names_it():
     assert explain(ValueError("bad")) == "ValueError: bad"
     assert explain(ValueError("bad"), hint="--a#traceback true") == "ValueError: bad (--a#traceback true shows where)"
 
@@ -67,16 +67,16 @@ def test_only_a_command_that_has_an_option_for_tracebacks_tells_of_it():
         (lambda: plain_errors(hint="--x true", stopped="Done is kept."), "bad (--x true shows where)", "Done is kept."),
     ],
 )
-def test_what_ends_a_command_is_told_with_the_options_that_it_has(begin, fault, stopped, monkeypatch, capsys):
+def test_what_ends_a_command_is_reported_with_the_options_that_it_has(begin, fault, stopped, monkeypatch, capsys):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    for name in ("os.kill", "signal.signal"):  # Ctrl-C ends the process as a signal does
+    for name in ("os.kill", "signal.signal"):  # Ctrl-C ends the process by a signal
         monkeypatch.setattr(name, lambda *arguments: None)
     begin()
     for error in (ValueError("bad"), KeyboardInterrupt()):
         sys.excepthook(type(error), error, None)
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("error: ") and told[0].endswith(fault)
-    assert told[-1].startswith("stopped.") and told[-1].endswith(stopped)
+    found = capsys.readouterr().err.splitlines()
+    assert found[0].startswith("error: ") and found[0].endswith(fault)
+    assert found[-1].startswith("stopped.") and found[-1].endswith(stopped)
 
 
 def test_words_of_the_command_line_are_converted_at_any_depth_and_nothing_else_is():
@@ -88,11 +88,11 @@ def test_words_of_the_command_line_are_converted_at_any_depth_and_nothing_else_i
         "windows": {"batch_size": None, "views": [True, "flip", 1.0]},
         "network": network,
     }
-    assert given["windows"]["batch_size"] == "null"  # the configuration keeps what was given
+    assert given["windows"]["batch_size"] == "null"  # the configuration itself is unchanged
 
 
-def _told(transform, file, num_workers):
-    """How a data loader's fault is told."""
+def _message(transform, file, num_workers):
+    """Return the message of a data loader's fault."""
     with pytest.raises(Exception) as caught:
         list(DataLoader(Dataset([{"image": str(file)}], transform), num_workers=num_workers))
     return explain(caught.value)
@@ -100,16 +100,16 @@ def _told(transform, file, num_workers):
 
 @pytest.mark.parametrize("reader", [None, "PILReader", "NibabelReader"])
 @pytest.mark.parametrize("name", ["scan.png", "scan.nii.gz"])
-def test_a_broken_file_is_told_in_one_sentence_with_and_without_workers(name, reader, tmp_path):
+def test_a_broken_file_is_reported_in_one_sentence_with_and_without_workers(name, reader, tmp_path):
     (tmp_path / name).write_bytes(b"broken")
-    told, from_worker = (_told(LoadImaged("image", reader=reader), tmp_path / name, n) for n in (0, 1))
-    assert told == from_worker
-    # what the reader that was asked for says of it; by default each format has its own
+    found, from_worker = (_message(LoadImaged("image", reader=reader), tmp_path / name, n) for n in (0, 1))
+    assert found == from_worker
+    # The requested reader's message; by default each format has its own reader.
     pictures = reader == "PILReader" or (reader is None and name == "scan.png")
-    assert ("UnidentifiedImageError: cannot identify" if pictures else "ImageFileError: ") in told
-    assert name in told and len(told.replace(str(tmp_path), "")) < 250
+    assert ("UnidentifiedImageError: cannot identify" if pictures else "ImageFileError: ") in found
+    assert name in found and len(found.replace(str(tmp_path), "")) < 250
     for noise in ("Traceback", "site-packages", "0x", "\n", "applying transform"):
-        assert noise not in told
+        assert noise not in found
 
 
 def _refuse(item):
@@ -125,7 +125,7 @@ class _Refusing(torch.utils.data.Dataset):
 
 
 def test_a_message_for_the_user_comes_out_of_a_worker_as_it_is():
-    assert _told(_refuse, "x", 1) == "file x is empty: copy it anew"
+    assert _message(_refuse, "x", 1) == "file x is empty: copy it anew"
     with pytest.raises(GrataError) as caught:
         list(DataLoader(_Refusing(), num_workers=1))
     assert explain(caught.value) == "file x is empty: copy it anew"
@@ -134,7 +134,7 @@ def test_a_message_for_the_user_comes_out_of_a_worker_as_it_is():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"numbers": {"field_of_view": 0}}, "field_of_view: must be a number above 0"),
+        ({"numbers": {"field_of_view": 0}}, "field_of_view: must be a finite number above 0 and at most 1000"),
         ({"numbers": {"field_of_view": "wide"}}, "field_of_view: .*'wide'"),
         ({"numbers": {"field_of_view": None}}, "field_of_view"),
         ({"numbers": {"pixels_per_degree": float("nan")}}, "pixels_per_degree"),

@@ -1,4 +1,4 @@
-"""The doctor tells beforehand what a run would find, or refuse."""
+"""The doctor reports before a run what the run would find or refuse."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ SOFTMAX = [{"_target_": "Activationsd", "keys": "pred", "softmax": True}]
 
 @pytest.fixture
 def make_bundle(tmp_path):
-    """A bundle of a configuration and weights, changed key by key."""
+    """Function that writes a bundle's configuration with some keys changed."""
 
     def make(**changes):
         (tmp_path / "configs").mkdir(exist_ok=True)
@@ -67,13 +67,13 @@ def make_bundle(tmp_path):
 
 
 def adapt(bundle, **overrides):
-    """``monai.bundle run adapt`` in this process."""
+    """Call ``monai.bundle run adapt`` in this process."""
     files = [str(bundle / "configs" / "inference.json"), str(grata.overlay())]
     run("adapt", config_file=files, bundle_root=str(bundle), logging_file=False, **overrides)
 
 
 def refusal(bundle, **overrides) -> str:
-    """What a person is told of a run that ends before the first image."""
+    """Return the message of a run that ends before the first image."""
     with pytest.raises(Exception) as error:
         adapt(bundle, **overrides)
     assert any(isinstance(cause, GrataError) for cause in causes(error.value))
@@ -85,7 +85,7 @@ def _own_excepthook(monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
 
-def test_what_a_run_will_use_is_told(make_bundle):
+def test_what_a_run_will_use_is_reported(make_bundle):
     bundle = make_bundle()
     network = UNet(2, 1, 3, (4, 8), (2,))
     report = examine(bundle)
@@ -94,7 +94,7 @@ def test_what_a_run_will_use_is_told(make_bundle):
     assert report.facts["head"] == "softmax (by Activationsd)"
     assert report.facts["window"].startswith("32 x 32, 2 at once")
     assert report.facts["images"] == "in 0..1"
-    # a scale and a shift of each channel
+    # Each channel has a scale and a shift.
     channels = sum(m.num_features for m in network.modules() if isinstance(m, torch.nn.InstanceNorm2d))
     assert report.facts["adapts"].startswith(f"{2 * channels} parameters attached")
     assert report.methods["grata"] == "" and "running statistics" in report.methods["ptbn"]
@@ -159,7 +159,7 @@ def test_a_network_without_norms_is_refused(make_bundle, capsys):
     assert "nothing to adapt" in refusal(bundle)
 
 
-def test_an_inferer_that_adaptation_does_not_know_is_told(make_bundle):
+def test_an_inferer_that_adaptation_does_not_know_is_reported(make_bundle):
     bundle = make_bundle(inferer={"_target_": "PatchInferer"})
     assert doctor(bundle) == 1
     assert "PatchInferer" in examine(bundle).problems[0]
@@ -209,18 +209,18 @@ def test_a_torchscript_file(tmp_path):
     assert "activation" in examine(tmp_path / "model.ts").methods["grata"]
 
 
-def test_weights_alone_are_no_network(tmp_path):
+def test_weights_alone_are_not_a_network(tmp_path):
     torch.save({"weight": torch.ones(1)}, tmp_path / "model.pt")
     with pytest.raises(GrataError, match="folder of their bundle"):
         examine(tmp_path / "model.pt")
 
 
-def test_what_is_no_bundle_is_said(tmp_path):
+def test_a_folder_that_is_not_a_bundle_is_refused(tmp_path):
     with pytest.raises(GrataError, match=r"inference\.json"):
         examine(tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "inference.json").write_text(json.dumps({"network_def": {"_target_": "NoSuchNet"}}))
-    with pytest.raises(GrataError, match="network_def cannot be made"):
+    with pytest.raises(GrataError, match="network_def cannot be built"):
         examine(tmp_path)
 
 

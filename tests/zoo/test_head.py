@@ -1,4 +1,4 @@
-"""What a network's output means is read off a bundle's own transforms, or asked for."""
+"""The meaning of a network's output is read from the bundle's own transforms."""
 
 import pytest
 from monai.apps.pathology.transforms.post.dictionary import HoVerNetInstanceMapPostProcessingd
@@ -22,15 +22,15 @@ from grata.zoo import find_head, is_unit_range
     [
         ([Activationsd("pred", softmax=True), AsDiscreted("pred", argmax=True)], "softmax"),
         ([EnsureTyped("pred"), Activationsd("pred", sigmoid=True), AsDiscreted("pred", threshold=0.5)], "sigmoid"),
-        # each key has its own
+        # Each key has its own activation.
         ([Activationsd(["label", "pred"], sigmoid=[False, True], softmax=[True, False])], "sigmoid"),
         ([Compose([Compose([Activationsd("pred", sigmoid=True)])])], "sigmoid"),
         ([Activations(softmax=True)], "softmax"),
-        # the argmax of logits is that of their softmax
+        # Logits and their softmax have the same argmax.
         ([AsDiscreted("pred", argmax=True)], "softmax"),
-        # an activation says more than an argmax before it
+        # An activation takes precedence over an argmax before it.
         ([AsDiscreted("pred", argmax=[True]), Activationsd("pred", sigmoid=True)], "sigmoid"),
-        # a threshold may be one of logits or of probabilities
+        # A threshold may apply to logits or to probabilities.
         ([AsDiscreted("pred", threshold=0.5)], None),
         ([AsDiscreted("label", argmax=True), Activationsd("label", softmax=True)], None),
         ([Lambdad("pred", lambda x: x)], None),
@@ -55,13 +55,13 @@ def test_a_hovernet_is_adapted_by_its_nuclear_prediction():
     ("transforms", "unit"),
     [
         ([ScaleIntensityRanged("image", -57, 164, 0.0, 1.0, clip=True)], True),
-        # values beyond the range stay beyond it
+        # Without clip, values outside the range stay outside.
         ([ScaleIntensityRanged("image", -57, 164, 0.0, 1.0, clip=False)], False),
         ([ScaleIntensityRanged("image", -57, 164, -1.0, 1.0, clip=True)], False),
         ([ScaleIntensityd("image")], True),
         ([ScaleIntensityd("image", minv=-1.0, maxv=1.0)], False),
         ([ScaleIntensityd("image", minv=None, maxv=None, factor=0.1)], False),
-        # the last one counts
+        # The last change of intensity decides.
         ([ScaleIntensityd("image"), NormalizeIntensityd("image")], False),
         ([NormalizeIntensityd("image"), Compose([ScaleIntensityd("image")])], True),
         ([ScaleIntensityd("label")], False),

@@ -61,9 +61,9 @@ DYNUNET = {
     "res_block": True,
 }
 
-# What the Zoo calls UNesT is not in MONAI: blocks of tokens with LayerNorm, merged into ever coarser ones, and a
-# convolutional decoder with plain InstanceNorm. HoVerNet is, but only in a size that takes a minute here: a small
-# network with the same branches stands for it.
+# MONAI lacks the Zoo's UNesT, which has blocks of tokens with LayerNorm, merged into ever coarser ones, and a
+# convolutional decoder with plain InstanceNorm. MONAI's HoVerNet takes a minute here: a small network with the same
+# branches replaces it.
 NETWORKS = '''
 import torch
 from torch import nn
@@ -130,13 +130,13 @@ BRANCHES = {"horizontal_vertical": 2, "nucleus_prediction": 2}
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the Zoo: its network and norms, what its output means, and how its bundle is written.
+    """A row of the Zoo: its network and norms, the meaning of its output, and the form of its bundle.
 
     Attributes:
-        norm: kind of the norms that hold what is adapted.
-        layers: how many of them; counted by hand.
+        norm: kind of the norms whose parameters are adapted.
+        layers: number of these norms, counted by hand.
         attached: whether their scale and shift are attached.
-        more: configuration of its own.
+        more: further configuration.
     """
 
     network: dict[str, Any]
@@ -393,7 +393,7 @@ ROWS = {
 
 
 def make_bundle(row: Row, root: Path, images: int = 2) -> Path:
-    """Write a row's bundle with seeded weights and images, as the Zoo lays bundles out."""
+    """Write a row's bundle in the Zoo's layout, with seeded weights and images."""
     for folder in ("configs", "models", "scripts", "images"):
         (root / folder).mkdir(parents=True)
     (root / "scripts" / "__init__.py").touch()
@@ -490,7 +490,7 @@ def configuration(row: Row) -> dict[str, Any]:
 
 
 def run(bundle: Path, key: str, output: str, *overlays: str, **overrides: Any) -> torch.nn.Module:
-    """A run of the bundle in this process, in its folder; the network after it."""
+    """Run a workflow of the bundle in this process, in the bundle's folder, and return the network."""
     changes = {"output_dir": output, "dataset_dir": "images", **overrides}
     if overlays:
         changes["adaptation#output_dir"] = f"{output}-adaptation"
@@ -508,7 +508,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def layout(folder: Path) -> dict[str, tuple]:
-    """Name, shape and type of all that was written."""
+    """Return shape and type of each file that was written, by name."""
     found = {}
     for name in files(folder):
         if name.endswith(".png"):
@@ -524,15 +524,15 @@ def norms(network: torch.nn.Module, kind: str) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in network.named_modules() if type(module).__name__ == kind}
 
 
-def learnt_by(folder: Path) -> dict[str, torch.Tensor]:
-    """Adapted parameters, as a run has saved them."""
+def adapted_by(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the adapted parameters that a run has saved."""
     saved = load_file(folder / "adapted.safetensors")
     return {key.removeprefix("parameters/"): value for key, value in saved.items() if key.startswith("parameters/")}
 
 
 @pytest.fixture(autouse=True)
 def _one_process_for_many_bundles(monkeypatch):
-    """Each has a package ``scripts``, and a run leaves its own hook for errors."""
+    """Each bundle has a package ``scripts``, and a run leaves its own hook for errors."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     yield
     for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
@@ -554,7 +554,7 @@ def test_a_row_of_the_zoo(name, tmp_path, monkeypatch):
     assert len(own) == row.layers
     assert all((module.weight is None) is row.attached for module in own.values())
 
-    # without adaptation nothing at all differs
+    # Without adaptation all files are equal.
     run(bundle, "adapt", "../source", overlay, method="source")
     assert len(files(tmp_path / "plain")) == 2
     assert files(tmp_path / "source") == files(tmp_path / "plain")
@@ -567,24 +567,24 @@ def test_a_row_of_the_zoo(name, tmp_path, monkeypatch):
     journal = [json.loads(line) for line in (tmp_path / "grata-adaptation" / "journal.jsonl").open()]
     assert len(journal) == 2 and all(record["parameter_change"]["l2"] > 0 for record in journal)
 
-    # weight and bias of all norms, of nothing else
-    learnt = learnt_by(tmp_path / "grata-adaptation")
-    assert len(learnt) == 2 * row.layers
-    assert {key.rsplit(".", 2 if row.attached else 1)[0] for key in learnt} == set(own)
+    # Only weight and bias of all norms are learned.
+    adapted = adapted_by(tmp_path / "grata-adaptation")
+    assert len(adapted) == 2 * row.layers
+    assert {key.rsplit(".", 2 if row.attached else 1)[0] for key in adapted} == set(own)
     now = network.state_dict()
     changed = {key for key in source if not torch.equal(now[key], source[key])}
-    assert changed == set() if row.attached else changed and changed <= set(learnt)
+    assert changed == set() if row.attached else changed and changed <= set(adapted)
 
     facts = examine(bundle, dataset_dir="images").facts
     assert facts["head"].startswith(f"{row.head} (by ")
     assert f"{row.dims}D, {row.classes} output channels" in facts["network"]
     assert f"{row.layers} {row.norm}" in facts["normalization"]
-    count = sum(tensor.numel() for tensor in learnt.values())
+    count = sum(tensor.numel() for tensor in adapted.values())
     assert facts["adapts"].startswith(f"{count:,} parameters {'attached' if row.attached else 'of the network'}")
 
 
 def test_a_scan_that_cannot_be_read(python, tmp_path):
-    """By the command line, of a bundle in YAML: the others are done, the status is 1, and the scan is named."""
+    """Run a YAML bundle by the command line: other scans are finished, the status is 1, the scan is named."""
     row = ROWS["unet_template"]
     bundle = make_bundle(row, tmp_path / "bundle", images=3)
     (bundle / "configs" / "inference.json").unlink()

@@ -1,4 +1,4 @@
-"""Somebody else's evaluator: faults stay with their image, and all else is as if the faulty images were not there."""
+"""A run of a bundle's evaluator: a fault affects only its image; the rest is as if the faulty image did not exist."""
 
 import json
 
@@ -25,7 +25,7 @@ READ = Compose([LoadImaged("image", ensure_channel_first=True, image_only=True),
 
 @pytest.fixture
 def scans(tmp_path):
-    """Six images; a name with ``broken`` in it is no image, one with ``nan`` holds no number."""
+    """Function that writes images by name; ``broken`` in a name makes an unreadable file, ``nan`` an image of NaN."""
 
     def make(*names):
         (tmp_path / "scans").mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ def test_weights_that_are_loaded_at_each_start_undo_nothing(scans, make_evaluato
         torch.manual_seed(11)
         network = make_network()
         for parameter in network.parameters():
-            torch.nn.init.normal_(parameter)  # what the checkpoint is to replace
+            torch.nn.init.normal_(parameter)  # the checkpoint replaces these
         loader = CheckpointLoader(str(tmp_path / "model.pt"), {"model": network})
         return run(make_evaluator(scans(*names), [loader], network), method)
 
@@ -204,7 +204,7 @@ def test_no_image_is_no_success(make_evaluator):
         run(make_evaluator([]))
 
 
-def test_what_an_earlier_run_learnt_is_never_lost_by_accident(scans, make_evaluator, tmp_path):
+def test_what_an_earlier_run_adapted_is_never_lost_by_accident(scans, make_evaluator, tmp_path):
     folder = tmp_path / "adaptation"
 
     def adaptation(**options):
@@ -212,7 +212,7 @@ def test_what_an_earlier_run_learnt_is_never_lost_by_accident(scans, make_evalua
 
     adaptation().run()
     first = (folder / "adapted.safetensors").read_bytes()
-    with pytest.raises(GrataError, match="holds what an earlier run has left"):
+    with pytest.raises(GrataError, match="holds the files of an earlier run"):
         adaptation()
     with pytest.raises(GrataError, match="does not exist"):
         adaptation(overwrite=True, start_from=tmp_path / "mistyped")

@@ -1,4 +1,4 @@
-"""A method's state as named tensors and a JSON skeleton: no pickles, and back to the last bit."""
+"""A method's state as named tensors and a JSON skeleton, without pickles and without loss of a bit."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ __all__ = ["decode", "encode"]
 
 
 def encode(state: Any) -> tuple[dict[str, torch.Tensor], Any]:
-    """Take the tensors out of a nested state.
+    """Separate a nested state into its tensors and a skeleton.
 
     Args:
         state: dicts, lists and tuples of tensors and plain values; keys are strings or whole numbers.
 
     Returns:
-        Tensors by the path to them, such as ``optimizer/state/0/exp_avg``, on the CPU, contiguous and without shared
-        memory; and the skeleton, ready for JSON.
+        Tensors by their path, such as ``optimizer/state/0/exp_avg``, on the CPU, contiguous and without shared memory;
+        and the skeleton, ready for JSON.
 
     Raises:
-        TypeError: a value of another kind.
+        TypeError: the state holds a value of another kind.
     """
     tensors: dict[str, torch.Tensor] = {}
     return tensors, _encoded(state, "", tensors)
 
 
 def decode(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """The state that :func:`encode` took apart, with tensors of its own."""
+    """Return the state that :func:`encode` separated, with its own copies of the tensors.
+
+    Args:
+        skeleton: skeleton that :func:`encode` returned.
+        tensors: tensors that :func:`encode` returned.
+    """
     if isinstance(skeleton, list):
         return [decode(item, tensors) for item in skeleton]
     if not isinstance(skeleton, dict):
@@ -45,14 +50,14 @@ def decode(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     tensor = tensors[name]
     if stride is None:
         return tensor.clone()
-    # The layout in memory can decide in which order sums are taken.
+    # The layout in memory can decide the order of summation.
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
 
 
 def _encoded(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu().clone()
-        # Two paths can read alike: the number 0 and the text "0" as keys.
+        # Two keys may give the same path: the number 0 and the text "0".
         while path in tensors:
             path += "'"
         tensors[path] = plain.contiguous()
@@ -68,10 +73,10 @@ def _encoded(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         return {"float": str(value)}
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise TypeError(f"{path}: a {type(value).__name__} is no part of a state that can be saved.")
+    raise TypeError(f"{path}: a {type(value).__name__} cannot be part of a saved state.")
 
 
 def _key(key: Any) -> str | int:
     if type(key) not in (str, int):
-        raise TypeError(f"{key!r}: a {type(key).__name__} is no key of a state that can be saved.")
+        raise TypeError(f"{key!r}: a {type(key).__name__} cannot be a key of a saved state.")
     return key

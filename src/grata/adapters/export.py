@@ -1,13 +1,13 @@
-"""A checkpoint with what was learnt in place: in the bundle's own format, for software that knows nothing of this."""
+"""Export of an adaptation into a checkpoint of the bundle's own format, for software that does not use grata."""
 
 from __future__ import annotations
 
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from .saved import Adaptation
 __all__ = ["NUMPY_NUMBERS", "export_checkpoint"]
 
 _PREFIX = "module."
-"""What a network that was trained on several devices at once has before its names."""
+"""Prefix of parameter names after a training on several devices."""
 
-# nnU-Net logs numbers of numpy in its checkpoints; they run no code.
-_SCALAR = np.float64(0).__reduce__()[0]
-NUMPY_NUMBERS = [
+# nnU-Net stores NumPy numbers in its checkpoints; loading them runs no code.
+_SCALAR = cast("Callable[..., Any]", np.float64(0).__reduce__()[0])
+NUMPY_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")),
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -34,26 +34,26 @@ NUMPY_NUMBERS = [
 def export_checkpoint(
     adaptation: Adaptation, checkpoint: str | os.PathLike[str], output: str | os.PathLike[str]
 ) -> list[str]:
-    """Write a copy of a checkpoint with the adapted values in place of the source's; all else in it stays as it is.
+    """Write a copy of a checkpoint with the adapted values in place of the source's; the rest stays as it is.
 
     Args:
-        adaptation: what was learnt.
-        checkpoint: of the source network: a state dict, also nested as in nnU-Net's ``checkpoint_final.pth``, or
-            TorchScript (``.ts``).
-        output: the new file; its folder exists.
+        adaptation: adaptation to export.
+        checkpoint: checkpoint of the source network: a state dict, also nested as in nnU-Net's
+            ``checkpoint_final.pth``, or TorchScript (``.ts``).
+        output: new file, in a folder that exists.
 
     Returns:
-        What there is to know of it, a sentence each.
+        Remarks about the new file, one sentence each.
 
     Raises:
-        GrataError: the checkpoint is missing, unreadable or of other weights, ``output`` is there already, or attached
-            parameters have no place in a TorchScript network.
+        GrataError: the checkpoint is missing, unreadable or of other weights, ``output`` exists already, or the
+            adaptation has attached parameters and the network is TorchScript.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if not checkpoint.is_file():
-        raise GrataError(f"{checkpoint} does not exist. Name the file with the source weights.", key="checkpoint")
+        raise GrataError(f"{checkpoint} does not exist. Name the file of the source weights.", key="checkpoint")
     if output.exists():
-        raise GrataError(f"{output} is there already, and nothing is written over it. Name another file.", key="output")
+        raise GrataError(f"{output} exists already and is not overwritten. Name another file.", key="output")
     write = _script if checkpoint.suffix == ".ts" else _weights
     data, rounded = write(adaptation, checkpoint)
     with atomic_write(output) as temporary:
@@ -65,11 +65,11 @@ def _weights(adaptation: Adaptation, checkpoint: Path) -> tuple[bytes, set[torch
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
             content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    # A file of another kind can end in any exception; torch's own text advises to allow pickles, which run code.
+    # Another kind of file can raise anything, and torch's own message advises to allow pickles, which run code.
     except Exception as error:
         raise GrataError(
-            f"{checkpoint} cannot be read: it is damaged, a TorchScript file (name it .ts), or holds "
-            "Python objects, which are never loaded because they can run code.",
+            f"{checkpoint} cannot be read: it is damaged, is a TorchScript file (name it .ts), or holds Python "
+            "objects, which are never loaded because they can run code. Give a file of weights.",
             key="checkpoint",
         ) from error
     states = [state for state in _states(content) if _is_source(adaptation, state)]
@@ -86,8 +86,8 @@ def _weights(adaptation: Adaptation, checkpoint: Path) -> tuple[bytes, set[torch
 def _script(adaptation: Adaptation, checkpoint: Path) -> tuple[bytes, set[torch.dtype]]:
     if adaptation.attached:
         raise GrataError(
-            "what was attached to normalization layers has no place in a TorchScript network, whose code "
-            "is fixed. Give the state dict that the network was made from.",
+            "a TorchScript network has no place for parameters that were attached to normalization layers, because "
+            "its code is fixed. Give the state dict that the network was made from.",
             key="checkpoint",
         )
     try:
@@ -95,7 +95,10 @@ def _script(adaptation: Adaptation, checkpoint: Path) -> tuple[bytes, set[torch.
             extra = {name.split("/extra/", 1)[1]: "" for name in archive.namelist() if "/extra/" in name}
         network = torch.jit.load(checkpoint, map_location="cpu", _extra_files=extra)
     except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise GrataError(f"{checkpoint} is no TorchScript network, or damaged.", key="checkpoint") from error
+        raise GrataError(
+            f"{checkpoint} is damaged or not a TorchScript network. Copy it again, or name another file.",
+            key="checkpoint",
+        ) from error
     state = network.state_dict()
     if not _is_source(adaptation, state):
         raise _other_weights(adaptation, checkpoint)
@@ -106,7 +109,7 @@ def _script(adaptation: Adaptation, checkpoint: Path) -> tuple[bytes, set[torch.
 
 
 def _states(content: Any) -> Iterator[MutableMapping[str, torch.Tensor]]:
-    """All mappings in a checkpoint that hold tensors, at any depth."""
+    """Yield all mappings in a checkpoint that hold tensors, at any depth."""
     if isinstance(content, MutableMapping):
         if any(isinstance(value, torch.Tensor) for value in content.values()):
             yield content
@@ -115,7 +118,7 @@ def _states(content: Any) -> Iterator[MutableMapping[str, torch.Tensor]]:
 
 
 def _is_source(adaptation: Adaptation, state: Mapping[Any, Any]) -> bool:
-    """Whether these are the weights that were adapted; on the disk they may be in half precision."""
+    """Return whether these are the weights that were adapted; in the file they may be in half precision."""
     tensors = {_plain(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
     if not all(name in tensors for names in adaptation.names.values() for name in names):
         return False
@@ -124,7 +127,7 @@ def _is_source(adaptation: Adaptation, state: Mapping[Any, Any]) -> bool:
 
 
 def _merge(adaptation: Adaptation, state: MutableMapping[str, torch.Tensor]) -> set[torch.dtype]:
-    """Write the adapted values; returns the types that they were rounded to."""
+    """Write the adapted values, and return the types that they were rounded to."""
     written = {_plain(name): name for name in state if isinstance(name, str)}
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in state if isinstance(name, str)) else ""
     rounded = set()
@@ -146,30 +149,29 @@ def _plain(name: Any) -> str:
 
 def _other_weights(adaptation: Adaptation, checkpoint: Path) -> GrataError:
     return GrataError(
-        f"{checkpoint} does not hold the source weights (of a {adaptation.network}) that this was learnt "
-        "on. Give the file that was adapted.",
+        f"{checkpoint} does not hold the source weights (of a {adaptation.network}) of this adaptation. "
+        "Give the file whose weights were adapted.",
         key="checkpoint",
     )
 
 
 def _remarks(adaptation: Adaptation, output: Path, rounded: set[torch.dtype]) -> list[str]:
-    remarks = [f"{output}: {adaptation.parameters} numbers are those that {adaptation.method} has learnt."]
+    remarks = [f"{output}: {adaptation.parameters} values were replaced by those that {adaptation.method} learned."]
     if rounded:
         types = ", ".join(str(dtype).removeprefix("torch.") for dtype in rounded)
-        remarks.append(f"They were rounded to {types}, as the checkpoint has it.")
+        remarks.append(f"They were rounded to {types}, the type of the checkpoint.")
     if adaptation.attached:
         remarks.append(
             f"{sum(map(len, adaptation.attached.values()))} keys were added, for scale and shift of normalization "
-            "layers that had none: the network's definition now needs them, e.g. norm: [instance, {affine: true}]."
+            "layers that had none. The network's definition must have them too, e.g. norm: [instance, {affine: true}]."
         )
     if adaptation.batch_statistics:
         remarks.append(
-            f"{adaptation.method} predicts by statistics of the batch. The checkpoint holds no such thing: where it is "
-            "used batch normalization has to take them as well, as method ptbn does; with the running statistics it "
-            "predicts otherwise."
+            f"{adaptation.method} predicts with the statistics of the batch, which a checkpoint cannot hold. Let batch "
+            "normalization use them, as method ptbn does; with running statistics the predictions differ."
         )
     if adaptation.predicts_by is None:
         remarks.append(
-            f"{adaptation.method} predicts by more than weights: the checkpoint alone does not predict as it does."
+            f"{adaptation.method} predicts with more than weights: the checkpoint alone predicts differently."
         )
     return remarks

@@ -1,4 +1,4 @@
-"""From case to case: which adaptation goes on, and when it is written."""
+"""From case to case: which adaptation the method goes on from, and when it is written."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .saved import Adaptation, saved_digest, saved_path, source_digest
 __all__ = ["Keeper"]
 
 _ALONE = ""
-"""The one place of a stream without a bank."""
+"""Name of the only place of a stream without a bank."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """Where an adaptation stands after its last finished case.
+    """An adaptation after its last finished case.
 
     Attributes:
-        state: of the method; None: the source network.
-        cases: how many it has seen.
-        digest: of what lies on the disk; None: nothing.
+        state: state of the method; None: the source network.
+        cases: number of cases so far.
+        digest: digest of the file on the disk; None: there is no file.
     """
 
     state: Mapping[str, Any] | None = None
@@ -37,22 +37,23 @@ class _Kept:
 
 
 class Keeper:
-    """Lets a method go on from where its site or scanner stood, and keeps what each finished case taught it.
+    """Keeper of a method's adaptation: one per site or scanner in a bank, or the one of a stream.
 
-    :meth:`begin` comes before a case is adapted to, :meth:`keep` after all of it is done. A case that was begun and not
-    kept leaves nothing behind. Without any of the settings nothing is done.
+    Call :meth:`begin` before the method adapts to a case, and :meth:`keep` when the case is finished. A case that was
+    begun and not kept leaves no trace. Without ``bank``, ``start_from`` and ``save_to`` nothing is done.
 
     Args:
-        method: what adapts.
-        bank: one adaptation for each site or scanner: an :class:`AdapterBank`, its folder, or a mapping of ``path`` and
+        method: method that adapts.
+        bank: one adaptation per site or scanner: an :class:`AdapterBank`, its folder, or a mapping of ``path`` and
             ``tags``.
-        start_from: a saved adaptation that the stream, or each new entry of the bank, starts from. The method takes it
+        start_from: saved adaptation that the stream, or each new entry of the bank, starts from. The method takes it
             at the first case, when the source weights are loaded.
-        save_to: file of the saved adaptation of a stream without a bank. One that is there already is not written over,
-            unless it is ``start_from`` too.
+        save_to: file of the saved adaptation of a stream without a bank. An existing file is not overwritten, unless
+            it is ``start_from`` too.
 
     Raises:
-        GrataError: ``bank`` and ``save_to`` are both given, the bank is refused, ``start_from`` is missing or damaged.
+        GrataError: ``bank`` and ``save_to`` are both given, the bank is refused, or ``start_from`` is missing or
+            damaged.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Keeper:
         self.method = method
         self.bank = make_bank(bank)
         if self.bank is not None and save_to is not None:
-            raise GrataError("the bank keeps what is learnt. Leave out save_to, or bank.", key="save_to")
+            raise GrataError("the bank saves the adaptations already. Leave out save_to or bank.", key="save_to")
         for name, value in (("start_from", start_from), ("save_to", save_to)):
             if not isinstance(value, str | os.PathLike | None):
                 raise GrataError(f"must be a file, <name>.safetensors, got {value!r}.", key=name)
@@ -84,18 +85,18 @@ class Keeper:
     def begin(
         self, images: torch.Tensor, sites: Sequence[str] = (), meta: Mapping[str, Any] | None = None
     ) -> str | None:
-        """A case begins: the method goes on from where its entry stood.
+        """Begin a case: the method goes on from the last state of the case's site or scanner.
 
         Args:
-            images: of the case, ``(B, C, ...)``.
-            sites: of the images, where they have one.
-            meta: collated metadata of images that are no MetaTensor.
+            images: images of the case, ``(B, C, ...)``.
+            sites: site of each image, if known.
+            meta: collated metadata of images that are not a MetaTensor.
 
         Returns:
             Name of the bank's entry; None: there is no bank.
 
         Raises:
-            GrataError: images of several sites, or an adaptation that the method cannot go on from.
+            GrataError: the images are of several sites, or the method cannot go on from the saved adaptation.
         """
         if not self._works:
             return None
@@ -109,18 +110,17 @@ class Keeper:
         return place or None
 
     def stage(self, state: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-        """What :meth:`resume` needs beside the method's state, as plain values: where all stands once the case that was
-        begun is kept.
+        """Return what :meth:`resume` needs beside the method's state once the present case is kept.
 
         Args:
-            state: ``method.state_dict()``, where it is at hand.
+            state: ``method.state_dict()``, if it was computed already.
 
         Returns:
-            None: nothing is kept.
+            Plain values; None: nothing is kept.
         """
         if not self._works:
             return None
-        before = self._kept[self._place]
+        before = self._last()
         self._staged = self._adaptation(state)
         return {
             "place": self._place,
@@ -132,28 +132,28 @@ class Keeper:
         }
 
     def keep(self) -> None:
-        """The case is finished: write what was learnt.
+        """Write the adaptation after a finished case.
 
         Raises:
-            OutputError: it cannot be written, or somebody else has written there.
+            OutputError: the file cannot be written, or another process has written there.
         """
         if not self._works:
             return
-        adaptation = self._staged or self._adaptation()
-        digest = self._write(adaptation, self._kept[self._place].digest)
-        self._kept[self._place] = _Kept(adaptation.state, adaptation.cases, digest)
+        adaptation, place = self._staged or self._adaptation(), self._begun_place()
+        digest = self._write(place, adaptation, self._last().digest)
+        self._kept[place] = _Kept(adaptation.state, adaptation.cases, digest)
         self._begun, self._staged = False, None
 
     def resume(self, staged: Mapping[str, Any] | None) -> None:
-        """Go on where a stopped process had staged a case; the method has the state of that moment already.
+        """Go on from the case that a stopped process had staged; the method already has the state of that moment.
 
-        What it had not written any more is written, the card as well.
+        What the stopped process did not write any more is written now, including the card.
 
         Args:
-            staged: as :meth:`stage` gave it.
+            staged: values that :meth:`stage` returned.
 
         Raises:
-            GrataError: what lies on the disk is not what that process left.
+            GrataError: the files are not as that process left them.
         """
         if (staged is None) == self._works:
             raise GrataError("the stopped run had another bank, start_from or save_to. Give the same.", key="resume")
@@ -166,20 +166,27 @@ class Keeper:
         if changed:
             raise GrataError(
                 f"{self._file(changed[0])} is not as the stopped run left it. Put it back, or start anew with "
-                "--overwrite true instead.",
+                "--overwrite true.",
                 key="resume",
             )
         self._place, self._key, self._images = staged["place"], dict(staged["key"]), 0
         self._kept[self._place] = _Kept(self.method.state_dict(), staged["cases"], present[self._place])
-        # also where only the card was missing
+        # Also if only the card is missing.
         self.keep()
+
+    def _begun_place(self) -> str:
+        assert self._place is not None  # begin and resume set it
+        return self._place
+
+    def _last(self) -> _Kept:
+        return self._kept[self._begun_place()]
 
     def _source(self) -> str:
         self._source_digest = self._source_digest or source_digest(self.method)
         return self._source_digest
 
     def _adaptation(self, state: Mapping[str, Any] | None = None) -> Adaptation:
-        cases = self._kept[self._place].cases + self._images
+        cases = self._last().cases + self._images
         return Adaptation.of(self.method, cases, self._source(), self._key, state)
 
     def _go_on_from(self, place: str, key: Mapping[str, str]) -> None:
@@ -191,35 +198,36 @@ class Keeper:
             self.method.load_state_dict(dict(state))
 
     def _first(self, place: str, key: Mapping[str, str]) -> _Kept:
-        """Bring the method to where an entry starts in this process."""
-        path = self._file(place)
+        """Bring the method to the state from which an entry starts in this process."""
+        path, start = self._file(place), self.start_from
         goes_on = path is not None and path.exists()
-        start = self.start_from
-        if goes_on and self.bank is not None:
+        if goes_on and path is not None and self.bank is not None:
             adaptation = self.bank.read(place)
             if adaptation.entry != key:
                 raise GrataError(f"{path} was written for another site or scanner. Remove or rename it.", key="bank")
-            start = path
-        elif goes_on and (start is None or not path.samefile(start)):
+            return self._put(adaptation, path, on_disk=True)
+        if goes_on and path is not None and (start is None or not path.samefile(start)):
             raise OutputError(
-                f"{path} holds what an earlier run learnt. Give it as start_from as well to go on from it, or "
-                "name another file.",
+                f"{path} holds the adaptation of an earlier run. Give it as start_from too to go on from it, or name "
+                "another file.",
                 key="save_to",
             )
-        elif start is not None:
-            adaptation = self._start
-        elif self.bank is not None:
-            self.method.restore()
-            return _Kept()
-        else:
+        if self._start is not None and start is not None:
+            return self._put(self._start, start, on_disk=goes_on)
+        if self.bank is None:
             return _Kept(self.method.state_dict())
+        self.method.restore()
+        return _Kept()
+
+    def _put(self, adaptation: Adaptation, path: Path, on_disk: bool) -> _Kept:
         try:
-            adaptation.put(self.method, self._source(), start)
+            adaptation.put(self.method, self._source(), path)
         except GrataError as error:
-            # An entry of the bank is one site's fault, what all start from is everybody's.
-            raise (RunError if adaptation is self._start else GrataError)(str(error)) from error
-        # of what was read, not of what somebody may have written there since
-        return _Kept(adaptation.state, adaptation.cases, adaptation.digest if goes_on else None)
+            # A bad entry affects one site; a bad start_from affects every case, so it ends the run.
+            kind = RunError if adaptation is self._start else GrataError
+            raise kind(error.message, error.key) from error
+        # The digest of what was read, not of what another process may have written since.
+        return _Kept(adaptation.state, adaptation.cases, adaptation.digest if on_disk else None)
 
     def _file(self, place: str) -> Path | None:
         return self.save_to if self.bank is None else self.bank.file(place)
@@ -228,9 +236,9 @@ class Keeper:
         path = self._file(place)
         return None if path is None else saved_digest(path)
 
-    def _write(self, adaptation: Adaptation, before: str | None) -> str | None:
+    def _write(self, place: str, adaptation: Adaptation, before: str | None) -> str | None:
         if self.bank is not None:
-            return self.bank.write(self._place, adaptation, before)
+            return self.bank.write(place, adaptation, before)
         if self.save_to is None:
             return None
         self.save_to.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-"""What a scan's headers tell of the scanner; nothing of the patient."""
+"""Tags of a scan's header that identify the scanner, and nothing about the patient."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,56 +19,60 @@ from ..errors import GrataError
 __all__ = ["SCANNER", "check_tags", "scanner_tags"]
 
 SCANNER = ("Manufacturer", "ManufacturerModelName", "StationName", "MagneticFieldStrength")
-"""Keywords that tell one scanner from another."""
+"""DICOM keywords that distinguish scanners."""
 
-_DEVICE = (*SCANNER, "InstitutionName", "InstitutionalDepartmentName", "Modality", "DeviceSerialNumber")
-_DEVICE += ("SoftwareVersions", "ReceiveCoilName", "TransmitCoilName", "ScanningSequence", "SequenceVariant")
-_DEVICE += ("MRAcquisitionType", "KVP", "ConvolutionKernel", "SliceThickness")
+_DEVICE = (
+    *(*SCANNER, "InstitutionName", "InstitutionalDepartmentName", "Modality", "DeviceSerialNumber"),
+    *("SoftwareVersions", "ReceiveCoilName", "TransmitCoilName", "ScanningSequence", "SequenceVariant"),
+    *("MRAcquisitionType", "KVP", "ConvolutionKernel", "SliceThickness"),
+)
 _NUMBERS = {"DS", "FL", "FD", "IS", "US", "SS", "UL", "SL"}
-# Above what any magnet reaches in tesla: some scanners write gauss.
+# No magnet has more tesla than this: larger values are in gauss, which some scanners write.
 _GAUSS = 100.0
 _NOMINAL = 0.5
 
 
 def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    """``tags`` in DICOM's order, each once; they tell of the device and of nothing else.
+    """Return ``tags`` in DICOM's order, each once, after checking that they describe the device and nothing else.
 
     Args:
-        tags: DICOM keywords: of the scanner (Manufacturer, ManufacturerModelName, StationName, InstitutionName,
+        tags: DICOM keywords about the scanner (Manufacturer, ManufacturerModelName, StationName, InstitutionName,
             InstitutionalDepartmentName, Modality, MagneticFieldStrength, DeviceSerialNumber, SoftwareVersions,
-            ReceiveCoilName, TransmitCoilName), or of how it makes images (ScanningSequence, SequenceVariant,
+            ReceiveCoilName, TransmitCoilName) or about its acquisition (ScanningSequence, SequenceVariant,
             MRAcquisitionType, KVP, ConvolutionKernel, SliceThickness).
 
     Raises:
-        GrataError: one is no keyword, or none of these: it could tell of the patient, the visit or a date, or hold
-            free text.
+        GrataError: a tag is not a DICOM keyword, or is not in this list, because it could hold the patient, the visit,
+            a date or free text.
     """
     if isinstance(tags, str) or not isinstance(tags, Sequence) or not tags:
         raise GrataError(f"must be a list of DICOM keywords such as {list(SCANNER)}, got {tags!r}.", key="bank#tags")
     for keyword in tags:
         if not isinstance(keyword, str) or tag_for_keyword(keyword) is None:
-            raise GrataError(f"{keyword!r} is no DICOM keyword. For example {', '.join(SCANNER)}.", key="bank#tags")
+            raise GrataError(f"{keyword!r} is not a DICOM keyword. Give some of {', '.join(_DEVICE)}.", key="bank#tags")
         if keyword not in _DEVICE:
             raise GrataError(
-                f"{keyword} is not taken: names of files would be made of it, and only what tells of the "
-                f"device may be in them. Give some of {', '.join(_DEVICE)}.",
+                f"{keyword} is not allowed: its value would be in file names, which may describe the device alone. "
+                f"Give some of {', '.join(_DEVICE)}.",
                 key="bank#tags",
             )
-    return tuple(sorted(set(tags), key=tag_for_keyword))
+    return tuple(sorted(set(tags), key=_tag))
 
 
 def scanner_tags(meta: Mapping[str, Any], tags: Sequence[str], item: int | None = None) -> dict[str, str]:
-    """Values of tags, of a scan's metadata or else of its file's header, by keyword; those that are not there are left
-    out.
+    """Return the values of tags by keyword, from a scan's metadata or else from its file's header.
 
-    Text loses its padding. A magnetic field is taken to the nearest half tesla from 1 T on, since software versions
-    write 1.5 as 1.494 too; below, and for other numbers, two significant digits count.
+    Text loses its padding. A magnetic field of 1 T or more is rounded to half a tesla, because some software versions
+    write 1.5 as 1.494. A weaker field and other numbers are rounded to two significant digits.
 
     Args:
-        meta: as MONAI's ITKReader (``0008|0070``) or PydicomReader (``00080070``) give it, or with keywords; its
-            ``filename_or_obj`` is a file of the series, or its folder.
-        tags: keywords.
-        item: place in the batch that ``meta`` was collated of; None: it is of a single scan.
+        meta: metadata by the keys of MONAI's ITKReader (``0008|0070``) or PydicomReader (``00080070``), or by keywords;
+            its ``filename_or_obj`` is a file of the series, or its folder.
+        tags: DICOM keywords.
+        item: index of the scan in a batch whose metadata was collated into ``meta``; None: ``meta`` is of one scan.
+
+    Returns:
+        Values that were found; missing tags are left out.
     """
     found = {keyword: _text(keyword, _in_meta(meta, keyword, item)) for keyword in tags}
     if not any(found.values()):
@@ -77,7 +82,7 @@ def scanner_tags(meta: Mapping[str, Any], tags: Sequence[str], item: int | None 
 
 
 def _in_meta(meta: Mapping[str, Any], keyword: str, item: int | None) -> Any:
-    number = f"{tag_for_keyword(keyword):08X}"
+    number = f"{_tag(keyword):08X}"
     for key in (f"{number[:4]}|{number[4:]}".lower(), number, keyword):
         value = meta.get(key)
         if isinstance(value, Mapping):
@@ -89,33 +94,36 @@ def _in_meta(meta: Mapping[str, Any], keyword: str, item: int | None) -> Any:
     return None
 
 
+def _tag(keyword: str) -> int:
+    tag = tag_for_keyword(keyword)
+    assert tag is not None  # check_tags refuses other words
+    return tag
+
+
 def _at(value: Any, item: int | None) -> Any:
-    """The item's part of a collated value."""
+    """Return the item's part of a collated value."""
     if isinstance(value, torch.Tensor):
         value = value.tolist()
     return value[item] if item is not None and isinstance(value, list | tuple) else value
 
 
-def _header(path: Any, tags: Sequence[str]) -> Mapping[str, Any]:
-    """The header of a DICOM file, or of the first one in a folder; empty where there is none."""
+def _header(path: Any, tags: Sequence[str]) -> Mapping[str, Any] | pydicom.Dataset:
+    """Return the header of a DICOM file, or of the first DICOM file in a folder; empty if there is none."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         return {}
     path = Path(path)
     files = sorted(child for child in path.iterdir() if child.is_file()) if path.is_dir() else [path]
     for file in files:
-        try:
-            with quiet_libraries():
-                return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
-        # Whatever is wrong with a file is told where it is read as an image.
-        except Exception:
-            continue
+        # A damaged file is reported where it is read as an image.
+        with contextlib.suppress(Exception), quiet_libraries():
+            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
     return {}
 
 
 def _text(keyword: str, value: Any) -> str:
     values = value if isinstance(value, list | tuple | pydicom.multival.MultiValue) else [value]
     texts = [" ".join(str(v).replace("\0", " ").split()) for v in values if v is not None]
-    if dictionary_VR(tag_for_keyword(keyword)) in _NUMBERS:
+    if dictionary_VR(_tag(keyword)) in _NUMBERS:
         texts = [_number(keyword, text) for text in texts]
     return "\\".join(texts)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +12,14 @@ from torch.nn import functional as F
 from ..components.distributions import symmetric_divergence
 from ..components.memory import MemoryBank
 from ..errors import GrataError
+from ..settings import count
 from .rates import RATES, Rate, StepSignals
 
 __all__ = ["DiscrepancyRate"]
 
 
-@dataclasses.dataclass
 class DiscrepancyRate(Rate):
-    """By the discrepancy between a prediction and those of the most similar images seen (DLTTA, Yang et al., 2022).
+    """Factor by the discrepancy between a prediction and those of the most similar images (DLTTA, Yang et al., 2022).
 
     .. code-block:: text
 
@@ -28,39 +27,27 @@ class DiscrepancyRate(Rate):
         D = ½·mean_i [KL(p_i ‖ q̄_i) + KL(q̄_i ‖ p_i)]    over voxels, sum over the channels of a sigmoid
         factor = exp(D)
 
-    A feature is the deepest one, averaged over space; nearest is by the cosine. A batch's factor takes the mean of D
-    over its images, none of which is compared with another of the batch. Until the memory holds as many images as
-    neighbours are asked for, the factor is 1. The memory keeps what was predicted before each step, which saves a
-    forward; the authors' code keeps what is predicted after it, and waits until the memory is full; one of its
+    The feature is the deepest one, averaged over space; the cosine says which are nearest. A batch's factor takes the
+    mean of D over its images; images of one batch are not compared with each other. The factor is 1 until the memory
+    holds as many images as there are neighbours. The memory keeps the prediction before each step, which saves a
+    forward. The authors' code keeps the prediction after the step, and waits until the memory is full; one of its
     experiments multiplies by D itself.
 
     Predictions are kept on a coarse grid, where images of any size can be compared and the state stays small.
-
-    Args:
-        neighbours: how many images a prediction is compared with.
-        size: of the memory, in images.
-        grid: cells along each axis of the coarse grid, at most.
-
-    Raises:
-        GrataError: a number out of range.
     """
 
-    neighbours: int = 8
-    size: int = 20
-    grid: int = 32
+    name = "discrepancy"
 
-    def __post_init__(self) -> None:
-        for key in ("neighbours", "size", "grid"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise GrataError(
-                    f"must be a whole number of at least 1, got {value!r}.", key=f"learning_rate_law#{key}"
-                )
+    neighbours: int = count(default=8, help="number of images that a prediction is compared with")
+    size: int = count(default=20, help="number of images in the memory")
+    grid: int = count(default=32, help="largest number of cells along each axis of the coarse grid")
+
+    def _setup(self) -> None:
         if self.size < self.neighbours:
             raise GrataError(
                 f"a memory of {self.size} images never holds {self.neighbours} neighbours: "
                 "make it larger, or ask for fewer.",
-                key="learning_rate_law#size",
+                key="size",
             )
         self._memory = MemoryBank(self.size)
 
@@ -95,8 +82,9 @@ class DiscrepancyRate(Rate):
 
     def _pooled(self, probabilities: torch.Tensor, shape: list[int]) -> torch.Tensor:
         shape = [min(sizes) for sizes in zip(shape, probabilities.shape[2:])]
-        pool = F.adaptive_avg_pool2d if len(shape) == 2 else F.adaptive_avg_pool3d
-        return pool(probabilities, shape)
+        pool: Any = F.adaptive_avg_pool2d if len(shape) == 2 else F.adaptive_avg_pool3d
+        pooled: torch.Tensor = pool(probabilities, shape)
+        return pooled
 
 
 RATES["discrepancy"] = DiscrepancyRate

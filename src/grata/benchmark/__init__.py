@@ -1,4 +1,4 @@
-"""Methods by sites: a benchmark that can be stopped, repeated and trusted."""
+"""Benchmarks of methods on sites, which can be stopped and resumed."""
 
 from .config import BenchmarkConfig, load_config
 from .fit import fitting_methods

@@ -1,4 +1,4 @@
-"""What a benchmark takes out of a bundle: its network, its sites and how images become label maps."""
+"""A bundle as a benchmark reads it: its network, its sites and the way from images to label maps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .metrics import Region, make_regions
 __all__ = ["Bundle", "Case", "is_random"]
 
 Case = Mapping[str, Any]
-"""A case as :func:`grata.data.discover` gives it; one that cannot be used has its ``fault`` instead of an image."""
+"""A case as :func:`grata.data.discover` returns it; a case that cannot be used has a ``fault`` instead of an image."""
 
 _REQUIRED = (
     "network",
@@ -44,21 +44,21 @@ _REQUIRED = (
 )
 
 _READ_OF_SITES = ("imports", "discovery", "preprocessing", "to_probabilities", "to_label_map")
-"""Keys through which a benchmark comes by all that is a site's."""
+"""Configuration keys that a benchmark reads for a target site."""
 
 _OF_METHODS = ("activation", "prepared", "reset")
-"""Keys that say something of all methods."""
+"""Configuration keys that apply to every method that has a setting of that name."""
 
 _READ = {
     *(*_REQUIRED, *_OF_METHODS, "method", "settings", "seed"),
     *("windows", "amp", "keep_pages", "scored", "initialize", "adapt"),
 }
-"""Keys that need no other key to refer to them."""
+"""Configuration keys that are read directly, so that no other key has to refer to them."""
 
 _READ_OF_SOURCES = (*_READ_OF_SITES, *_REQUIRED, *_OF_METHODS, "device", "amp", "keep_pages", "windows", "scored")
-"""The same for a source network, whose overrides count for its sites as well."""
+"""Configuration keys that a benchmark reads for a source network; its overrides apply to its sites too."""
 
-# Of relative references (@##key) the key may be another one than is found here: too many are found, never too few.
+# A relative reference (@##key) may mean another key than the one found here: too many keys are found, never too few.
 _REFERENCE = re.compile(r"[@%]#*([A-Za-z_]\w*)")
 
 
@@ -67,11 +67,11 @@ class Bundle:
 
     Args:
         root: folder of the bundle.
-        overrides: by key, nested ones by ``#``.
-        name: where the overrides come from, for messages.
+        overrides: values by key, nested keys joined by ``#``.
+        name: key that the overrides stand under, for messages.
 
     Raises:
-        GrataError: there is no such file, it lacks a key that a benchmark needs, or an override is of no key.
+        GrataError: there is no such file, it lacks a key that a benchmark needs, or an override names an unknown key.
     """
 
     def __init__(self, root: Path, overrides: Mapping[str, Any], name: str) -> None:
@@ -85,7 +85,7 @@ class Bundle:
         config = self._parser.get()
         missing = [key for key in _REQUIRED if key not in config]
         if missing:
-            raise GrataError(f"{path} lacks {', '.join(missing)}, without which nothing can be measured.", key="bundle")
+            raise GrataError(f"{path} lacks {', '.join(missing)}. A benchmark needs each of them.", key="bundle")
         check_keys(config, _READ)
         self._parser["bundle_root"] = str(self.root)
         for key, value in overrides.items():
@@ -101,8 +101,7 @@ class Bundle:
                 check_keys({**self._parser.get(), key: value}, _READ)
             except GrataError as error:
                 raise GrataError(error.message, key=f"{self.name}#{key}") from error
-        present = self._parser[key] if key in self._parser else None
-        if isinstance(present, bool) and not isinstance(value, bool):
+        if isinstance(self._parser.get(key), bool) and not isinstance(value, bool):
             raise GrataError(f"must be true or false, got {value!r}.", key=f"{self.name}#{key}")
         self._parser[key] = value
 
@@ -110,11 +109,11 @@ class Bundle:
         """Refuse overrides that would change nothing.
 
         Args:
-            overrides: their keys, among those that this bundle was made with.
-            of_a_site: whether they are a site's own, or the source network's.
+            overrides: keys of overrides that this bundle was made with.
+            of_a_site: whether the overrides belong to a site, else to the source network.
 
         Raises:
-            GrataError: a benchmark comes by none of its keys to one of them.
+            GrataError: nothing that a benchmark reads refers to one of the keys.
         """
         known = self._referred(_READ_OF_SITES if of_a_site else _READ_OF_SOURCES)
         for key in overrides:
@@ -123,16 +122,16 @@ class Bundle:
                 continue
             if of_a_site and head in self._referred(_READ_OF_SOURCES):
                 raise GrataError(
-                    "it has no effect on how a site is read. Set it in sources: streams cross sites with one network.",
+                    "has no effect on how a site is read. Set it in sources: streams cross sites with one network.",
                     key=f"{self.name}#{key}",
                 )
             raise GrataError(
-                "a benchmark does not read it, the bundle's own workflow alone does. Leave it out.",
+                "a benchmark does not read it; only the bundle's own workflow does. Leave it out.",
                 key=f"{self.name}#{key}",
             )
 
     def _referred(self, keys: Iterable[str]) -> set[str]:
-        """Top-level keys that these lead to by references, themselves among them."""
+        """Return the top-level keys that these keys refer to, directly or not, with the keys themselves."""
         config = self._parser.get()
         found: set[str] = set()
         waiting = [key for key in keys if key in config]
@@ -147,40 +146,45 @@ class Bundle:
     def _resolve(self, key: str) -> Any:
         try:
             return self._parser.get_parsed_content(key)
-        # A configuration can call anything, and raises anything.
+        # A configuration can call anything, which can raise anything.
         except Exception as error:
             raise GrataError(explain(error), key=self.name) from error
 
     def make_network(self) -> nn.Module:
-        """The source network, its weights loaded."""
+        """Return the source network with its weights."""
         return self._resolve("network")
 
     def make_method(self, row: MethodRow, network: nn.Module, seed: int) -> Method:
-        """The method of a row, with what the bundle says for all methods under the row's settings.
+        """Return the method of a row; the row's settings take precedence over the bundle's keys for all methods.
+
+        Args:
+            row: row of the tables.
+            network: source network.
+            seed: seed of the method's random generator.
 
         Raises:
-            GrataError: unknown settings, or what the method refuses; its key is that of the row.
+            GrataError: a setting is not known, or the method refuses it or the network; the key is that of the row.
         """
         try:
             return self.create_method(row, network, seed)
         except GrataError as error:
             where = f"methods#{row.name}"
             if error.head == "settings":
-                raise GrataError(error.message, f"{where}{error.key.removeprefix('settings')}") from error
+                raise GrataError(error.message, f"{where}{(error.key or '').removeprefix('settings')}") from error
             raise GrataError(str(error), where) from error
 
     def create_method(self, row: MethodRow, network: nn.Module, seed: int) -> Method:
-        """As :meth:`make_method`; errors have the keys that :func:`grata.methods.create` gives them."""
+        """Return the method of a row as :meth:`make_method` does; errors keep the keys of :func:`grata.methods.create`."""
         common = {key: self._resolve(key) for key in _OF_METHODS if key in self._parser}
         return create(row.method, network, row.settings, seed=seed, **common)
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the network computes."""
+        """Device of the network."""
         try:
             return torch.device(check_device(self._resolve("device") if "device" in self._parser else "cpu"))
         except GrataError as error:
-            raise GrataError(str(error), key=self.name) from error
+            raise error.under(self.name) from error
 
     @cached_property
     def amp(self) -> bool:
@@ -189,7 +193,7 @@ class Bundle:
 
     @cached_property
     def keeps_pages(self) -> bool:
-        """Whether the allocator is to keep what is freed, see :func:`grata.workflows.keep_pages`."""
+        """Whether the allocator keeps freed memory, see :func:`grata.workflows.keep_pages`."""
         return self._flag("keep_pages")
 
     def _flag(self, key: str) -> bool:
@@ -200,15 +204,15 @@ class Bundle:
 
     @cached_property
     def inferer(self) -> Inferer:
-        """How the network is applied to an image."""
+        """Inferer that applies the network to an image."""
         return self._resolve("inferer")
 
     @cached_property
     def activation(self) -> str:
-        """``sigmoid`` or ``softmax``: its own key ``activation``, else what the settings of ``grata`` say.
+        """Activation of the logits, ``sigmoid`` or ``softmax``: the key ``activation``, else ``grata#activation``.
 
         Raises:
-            GrataError: neither is there, or it is another word.
+            GrataError: neither key is there, or its value is another.
         """
         key = "activation" if "activation" in self._parser else "grata#activation"
         activation = self._resolve(key) if key in self._parser else None
@@ -218,50 +222,50 @@ class Bundle:
 
     @cached_property
     def output(self) -> str | int | None:
-        """Key or index of the logits in what the network returns, by the method's settings; None: it returns them."""
+        """Key or index of the logits in the network's output, from the method's settings; None: the output is the logits."""
         key = next((key for key in ("settings#output", "grata#output") if key in self._parser), None)
         return None if key is None else self._resolve(key)
 
     @cached_property
     def windows(self) -> WindowSelection:
-        """Which windows of a large volume are adapted to."""
+        """Selection of the windows of a large volume that methods adapt to."""
         return window_selection(self._resolve("windows") if "windows" in self._parser else None)
 
     @cached_property
     def regions(self) -> list[Region]:
-        """What is scored."""
+        """Regions of the segments."""
         return make_regions(self._resolve("segments"))
 
     @cached_property
     def scored(self) -> list[str] | None:
-        """Labels of the segments that its own key ``scored`` names; None: it names none.
+        """Labels in the bundle's key ``scored``; None: it has none.
 
         Raises:
-            GrataError: it is no list of names.
+            GrataError: the value is not a list of names.
         """
         labels = self._resolve("scored") if "scored" in self._parser else None
         if labels is not None and (
             not isinstance(labels, list | tuple) or not labels or any(not isinstance(label, str) for label in labels)
         ):
-            raise GrataError(f"scored is a list of labels of its segments or null, got {labels!r}.", key="bundle")
+            raise GrataError(f"must be a list of labels of its segments or null, got {labels!r}.", key="bundle#scored")
         return labels if labels is None else list(labels)
 
     def without_folders(self, text: str, case: Case) -> str:
-        """A message without the folders in which a case lies, so that results can be shown around.
+        """Return a message without the folders of a case, so that results can be shared.
 
         Args:
             text: one line.
-            case: whose files it may name.
+            case: case whose files the message may name.
         """
         given = [self._resolve(key) for key in ("dataset_dir", "labels_dir") if key in self._parser]
         roots = [os.path.abspath(Path(folder).expanduser()) for folder in given if isinstance(folder, str | Path)]
         files = [case.get("label"), *(image if isinstance(image := case.get("image"), list | tuple) else [image])]
-        # Those of the files come last: of what lies in the site's folder the rest of the path is to stay.
+        # The files' own folders come last, so that paths inside the site's folder keep their inner part.
         roots += dict.fromkeys(os.path.dirname(os.path.abspath(path)) for path in files if path is not None)
         for root in (root for root in roots if os.path.basename(root)):
             text = re.sub(rf"(?<![\w.-]){re.escape(root + os.sep)}", "", text)
-            # the folder itself
-            text = re.sub(rf"(?<![\w.-]){re.escape(root)}(?![\w.-])", lambda _, name=os.path.basename(root): name, text)
+            # The folder itself; a function, since a plain replacement would read its backslashes as escapes.
+            text = re.sub(rf"(?<![\w.-]){re.escape(root)}(?![\w.-])", lambda found: os.path.basename(found[0]), text)
         return text
 
     @cached_property
@@ -269,15 +273,15 @@ class Bundle:
         return self._resolve("preprocessing")
 
     def cases(self, limit: int | None, labelled: bool = True, stride: int = 1) -> list[dict[str, Any]]:
-        """The first cases of the site, sorted by id, those that cannot be used among them.
+        """Return the first cases of the site, sorted by id, with those that cannot be used.
 
         Args:
-            limit: how many; None: all.
-            stride: only every so-many-th, from the first on.
-            labelled: whether nothing can be done without a label.
+            limit: maximum number of cases; None: all.
+            labelled: whether a site without any label is refused.
+            stride: step between the cases, from the first on.
 
         Raises:
-            GrataError: the folder cannot be read, or has no labelled case.
+            GrataError: the folder cannot be read, or no case has a label.
         """
         discovery = self._resolve("discovery")
         faults = [{"case": fault.case, "fault": fault.message} for fault in discovery.faults]
@@ -287,29 +291,29 @@ class Bundle:
         return cases
 
     def read_image(self, case: Case) -> dict[str, Any]:
-        """The preprocessed image; the label is not even named to the transforms."""
+        """Return the preprocessed image; the transforms do not get the name of the label."""
         return self._preprocessing({key: value for key, value in case.items() if key != "label"})
 
     def read_label(self, case: Case, image: Mapping[str, Any], space: str) -> np.ndarray:
-        """The label map ``(H, W[, D])`` of a case.
+        """Return the label map ``(H, W[, D])`` of a case.
 
         Args:
-            case: with a ``label``.
-            image: what :meth:`read_image` returned for it.
-            space: ``input`` or ``network``.
+            case: case with a ``label``.
+            image: result of :meth:`read_image` for the case.
+            space: ``input`` or ``network``, see :class:`~grata.benchmark.keys.MetricSettings`.
         """
-        # Together with its image, since a transform may look at the one to know what to do with the other.
+        # Together with its image, because a transform may need the one to process the other.
         label = self._preprocessing(dict(case))["label"]
         if space == "network":
-            label = ResampleToMatch(mode="nearest", dtype=torch.float32)(MetaTensor(label), img_dst=image["image"])
+            label = ResampleToMatch(mode="nearest", dtype=np.float32)(MetaTensor(label), img_dst=image["image"])
         return _array(label)[0].round().astype(np.int16)
 
     def postprocess(self, image: Mapping[str, Any], logits: torch.Tensor, space: str) -> tuple[np.ndarray, np.ndarray]:
-        """Label map ``(H, W[, D])`` and probabilities ``(C, H, W[, D])`` of a prediction.
+        """Return label map ``(H, W[, D])`` and probabilities ``(C, H, W[, D])`` of a prediction.
 
         Args:
-            image: what :meth:`read_image` returned.
-            logits: ``(C, H, W[, D])``, of the network.
+            image: result of :meth:`read_image`.
+            logits: output of the network, ``(C, H, W[, D])``.
             space: ``input`` or ``network``.
         """
         transforms = self._resolve("to_probabilities")
@@ -321,11 +325,11 @@ class Bundle:
         return labels[0].round().astype(np.uint8), probabilities
 
     def spacing(self, case: Case, image: Mapping[str, Any], space: str) -> list[float]:
-        """Distance between neighbouring pixels along each axis: 1 in a picture, whose pixels have no size, else in mm.
+        """Return the distance between neighbouring pixels along each axis, in mm; 1 for pictures.
 
         Args:
-            case: which one.
-            image: what :meth:`read_image` returned for it.
+            case: case of a site.
+            image: result of :meth:`read_image` for the case.
             space: ``input`` or ``network``.
         """
         tensor = image["image"]
@@ -336,12 +340,12 @@ class Bundle:
         return np.linalg.norm(affine[:-1, :-1], axis=0)[:dims].tolist()
 
     def picture(self, image: Mapping[str, Any], space: str) -> np.ndarray | None:
-        """The image ``(C, H, W[, D])`` on the grid of the predictions; None where the bundle keeps no ``original``."""
+        """Return the image ``(C, H, W[, D])`` on the grid of the scores; None if the bundle keeps no ``original``."""
         tensor = image.get("original") if space == "input" else image["image"]
         return None if tensor is None else _array(tensor).astype(np.float32)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the results depend on: the configuration as it stands, and the content of the weights."""
+        """Return what results depend on: the configuration with its overrides, and digests of the weights."""
         weights = self._resolve("weights")
         digests = []
         for path in map(Path, [weights] if isinstance(weights, str | Path) else weights):
@@ -351,7 +355,7 @@ class Bundle:
         return {"weights": digests, "config": config}
 
     def method_fingerprint(self, row: MethodRow) -> dict[str, Any]:
-        """What a row's method depends on beside the network: settings, and the content of what was prepared for it."""
+        """Return what a row's method depends on beside the network: its settings, and a digest of the prepared file."""
         known = settings_of(row.method)
         common = {key: self._resolve(key) for key in _OF_METHODS if key in self._parser and key in known}
         prepared = common.pop("prepared", None)
@@ -360,7 +364,7 @@ class Bundle:
         return {"method": row.method, **common, "settings": row.settings, "prepared": digest}
 
 
-# Where things lie, and what only the command `adapt` reads, has no part in a result.
+# Keys without influence on a result: where files lie, and what only the command `adapt` reads.
 _WHERE = {
     "bundle_root",
     "weights",
@@ -390,12 +394,12 @@ _WHERE = {
 
 
 def is_random(row: MethodRow) -> bool:
-    """Whether a row's method has a generator that a seed sets."""
+    """Return whether a row's method has a random generator."""
     return "seed" in settings_of(row.method)
 
 
 def _texts(config: Any) -> Iterator[str]:
-    """All strings in a value of a configuration."""
+    """Yield all strings in a value of a configuration."""
     if isinstance(config, str):
         yield config
     elif isinstance(config, Mapping | list | tuple):

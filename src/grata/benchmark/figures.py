@@ -1,11 +1,11 @@
-"""Pictures of a benchmark: Dice by site, along the stream, and the best, median and worst image."""
+"""Figures of a benchmark: Dice by site, Dice along the stream, and the best, median and worst image."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,25 +26,29 @@ from .summary import per_image
 
 __all__ = ["draw_figures"]
 
-# Okabe and Ito's colours, which stay apart under the common colour blindnesses, and markers for more rows than colours.
+# Okabe and Ito's colours can be told apart under common colour blindness; markers separate rows of the same colour.
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999")
 _MARKERS = "oDs^vP*X"
-# A broad line first and a broken one last: where outlines coincide each one still shows.
-_OUTLINES = {"label": ("#009E73", 2.8, "-"), "reference": ("#56B4E9", 1.5, "-"), "source": ("#E69F00", 1.2, "--")}
+# The broad line is drawn first and the broken one last, so that all show where outlines coincide.
+_OUTLINES: dict[str, tuple[str, float, Literal["-", "--"]]] = {
+    "label": ("#009E73", 2.8, "-"),
+    "reference": ("#56B4E9", 1.5, "-"),
+    "source": ("#E69F00", 1.2, "--"),
+}
 _DPI = 150
 _WINDOW = 0.1
-# More rows than this cannot be told apart by colour: each then has a line or a panel of its own, with its name.
 _MANY = len(_COLOURS)
+"""Number of rows above which colours repeat, so that each row gets a line or a panel with its name."""
 
 
 def draw_figures(config: BenchmarkConfig, jobs: Sequence[Job], rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write ``figures/*.png``; what there are no values for is left out.
+    """Write ``figures/*.png``; figures without any value are left out.
 
     Args:
-        config: of the benchmark.
-        jobs: all of it.
-        rows: those that are done.
-        folder: of the benchmark.
+        config: configuration of the benchmark.
+        jobs: all jobs of the benchmark.
+        rows: all finished rows.
+        folder: folder of the benchmark.
     """
     frame, images = pd.DataFrame([row for row in rows if not row["error"]]), per_image(rows)
     if frame.empty or "dice/mean" not in frame:
@@ -107,7 +111,7 @@ def _point(axes: Axes, place: float, values: np.ndarray, index: int) -> None:
 
 
 def _along_stream(config: BenchmarkConfig, frame: pd.DataFrame, columns: list[str]) -> Figure:
-    """A panel a stream and value: each image pale, the moving mean over a tenth of the stream; means over seeds."""
+    """Draw one panel per stream and value: pale points per image, and the moving mean over a tenth of the stream."""
     streams = list(dict.fromkeys(zip(frame["source"], frame["stream"], strict=True)))
     figure = _figure(9.0, len(streams) * len(columns))
     panels = figure.subplots(len(streams) * len(columns), 1, squeeze=False)[:, 0]
@@ -132,7 +136,7 @@ def _along_stream(config: BenchmarkConfig, frame: pd.DataFrame, columns: list[st
 
 
 def _dice_by_row(config: BenchmarkConfig, images: pd.DataFrame) -> Figure:
-    """A panel a source and target, a line a method in the order of the means: mean Dice with its interval."""
+    """Draw one panel per source and target, with one line per method in order of mean Dice: mean and interval."""
     pairs = [
         (source, target)
         for source in config.sources
@@ -167,7 +171,7 @@ def _dice_by_row(config: BenchmarkConfig, images: pd.DataFrame) -> Figure:
 
 
 def _stream_by_row(config: BenchmarkConfig, frame: pd.DataFrame, columns: list[str]) -> Figure:
-    """A panel a method and stream: the moving mean over a tenth of it, before those of all other methods in grey."""
+    """Draw one panel per method and stream: its moving mean over a tenth, with all other methods in grey."""
     streams = list(dict.fromkeys(zip(frame["source"], frame["stream"], strict=True)))
     panels = []
     for source, stream in streams:
@@ -202,13 +206,13 @@ def _stream_by_row(config: BenchmarkConfig, frame: pd.DataFrame, columns: list[s
 
 
 def _row_colour(config: BenchmarkConfig, name: str) -> str:
-    """The source's, the reference method's, or that of all others."""
+    """Return the colour of the source, of the reference method, or of all other methods."""
     row = next(row for row in config.methods if row.name == name)
     return _COLOURS[0] if row.method == "source" else _COLOURS[4] if name == config.reference_method else _COLOURS[5]
 
 
 def _mark_sites(axes: Axes, frame: pd.DataFrame) -> None:
-    """Lines where the site changes, unless it changes all the time."""
+    """Draw lines where the site changes, unless it changes often."""
     sites = frame.drop_duplicates("position").sort_values("position")[["position", "target"]]
     changes = sites[sites["target"] != sites["target"].shift()]["position"].iloc[1:]
     if len(changes) <= len(sites) / 4:
@@ -258,7 +262,7 @@ def _label_maps(
 def _panel(
     config: BenchmarkConfig, jobs: Sequence[Job], site: Bundle, target: str, case: str, maps: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, dict[str, np.ndarray], list[tuple[int, ...]]] | None:
-    """Picture and label maps, of a volume the slice across its last axis with most of the label."""
+    """Return picture, label maps and regions; for a volume the slice across its last axis with most of the label."""
     found = next(job.cases[target][case] for job in jobs if target in job.cases)
     image = site.read_image(found)
     picture = site.picture(image, config.metrics.space)
@@ -271,7 +275,7 @@ def _panel(
         index = int((label > 0).sum(axis=(0, 1)).argmax())
         picture = picture[..., index]
         maps = {name: values[..., index] for name, values in maps.items()}
-        # First axis to the right and second one up, as NIfTI has them.
+        # The first axis to the right and the second one up, as in NIfTI.
         picture, maps = picture.swapaxes(1, 2)[:, ::-1], {name: v.T[::-1] for name, v in maps.items()}
     return picture, maps, [region.values for region in site.regions]
 

@@ -16,11 +16,11 @@ __all__ = ["fitting_methods"]
 
 
 def fitting_methods(root: str | Path, names: Sequence[str]) -> str:
-    """A table of methods and whether the network of a bundle, with what was prepared for it, can be adapted by them.
+    """Return a table that shows which methods can adapt a bundle's network with what was prepared for it.
 
     Args:
         root: folder of the bundle.
-        names: of methods.
+        names: names of the methods.
 
     Raises:
         GrataError: the bundle's configuration or weights cannot be read.
@@ -35,4 +35,4 @@ def fitting_methods(root: str | Path, names: Sequence[str]) -> str:
             rows.append([name, "yes", ""])
         except GrataError as error:
             rows.append([name, "no", str(error)])
-    return tabulate(rows, ["method", "fits", "what it lacks"], "simple", maxcolwidths=[None, None, 80])
+    return tabulate(rows, ["method", "fits", "reason"], "simple", maxcolwidths=[None, None, 80])

@@ -1,11 +1,11 @@
-"""What has to be done: one job a method row, source network, stream and seed, each independent of the others."""
+"""The jobs of a benchmark: one per row of methods, source network, stream and seed, independent of each other."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,31 +13,35 @@ from typing import Any
 
 from .. import __version__
 from ..errors import GrataError
-from .bundle import Bundle, is_random
+from .bundle import Bundle, Case, is_random
 from .config import BenchmarkConfig, MethodRow, MetricSettings
-from .protocols import Item, Stream
+from .protocols import Item, Protocol, Stream
 
 __all__ = ["Job", "plan", "threads_each"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One stream through one method, from the source network on.
+    """One stream through one method, starting from the source network.
 
     Attributes:
-        protocol, source, stream, row, seed: which one it is.
-        items: the images in order.
-        cases: by site and id.
+        protocol: label of the protocol.
+        source: name of the source network.
+        stream: name of the stream.
+        row: row of the tables.
+        seed: seed of the method and of the stream.
+        items: images in order.
+        cases: cases by site and id.
         bundle: folder of the bundle.
-        source_overrides: of the bundle's configuration.
-        site_overrides: further ones, by site.
-        scored: labels of the segments to score, by site.
+        source_overrides: overrides of the bundle's configuration for the source network.
+        site_overrides: further overrides, by site.
+        scored: labels of the segments to score, by site; all segments of a site without an entry.
         metrics: how predictions are scored.
         keep_label_maps: whether predictions are kept, for the figures.
-        threads: of torch.
-        fingerprint: what its results depend on, as text by name.
-        begins: name of another job that begins with all of this one's images, from the same state: its results are
-            taken from there. Empty: it is computed.
+        threads: number of torch threads.
+        fingerprint: digests of everything that the results depend on, by name.
+        begins: name of another job that begins with all images of this one, from the same state, so that its results
+            are reused; empty: this job is computed.
     """
 
     protocol: str
@@ -59,92 +63,100 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Where its files lie, relative to the folder of parts."""
+        """Path of the job's files, relative to the folder of parts."""
         return f"{self.protocol}/{self.source}/{self.stream}/{self.row.name}/seed-{self.seed}"
 
 
 def threads_each(config: BenchmarkConfig) -> int:
-    """Threads of torch in each process."""
-    return config.threads or max(1, cores() // max(1, config.workers))
+    """Return the number of torch threads in each process."""
+    return config.threads or max(1, _cores() // max(1, config.workers))
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class _Site:
+    """A site as one source network meets it."""
+
+    cases: Sequence[Case]
+    scored: list[str] | None
+    fingerprint: Mapping[str, Any]
+
+
 def plan(config: BenchmarkConfig) -> list[Job]:
-    """All jobs in the order of the results, everything that can be checked beforehand checked.
+    """Return all jobs in the order of the results, after checking everything that can be checked beforehand.
 
     Raises:
-        GrataError: whatever a bundle, a site or a method refuses.
+        GrataError: a bundle, a site or a method is refused.
     """
-    jobs = []
-    threads = threads_each(config)
-    with_maps = {config.reference_method, *(row.name for row in config.methods if row.method == "source")}
-    site_cases: dict[str, list[dict[str, Any]]] = {}
-    for source, source_overrides in config.sources.items():
-        bundle = Bundle(config.bundle, source_overrides, f"sources#{source}")
-        device = bundle.device.type
-        bundle.refuse_idle(source_overrides, of_a_site=False)
-        _check_methods(config, source, source_overrides)
-        sites, scored_of = {}, {}
-        for target in config.targets_of(source):
-            overrides = {**source_overrides, **config.targets[target]}
-            site = Bundle(config.bundle, overrides, f"targets#{target}")
-            site.refuse_idle(config.targets[target], of_a_site=True)
-            if (labels := _scored(config, source, target, site)) is not None:
-                scored_of[target] = labels
-            if target not in site_cases:
-                site_cases[target] = site.cases(config.limit, stride=config.strides[target])
-            sites[target] = site
-        ids = {target: [case["case"] for case in site_cases[target]] for target in sites}
-        prints = {target: site.fingerprint() for target, site in sites.items()}
-        source_print = bundle.fingerprint()
-        for protocol in config.protocols:
-            for name, row, seed, stream in _streams(config, protocol, ids):
-                used = list(dict.fromkeys(item.site for item in stream.items))
-                cases = {site: {case["case"]: case for case in site_cases[site]} for site in used}
-                scored = {site: scored_of[site] for site in used if site in scored_of}
-                fingerprint = {
-                    "sources": source_print,
-                    "targets": {site: prints[site] for site in used},
-                    "images": {site: _sizes(site_cases[site]) for site in used},
-                    "stream": [(item.site, item.case, item.reset, item.round) for item in stream.items],
-                    "methods": bundle.method_fingerprint(row),
-                    "metrics": (vars(config.metrics), scored),
-                    "device": device,
-                    "threads": threads,
-                    "versions": (__version__, version("torch"), version("monai")),
-                }
-                jobs.append(
-                    Job(
-                        protocol=protocol.label,
-                        source=source,
-                        stream=name,
-                        row=row,
-                        seed=seed,
-                        items=stream.items,
-                        cases=cases,
-                        bundle=config.bundle,
-                        source_overrides=source_overrides,
-                        site_overrides={site: config.targets[site] for site in used},
-                        scored=scored,
-                        metrics=config.metrics,
-                        # figures show those of the first protocol alone
-                        keep_label_maps=(
-                            protocol is config.protocols[0] and row.name in with_maps and seed == config.seeds[0]
-                        ),
-                        threads=threads,
-                        fingerprint={key: _digest(value) for key, value in fingerprint.items()},
-                    )
-                )
+    jobs: list[Job] = []
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for source in config.sources:
+        jobs += _jobs_of(config, source, cases)
     return _shared(jobs)
 
 
+def _jobs_of(config: BenchmarkConfig, source: str, cases: dict[str, list[dict[str, Any]]]) -> Iterator[Job]:
+    """Yield the jobs of one source network; ``cases`` keeps what the sites hold for the next one."""
+    overrides = config.sources[source]
+    bundle = Bundle(config.bundle, overrides, f"sources#{source}")
+    device = bundle.device.type
+    bundle.refuse_idle(overrides, of_a_site=False)
+    _check_methods(config, source)
+    sites = {target: _site(config, source, target, cases) for target in config.targets_of(source)}
+    source_print = bundle.fingerprint()
+    threads = threads_each(config)
+    with_maps = {config.reference_method, *(row.name for row in config.methods if row.method == "source")}
+    for protocol in config.protocols:
+        for row, seed, stream in _streams(config, protocol, sites):
+            used = {item.site: sites[item.site] for item in stream.items}
+            scored = {name: site.scored for name, site in used.items() if site.scored is not None}
+            fingerprint = {
+                "sources": source_print,
+                "targets": {name: site.fingerprint for name, site in used.items()},
+                "images": {name: _sizes(site.cases) for name, site in used.items()},
+                "stream": [(item.site, item.case, item.reset, item.round) for item in stream.items],
+                "methods": bundle.method_fingerprint(row),
+                "metrics": (vars(config.metrics), scored),
+                "device": device,
+                "threads": threads,
+                "versions": (__version__, version("torch"), version("monai")),
+            }
+            yield Job(
+                protocol=protocol.label,
+                source=source,
+                stream=stream.name,
+                row=row,
+                seed=seed,
+                items=stream.items,
+                cases={name: {case["case"]: case for case in site.cases} for name, site in used.items()},
+                bundle=config.bundle,
+                source_overrides=overrides,
+                site_overrides={name: config.targets[name] for name in used},
+                scored=scored,
+                metrics=config.metrics,
+                # Figures show label maps of the first protocol and seed only.
+                keep_label_maps=(protocol is config.protocols[0] and row.name in with_maps and seed == config.seeds[0]),
+                threads=threads,
+                fingerprint={key: _digest(value) for key, value in fingerprint.items()},
+            )
+
+
+def _site(config: BenchmarkConfig, source: str, target: str, cases: dict[str, list[dict[str, Any]]]) -> _Site:
+    bundle = Bundle(config.bundle, {**config.sources[source], **config.targets[target]}, f"targets#{target}")
+    bundle.refuse_idle(config.targets[target], of_a_site=True)
+    scored = _scored(config, source, target, bundle)
+    if target not in cases:
+        cases[target] = bundle.cases(config.limit, stride=config.strides[target])
+    return _Site(cases[target], scored, bundle.fingerprint())
+
+
 def _shared(jobs: Sequence[Job]) -> list[Job]:
-    """Streams that are the beginning of longer ones need not be computed: the first round of a recurring stream is the
-    continual one, whose first site is that of ``per-target``.
+    """Return the jobs with a reference to a longer one wherever a stream is the beginning of a longer stream.
+
+    The first round of a recurring stream is the continual stream, and that begins with the first site of ``per-target``.
     """
     beginnings = {job.name: _beginnings(job) for job in jobs}
     longest: dict[str, Job] = {}
@@ -164,7 +176,7 @@ def _shared(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _beginnings(job: Job) -> list[str]:
-    """One digest for each number of first images, of all that leads to the result of the last of them."""
+    """Return one digest for each number of first images, of everything that their last result depends on."""
     digest = hashlib.sha256(json.dumps([job.source, job.row.name, job.seed]).encode())
     found = []
     for item in job.items:
@@ -173,42 +185,46 @@ def _beginnings(job: Job) -> list[str]:
     return found
 
 
-def _streams(config: BenchmarkConfig, protocol: Any, ids: Mapping[str, list[str]]) -> Any:
+def _streams(
+    config: BenchmarkConfig, protocol: Protocol, sites: Mapping[str, _Site]
+) -> Iterator[tuple[MethodRow, int, Stream]]:
+    """Yield each stream for each row and each seed that makes a difference."""
+    ids = {target: [case["case"] for case in site.cases] for target, site in sites.items()}
     streams = {seed: protocol.streams(ids, seed, config.shuffle) for seed in config.seeds}
-    for index, first in enumerate(streams[config.seeds[0]]):
+    for index in range(len(streams[config.seeds[0]])):
         for row in config.methods:
             for seed in config.seeds:
-                stream: Stream = streams[seed][index]
-                # Without a generator and without a draw every seed would give the same rows again.
+                stream = streams[seed][index]
+                # Without a random generator and a random order every seed would give the same rows again.
                 if seed == config.seeds[0] or stream.drawn or is_random(row):
-                    yield first.name, row, seed, stream
+                    yield row, seed, stream
 
 
-def _check_methods(config: BenchmarkConfig, source: str, overrides: Mapping[str, Any]) -> None:
-    # on the CPU: the processes that compute need the other device's memory
-    bundle = Bundle(config.bundle, {**overrides, "device": "cpu"}, f"sources#{source}")
+def _check_methods(config: BenchmarkConfig, source: str) -> None:
+    # On the CPU: the processes that compute need the other device's memory.
+    bundle = Bundle(config.bundle, {**config.sources[source], "device": "cpu"}, f"sources#{source}")
     network = bundle.make_network()
     for row in config.methods:
         bundle.make_method(row, network, config.seeds[0])
 
 
 def _scored(config: BenchmarkConfig, source: str, target: str, site: Bundle) -> list[str] | None:
-    """Labels of the segments to score: as the target says, else the source, else the bundle; None: all."""
+    """Return the labels to score from the target, else the source, else the bundle; None: all."""
     given = (
         (f"targets#{target}#scored", config.scored.get(target)),
         (f"sources#{source}#scored", config.source_scored.get(source)),
-        ("bundle: scored", site.scored),
+        ("bundle#scored", site.scored),
     )
     where, chosen = next(((where, labels) for where, labels in given if labels is not None), ("", None))
     labels = [region.label for region in site.regions]
     for label in chosen or ():
         if label not in labels:
-            raise GrataError(f"{where}: there is no segment {label!r}; they are {', '.join(labels)}.")
+            raise GrataError(f"there is no segment {label!r}; there are {', '.join(labels)}.", key=where)
     return chosen
 
 
-def _sizes(cases: list[dict[str, Any]]) -> list[Any]:
-    """Ids and sizes of the files: enough to notice another data set, at no cost."""
+def _sizes(cases: Sequence[Case]) -> list[tuple[str, list[int], list[int]]]:
+    """Return ids and file sizes, which are enough to notice another data set and cost nothing."""
 
     def size(files: Any) -> list[int]:
         paths = [] if files is None else files if isinstance(files, list | tuple) else [files]

@@ -1,4 +1,4 @@
-"""How good one prediction is: overlap, surface distances under their own names, calibration."""
+"""Scores of one prediction: overlap, surface distances and calibration."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from monai.metrics import compute_average_surface_distance
 from ..errors import GrataError
 from ..report import case_scores
 
-__all__ = ["DISTANCES", "METRICS", "Region", "make_regions", "score"]
+__all__ = ["DISTANCES", "METRICS", "Region", "calibration_error", "make_regions", "score"]
 
 METRICS = ("dice", "assd", "hd95", "asd_pred_to_label", "ece")
 """All metrics, in the order of the tables."""
 
 DISTANCES = ("assd", "hd95", "asd_pred_to_label")
+"""Metrics that are distances."""
 
 _BINS = 15
 _REFERENCE_DISTANCE = 100.0
@@ -28,12 +29,12 @@ _REFERENCE_DISTANCE = 100.0
 
 @dataclass(frozen=True)
 class Region:
-    """What is scored under one name.
+    """A structure that is scored under one name.
 
     Attributes:
-        label: its name.
-        values: label values that belong to it.
-        index: of its segment.
+        label: name of the structure.
+        values: label values that belong to the structure.
+        index: index of its segment.
     """
 
     label: str
@@ -42,7 +43,10 @@ class Region:
 
 
 def make_regions(segments: Sequence[Mapping[str, Any]]) -> list[Region]:
-    """The region of each segment: its ``value`` and those that it ``includes``.
+    """Return the region of each segment: its ``value`` and those that it ``includes``.
+
+    Args:
+        segments: segments of a bundle, with ``value``, ``label`` and optionally ``includes``.
 
     Raises:
         GrataError: two segments have the same label.
@@ -54,7 +58,8 @@ def make_regions(segments: Sequence[Mapping[str, Any]]) -> list[Region]:
     labels = [region.label for region in regions]
     if len(set(labels)) < len(labels):
         raise GrataError(
-            f"the labels {', '.join(labels)} are not all different; results could not be told apart.", key="segments"
+            f"the labels {', '.join(labels)} are not all different. Give each segment a label of its own.",
+            key="segments",
         )
     return regions
 
@@ -72,12 +77,12 @@ def score(
 
     Args:
         prediction: label map ``(H, W[, D])``.
-        probabilities: ``(C, H, W[, D])`` on the same grid. With as many channels as regions channel i belongs to
-            segment i (sigmoid), else channel v to label value v (softmax).
+        probabilities: probabilities ``(C, H, W[, D])`` on the same grid. With as many channels as regions, channel i
+            belongs to segment i (sigmoid); otherwise channel v belongs to label value v (softmax).
         label: label map of the same shape.
-        regions: as :func:`make_regions` gives them, of all segments.
+        regions: result of :func:`make_regions` for all segments.
         spacing: distance between neighbouring pixels along each axis.
-        empty: ``nan`` or ``reference``, see :class:`~grata.benchmark.config.MetricSettings`.
+        empty: ``nan`` or ``reference``, see :class:`~grata.benchmark.keys.MetricSettings`.
         scored: labels of the regions to score; None: all.
 
     Returns:
@@ -86,23 +91,24 @@ def score(
         - ``dice``, 0 to 1;
         - ``assd``: mean distance over the pixels of both surfaces (symmetric);
         - ``hd95``: the larger of the two directed 95th percentiles;
-        - ``asd_pred_to_label``: mean distance from the prediction's surface to the label's (directed: a structure found
-          in part scores well), which reference implementations call ASSD;
+        - ``asd_pred_to_label``: mean distance from the prediction's surface to the label's (directed: a structure that
+          is found only in part scores well), which reference implementations call ASSD;
         - ``ece``: expected calibration error of the region's probability over all pixels, 15 bins of equal width.
 
     Raises:
-        GrataError: the shapes differ, or the label holds a value that no segment has.
+        GrataError: the shapes differ, the label holds a value that no segment has, or the channels match neither the
+            segments nor the label values.
     """
     if prediction.shape != label.shape:
         raise GrataError(f"The label has shape {label.shape}, but the prediction {prediction.shape}.")
     known = [0, *(value for region in regions for value in region.values)]
     if (unknown := np.setdiff1d(label, known)).size:
-        values = ", ".join(f"{value:g}" for value in unknown[:5].tolist())
-        raise GrataError(f"The label holds the values {values}, which no segment has.")
+        listed = ", ".join(f"{value:g}" for value in unknown[:5].tolist())
+        raise GrataError(f"The label holds the values {listed}, which no segment has.")
     scores: dict[str, float] = {}
     chosen = [region for region in regions if scored is None or region.label in scored]
     for region in chosen:
-        found, real = (np.isin(values, region.values) for values in (prediction, label))
+        found, real = (np.isin(labels, region.values) for labels in (prediction, label))
         values = _overlap_and_distances(found, real, spacing, empty)
         values["ece"] = calibration_error(_probability(probabilities, region, regions), real)
         scores |= {f"{metric}/{region.label}": values[metric] for metric in METRICS}
@@ -113,13 +119,16 @@ def score(
 
 
 def calibration_error(probability: np.ndarray, label: np.ndarray, bins: int = _BINS) -> float:
-    """Expected calibration error: mean over all pixels of |mean probability - share of positives| of the pixel's bin.
+    """Return the expected calibration error.
+
+    That is the mean over all pixels of |mean probability - share of positives| in the pixel's bin.
 
     Args:
-        probability: 0 to 1, any shape.
-        label: boolean, same shape.
+        probability: probabilities from 0 to 1, of any shape.
+        label: boolean mask of the same shape.
+        bins: number of bins of equal width.
     """
-    # MONAI counts in float32, which stops at 2²⁴ pixels: a volume has more.
+    # MONAI counts in float32, which is exact up to 2²⁴ pixels only; a volume has more.
     p = probability.astype(np.float64).ravel().clip(0.0, 1.0)
     index = np.minimum((p * bins).astype(np.int64), bins - 1)
     gap = np.bincount(index, p, bins) - np.bincount(index, label.ravel().astype(np.float64), bins)
@@ -132,10 +141,11 @@ def _overlap_and_distances(
     values = case_scores(found.astype(np.uint8), real.astype(np.uint8), {1: "region"}, spacing)[0]
     if found.any() and real.any():
         with warnings.catch_warnings():
-            # MONAI 1.6 calls its own function with an argument that it deprecates.
+            # MONAI 1.6 passes a deprecated argument to its own function.
             warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
             directed = compute_average_surface_distance(
-                *(torch.as_tensor(mask[None, None]).float() for mask in (found, real)),
+                torch.as_tensor(found[None, None]).float(),
+                torch.as_tensor(real[None, None]).float(),
                 include_background=True,
                 symmetric=False,
                 spacing=[float(s) for s in spacing],
@@ -152,7 +162,7 @@ def _probability(probabilities: np.ndarray, region: Region, regions: Sequence[Re
         return probabilities[region.index]
     if len(probabilities) <= max(region.values):
         raise GrataError(
-            f"{len(probabilities)} channels are neither one a segment (sigmoid) nor one a label value (softmax).",
+            f"{len(probabilities)} channels are neither one per segment (sigmoid) nor one per label value (softmax).",
             key="to_probabilities",
         )
     return probabilities[list(region.values)].sum(axis=0)

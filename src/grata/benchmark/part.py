@@ -1,4 +1,4 @@
-"""The files of one job, in which a row and the state that led to it are never at odds."""
+"""The files of one job. A row and the method's state after it always match."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ __all__ = ["Part"]
 class Part:
     """Rows (JSON lines), progress, method state and label maps of one job.
 
-    A row is appended first, then the state replaced, which counts the rows that it stands for, then the progress, which
-    counts them too. A process that is killed in between leaves a row more than the state counts: it is dropped, and its
-    image done again from the state before it; or a state that counts one more than the progress: the state is right.
+    The row is appended first, then the state is replaced, then the progress; both count the finished rows. A process that
+    is killed in between leaves one of two things. There is one row more than the state counts: the row is dropped, and
+    its image is run again from the state before it. Or the state counts one row more than the progress: the state is
+    right.
 
-    Where no image to come depends on the state, none is kept, and the progress says so before the last one is removed.
+    If no later image depends on the state, none is kept; the progress says so before the last state is removed.
 
     Args:
-        folder: of all parts.
-        name: of the job.
-        fingerprint: of what the job's results depend on.
+        folder: folder of all parts.
+        name: name of the job.
+        fingerprint: digests of everything that the job's results depend on, by name.
     """
 
     def __init__(self, folder: Path, name: str, fingerprint: Mapping[str, str]) -> None:
@@ -43,36 +44,37 @@ class Part:
         self.lock = self._base.with_name(f"{self._base.name}.lock")
 
     def changed(self) -> list[str]:
-        """What this job had otherwise when it was begun; empty for a new one."""
+        """Return the names of fingerprints that have changed since the job was begun; empty for a new job."""
         progress = self._read_progress()
         before = progress["fingerprint"] if progress else self.fingerprint
         return [key for key in self.fingerprint if before.get(key) != self.fingerprint[key]]
 
     def check(self) -> None:
-        """Read the state that the job would go on from.
+        """Check the state that the job would resume from.
 
         Raises:
-            GrataError: it is damaged.
+            GrataError: the state is damaged.
         """
         self._read_state()
 
-    def open(self) -> tuple[list[dict[str, Any]], Mapping[str, Any] | None]:
-        """Rows that are done and the method's state after them (None: the source), ready to go on.
+    def open(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+        """Return the finished rows and the method's state after them (None: the source), and prepare the files for more.
 
         Raises:
             OutputError: the folder cannot be written.
         """
         progress, state = self._read_progress(), self._read_state()
         if progress is not None:
-            goes_on = state is not None and state["finished"] >= progress["finished"]
-            finished = state["finished"] if goes_on else progress["finished"]
+            if state is not None and state["finished"] < progress["finished"]:
+                state = None
+            finished = progress["finished"] if state is None else state["finished"]
             rows = self._read_rows(finished)
-            if len(rows) == finished and (goes_on or not progress["state"]):
+            if len(rows) == finished and (state is not None or not progress["state"]):
                 self._write_rows(rows)
-                self._write_progress(finished, goes_on)
-                if not goes_on:
+                self._write_progress(finished, state is not None)
+                if state is None:
                     self._remove_state()
-                return rows, state["method"] if goes_on else None
+                return rows, None if state is None else state["method"]
         self._base.parent.mkdir(parents=True, exist_ok=True)
         self._remove_state()
         self._write_rows([])
@@ -80,20 +82,20 @@ class Part:
         return [], None
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows that are done."""
+        """Return the finished rows."""
         progress = self._read_progress()
         return [] if progress is None else self._read_rows(progress["finished"])
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write a row; it counts once :meth:`commit` says so."""
+        """Write a row; it counts as finished after :meth:`commit`."""
         append_line(self._rows, json.dumps(row))
 
     def commit(self, finished: int, method: Mapping[str, Any] | None) -> None:
-        """Count ``finished`` rows as done.
+        """Count the first ``finished`` rows as finished.
 
         Args:
-            finished: how many.
-            method: its state after the last of them; None: what is to come does not depend on it.
+            finished: number of rows.
+            method: state of the method after the last of them; None: no later image depends on it.
         """
         if method is not None:
             self._write_state(finished, method)
@@ -102,18 +104,18 @@ class Part:
             self._remove_state()
 
     def write_label_map(self, position: int, labels: np.ndarray) -> None:
-        """Keep the prediction of the image at a position."""
+        """Write the prediction for the image at a position."""
         path = self._label_map(position)
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as temporary:
             np.savez_compressed(temporary, labels=labels)
 
     def read_label_map(self, position: int) -> np.ndarray | None:
-        """A kept prediction, or None."""
+        """Return the prediction for the image at a position, or None if there is none."""
         path = self._label_map(position)
         if not path.is_file():
             return None
-        # It is only for a figure.
+        # A damaged map only leaves a gap in a figure.
         with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
             return file["labels"]
         return None
@@ -131,7 +133,7 @@ class Part:
             temporary.write_text(json.dumps(progress, sort_keys=True), encoding="utf-8")
 
     def _write_state(self, finished: int, method: Mapping[str, Any]) -> None:
-        # torch.save itself answers a full disk with a RuntimeError about its archive
+        # On a full disk torch.save itself raises a RuntimeError about its archive.
         buffer = io.BytesIO()
         torch.save({"finished": finished, "method": method}, buffer)
         with atomic_write(self._state) as temporary:
@@ -141,7 +143,7 @@ class Part:
         self._state.unlink(missing_ok=True)
 
     def _read_rows(self, finished: int) -> list[dict[str, Any]]:
-        """The first ``finished`` rows, or fewer where there are fewer."""
+        """Return the first ``finished`` rows, or fewer if there are fewer."""
         if not self._rows.is_file():
             return []
         try:
@@ -157,7 +159,7 @@ class Part:
         if not self._progress.is_file():
             if self._state.is_file():
                 raise GrataError(
-                    f"{self._state} is there without {self._progress.name}, which tells what it is of. "
+                    f"{self._state} is there without {self._progress.name}, which says what it belongs to. "
                     "Remove it; the job starts anew.",
                     key="output_dir",
                 )
@@ -181,7 +183,7 @@ class Part:
             state = torch.load(self._state, map_location="cpu", weights_only=True)
         except OSError as error:
             raise self._unreadable(self._state, error) from error
-        # A damaged archive or pickle raises any of many kinds of exception.
+        # A damaged archive or pickle can raise any kind of exception.
         except Exception as error:
             raise self._damaged_state(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
         if not isinstance(state, dict) or not {"finished", "method"} <= state.keys():

@@ -9,7 +9,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import cast
 
 from ..workflows.configuration import explain, quiet
 from .jobs import Job
@@ -23,52 +25,68 @@ def run_jobs(
 ) -> None:
     """Run jobs, in this process or several at a time.
 
-    Each job has a process of its own: its peak memory and its seconds are then not those of the job before it.
+    With workers each job has a process of its own, so that its peak memory and its seconds do not include those of the
+    job before it.
 
     Args:
-        jobs: in order.
+        jobs: jobs in order.
         parts: folder of all parts.
-        workers: how many processes at a time; 0: everything in this one.
-        advance: called for each image that is done.
-        failed: called with a job that could not be finished, and why.
+        workers: number of processes at a time; 0: all jobs run in this process.
+        advance: function called after each finished image.
+        failed: function called with a job that could not be finished, and the reason.
     """
     if workers == 0:
         for job in jobs:
             try:
                 run_job(job, parts, advance)
+            # A bundle's configuration can call anything, which can raise anything.
             except Exception as error:
                 failed(job, explain(error))
         return
-    context = multiprocessing.get_context("spawn")
-    waiting, running = deque(jobs), {}
+    waiting = deque(jobs)
+    running: dict[Connection, tuple[SpawnProcess, Job]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                job = waiting.popleft()
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(job, parts, theirs), daemon=True)
-                process.start()
-                theirs.close()
-                running[ours] = (process, job)
-            for connection in wait(list(running)):
-                process, job = running[connection]
-                try:
-                    message = connection.recv()
-                except (EOFError, OSError):
-                    process.join()
-                    del running[connection]
-                    if process.exitcode != 0:
-                        failed(job, _death(process.exitcode))
-                    continue
-                if message is None:
-                    advance()
-                else:
-                    failed(job, message)
+                _start(waiting.popleft(), parts, running)
+            for connection in cast(list[Connection], wait(list(running))):
+                _receive(connection, running, advance, failed)
     finally:
         for process, _ in running.values():
             process.kill()
         for process, _ in running.values():
             process.join()
+
+
+def _start(job: Job, parts: Path, running: dict[Connection, tuple[SpawnProcess, Job]]) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(job, parts, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    running[ours] = (process, job)
+
+
+def _receive(
+    connection: Connection,
+    running: dict[Connection, tuple[SpawnProcess, Job]],
+    advance: Callable[[], None],
+    failed: Callable[[Job, str], None],
+) -> None:
+    """Report what a worker sent, or how it ended."""
+    process, job = running[connection]
+    try:
+        message = connection.recv()
+    except (EOFError, OSError):
+        process.join()
+        del running[connection]
+        if process.exitcode != 0:
+            failed(job, _death(process.exitcode))
+        return
+    if message is None:
+        advance()
+    else:
+        failed(job, message)
 
 
 def _work(job: Job, parts: Path, connection: Connection) -> None:
@@ -79,15 +97,17 @@ def _work(job: Job, parts: Path, connection: Connection) -> None:
     try:
         run_job(job, parts, lambda: connection.send(None), own_process=True)
     except BrokenPipeError:
-        # nobody is left to be told
+        # The parent is gone, so nobody can receive the reason.
         os._exit(1)
     except Exception as error:
         connection.send(explain(error))
 
 
 def _die_with_parent() -> None:
-    """A parent that was killed cannot end its workers, and another run must not meet them."""
-    multiprocessing.parent_process().join()
+    """End this process with its parent: a killed parent cannot end it, and another run must not meet it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is a child process"
+    parent.join()
     os._exit(1)
 
 

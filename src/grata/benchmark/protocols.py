@@ -1,4 +1,4 @@
-"""The order in which images reach a method, and what the results weigh: data, apart from any method."""
+"""The order in which images reach a method, and what counts equally in the results: data, apart from any method."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import GrataError
+from ..settings import Settings, chosen, count, setting
 
 __all__ = [
     "PROTOCOLS",
@@ -29,10 +30,10 @@ class Item:
     """One image of a stream.
 
     Attributes:
-        site: where it comes from.
-        case: its id within the site.
-        reset: whether the method starts from the source network again before it.
-        round: how many times the stream has been through already.
+        site: name of the site that the image comes from.
+        case: id of the image within its site.
+        reset: whether the method returns to the source network before this image.
+        round: number of times that the stream was complete before this image.
     """
 
     site: str
@@ -43,12 +44,12 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Images that one method instance meets one after the other, starting from the source network.
+    """Images that one instance of a method meets one after the other, starting from the source network.
 
     Attributes:
-        name: unique within its protocol.
-        items: in order.
-        drawn: whether the seed had a say in the order.
+        name: name of the stream, unique within its protocol.
+        items: the images in order.
+        drawn: whether the order depends on the seed.
     """
 
     name: str
@@ -56,46 +57,48 @@ class Stream:
     drawn: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """How images of several sites are put into streams.
-
-    Args:
-        label: how tables call it; by default its name.
+class Protocol(Settings):
+    """A rule that puts the images of several sites into streams.
 
     Attributes:
-        name: how configs call it.
-        summary: one line on what it does.
-        weighting: ``sites``: the overall mean is the mean of the sites' means; ``images``: that of all images.
+        name: name of the protocol in configurations.
+        summary: one line on what the protocol does.
+        weighting: ``sites``: the overall mean is the mean of the sites' means; ``images``: the mean over all images.
     """
-
-    label: str = ""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     weighting: ClassVar[str]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "label", str(self.label or self.name))
+    label: str = setting(default="", range="text", help="name of the protocol in the tables; empty: its own name")
+
+    def _setup(self) -> None:
+        self.label = str(self.label or self.name)
 
     def streams(self, sites: Mapping[str, Sequence[str]], seed: int, shuffle: bool = False) -> list[Stream]:
-        """Streams over the cases of each site.
+        """Return the streams over the cases of all sites.
 
         Args:
-            sites: case ids in order, by site.
-            seed: of whatever is drawn.
-            shuffle: draw the order of the cases in each site, too.
+            sites: ids of the cases in order, by site.
+            seed: seed of every random order.
+            shuffle: whether the cases of each site come in random order.
         """
         raise NotImplementedError
+
+    def check_targets(self, targets: Sequence[str]) -> None:
+        """Check the settings against the names of all targets.
+
+        Raises:
+            GrataError: a setting does not match them.
+        """
 
     def _site(self, site: str, cases: Sequence[str], seed: int, shuffle: bool) -> list[Item]:
         items = [Item(site, case) for case in cases]
         return _shuffled(items, seed, site) if shuffle else items
 
 
-@dataclasses.dataclass(frozen=True)
 class PerTarget(Protocol):
-    """One stream a site, each from the source network."""
+    """One stream per site, each starting from the source network."""
 
     name = "per-target"
     summary = "every target starts from the source network; sites weigh equally"
@@ -105,9 +108,8 @@ class PerTarget(Protocol):
         return [Stream(site, tuple(self._site(site, cases, seed, shuffle)), shuffle) for site, cases in sites.items()]
 
 
-@dataclasses.dataclass(frozen=True)
 class Episodic(PerTarget):
-    """One stream a site; the method starts from the source network before every image."""
+    """One stream per site; the method returns to the source network before every image."""
 
     name = "episodic"
     summary = "every image starts from the source network; sites weigh equally"
@@ -119,44 +121,46 @@ class Episodic(PerTarget):
         ]
 
 
-@dataclasses.dataclass(frozen=True)
+def _names(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple):
+        raise GrataError(f"must be a list of names, got {value!r}.")
+    # YAML reads an unquoted site name that looks like a number as a number.
+    return tuple(map(str, value))
+
+
 class Continual(Protocol):
-    """One stream over all sites.
-
-    Args:
-        order: names of all sites; by default as they are configured. A site that is not tested is passed over.
-    """
-
-    order: tuple[str, ...] = ()
+    """One stream over all sites; sites of the order that are not tested are left out."""
 
     name = "continual"
     summary = "one stream over all targets in order, never reset; images weigh equally"
     weighting = "images"
+
+    order: tuple[str, ...] | None = setting(
+        default=None,
+        check=_names,
+        range="list of names or null",
+        help="names of all targets, each once, in the order of the stream; null: as configured",
+    )
 
     def streams(self, sites: Mapping[str, Sequence[str]], seed: int, shuffle: bool = False) -> list[Stream]:
         order = [site for site in self.order or sites if site in sites]
         items = [item for site in order for item in self._site(site, sites[site], seed, shuffle)]
         return [Stream("all", tuple(items), shuffle)]
 
+    def check_targets(self, targets: Sequence[str]) -> None:
+        if self.order is not None and sorted(self.order) != sorted(targets):
+            raise GrataError(f"must name each target once ({', '.join(targets)}), got {list(self.order)}.", key="order")
 
-@dataclasses.dataclass(frozen=True)
+
 class Recurring(Continual):
-    """The continual stream, over and over: shows whether a method collapses.
-
-    Args:
-        order: as in :class:`Continual`.
-        repeats: how many times.
-    """
-
-    repeats: int = 3
+    """The continual stream several times over, which shows whether a method collapses in the long run."""
 
     name = "recurring"
     summary = "the continual stream, repeated, never reset; images weigh equally"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or self.repeats < 1:
-            raise GrataError(f"must be a whole number of at least 1, got {self.repeats!r}.", key="protocol#repeats")
+    repeats: int = count(default=3, help="number of times that the stream is run")
 
     def streams(self, sites: Mapping[str, Sequence[str]], seed: int, shuffle: bool = False) -> list[Stream]:
         (stream,) = super().streams(sites, seed, shuffle)
@@ -164,9 +168,8 @@ class Recurring(Continual):
         return [dataclasses.replace(stream, items=tuple(items))]
 
 
-@dataclasses.dataclass(frozen=True)
 class Mixed(Protocol):
-    """One stream over the images of all sites, shuffled by the seed."""
+    """One stream over the images of all sites in random order."""
 
     name = "mixed"
     summary = "one stream over all targets, shuffled, never reset; images weigh equally"
@@ -180,36 +183,28 @@ class Mixed(Protocol):
 PROTOCOLS: dict[str, type[Protocol]] = {
     protocol.name: protocol for protocol in (PerTarget, Continual, Mixed, Recurring, Episodic)
 }
-"""Every protocol by the name that configs use."""
+"""All protocols by the names that configurations use."""
 
 
-def make_protocol(setting: Any, targets: Sequence[str]) -> Protocol:
-    """A protocol from what a config says: its name, or a mapping of ``name`` and its settings.
+def make_protocol(given: object, targets: Sequence[str]) -> Protocol:
+    """Return a protocol from what a configuration says.
+
+    Args:
+        given: name of the protocol, or a mapping of ``name`` and its settings.
+        targets: names of all targets.
 
     Raises:
-        GrataError: an unknown name or setting, or an order that does not name every target once.
+        GrataError: the name or a setting is not known, or the order does not name every target once.
     """
-    settings = {"name": setting} if isinstance(setting, str) else setting
-    if not isinstance(settings, Mapping) or settings.get("name") not in PROTOCOLS:
-        raise GrataError(f"there is no {setting!r}; the protocols are {', '.join(PROTOCOLS)}.", key="protocol")
-    settings = dict(settings)
-    protocol = PROTOCOLS[settings.pop("name")]
-    known = [field.name for field in dataclasses.fields(protocol)]
-    for key in settings:
-        if key not in known:
-            raise GrataError(
-                f"{protocol.name} has no such setting; its settings are {', '.join(known)}.", key=f"protocol#{key}"
-            )
-    if "order" in settings:
-        order = settings["order"]
-        if not isinstance(order, list | tuple) or sorted(map(str, order)) != sorted(targets):
-            raise GrataError(f"must name each target once ({', '.join(targets)}), got {order!r}.", key="protocol#order")
-        # YAML reads the name of a site as a number where it can, without quotes.
-        settings["order"] = tuple(map(str, order))
-    return protocol(**settings)
+    protocol = chosen(given, PROTOCOLS, Protocol, "protocol", what="protocol")
+    try:
+        protocol.check_targets(targets)
+    except GrataError as error:
+        raise error.under("protocol") from error
+    return protocol
 
 
 def _shuffled(items: list[Item], seed: int, purpose: str) -> list[Item]:
-    # The site's name enters, so that another site more does not change the order in this one.
+    # The site's name is part of the seed, so that a further site does not change the order within this one.
     generator = np.random.default_rng([seed, *purpose.encode()])
     return [items[i] for i in generator.permutation(len(items))]

@@ -1,4 +1,4 @@
-"""A whole benchmark: plan, compute what is missing, put the results together."""
+"""A whole benchmark: plan the jobs, run what is missing, write tables and figures."""
 
 from __future__ import annotations
 
@@ -36,29 +36,30 @@ _FIRST = ("protocol", "source", "target", "method", "seed", "stream", "round", "
 def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
     """Run a benchmark, or what is left of one that was stopped.
 
+    Threads, random generators and determinism of this process are restored at the end.
+
     Args:
-        config_file: YAML or JSON, see :class:`~grata.benchmark.BenchmarkConfig`.
-        overrides: of its keys, nested ones by ``#``.
+        config_file: YAML or JSON file, see :class:`~grata.benchmark.keys.BenchmarkKeys` for its keys.
+        overrides: values of its keys, nested keys joined by ``#``.
 
     Returns:
-        0 when every image was finished, else 1. Threads, random numbers and determinism of this process are then as
-        they were.
+        0 if every image was finished, else 1.
 
     Raises:
-        GrataError: the configuration or anything that it names is refused; the folder is in use, or holds another
-            benchmark.
+        GrataError: the configuration or something that it names is refused, or the output folder is in use or holds
+            another benchmark.
     """
     started = time.perf_counter()
     quiet()
     config = load_config(config_file, overrides)
     folder = check_output_dir(config.output_dir)
-    # Held as long as the process lives, also when it is killed; the file stays, since removing it would let two in.
+    # The lock ends with the process, even a killed one. The file stays: removing it could let two processes in.
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise GrataError(
-            f"another benchmark is writing to {folder}. Wait for it, or choose another.", key="output_dir"
+            f"another benchmark is writing to {folder}. Wait for it, or choose another folder.", key="output_dir"
         ) from error
     try:
         with _process_as_it_was():
@@ -72,12 +73,37 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
     parts = {job.name: Part(folder / "parts", job.name, job.fingerprint) for job in jobs}
     _check_unchanged(folder, parts)
     remove_leftovers(folder)
+    broken = _compute(config, jobs, parts, folder)
+    rows: list[dict[str, Any]] = []
+    for job in jobs:
+        done = parts[job.name].rows()
+        rows += done
+        if len(done) < len(job.items):
+            # A library may end the process with exit status 0.
+            ended = f"its process ended after {len(done)} of {len(job.items)} images"
+            broken.setdefault(job.name, f"its images are the first ones of {job.begins}" if job.begins else ended)
+    total = sum(len(job.items) for job in jobs)
+    minutes = (time.perf_counter() - started) / 60
+    if rows:
+        _write_results(rows, folder / "results.csv")
+        write_summary(config, rows, folder, threads=threads_each(config), minutes=minutes, missing=total - len(rows))
+        draw_figures(config, jobs, rows, folder)
+    errors = [row for row in rows if row["error"]]
+    print(f"{len(rows) - len(errors)} of {total} images finished in {minutes:.1f} minutes. Results: {folder}")
+    for row in errors:
+        print(f"  {row['protocol']}, {row['source']}, {row['target']}, {row['method']}, {row['case']}: {row['error']}")
+    for name, message in broken.items():
+        print(f"  {name}: stopped: {message}. Run the same command again to continue.")
+    return 1 if errors or broken else 0
+
+
+def _compute(config: BenchmarkConfig, jobs: Sequence[Job], parts: Mapping[str, Part], folder: Path) -> dict[str, str]:
+    """Run what is missing, and return the reason for each job that could not be finished, by its name."""
     finished = {job.name: len(parts[job.name].rows()) for job in jobs}
     unfinished = [job for job in jobs if finished[job.name] < len(job.items)]
     for job in unfinished:
         parts[job.name].check()
     broken: dict[str, str] = {}
-
     total = sum(len(job.items) for job in jobs)
     with tqdm(total=total, initial=sum(finished.values()), desc="benchmark", unit="image") as bar:
 
@@ -90,33 +116,13 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
         for job in unfinished:
             if job.begins:
                 bar.update(_take_over(job, parts[job.name], parts[job.begins]))
-
-    rows = []
-    for job in jobs:
-        done = parts[job.name].rows()
-        rows += done
-        if len(done) < len(job.items):
-            # A library may end a process and say that all is well.
-            ended = f"its process ended after {len(done)} of {len(job.items)} images"
-            broken.setdefault(job.name, f"its images are those that {job.begins} begins with" if job.begins else ended)
-    errors = [row for row in rows if row["error"]]
-    minutes = (time.perf_counter() - started) / 60
-    if rows:
-        write_results(rows, folder / "results.csv")
-        write_summary(config, rows, folder, threads=threads_each(config), minutes=minutes, missing=total - len(rows))
-        draw_figures(config, jobs, rows, folder)
-    print(f"{len(rows) - len(errors)} of {total} images finished in {minutes:.1f} minutes. Results: {folder}")
-    for row in errors:
-        print(f"  {row['protocol']}, {row['source']}, {row['target']}, {row['method']}, {row['case']}: {row['error']}")
-    for name, message in broken.items():
-        print(f"  {name}: stopped: {message}. The same command goes on with it.")
-    return 1 if errors or broken else 0
+    return broken
 
 
 def _take_over(job: Job, part: Part, longer: Part) -> int:
-    """Give a job the first rows of another one, which begins with the same images; the number of new rows.
+    """Copy the first rows of a longer job that begins with the same images, and return the number of new rows.
 
-    All or none: a job that was left in the middle would need the method's state there to go on by itself.
+    All rows are copied or none: a partly filled job would need the method's state at that point to continue by itself.
     """
     found = longer.rows()[: len(job.items)]
     if len(found) < len(job.items):
@@ -134,11 +140,11 @@ def _take_over(job: Job, part: Part, longer: Part) -> int:
 
 @contextlib.contextmanager
 def _process_as_it_was() -> Iterator[None]:
-    """Take back what jobs in this process, and the networks that are made to check them, set for the whole of it."""
+    """Restore what jobs in this process, and the networks made to check them, change for the whole process."""
     threads, cudnn, seed = torch.get_num_threads(), torch.backends.cudnn, monai.utils.misc.get_seed()
     flags = cudnn.deterministic, cudnn.benchmark
     python, numpy = random.getstate(), np.random.get_state()
-    # Without CUDA in use there are no random numbers of it, and asking would take some of its memory.
+    # Without CUDA in use its generators are untouched, and reading them would allocate its memory.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with torch.random.fork_rng(devices):
@@ -148,34 +154,34 @@ def _process_as_it_was() -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = flags
         random.setstate(python)
         np.random.set_state(numpy)
-        # MONAI's transforms are seeded by it from then on, and it has no function that takes it back alone.
-        monai.utils.misc._seed = seed
+        # MONAI seeds later transforms with it, and has no function that restores it alone.
+        monai.utils.misc._seed = seed  # type: ignore[assignment]
 
 
 def _check_unchanged(folder: Path, parts: Mapping[str, Part]) -> None:
     for name, part in parts.items():
         if changed := part.changed():
-            remark = " (unless set, they follow from the number of workers)" if "threads" in changed else ""
+            remark = " (unless set, they depend on the number of workers)" if "threads" in changed else ""
             raise GrataError(
                 f"{folder} holds results of {name} with other {', '.join(changed)}{remark}. Methods, "
-                "targets and seeds may be added to a benchmark or left out, but not changed: choose another output_dir.",
+                "targets and seeds can be added to a benchmark or left out, but not changed. Choose another output_dir.",
                 key="output_dir",
             )
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns in their order: what, metrics by segment, what was done, what was measured."""
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns in order: identity, metrics by segment, values of the method, measurements."""
     seen = dict.fromkeys(key for row in rows for key in row)
     scores = [key for key in seen if key.split("/")[0] in METRICS]
     scores.sort(key=lambda key: (METRICS.index(key.split("/")[0]), key.endswith("/mean")))
     others = [key for key in seen if key not in {*_FIRST, *scores, *MEASURED}]
-    # By name: which method's row comes first must not decide.
+    # Sorted by name, so that the column order does not depend on the order of methods.
     return [*_FIRST, *scores, *sorted(others), *(key for key in MEASURED if key in seen)]
 
 
-def write_results(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One line an image, numbers in full."""
+def _write_results(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write one line per image, numbers in full."""
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns_of(rows), lineterminator="\n")
+        writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""Intervals and tests over images."""
+"""Confidence intervals and tests over images."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _CONFIDENCE = 0.95
 
 
 def mean_and_interval(samples: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float, float]:
-    """Mean of the samples' means, with its 95 % percentile bootstrap interval.
+    """Return the mean of the samples' means with its 95 % percentile bootstrap interval.
 
     Args:
-        samples: finite values of one or more sites; each is resampled within itself and weighs as much as any other.
-        seed: of the interval's own generator, so that it depends on its values alone.
+        samples: finite values of one or more sites. Each site is resampled within itself, and all weigh equally.
+        seed: seed of the interval's own random generator, so that the interval depends on its values only.
 
     Returns:
-        Mean, low, high. NaN where a site has no value; no interval where one has a single value.
+        Mean, lower and upper end. All are NaN if a site has no value; the ends are NaN if a site has a single value.
     """
     if not samples or any(len(values) == 0 for values in samples):
         return math.nan, math.nan, math.nan
@@ -33,7 +33,7 @@ def mean_and_interval(samples: Sequence[np.ndarray], seed: int = 0) -> tuple[flo
     def statistic(*resampled: np.ndarray, axis: int) -> np.ndarray:
         return np.mean([values.mean(axis=axis) for values in resampled], axis=0)
 
-    # SciPy before 1.15 knows the generator by this name only, and later ones still take it.
+    # SciPy before 1.15 has only this name for the generator, and later versions still accept it.
     interval = bootstrap(
         tuple(samples),
         statistic,
@@ -48,7 +48,7 @@ def mean_and_interval(samples: Sequence[np.ndarray], seed: int = 0) -> tuple[flo
 
 
 def signed_rank(differences: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test; 1 where nothing differs, NaN without a pair."""
+    """Return the two-sided p value of Wilcoxon's signed-rank test; 1 if nothing differs, NaN without a pair."""
     if len(differences) == 0:
         return math.nan
     if not np.any(differences):
@@ -57,7 +57,7 @@ def signed_rank(differences: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for their number by Holm's step-down procedure; NaN stays and does not count."""
+    """Return p values adjusted by Holm's step-down procedure; NaN stays NaN and is not counted."""
     adjusted = [math.nan] * len(p_values)
     order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
     highest = 0.0
@@ -68,7 +68,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's correlation over the pairs that are finite; NaN with fewer than three, or where one is constant."""
+    """Return Spearman's correlation over the finite pairs; NaN for fewer than three, or if one side is constant."""
     finite = np.isfinite(a) & np.isfinite(b)
     a, b = a[finite], b[finite]
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:

@@ -1,4 +1,4 @@
-"""Run one job: images to a method one after the other, labels to the scorer alone."""
+"""Run one job: the method gets images one after the other, and only the scorer gets labels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 from monai.networks import eval_mode
@@ -20,7 +21,7 @@ from ..handlers import adapt_to_case, merged_record
 from ..methods import Method
 from ..workflows import keep_pages
 from ..workflows.configuration import explain
-from .bundle import Bundle
+from .bundle import Bundle, Case
 from .jobs import Job
 from .metrics import score
 from .part import Part
@@ -29,27 +30,27 @@ from .protocols import Item
 __all__ = ["MEASURED", "run_job"]
 
 MEASURED = ("seconds", "seconds_predict", "peak_memory_mib", "cold")
-"""Columns that are measured and differ from run to run; all others are the same when a run is repeated. They are empty
-for an image that was not computed again when it came again.
+"""Columns of measurements, which differ from run to run; all other columns are the same when a run is repeated. They are
+empty for a repeated image whose result was reused.
 """
 
-# A worker whose parent was killed ends within moments.
 _WAIT_FOR_PREDECESSOR = 60
+"""Seconds to wait for a worker whose parent was killed; it ends by itself within moments."""
 
 
 def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: bool = False) -> None:
-    """Do what is left of a job; torch's threads, the random numbers and MONAI's determinism are set for it.
+    """Run what is left of a job, after setting torch's threads, all random generators and MONAI's determinism for it.
 
     Args:
-        job: which one.
+        job: job to run.
         parts: folder of all parts.
-        advance: called after each image.
-        own_process: whether this process ends with the job, so that its allocator may be told to keep pages, which
-            cannot be taken back.
+        advance: function called after each image.
+        own_process: whether this process ends with the job. Only then may its allocator keep pages, since that cannot
+            be undone.
 
     Raises:
         GrataError: the network or the method cannot be made.
-        OutputError: nothing can be written.
+        OutputError: the folder cannot be written.
     """
     part = Part(parts, job.name, job.fingerprint)
     part.lock.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +83,8 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
 
 
 class _Runner:
+    """The network, the sites and the method of one job, with the method's state after the last image."""
+
     def __init__(self, job: Job) -> None:
         self.job = job
         self.bundle = Bundle(job.bundle, job.source_overrides, f"sources#{job.source}")
@@ -96,27 +99,27 @@ class _Runner:
 
     @property
     def each_for_itself(self) -> bool:
-        """Whether the result of an image depends on no other one, so that its repetition need not be computed."""
+        """Whether no image influences the result of another, so that the result of a repeated image can be reused."""
         return self.method.episodic or not self.method.learns
 
     def goes_on_after(self, position: int) -> bool:
-        """Whether the images after the one at a position depend on the method's state after it."""
+        """Return whether images after this position depend on the method's state after it."""
         return not self.method.episodic and position < self._last_unreset
 
-    def resume(self, rows: Sequence[Mapping[str, Any]], state: Mapping[str, Any] | None) -> None:
-        """Go on after the rows of an earlier process, from the state that it left, if any."""
+    def resume(self, rows: Sequence[Mapping[str, Any]], state: dict[str, Any] | None) -> None:
+        """Continue after the rows of an earlier process, from the state that it left, if any."""
         if state is None and self.method.episodic and any("flags" in row for row in rows):
-            # The next image starts from the source network again, not for the first time, and its row tells so.
+            # The next image returns to the source network, so its row must show a reset, not a first start.
             state = self.state | {"batches": 1}
         if state is not None:
             self.method.load_state_dict(state)
             self.state = state
 
-    def step(self, position: int) -> tuple[dict[str, Any], Any]:
-        """The row of the image at a position, and its label map unless it failed."""
+    def step(self, position: int) -> tuple[dict[str, Any], np.ndarray | None]:
+        """Return the row of the image at a position, and its label map unless it failed."""
         item = self.job.items[position]
         case = self.job.cases[item.site][item.case]
-        row = {
+        row: dict[str, Any] = {
             "protocol": self.job.protocol,
             "source": self.job.source,
             "target": item.site,
@@ -136,17 +139,17 @@ class _Runner:
             labels, probabilities = self.sites[item.site].postprocess(image, logits, self.job.metrics.space)
         except OutputError:
             raise
-        # one image that cannot be read, or a method that fails on it, must not end the stream
+        # An unreadable image, or a method that fails on one image, must not end the stream.
         except Exception as error:
             self.method.load_state_dict(self.state)
-            return {**row, "error": self._told(error, item)}, None
+            return {**row, "error": self._message(error, item)}, None
         self.state = self.method.state_dict()
         row |= measured
-        # From here on labels come in. Whatever happens to them, the method goes on as it would without.
+        # Labels are read only from here on, and whatever happens to them has no effect on the method.
         try:
             row |= self._score(item, case, image, labels, probabilities)
         except Exception as error:
-            row["error"] = self._told(error, item)
+            row["error"] = self._message(error, item)
         return row, labels
 
     def _adapt_and_predict(self, image: Mapping[str, Any], item: Item) -> tuple[dict[str, Any], torch.Tensor]:
@@ -183,7 +186,9 @@ class _Runner:
             torch.cuda.synchronize(self.bundle.device)
         return time.perf_counter()
 
-    def _score(self, item: Item, case: Mapping[str, Any], image: Mapping[str, Any], labels: Any, probabilities: Any):
+    def _score(
+        self, item: Item, case: Case, image: Mapping[str, Any], labels: np.ndarray, probabilities: np.ndarray
+    ) -> dict[str, float]:
         if "label" not in case:
             return {}
         site, metrics = self.sites[item.site], self.job.metrics
@@ -192,13 +197,13 @@ class _Runner:
         scored = self.job.scored.get(item.site)
         return score(labels, probabilities, label, site.regions, spacing, metrics.empty, scored)
 
-    def _told(self, error: Exception, item: Item) -> str:
+    def _message(self, error: Exception, item: Item) -> str:
         return self.sites[item.site].without_folders(explain(error), self.job.cases[item.site][item.case])
 
 
 @contextlib.contextmanager
 def _peak_memory(device: torch.device) -> Iterator[list[float]]:
-    """Peak memory of the block in MiB: of tensors on a CUDA device, of the process on a CPU with Linux, or NaN."""
+    """Measure the peak memory of the block in MiB: of tensors on CUDA, of the process on a CPU with Linux, else NaN."""
     peak = [math.nan]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -207,7 +212,7 @@ def _peak_memory(device: torch.device) -> Iterator[list[float]]:
         return
     status = Path("/proc/self/status")
     try:
-        # 5 resets the peak resident size, see proc(5)
+        # 5 resets the peak resident size, see proc(5).
         Path("/proc/self/clear_refs").write_text("5")
         resettable = True
     except OSError:

@@ -1,4 +1,4 @@
-"""What the rows say: means with intervals, paired tests, cost; as Markdown, CSV and LaTeX."""
+"""Tables of a benchmark: means with intervals, paired tests and cost, as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ from .statistics import holm, mean_and_interval, rank_correlation, signed_rank
 __all__ = ["ALL", "per_image", "summarise", "write_summary"]
 
 ALL = "all"
-"""The name under which all targets, or all sources, are put together."""
+"""Name of all targets, or all sources, together."""
+
+_Group = tuple[str, list[str]]
+"""Name of one or more sources or targets, and the names of its members."""
 
 _IMAGE = ["protocol", "source", "target", "method", "case"]
 _PAIR = ["source", "target", "case"]
 
 
 def per_image(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One line an image and method: means over seeds and rounds; images that failed are left out.
+    """Return one line per image and method: means over seeds and rounds.
 
-    Where an image failed for one seed, the others speak for it.
+    Failed images are left out; if an image failed for one seed only, the mean is taken over the other seeds.
     """
     frame = pd.DataFrame([row for row in rows if not row["error"]])
     if frame.empty:
@@ -42,51 +45,81 @@ def per_image(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     measured = [
         c for c in frame.columns if c.split("/")[0] in METRICS or c in ("seconds", "seconds_predict", "agreement")
     ]
-    # pandas' mean passes over NaN, and a distance that is infinite for one seed stays so.
+    # pandas' mean skips NaN, and a distance that is infinite for one seed stays infinite.
     return frame.groupby(_IMAGE, sort=False)[measured].mean().reset_index()
 
 
 def summarise(config: BenchmarkConfig, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One line a protocol, source, target and method; ``all`` for all targets or sources together.
+    """Return one line per protocol, source, target and method; ``all`` stands for all targets or all sources together.
 
-    For all sources together each image of a target counts once, with its mean over the sources: images are what is
-    drawn from a population, and the same image through another network is no further draw.
+    For all sources together each image of a target counts once, with its mean over the sources: images are drawn from a
+    population, and the same image through another network is not a further draw.
 
-    Columns: ``images`` that were scored, ``unlabelled`` ones that were finished and have no label to be scored by, and
-    ``failed`` runs of images; ``<metric>/<segment>`` means (of distances: over the finite ones, ``undefined/<segment>``
-    tells how many were infinite), for Dice with ``:low`` and ``:high``, the 95 % bootstrap interval over images;
-    ``difference`` of the mean Dice to the reference method's on the same images, with its interval, ``p`` of the paired
-    Wilcoxon test and ``p_holm`` corrected for the methods of the block; ``seconds`` an image (adaptation and
-    prediction, the first image after each start left out), ``ratio`` to the source network's, ``peak_memory_mib``;
-    ``agreement_spearman``: correlation of the label-free score with the Dice.
+    Args:
+        config: configuration of the benchmark.
+        rows: all finished rows.
+
+    Returns:
+        A frame with these columns beside ``protocol``, ``source``, ``target`` and ``method``:
+
+        - ``images``: number of scored images; ``unlabelled``: number of finished images without a label; ``failed``:
+          number of failed runs of images; ``skipped``: number of skipped steps;
+        - ``<metric>/<segment>``: mean, for distances over the finite ones; ``undefined/<segment>``: number of infinite
+          distances; for Dice also ``:low`` and ``:high``, the 95 % bootstrap interval over images;
+        - ``difference``: mean Dice minus the reference method's on the same images, with its interval; ``p``: p value of
+          the paired Wilcoxon test; ``p_holm``: the same, corrected for the number of methods in the block;
+        - ``seconds_adapt``, ``seconds_predict`` and their sum ``seconds``: time per image without the first image after
+          each start; ``ratio``: ``seconds`` relative to the source network's; ``peak_memory_mib``: peak memory;
+        - ``agreement_spearman``: correlation of the label-free score with the Dice.
     """
     everything, images = pd.DataFrame(list(rows)), per_image(rows)
     lines = []
     for protocol in config.protocols:
         for source, targets in _blocks(config):
-            block = []
-            for row in config.methods:
-                chosen = _select(everything, protocol.label, source, targets, row.name)
-                mine = _select(images, protocol.label, source, targets, row.name)
-                reference = _select(images, protocol.label, source, targets, config.reference_method)
-                strata = _strata(mine, protocol)
-                line = {"protocol": protocol.label, "source": source[0], "target": targets[0], "method": row.name}
-                line |= _counts(chosen) | _means(strata, images.columns)
-                line |= _comparison(mine, reference, protocol, row.name == config.reference_method) | _cost(chosen)
-                pooled = pd.concat(strata) if strata else pd.DataFrame()
-                line["agreement_spearman"] = (
-                    rank_correlation(*(pooled[c].to_numpy(float) for c in ("agreement", "dice/mean")))
-                    if {"agreement", "dice/mean"} <= set(pooled.columns)
-                    else math.nan
-                )
-                block.append(line)
-            for line, adjusted in zip(block, holm([line["p"] for line in block]), strict=True):
-                line["p_holm"] = adjusted
-            base = next((line["seconds"] for line in block if _is_source(config, line["method"])), math.nan)
-            for line in block:
-                line["ratio"] = line["seconds"] / base
-            lines += block
+            lines += _block(config, everything, images, protocol, source, targets)
     return pd.DataFrame(lines)
+
+
+def _block(
+    config: BenchmarkConfig,
+    everything: pd.DataFrame,
+    images: pd.DataFrame,
+    protocol: Protocol,
+    source: _Group,
+    target: _Group,
+) -> list[dict[str, Any]]:
+    """Return the lines of all methods for one source and one target."""
+    block: list[dict[str, Any]] = []
+    reference = _select(images, protocol.label, source, target, config.reference_method)
+    for row in config.methods:
+        chosen = _select(everything, protocol.label, source, target, row.name)
+        mine = _select(images, protocol.label, source, target, row.name)
+        strata = _strata(mine, protocol)
+        block.append(
+            {
+                "protocol": protocol.label,
+                "source": source[0],
+                "target": target[0],
+                "method": row.name,
+                **_counts(chosen),
+                **_means(strata, list(images.columns)),
+                **_comparison(mine, reference, protocol, row.name == config.reference_method),
+                **_cost(chosen),
+                "agreement_spearman": _agreement(strata),
+            }
+        )
+    base = next((line["seconds"] for line in block if _is_source(config, line["method"])), math.nan)
+    for line, adjusted in zip(block, holm([line["p"] for line in block]), strict=True):
+        line["p_holm"] = adjusted
+        line["ratio"] = line["seconds"] / base
+    return block
+
+
+def _agreement(strata: list[pd.DataFrame]) -> float:
+    pooled = pd.concat(strata) if strata else pd.DataFrame()
+    if not {"agreement", "dice/mean"} <= set(pooled.columns):
+        return math.nan
+    return rank_correlation(pooled["agreement"].to_numpy(float), pooled["dice/mean"].to_numpy(float))
 
 
 def write_summary(
@@ -95,12 +128,12 @@ def write_summary(
     """Write ``summary.csv``, ``summary.md`` and ``summary.tex``, each whole or not at all.
 
     Args:
-        config: of the benchmark.
-        rows: all that are done.
-        folder: where to.
-        threads: of torch in each process.
-        minutes: that this run took.
-        missing: images that are not done yet.
+        config: configuration of the benchmark.
+        rows: all finished rows.
+        folder: folder of the benchmark.
+        threads: number of torch threads in each process.
+        minutes: duration of this run.
+        missing: number of images that are not finished yet.
     """
     table = summarise(config, rows)
     with atomic_write(folder / "summary.csv") as temporary:
@@ -112,8 +145,8 @@ def write_summary(
             temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
-def _blocks(config: BenchmarkConfig) -> Iterator[tuple[tuple[str, list[str]], tuple[str, list[str]]]]:
-    """Names of what is put together, with what is in it: each source and target, then all targets, then all sources."""
+def _blocks(config: BenchmarkConfig) -> Iterator[tuple[_Group, _Group]]:
+    """Yield the sources and targets of each table: each source and target, then all targets, then all sources."""
     for source in config.sources:
         targets = config.targets_of(source)
         for target in targets:
@@ -124,9 +157,7 @@ def _blocks(config: BenchmarkConfig) -> Iterator[tuple[tuple[str, list[str]], tu
         yield (ALL, list(config.sources)), (ALL, list(config.targets))
 
 
-def _select(
-    frame: pd.DataFrame, protocol: str, source: tuple[str, list[str]], target: tuple[str, list[str]], method: str
-) -> pd.DataFrame:
+def _select(frame: pd.DataFrame, protocol: str, source: _Group, target: _Group, method: str) -> pd.DataFrame:
     if frame.empty:
         return frame
     return frame[
@@ -138,11 +169,11 @@ def _select(
 
 
 def _strata(images: pd.DataFrame, protocol: Protocol) -> list[pd.DataFrame]:
-    """What weighs equally, one frame a site or one of all; an image's lines of several sources become their mean."""
+    """Return the frames that weigh equally: one per site or one for all, with each image's mean over the sources."""
     if images.empty:
         return []
     values = [column for column in images.columns if column not in _IMAGE]
-    # As over seeds: the mean passes over NaN, and infinite stays so.
+    # As over seeds, the mean skips NaN, and infinite stays infinite.
     averaged = images.groupby(["target", "case"], sort=False)[values].mean().reset_index()
     if protocol.weighting == "images":
         return [averaged]
@@ -154,7 +185,7 @@ def _counts(chosen: pd.DataFrame) -> dict[str, Any]:
         return {"images": 0, "unlabelled": 0, "failed": 0, "skipped": 0}
     fine = chosen[chosen["error"] == ""]
     skipped = fine["flags"].fillna("").str.contains(SKIPPED).sum() if "flags" in fine else 0
-    # Where there is a label the calibration is defined, also where the Dice of an absent structure is not.
+    # With a label the calibration is defined even if the Dice of a missing structure is not.
     scores = [column for column in fine.columns if column.split("/")[0] in METRICS]
     scored = fine[fine[scores].notna().any(axis=1)].groupby(["target", "case"]).ngroups
     return {
@@ -170,7 +201,7 @@ def _means(strata: list[pd.DataFrame], columns: Sequence[str]) -> dict[str, floa
     for column in sorted((c for c in columns if c.split("/")[0] in METRICS), key=_metric_order):
         metric, _, segment = column.partition("/")
         values = [stratum[column].to_numpy(float) for stratum in strata]
-        # A site where a segment is not scored has no part in its mean.
+        # A site where a segment is not scored does not count in its mean.
         values = [v for v in values if not np.isnan(v).all()]
         finite = [v[np.isfinite(v)] for v in values]
         if metric == "dice":
@@ -192,7 +223,7 @@ def _comparison(images: pd.DataFrame, reference: pd.DataFrame, protocol: Protoco
     names = ("difference", "difference:low", "difference:high", "p")
     if itself or images.empty or reference.empty or "dice/mean" not in images:
         return dict.fromkeys(names, math.nan)
-    # Paired source by source, so that an image that failed for one of them is left out on both sides.
+    # Paired within each source, so that an image that failed for one of them is left out on both sides.
     pairs = images[_IMAGE].assign(
         difference=images["dice/mean"].to_numpy(float)
         - reference.set_index(_PAIR)["dice/mean"].reindex(pd.MultiIndex.from_frame(images[_PAIR])).to_numpy(float)
@@ -210,7 +241,7 @@ def _cost(chosen: pd.DataFrame) -> dict[str, float]:
         return dict.fromkeys(names, math.nan)
     fine = chosen[(chosen["error"] == "") & chosen["seconds"].notna()]
     warm = fine[~fine["cold"].astype(bool)]
-    # The first image after a start pays for what torch sets up once; where there is no other it has to do.
+    # The first image after a start includes torch's one-time setup; it is used only if there is no other.
     timed = warm if len(warm) else fine
     adapt, predict = float(timed["seconds"].mean()), float(timed["seconds_predict"].mean())
     return dict(zip(names, (adapt, predict, adapt + predict, float(fine["peak_memory_mib"].max())), strict=True))
@@ -267,7 +298,7 @@ def _header(
 
 
 def _without_places(given: Any) -> Any:
-    """A configuration to be shown around: of an absolute path, which tells of a machine and its user, the last part."""
+    """Return the configuration with absolute paths cut to their last part, which names neither machine nor user."""
     if isinstance(given, Mapping):
         return {key: _without_places(value) for key, value in given.items()}
     if isinstance(given, list):

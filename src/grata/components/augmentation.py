@@ -1,4 +1,4 @@
-"""Augmentations whose predictions can be laid over each other: a weak view, then a strong photometric one."""
+"""Augmentations whose predictions can be mapped back onto the image: a weak view, then a change of intensities."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ def augmentations(
     strong_view: Callable[[torch.Tensor, torch.Generator], torch.Tensor],
     generator: torch.Generator,
 ) -> Iterator[tuple[View, torch.Tensor]]:
-    """Draw ``count`` augmentations of ``x``, one at a time; from the same state of ``generator`` the same ones.
+    """Draw augmentations ``strong_view(view(x))`` of images, one at a time.
+
+    The same state of ``generator`` gives the same augmentations.
 
     Args:
-        x: ``(B, C, ...)``; not changed.
-        count: how many.
-        views: taken in turn.
-        strong_view: changes intensities alone.
-        generator: what it draws from.
+        x: images ``(B, C, ...)``; they are not changed.
+        count: number of augmentations.
+        views: weak views, taken in turn.
+        strong_view: function ``strong_view(images, generator)`` that changes intensities only.
+        generator: random generator of ``strong_view``.
 
     Yields:
-        The view, whose inverse brings a prediction back onto the grid of ``x``, and the augmented images.
+        The weak view, whose inverse maps a prediction back onto the grid of ``x``, and the augmented images.
     """
     for index in range(count):
         view = views[index % len(views)]
-        # in full precision, whatever the surrounding autocast: these are images, and may be in any unit
+        # full precision under autocast too, because images may be in any unit
         with torch.autocast(x.device.type, enabled=False):
             yield view, strong_view(view(x).clone(), generator)

@@ -1,4 +1,4 @@
-"""What a network predicts at a voxel, as distributions: over the classes, or a Bernoulli of each channel."""
+"""Predictions as distributions at each voxel, and divergences between them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ __all__ = ["kl_divergence", "log_distributions", "symmetric_divergence"]
 
 
 def log_distributions(logits: torch.Tensor, activation: str) -> torch.Tensor:
-    """Log-probabilities, in one shape for both activations.
+    """Return log-probabilities in one layout for both activations.
+
+    .. code-block:: text
+
+        softmax:  log p_c                      one distribution over the C classes:       G = 1, K = C
+        sigmoid:  log p_c and log(1 − p_c)     one distribution for each of C channels:   G = C, K = 2
 
     Args:
-        logits: ``(B, C, ...)``.
-        activation: ``softmax``: one distribution a voxel, over the C classes; ``sigmoid``: C distributions a voxel,
-            each of a channel's foreground and its complement.
+        logits: logits ``(B, C, ...)``.
+        activation: ``sigmoid`` or ``softmax``.
 
     Returns:
-        ``(B, G, K, ...)``: G distributions over K outcomes, ``(1, C)`` for softmax, ``(C, 2)`` for sigmoid.
+        Log-probabilities ``(B, G, K, ...)`` of G distributions over K outcomes at each voxel.
 
     Raises:
         GrataError: another activation.
@@ -32,15 +36,31 @@ def log_distributions(logits: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """``KL(p ‖ q) = Σ_k p (log p − log q)`` of :func:`log_distributions`: ``(B, G, ...)``."""
+    """Return the divergence ``KL(p ‖ q) = Σ_k p_k·(log p_k − log q_k)`` in nats.
+
+    Args:
+        log_p: log-probabilities from :func:`log_distributions`, ``(B, G, K, ...)``.
+        log_q: log-probabilities of the same shape.
+
+    Returns:
+        Divergence of each distribution, ``(B, G, ...)``, at least 0.
+    """
     return (log_p.exp() * (log_p - log_q)).sum(2)
 
 
 def symmetric_divergence(p: torch.Tensor, q: torch.Tensor, activation: str) -> torch.Tensor:
-    """``½·[KL(p ‖ q) + KL(q ‖ p)]`` at every voxel of two maps of probabilities ``(B, C, ...)``: ``(B, ...)``.
+    """Return the symmetric divergence ``½·[KL(p ‖ q) + KL(q ‖ p)]`` at every voxel in nats.
 
-    Of the distribution over the classes for ``softmax``; for ``sigmoid`` of the Bernoulli distribution of each channel,
-    summed over the channels. Probabilities below what the dtype resolves at 1 count as that.
+    For ``softmax`` the distribution is over the classes; for ``sigmoid`` the divergences of the C Bernoulli
+    distributions are summed. Probabilities are clamped to the machine epsilon of their dtype, so that it stays finite.
+
+    Args:
+        p: probabilities ``(B, C, ...)``.
+        q: probabilities of the same shape.
+        activation: ``sigmoid`` or ``softmax``.
+
+    Returns:
+        Divergence ``(B, ...)``, at least 0.
     """
     if activation == "sigmoid":
         p, q = (torch.cat([r, 1 - r], 1) for r in (p, q))

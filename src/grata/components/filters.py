@@ -1,4 +1,4 @@
-"""Confidence filters: which parts of a prediction a method learns from."""
+"""Confidence filters: the voxels of a prediction that a method learns from."""
 
 from __future__ import annotations
 
@@ -11,36 +11,51 @@ from .distributions import log_distributions
 __all__ = ["NOTHING_KEPT", "NothingKept", "kept_mean", "kept_share", "maximal_entropy", "voxel_entropy"]
 
 NOTHING_KEPT = "nothing_kept"
-"""Flag of a step that was not taken because no voxel passed a filter."""
+"""Flag of a step that is skipped because no voxel passed a filter."""
 
 
 class NothingKept(Exception):
-    """No voxel passed a filter: there is no objective, and no step to take."""
+    """Signal that no voxel passed a filter, so that there is no loss and no step."""
 
 
 def voxel_entropy(logits: torch.Tensor, activation: str) -> torch.Tensor:
-    """Shannon's entropy (nats) of each distribution: ``(B, 1, ...)`` for softmax, ``(B, C, ...)`` for sigmoid.
+    """Return the entropy ``−Σ_k p_k·log p_k`` of each distribution at each voxel in nats.
 
-    A channel of a sigmoid map is a decision of its own, so that it has an entropy and passes a filter of its own.
+    Each channel of a sigmoid prediction is a decision of its own: it has its own entropy, and passes a filter or not by
+    itself.
 
     Args:
-        logits: ``(B, C, ...)``.
+        logits: logits ``(B, C, ...)``.
         activation: ``sigmoid`` or ``softmax``.
+
+    Returns:
+        Entropy from 0 to :func:`maximal_entropy`: ``(B, 1, ...)`` for softmax, ``(B, C, ...)`` for sigmoid.
+
+    Raises:
+        GrataError: another activation.
     """
     log_p = log_distributions(logits, activation)
     return -(log_p.exp() * log_p).sum(2)
 
 
 def maximal_entropy(channels: int, activation: str) -> float:
-    """The highest value of :func:`voxel_entropy`: ``ln C`` for softmax, ``ln 2`` for sigmoid."""
+    """Return the highest value of :func:`voxel_entropy`: ``ln C`` for softmax, ``ln 2`` for sigmoid.
+
+    Args:
+        channels: number of channels C.
+        activation: ``sigmoid`` or ``softmax``.
+    """
     return math.log(channels if activation == "softmax" else 2)
 
 
 def kept_share(kept: torch.Tensor) -> float:
-    """Share of a mask that is true, 0 to 1.
+    """Return the share of true values in a mask, above 0 and at most 1.
+
+    Args:
+        kept: boolean mask of any shape.
 
     Raises:
-        NothingKept: none of it is.
+        NothingKept: no value is true.
     """
     share = kept.double().mean().item()
     if share == 0.0:
@@ -49,8 +64,12 @@ def kept_share(kept: torch.Tensor) -> float:
 
 
 def kept_mean(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Mean of ``values`` where the mask ``kept`` of the same shape is true, somewhere at least.
+    """Return the mean ``Σ_kept v / Σ_kept 1`` of the values where a mask is true.
 
-    What is not kept is no part of it: a gradient of zero, and a value that is not finite does no harm.
+    Other values have no influence, even if they are not finite, and get a gradient of zero.
+
+    Args:
+        values: values of any shape.
+        kept: boolean mask of the same shape, true somewhere.
     """
     return torch.where(kept, values, 0.0).sum() / kept.sum()

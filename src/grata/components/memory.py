@@ -1,4 +1,4 @@
-"""A memory of what was seen: the last few keys with a value each, asked for those nearest to a new key."""
+"""Memory of the last few keys with a value each, searched for those nearest to a new key."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ class MemoryBank:
     """Keys with values, first in, first out; nearest by the cosine between keys.
 
     Args:
-        size: how many pairs it keeps.
+        size: number of pairs that it keeps.
     """
+
+    _keys: list[torch.Tensor]
+    _values: list[torch.Tensor]
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -25,23 +28,23 @@ class MemoryBank:
         return len(self._keys)
 
     def add(self, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Keep copies of a pair, in place of the oldest one when the memory is full; the others follow to its device.
+        """Keep copies of a pair, in place of the oldest when the memory is full; the others follow to its device.
 
         Args:
-            key: any shape, the same for all pairs.
-            value: any shape.
+            key: key of any shape, the same for all pairs.
+            value: value of any shape.
         """
-        # those of a state that was read from a file lie on the CPU
+        # tensors of a state that was read from a file lie on the CPU
         keys, values = [k.to(key.device) for k in self._keys], [v.to(value.device) for v in self._values]
         self._keys = [*keys, key.detach().flatten().clone()][-self.size :]
         self._values = [*values, value.detach().clone()][-self.size :]
 
     def nearest(self, key: torch.Tensor, count: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The pairs whose keys are nearest to ``key``, the nearest first, the older one first where two are as near.
+        """Return the pairs whose keys are nearest to ``key``, the nearest first, of two equally near ones the older first.
 
         Args:
-            key: of the shape of the others.
-            count: of pairs; fewer when the memory holds fewer.
+            key: key of the shape of the others.
+            count: number of pairs; fewer are returned when the memory holds fewer.
 
         Returns:
             Their cosines ``(n,)`` and their values, on the device of ``key``.
@@ -55,11 +58,11 @@ class MemoryBank:
 
     def forget(self) -> None:
         """Forget all pairs."""
-        self._keys: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
+        self._keys = []
+        self._values = []
 
     def state_dict(self) -> dict[str, Any]:
-        """All pairs; safe for ``torch.load(weights_only=True)``."""
+        """Return all pairs; safe for ``torch.load(weights_only=True)``."""
         return {"keys": list(self._keys), "values": list(self._values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Probabilities of dense predictions: back to logits, and how sure they are."""
+"""Probabilities of predictions: their logits, and their confidence."""
 
 from __future__ import annotations
 
@@ -8,23 +8,40 @@ __all__ = ["confidence", "logits_of"]
 
 
 def logits_of(probabilities: torch.Tensor, activation: str) -> torch.Tensor:
-    """Logits whose activation gives ``probabilities`` ``(B, C, ...)``: ``log p`` for softmax, ``logit p`` for sigmoid.
+    """Return logits whose activation gives the probabilities.
 
-    Probabilities of 0 and 1 are moved by what the dtype resolves, so that the logits are finite.
+    .. code-block:: text
+
+        softmax:  log p_c
+        sigmoid:  log(p_c / (1 − p_c))
+
+    Probabilities of 0 and 1 are moved by the resolution of their dtype, so that the logits are finite.
+
+    Args:
+        probabilities: probabilities ``(B, C, ...)``, 0 to 1.
+        activation: ``sigmoid`` or ``softmax``.
+
+    Returns:
+        Logits of the same shape.
     """
     limits = torch.finfo(probabilities.dtype)
     if activation == "softmax":
         return probabilities.clamp_min(limits.tiny).log()
-    # the complement of a small p is lost in 1 - p: on either side the logit is limited by the resolution at 1
+    # 1 - p loses a p below the resolution at 1, which therefore limits both sides
     return probabilities.clamp(limits.eps, 1 - limits.eps).logit()
 
 
 def confidence(probabilities: torch.Tensor, activation: str) -> torch.Tensor:
-    """How sure a prediction ``(B, C, ...)`` is at every voxel.
+    """Return the confidence of a prediction at every voxel.
 
-    Returns:
-        ``softmax``: the largest probability, ``(B, 1, ...)``, from 1/C to 1; ``sigmoid``: ``max(p, 1 − p)`` of each
-        channel, which decides for itself between foreground and background, ``(B, C, ...)``, from 1/2 to 1.
+    .. code-block:: text
+
+        softmax:  max_c p_c              (B, 1, ...), 1/C to 1
+        sigmoid:  max(p_c, 1 − p_c)      (B, C, ...), 1/2 to 1: each channel decides for itself
+
+    Args:
+        probabilities: probabilities ``(B, C, ...)``.
+        activation: ``sigmoid`` or ``softmax``.
     """
     if activation == "softmax":
         return probabilities.amax(1, keepdim=True)

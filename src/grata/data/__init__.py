@@ -1,4 +1,4 @@
-"""Scans in and segmentations out: NIfTI files, DICOM series and pictures, found, checked, read and written."""
+"""Scans and segmentations: find, check, read and write NIfTI files, DICOM series and pictures."""
 
 from .checks import CheckExtentd, CheckLabeld, CheckScand
 from .discovery import Discovery, Fault, discover

@@ -1,4 +1,4 @@
-"""Refuse scans that a network cannot make sense of, before it sees them."""
+"""Checks that refuse unusable images and labels before the network sees them."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -17,17 +17,17 @@ __all__ = ["CheckExtentd", "CheckLabeld", "CheckScand"]
 
 
 class CheckScand(MapTransform):
-    """Check images after they were loaded channel-first.
+    """Transform that checks images after they were loaded channel-first.
 
     Args:
         keys: keys of the images, each of shape (C, H, W[, D]).
-        channels: number of channels the network takes.
-        spatial_dims: number of spatial dimensions the network takes.
+        channels: number of channels that the network takes.
+        spatial_dims: number of spatial dimensions that the network takes.
         allow_missing_keys: whether a key may be absent.
 
     Raises:
-        GrataError: when called on an image with another number of spatial dimensions or channels, with NaN or infinite
-            values, or with one value throughout. The message names the case, or else the file.
+        GrataError: raised by the call. The image has another number of spatial dimensions or channels, NaN or infinite
+            values, or the same value everywhere. The message names the case, or the file where there is no case.
     """
 
     def __init__(
@@ -46,24 +46,24 @@ class CheckScand(MapTransform):
     def _check(self, image: torch.Tensor, name: str) -> None:
         channels, *sizes = image.shape
         shape = " × ".join(str(size) for size in sizes)
-        # A volume of one slice has lost its third dimension in all but form.
+        # A volume of a single slice counts as 2D, although it still has three axes.
         spatial_dims = len(sizes) - (len(sizes) == 3 and 1 in sizes)
         if spatial_dims != self.spatial_dims:
             raise GrataError(
-                f"{name} is {spatial_dims}D ({shape} voxels), but this bundle wants {self.spatial_dims}D images. Give "
+                f"{name} is {spatial_dims}D ({shape} voxels), but this bundle needs {self.spatial_dims}D images. Give "
                 f"it a {self.spatial_dims}D image."
             )
         if spatial_dims == 2 and {channels, self.channels} == {1, 3}:
-            found, wanted = ("grey", "colour") if self.channels == 3 else ("in colour", "grey values")
+            found, needed = ("grey", "colour") if self.channels == 3 else ("in colour", "grey values")
             raise GrataError(
-                f"{name} is {found} ({channels} channel{'s' * (channels > 1)}), but this bundle wants {wanted} "
-                f"({self.channels}). Give it the image in the form that the network was trained on: no colour is made up "
-                "here, and none left out."
+                f"{name} is {found} ({channels} channel{'s' * (channels > 1)}), but this bundle needs {needed} "
+                f"({self.channels}). Give it an image of the kind that the network was trained on: grey and colour are "
+                "not converted into each other."
             )
         if channels != self.channels:
             raise GrataError(
-                f"{name} has {channels} channels, but this bundle wants {self.channels}. Give it the sequence or "
-                "channel that the network was trained on, alone."
+                f"{name} has {channels} channels, but this bundle needs {self.channels}. Give it the sequence or "
+                "channel that the network was trained on, and nothing else."
             )
         values = torch.as_tensor(image)
         bad = int((~torch.isfinite(values)).sum())
@@ -76,15 +76,15 @@ class CheckScand(MapTransform):
 
 
 class CheckLabeld(MapTransform):
-    """Check label maps after they were loaded, before anything is computed for their scan.
+    """Transform that checks label maps after they were loaded, before anything is computed for their scan.
 
     Args:
         keys: keys of the label maps, each of shape (1, H, W[, D]).
-        values: the values that a class has, without the background 0.
+        values: label values of the classes, without the background 0.
         allow_missing_keys: whether a key may be absent.
 
     Raises:
-        GrataError: when called on a label map with another value, one that is no whole number, or several channels. The
+        GrataError: raised by the call. The label map has several channels or a value that belongs to no class. The
             message names the file.
     """
 
@@ -103,26 +103,27 @@ class CheckLabeld(MapTransform):
         known = ", ".join(map(str, self.values))
         if len(label) != 1:
             raise GrataError(f"Label '{path}' has {len(label)} channels. Give one label map with the values {known}.")
-        other = label[~torch.isin(label, torch.tensor(self.values, dtype=label.dtype))].unique()
-        if len(other):
-            found = ", ".join(f"{value:g}" for value in other[:5].tolist())
+        unknown = label[~torch.isin(label, torch.tensor(self.values, dtype=label.dtype))].unique()
+        if len(unknown):
+            found = ", ".join(f"{value:g}" for value in unknown[:5].tolist())
             raise GrataError(
-                f"Label '{path}' holds the values {found}, but the classes of this bundle are {known}. Correct the label, "
-                "or the segments of the configuration, or remove the label."
+                f"Label '{path}' holds the values {found}, but the classes of this bundle are {known}. Correct the "
+                "label or the key segments of the configuration, or remove the label."
             )
 
 
 class CheckExtentd(MapTransform):
-    """Check what is left of an image after it was cropped to what it shows.
+    """Transform that checks the size of an image after it was cropped to the structure it shows.
 
     Args:
         keys: keys of the images, each of shape (C, H, W[, D]).
-        what: what the image was cropped to, for the message.
+        what: name of the structure, for the message.
         smallest: least number of pixels of the shortest side.
         aspect: greatest ratio of the longest to the shortest side.
 
     Raises:
-        GrataError: when called on an image that is smaller or longer. The message names the case, or else the file.
+        GrataError: raised by the call. The image is too small or too long. The message names the case, or the file
+            where there is no case.
     """
 
     def __init__(self, keys: KeysCollection, what: str, smallest: int, aspect: float) -> None:
@@ -137,8 +138,9 @@ class CheckExtentd(MapTransform):
             if min(sizes) < self.smallest or max(sizes) > self.aspect * min(sizes):
                 shape = " × ".join(map(str, sizes))
                 raise GrataError(
-                    f"{_name(data, key)} shows no {self.what}: what was found is {shape} pixels, and {self.smallest} are the "
-                    f"least, with a ratio of at most {self.aspect:g}. Is it the right kind of picture, and not black?"
+                    f"{_name(data, key)} shows no {self.what}: the part found has {shape} pixels. Its shortest side "
+                    f"needs at least {self.smallest}, and its longest at most {self.aspect:g} times as many as that. "
+                    "Check that it is the right kind of picture and not black."
                 )
         return dict(data)
 
@@ -147,5 +149,5 @@ def _name(data: Mapping[Hashable, Any], key: Hashable) -> str:
     if "case" in data:
         return f"Case '{data['case']}' ({key})"
     path = data[key].meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") if isinstance(data[key], MetaTensor) else ""
-    # A DICOM file's name may be the patient's.
+    # The name of a DICOM file may contain the patient's name.
     return f"File '{path}'" if is_nifti(path) or is_picture(path) else f"The DICOM scan under key '{key}'"

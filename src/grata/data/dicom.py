@@ -1,4 +1,4 @@
-"""DICOM images: tell them by content, check a series as one volume, read it."""
+"""DICOM images: recognize them by content, check that a series is one volume, and read it."""
 
 import logging
 import os
@@ -48,32 +48,34 @@ __all__ = [
 
 _Grid = TypeVar("_Grid", highdicom.Volume, highdicom.VolumeGeometry)
 
-# Objects that have rows and columns but are results of a reading, not acquired images.
+# Objects that have rows and columns but were derived from images, not acquired.
 _DERIVED_MODALITIES = {"SEG", "RTDOSE", "PR", "KO", "SR", "REG"}
+# highdicom's tolerance of the direction in which slices are stacked, which geometry.py has already checked.
+_PERPENDICULAR_TOLERANCE = 0.01
 
 
 class BrokenFileError(Exception):
-    """A file that is meant to be a DICOM image but cannot be used; the message says why, without naming the file."""
+    """A DICOM image file that cannot be used; the message says why without naming the file."""
 
 
 @dataclass(frozen=True)
 class Instance:
-    """What indexing needs of one DICOM image file.
+    """Header of one DICOM image file, as far as indexing needs it.
 
     Attributes:
-        path: the file.
+        path: path of the file.
         uid: SOP Instance UID.
         series: Series Instance UID.
-        modality: as in the header, upper case.
-        number: Series Number, 0 when absent.
-        description: Series Description, empty when absent.
-        multiframe: whether it is an enhanced multi-frame object.
-        planes: one plane a frame; empty when the header lacks position, orientation or pixel spacing.
-        frame_of_reference: Frame of Reference UID, empty when absent.
-        nominal_spacing: Spacing Between Slices (mm), None when absent.
-        thickness: Slice Thickness (mm), None when absent.
-        defect: why the pixels cannot be used, empty when nothing speaks against them.
-        identifiers: strings that must not be shown.
+        modality: Modality in upper case, letters and digits only; ``"DICOM"`` when absent.
+        number: Series Number; 0 when absent.
+        description: Series Description; empty when absent.
+        multiframe: whether the file is an enhanced multi-frame object.
+        planes: one plane per frame; empty when the header lacks position, orientation or pixel spacing.
+        frame_of_reference: Frame of Reference UID; empty when absent.
+        nominal_spacing: Spacing Between Slices (mm); None when absent.
+        thickness: Slice Thickness (mm); None when absent.
+        defect: reason why the pixels cannot be used; empty when none is known.
+        identifiers: strings that identify the patient and must not be shown.
     """
 
     path: str
@@ -92,7 +94,7 @@ class Instance:
 
 
 def is_named_dicom(path: str | os.PathLike[str]) -> bool:
-    """Return whether the file's name ends as DICOM files' names do (``.dcm``, ``.dicom``, ``.ima``)."""
+    """Return whether a file's name has an extension of DICOM (``.dcm``, ``.dicom``, ``.ima``)."""
     return Path(path).suffix.lower() in {".dcm", ".dicom", ".ima"}
 
 
@@ -100,13 +102,13 @@ def read_instance(path: str | os.PathLike[str]) -> Instance | None:
     """Index one file by its header.
 
     Args:
-        path: any file.
+        path: path of any file.
 
     Returns:
-        The instance, or None for a file that is no DICOM image (other formats, DICOMDIR, SEG, SR, RTSTRUCT, ...).
+        The instance, or None for a file that is not a DICOM image (other formats, DICOMDIR, SEG, SR, RTSTRUCT, ...).
 
     Raises:
-        BrokenFileError: the file is a DICOM file by content or name, but empty or unreadable.
+        BrokenFileError: the file is DICOM by content or name, but empty, damaged or unreadable.
     """
     try:
         with quiet_libraries(), open(path, "rb") as file:
@@ -118,22 +120,22 @@ def read_instance(path: str | os.PathLike[str]) -> Instance | None:
         raise
     except OSError as error:
         raise BrokenFileError(f"it cannot be opened ({error.strerror or 'input/output error'})") from error
-    # A damaged header makes pydicom raise any kind of exception, some of them only when an element is looked at.
+    # A damaged header makes pydicom raise any kind of exception, some only when an element is accessed.
     except Exception as error:
         raise BrokenFileError("its DICOM header is damaged or truncated") from error
 
 
 def sort_series(instances: Sequence[Instance]) -> list[Instance]:
-    """Check that the instances of one series are one regular volume, and sort them along the slice normal.
+    """Check that the instances of one series form one regular volume, and sort them along the slice normal.
 
     Args:
         instances: all instances of one series, in any order.
 
     Returns:
-        The instances in the order of the volume's slices; one alone for enhanced multi-frame.
+        The instances in the order of the volume's slices; a single one for enhanced multi-frame.
 
     Raises:
-        GeometryError: something is missing, mixed, duplicate or irregular; the message says what.
+        GeometryError: slices are missing, mixed, duplicate or irregular; the message says which.
     """
     for instance in instances:
         if instance.defect:
@@ -150,13 +152,19 @@ def sort_series(instances: Sequence[Instance]) -> list[Instance]:
 
 
 def describe_series(paths: Sequence[str | os.PathLike[str]], identifiers: frozenset[str]) -> str:
-    """Name a series in a message by its number of files and its first file's name, without the patient's identity."""
+    """Return what messages call a series: its number of files and its first file, without the patient's identity."""
     count = f"{len(paths)} files, the first" if len(paths) > 1 else "file"
     return f"DICOM series of {count} {_shown(paths[0], identifiers)}"
 
 
 def read_series(paths: Sequence[str | os.PathLike[str]]) -> list[Instance]:
-    """Index the files of one series by their headers, checked and in the order of the volume's slices.
+    """Index the files of one series by their headers, and check that they form one regular volume.
+
+    Args:
+        paths: files of the series, in any order.
+
+    Returns:
+        The instances in the order of the volume's slices.
 
     Raises:
         GrataError: a file cannot be read, or the files are not one regular volume.
@@ -168,18 +176,20 @@ def read_series(paths: Sequence[str | os.PathLike[str]]) -> list[Instance]:
     try:
         return sort_series(instances)
     except GeometryError as error:
-        raise GrataError(f"{name} cannot be used: {error}. Export the series again, complete and alone.") from error
+        raise GrataError(
+            f"{name} cannot be used: {error}. Export the series again, complete and without other series."
+        ) from error
 
 
 def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
-    """Read a series as one volume with the modality's rescaling (slope and intercept, or lookup table) applied.
+    """Read a series as one volume, with the modality's rescaling (slope and intercept, or lookup table) applied.
 
     Args:
-        paths: the files of one series in any order, or the one file of an enhanced multi-frame object.
+        paths: files of one series in any order, or the single file of an enhanced multi-frame object.
 
     Returns:
-        A float32 volume of shape (columns, rows, slices), whose slices follow the cross product of the row and the
-        column direction; its ``get_affine("RAS")`` maps voxel indices to mm.
+        A float32 volume of shape (columns, rows, slices). Its slices follow the cross product of the row and the column
+        direction. Its ``get_affine("RAS")`` maps voxel indices to mm.
 
     Raises:
         GrataError: a file cannot be read or decoded, or the files are not one regular volume.
@@ -187,29 +197,28 @@ def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
     ordered = read_series(paths)
     identifiers = series_identifiers(ordered)
     geometry = series_geometry(ordered)
-    # Distances were checked against their median; highdicom compares them with their mean.
-    tolerances = {"atol": 2 * spacing_tolerance(geometry.spacing[2]), "perpendicular_tol": 0.01}
     try:
         with quiet_libraries():
             read = _read_multiframe if ordered[0].multiframe else _read_slices
-            volume = read(ordered, identifiers, geometry.spacing[2], tolerances)
+            volume = read(ordered, identifiers, geometry.spacing[2])
     except GrataError:
         raise
-    # Decoders and highdicom raise whatever their libraries do.
+    # Decoders and highdicom raise exceptions of any kind.
     except Exception as error:
         name = describe_series(paths, identifiers)
         raise GrataError(
-            f"{name} cannot be read ({error_reason(error, identifiers)}). Export the series again, uncompressed if need be."
+            f"{name} cannot be read ({error_reason(error, identifiers)}). Export the series again, uncompressed if "
+            "necessary."
         ) from error
-    # Slices may be rounded differently from each other: the headers alone decide, as they do for what is written.
+    # Slices may be rounded differently. The geometry comes from the headers, as it does for what is written.
     return geometry.with_array(_column_row_slice(volume).array)
 
 
 def series_geometry(ordered: Sequence[Instance]) -> highdicom.VolumeGeometry:
-    """Return the voxel grid of :func:`read_volume` from the headers alone.
+    """Return the voxel grid of :func:`read_volume`, computed from the headers alone.
 
     Args:
-        ordered: instances as :func:`sort_series` returns them.
+        ordered: instances of one series, as :func:`sort_series` returns them.
     """
     planes = [plane for instance in ordered for plane in instance.planes]
     first = planes[0]
@@ -230,12 +239,12 @@ def series_geometry(ordered: Sequence[Instance]) -> highdicom.VolumeGeometry:
 
 
 def align_header(header: Dataset, plane: Plane, spacing: float) -> None:
-    """Write a plane's orientation and pixel spacing into a header: slices and frames of one series may round differently.
+    """Write one orientation and spacing into a header, because the slices or frames of a series may round differently.
 
     Args:
-        header: of a slice, or of an enhanced multi-frame object.
-        plane: the one that speaks for all.
-        spacing: distance between slices, in mm; also the slice thickness where the header gives none.
+        header: header of a slice or of an enhanced multi-frame object; it is changed in place.
+        plane: plane whose orientation and pixel spacing hold for the whole series.
+        spacing: distance between slices, in mm; it is also the slice thickness where the header gives none.
     """
     orientation, measures = header, header
     if "SharedFunctionalGroupsSequence" in header:
@@ -249,21 +258,21 @@ def align_header(header: Dataset, plane: Plane, spacing: float) -> None:
         orientation, measures = shared.PlaneOrientationSequence[0], shared.PixelMeasuresSequence[0]
     orientation.ImageOrientationPatient = [DSfloat(value, auto_format=True) for value in plane.orientation]
     measures.PixelSpacing = [DSfloat(value, auto_format=True) for value in plane.spacing]
-    # Some scanners write the gap between slices, or nothing that fits.
+    # Some scanners write the gap between slices here, or a wrong value.
     measures.SpacingBetweenSlices = DSfloat(spacing, auto_format=True)
     if not measures.get("SliceThickness"):
         measures.SliceThickness = DSfloat(spacing, auto_format=True)
 
 
 def _column_row_slice(volume: _Grid) -> _Grid:
-    """Bring highdicom's (slice, row, column) order to the one of :func:`read_volume`."""
+    """Reorder highdicom's axes (slice, row, column) to those of :func:`read_volume`."""
     return volume.permute_spatial_axes((2, 1, 0)).ensure_handedness(highdicom.AxisHandedness.RIGHT_HANDED, flip_axis=2)
 
 
 def _read_to_pixels(file: BinaryIO, named_dicom: bool) -> Dataset | None:
     size = os.fstat(file.fileno()).st_size
     if not size:
-        # Names without an extension, or ending in a number as UIDs do, are DICOM's custom too.
+        # DICOM files often have a name without extension, or a UID as their name, which ends in a number.
         if named_dicom or re.fullmatch(r"(\.\d+)?", Path(file.name).suffix):
             raise BrokenFileError("it is empty (0 bytes)")
         return None
@@ -271,7 +280,7 @@ def _read_to_pixels(file: BinaryIO, named_dicom: bool) -> Dataset | None:
         return pydicom.dcmread(file, stop_before_pixels=True)
     except InvalidDicomError as error:
         if named_dicom:
-            raise BrokenFileError("it is named as DICOM but has no DICOM header: truncated or garbage") from error
+            raise BrokenFileError("it is named as DICOM but has no DICOM header: it is truncated or damaged") from error
         return None
 
 
@@ -293,7 +302,7 @@ def _instance(path: str, header: Dataset, pixel_bytes: int) -> Instance:
         planes = _frame_planes(header) if multiframe else (_slice_plane(header),)
         nominal_spacing = _slice_length(header, multiframe, "SpacingBetweenSlices")
         thickness = _slice_length(header, multiframe, "SliceThickness")
-    # An absent element raises AttributeError, KeyError or IndexError, a malformed one ValueError or TypeError.
+    # A missing element raises AttributeError, KeyError or IndexError, a malformed one ValueError or TypeError.
     except (AttributeError, LookupError, TypeError, ValueError):
         planes, nominal_spacing, thickness = (), None, None
     return Instance(
@@ -314,7 +323,7 @@ def _instance(path: str, header: Dataset, pixel_bytes: int) -> Instance:
 
 
 def _modality(header: Dataset) -> str:
-    """Upper case letters and digits alone: it becomes part of the case's id, and of file names."""
+    """Return the modality as upper case letters and digits only, because it becomes part of file names."""
     return re.sub(r"[^A-Z0-9]+", "", str(header.get("Modality") or "").upper()) or "DICOM"
 
 
@@ -347,11 +356,10 @@ def _frame_planes(header: Dataset) -> tuple[Plane, ...]:
 
 
 def _plane(header: Dataset, position: Sequence, orientation: Sequence, spacing: Sequence) -> Plane:
-    numbers = [tuple(float(value) for value in values) for values in (position, orientation, spacing)]
-    if [len(values) for values in numbers] != [3, 6, 2]:
+    first, cosines, distances = (tuple(float(value) for value in values) for values in (position, orientation, spacing))
+    if (len(first), len(cosines), len(distances)) != (3, 6, 2):
         raise ValueError("wrong number of values")
-    numbers[1] = perpendicular(numbers[1])
-    return Plane(*numbers, size=(int(header.Rows), int(header.Columns)))
+    return Plane(first, perpendicular(cosines), distances, size=(int(header.Rows), int(header.Columns)))
 
 
 def _slice_length(header: Dataset, multiframe: bool, keyword: str) -> float | None:
@@ -364,18 +372,18 @@ def _slice_length(header: Dataset, multiframe: bool, keyword: str) -> float | No
 
 def _defect(header: Dataset, planes: tuple[Plane, ...], pixel_bytes: int) -> str:
     if header.get("SamplesPerPixel", 1) != 1:
-        return f"it is a colour image ({header.SamplesPerPixel} samples a pixel), but grey values are wanted"
+        return f"it is a colour image ({header.SamplesPerPixel} samples per pixel), but grey values are needed"
     if header.get("PhotometricInterpretation", "MONOCHROME2") not in ("MONOCHROME1", "MONOCHROME2"):
-        return f"its pixels are {header.PhotometricInterpretation}, but grey values are wanted"
+        return f"its pixels are {header.PhotometricInterpretation}, but grey values are needed"
     if not planes or not header.get("FrameOfReferenceUID"):
         return (
             "its headers lack the position in the patient (Image Position, Image Orientation, Pixel Spacing or Frame "
             "of Reference)"
         )
     if "NumberOfFrames" in header and int(header.NumberOfFrames) != len(planes):
-        return f"its header announces {header.NumberOfFrames} frames, but places {len(planes)}"
+        return f"its header announces {header.NumberOfFrames} frames, but gives positions for {len(planes)}"
     if pixel_bytes <= 0:
-        return "a file has no pixel data: it is truncated or holds the header alone"
+        return "a file has no pixel data: it is truncated or holds only the header"
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is None:
         return "a file does not name its transfer syntax"
@@ -383,7 +391,7 @@ def _defect(header: Dataset, planes: tuple[Plane, ...], pixel_bytes: int) -> str
         return _decoder_defect(syntax)
     expected = header.Rows * header.Columns * len(planes) * header.get("BitsAllocated", 16) // 8
     if not syntax.is_deflated and pixel_bytes < expected:
-        return f"a file is truncated: {expected} bytes of pixel data are announced, {pixel_bytes} bytes are left"
+        return f"a file is truncated: its header announces {expected} bytes of pixel data, but it holds {pixel_bytes}"
     return ""
 
 
@@ -398,68 +406,74 @@ def _decoder_defect(syntax: UID) -> str:
 
 
 def _read_known_instance(path: str | os.PathLike[str], number: int, count: int) -> Instance:
-    # The header that would tell which parts of the name are the patient's is what cannot be read.
+    # The file is not named: without its header, nothing says which parts of the name are the patient's.
     name = f"File {number} of {count} of the DICOM series"
     try:
         instance = read_instance(path)
     except BrokenFileError as error:
         raise GrataError(f"{name} cannot be used: {error}. Make it readable, or export the series again.") from error
     if instance is None:
-        raise GrataError(f"{name} is no DICOM image. Give the image files of one DICOM series.")
+        raise GrataError(f"{name} is not a DICOM image. Give the image files of one DICOM series.")
     return instance
 
 
 def series_identifiers(instances: Sequence[Instance]) -> frozenset[str]:
-    """Return the strings that must not be shown, of all instances."""
+    """Return the strings of all instances that identify the patient and must not be shown."""
     return frozenset().union(*(instance.identifiers for instance in instances))
 
 
-def _read_slices(
-    ordered: Sequence[Instance], identifiers: frozenset[str], spacing: float, tolerances: dict[str, float]
-) -> highdicom.Volume:
+def _read_slices(ordered: Sequence[Instance], identifiers: frozenset[str], spacing: float) -> highdicom.Volume:
     datasets = []
     for instance in ordered:
         try:
             dataset = pydicom.dcmread(instance.path)
             align_header(dataset, ordered[0].planes[0], spacing)
-            # Decoded here, where the file can be named; pydicom keeps the array for highdicom.
+            # Decode here, where the file is known; pydicom keeps the array for highdicom.
             dataset.pixel_array  # noqa: B018
         except Exception as error:
             raise GrataError(
                 f"DICOM file {_shown(instance.path, identifiers)}: its pixel data cannot be decoded "
-                f"({error_reason(error, identifiers)}). The file is damaged or its transfer syntax is not supported: export "
-                "the series again, uncompressed if need be."
+                f"({error_reason(error, identifiers)}). The file is damaged or its transfer syntax is not supported. "
+                "Export the series again, uncompressed if necessary."
             ) from error
         datasets.append(dataset)
     return highdicom.get_volume_from_series(
         datasets,
         dtype=np.float32,
         apply_real_world_transform=False,
-        # It would turn the values of MONOCHROME1 around.
+        # The presentation LUT would invert the values of MONOCHROME1.
         apply_presentation_lut=False,
         orientation_tol=ORIENTATION_TOLERANCE,
-        **tolerances,
+        atol=_distance_tolerance(spacing),
+        perpendicular_tol=_PERPENDICULAR_TOLERANCE,
     )
 
 
-def _read_multiframe(
-    ordered: Sequence[Instance], identifiers: frozenset[str], spacing: float, tolerances: dict[str, float]
-) -> highdicom.Volume:
+def _read_multiframe(ordered: Sequence[Instance], identifiers: frozenset[str], spacing: float) -> highdicom.Volume:
     (instance,) = ordered
     dataset = pydicom.dcmread(instance.path)
     align_header(dataset, instance.planes[0], spacing)
     return highdicom.Image.from_dataset(dataset, copy=False).get_volume(
-        dtype=np.float32, apply_real_world_transform=False, apply_presentation_lut=False, **tolerances
+        dtype=np.float32,
+        apply_real_world_transform=False,
+        apply_presentation_lut=False,
+        atol=_distance_tolerance(spacing),
+        perpendicular_tol=_PERPENDICULAR_TOLERANCE,
     )
+
+
+def _distance_tolerance(spacing: float) -> float:
+    """Return a tolerance in mm for highdicom, which compares with the mean distance; the checks use the median."""
+    return 2 * spacing_tolerance(spacing)
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep back what pydicom and highdicom warn of and log: they quote paths and values, which may name the patient."""
+    """Suppress the warnings and log messages of pydicom and highdicom, whose paths and values may name the patient."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     levels = [logger.level for logger in loggers]
     try:
-        # Of a parent, so that it holds for the loggers below it too.
+        # The level of a parent also applies to the loggers below it.
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
         with warnings.catch_warnings():
@@ -471,7 +485,12 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def error_reason(error: Exception, identifiers: frozenset[str]) -> str:
-    """Return what a library says of a failure, in one line and without the patient's identity."""
+    """Return a library's error message as one line, cut after 200 characters, without the patient's identity.
+
+    Args:
+        error: exception that the library raised.
+        identifiers: strings that identify the patient.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     return remove_identifiers(text if len(text) <= 200 else f"{text[:200]}…", identifiers)
 

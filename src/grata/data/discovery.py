@@ -1,21 +1,19 @@
-"""Find the scans in a folder, one item per scan, and say which ones cannot be used and why."""
+"""Find the scans in a folder, one case per scan, and report the scans that cannot be used."""
 
-import contextlib
 import fnmatch
 import hashlib
 import os
 import re
-import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from ..errors import GrataError
-from ..files import FIGURES, JOURNAL, OVERVIEW, SEGMENTATIONS
 from .case_list import read_case_lists
 from .dicom import (
     BrokenFileError,
@@ -28,19 +26,21 @@ from .dicom import (
 )
 from .geometry import GeometryError
 from .identifiers import printable, remove_identifiers, safe_path
-from .labels import LabelIndex, is_image_folder, is_label_folder, scan_stem
+from .labels import LabelIndex, is_image_folder, scan_stem
 from .nifti import check_nifti, grid_difference, is_nifti, load_nifti
 from .pictures import is_label_picture, is_picture, picture_size
+from .walk import Files, walk
 
 __all__ = ["Discovery", "Fault", "discover"]
 
-# Below this number of files indexing is over before a progress bar can be read.
+# With fewer files, indexing ends before a progress bar can be read.
 _FILES_FOR_PROGRESS = 50
-# What an earlier run left in an output folder that lies among the scans.
-_EARLIER_FOLDERS = {SEGMENTATIONS, FIGURES}
 
-_REMEDY_2D = "DICOM is read as volumes alone, and this bundle wants 2D images: convert it to PNG or NIfTI."
-_REMEDY = "Export the series again, complete and alone, or leave it out by selecting others (modality, description)."
+_REMEDY_2D = "DICOM is read as volumes only, and this bundle needs 2D images. Convert it to PNG or NIfTI."
+_REMEDY = (
+    "Export the series again, complete and without other series, or leave it out by selecting others (modality, "
+    "description)."
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Fault:
     """A scan that cannot be used.
 
     Attributes:
-        case: its id, as a usable case would have it.
-        message: what is wrong, in which file or series, and the remedy; free of the patient's identity.
+        case: id of the scan, as a usable case would have it.
+        message: what is wrong, in which file or series, and the remedy; it does not identify the patient.
     """
 
     case: str
@@ -58,26 +58,17 @@ class Fault:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a folder holds.
+    """Usable and unusable scans of a folder.
 
     Attributes:
-        cases: one dictionary a usable scan, sorted by id. ``case``: unique id. ``image``: path of the NIfTI file or of
-            the picture, or list of the files of a DICOM series along its slice normal. ``label``: path, only when one
-            was found. ``site``: name of the site. ``format``: ``"nifti"``, ``"dicom"`` or ``"picture"``.
-        faults: the scans that cannot be used.
+        cases: one dictionary per usable scan, sorted by id. ``case``: unique id. ``image``: path of the NIfTI file or
+            picture, or list of the files of a DICOM series along its slice normal. ``label``: path of the label map,
+            only when one was found. ``site``: name of the site. ``format``: ``"nifti"``, ``"dicom"`` or ``"picture"``.
+        faults: scans that cannot be used.
     """
 
-    cases: list[dict] = field(default_factory=list)
+    cases: list[dict[str, Any]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-
-
-@dataclass
-class _Files:
-    nifti: list[Path] = field(default_factory=list)
-    pictures: list[Path] = field(default_factory=list)
-    other: list[Path] = field(default_factory=list)
-    label_folders: list[Path] = field(default_factory=list)
-    unreadable: list[Path] = field(default_factory=list)
 
 
 def discover(
@@ -91,177 +82,273 @@ def discover(
 ) -> Discovery:
     """Index the NIfTI files, DICOM series and pictures of a folder and its subfolders.
 
-    NIfTI is told by its extension, DICOM by its content, pictures (PNG, JPEG, TIFF, BMP; only for 2D) by their
-    extension. Hidden files are passed over, and so are DICOM objects that are no images (DICOMDIR, SEG, SR, RTSTRUCT,
-    ...) and what earlier runs wrote (``segmentations``, ``figures`` and ``overview.png`` beside a ``journal.jsonl``).
-    One item is made per Series Instance UID, however the files lie. Where a folder holds an ``images`` (``imagesTr``,
-    ...) or ``image`` folder, pictures are taken from there and from nowhere else in it: beside it lie masks of the
-    field of view, drawings and the like.
+    NIfTI files are recognized by their extension, DICOM files by their content, and pictures (PNG, JPEG, TIFF, BMP;
+    only for 2D) by their extension. Each Series Instance UID becomes one case, wherever its files lie.
+
+    Ignored are hidden files, DICOM objects that are not images (DICOMDIR, SEG, SR, RTSTRUCT, ...), and the results of
+    earlier runs (``segmentations``, ``figures`` and ``overview.png`` beside a ``journal.jsonl``). Where a folder holds
+    an ``images`` (``imagesTr``, ...) or ``image`` folder, its pictures are taken from there only: masks of the field of
+    view, drawings and the like lie beside it.
 
     Args:
-        dataset_dir: the folder.
-        modality: keep only DICOM series of this modality (``"MR"``, ``"CT"``), in any case.
-        description: keep only DICOM series whose description contains this text or matches this pattern
-            (``"*T1*post*"``), in any case. NIfTI files and pictures carry neither: they are kept whatever is selected.
+        dataset_dir: folder of the scans.
+        modality: modality of the DICOM series to keep (``"MR"``, ``"CT"``), in upper or lower case.
+        description: text that the description of a DICOM series must contain, or pattern that it must match
+            (``"*T1*post*"``), in upper or lower case. NIfTI files and pictures have neither modality nor description
+            and are always kept.
         labels_dir: folder of label maps (NIfTI, or pictures for pictures) named like the images, or like the cases for
-            DICOM. Without it labels are looked for in a ``labels``, ``masks`` or ``mask`` folder beside ``images`` or
-            ``image`` (also ``labelsTr``, ``imagesTr``) and beside the image as ``<name>_seg``, ``<name>_label`` or
-            ``<name>_mask``. A picture's label may have another extension than the picture, also ``.gif``.
-        site: name of the site the scans come from, unless ``cases_file`` says otherwise; ``"unknown"`` by default.
-        spatial_dims: 3 for volumes; 2 for pictures and NIfTI images of a single slice. DICOM series are always volumes.
-        cases_file: one CSV file or several, each a path or a name in ``dataset_dir``: only the images in its column
-            ``image`` are taken, with the label maps in its column ``mask`` (empty for none), all as paths relative to
-            ``dataset_dir``; a column ``site`` tells where each comes from, in a stream of several sites. For NIfTI files
-            and pictures.
+            DICOM. Without it, labels are looked for in a ``labels``, ``masks`` or ``mask`` folder beside ``images`` or
+            ``image`` (also ``labelsTr`` beside ``imagesTr``), and beside the image as ``<name>_seg``,
+            ``<name>_label`` or ``<name>_mask``. A picture's label may have another extension than the picture, also
+            ``.gif``.
+        site: name of the site that the scans come from, unless ``cases_file`` names another; default ``"unknown"``.
+        spatial_dims: 3 for volumes; 2 for pictures and NIfTI images of a single slice. A DICOM series is always a
+            volume.
+        cases_file: one CSV file or several, each a path or a name in ``dataset_dir``. Only the images in the column
+            ``image`` are taken, with the label maps in the column ``mask`` (empty for none); both hold paths relative
+            to ``dataset_dir``. An optional column ``site`` names the site of each image, for a stream of several
+            sites. For NIfTI files and pictures only.
 
     Returns:
         The usable cases and the faults. Slice distances may differ by 1 % or 0.01 mm, whichever is larger, direction
-        cosines by 0.001; no geometry is guessed. Of pictures the beginning is read, of the others the headers: that a
-        file is cut short later on shows when it is loaded.
+        cosines by 0.001; no geometry is guessed. Only headers and the beginnings of pictures are read: a file that is
+        truncated later on is noticed when it is loaded.
 
     Raises:
-        GrataError: a folder is missing, unreadable or holds no scans, the selection or ``labels_dir`` matches nothing,
+        GrataError: a folder is missing, unreadable or holds no scans; nothing matches the selection or ``labels_dir``;
             or a list of cases cannot be used.
     """
     root = _existing_folder(dataset_dir, "dataset_dir")
     labels_root = None if labels_dir is None else _existing_folder(labels_dir, "labels_dir")
-    common = {"site": site or "unknown"}
-    result = Discovery()
-    if cases_file is not None:
-        if labels_root is not None:
-            raise GrataError(
-                "the list names the labels, in its column mask. Give one of them.", key="cases_file, labels_dir"
-            )
-        listed = read_case_lists(cases_file, root)
-        for path, case in _file_ids(list(listed), root, frozenset()):
-            mask, own_site = listed[path]
+    search = _Search(root, spatial_dims, site or "unknown")
+    if cases_file is None:
+        chosen = _Selection(*(None if value is None else str(value) for value in (modality, description)))
+        search.add_folder(chosen, labels_root)
+    elif labels_root is None:
+        search.add_listed(cases_file)
+    else:
+        raise GrataError(
+            "cannot be given together, because the list names the labels in its column mask. Give one of them.",
+            key="cases_file, labels_dir",
+        )
+    return search.sorted()
+
+
+class _Selection(NamedTuple):
+    """Modality and description that a DICOM series must have; None: any."""
+
+    modality: str | None
+    description: str | None
+
+    def matches(self, instance: Instance) -> bool:
+        if self.modality and instance.modality != self.modality.strip().upper():
+            return False
+        if not self.description:
+            return True
+        text, pattern = instance.description.lower(), self.description.lower()
+        return pattern in text or fnmatch.fnmatchcase(text, pattern)
+
+    def nothing_matches(self, series: Iterable[Sequence[Instance]]) -> GrataError:
+        """Return the error for a selection that matches none of the series."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for group in series:
+            found[group[0].modality].append(remove_identifiers(group[0].description, group[0].identifiers) or "none")
+        given = {key: value for key, value in self._asdict().items() if value}
+        wanted = " and ".join(f"{key} '{value}'" for key, value in given.items())
+        listed = "; ".join(
+            f"{len(names)} of modality {key} (descriptions: {', '.join(sorted(set(names))[:10])})"
+            for key, names in sorted(found.items())
+        )
+        return GrataError(f"no DICOM series has {wanted}. Found: {listed}. Choose one of these.", key=", ".join(given))
+
+
+@dataclass
+class _Search:
+    """One call of :func:`discover`: where it looks, and the cases and faults found so far.
+
+    Attributes:
+        root: folder of the data set.
+        spatial_dims: number of spatial dimensions that the images must have.
+        site: name of the site of images that no list names another site for.
+        found: cases and faults found so far.
+    """
+
+    root: Path
+    spatial_dims: int
+    site: str
+    found: Discovery = field(default_factory=Discovery)
+
+    def sorted(self) -> Discovery:
+        self.found.cases.sort(key=lambda case: case["case"])
+        self.found.faults.sort(key=lambda fault: (fault.case, fault.message))
+        return self.found
+
+    def add_listed(self, cases_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
+        """Add the images that lists of cases name."""
+        listed = read_case_lists(cases_file, self.root)
+        for path, case in _file_ids(list(listed), self.root, frozenset()):
+            mask, site = listed[path]
             missing = [file for file in (path, mask) if file is not None and not file.is_file()]
             if missing:
-                shown = printable(_relative(missing[0], root))
-                message = f"File '{shown}' is in the list of cases, but not there. Put it back, or correct the list."
-                result.faults.append(Fault(case, message))
+                shown = printable(_relative(missing[0], self.root))
+                message = (
+                    f"File '{shown}' is in the list of cases but does not exist. Put it back, or correct the list."
+                )
+                self._fail(case, message)
+            else:
+                self._add_file(path, case, mask, frozenset(), site)
+
+    def add_folder(self, chosen: _Selection, labels_root: Path | None) -> None:
+        """Add the scans that lie in the folder and its subfolders.
+
+        Raises:
+            GrataError: there are no scans, or nothing matches the selection or the labels.
+        """
+        files = walk(self.root, labels_root, pictures=self.spatial_dims == 2)
+        nifti_labels = LabelIndex(files.nifti, files.label_folders, labels_root)
+        picture_labels = LabelIndex(files.pictures, files.label_folders, labels_root, is_label_picture)
+        instances, broken = _read_instances(files.other)
+        identifiers = series_identifiers(instances)
+        for folder in files.unreadable:
+            name = safe_path(folder, self.root)
+            self._fail(_hashed("folder", name), f"Folder '{name}' cannot be read. Check its permissions.")
+        images = [path for path in files.nifti if not nifti_labels.is_label(path)]
+        images += [path for path in files.pictures if is_picture(path) and not picture_labels.is_label(path)]
+        named = _file_ids(images, self.root, identifiers)
+        for index, is_format in ((nifti_labels, is_nifti), (picture_labels, is_picture)):
+            group = [(path, case) for path, case in named if is_format(path)]
+            for (path, case), label in zip(group, index.assign(group, self.root), strict=True):
+                self._add_file(path, case, label, identifiers)
+        self._add_dicom(instances, broken, chosen, nifti_labels)
+
+        if not self.found.cases and not self.found.faults:
+            raise GrataError(_nothing_found(self.root, files, self.spatial_dims), key="dataset_dir")
+        if labels_root is not None and self.found.cases and not any("label" in case for case in self.found.cases):
+            first = self.found.cases[0]
+            extension = ".png" if first["format"] == "picture" else ".nii.gz"
+            raise GrataError(
+                f"no label map in '{labels_root}' has the name of a case. Name the labels like the images, here for "
+                f"example '{first['case']}{extension}', or leave labels_dir out.",
+                key="labels_dir",
+            )
+
+    def _fail(self, case: str, message: str) -> None:
+        self.found.faults.append(Fault(case, message))
+
+    def _keep(
+        self, case: str, image: str | list[str], label: Path | None, file_format: str, site: str | None = None
+    ) -> None:
+        labelled = {} if label is None else {"label": str(label)}
+        found = {"case": case, "image": image, **labelled, "site": site or self.site, "format": file_format}
+        self.found.cases.append(found)
+
+    def _add_file(
+        self, path: Path, case: str, label: Path | None, identifiers: frozenset[str], site: str | None = None
+    ) -> None:
+        try:
+            check = _check_nifti_file if is_nifti(path) else _check_picture
+            check(path, label, self.root, self.spatial_dims)
+        except GrataError as error:
+            parent = _relative(path.parent, self.root)
+            message = str(error).replace(f"{self.root}{os.sep}", "")
+            self._fail(case, printable(message.replace(parent, remove_identifiers(parent, identifiers))))
+            return
+        self._keep(case, str(path), label, "nifti" if is_nifti(path) else "picture", site)
+
+    def _add_dicom(
+        self,
+        instances: Sequence[Instance],
+        broken: Sequence[tuple[Path, str]],
+        chosen: _Selection,
+        labels: LabelIndex,
+    ) -> None:
+        series: dict[str, list[Instance]] = defaultdict(list)
+        by_folder: dict[Path, set[str]] = defaultdict(set)
+        for instance in instances:
+            series[instance.series].append(instance)
+            by_folder[Path(instance.path).parent].add(instance.series)
+        selected = {uid: group for uid, group in series.items() if chosen.matches(group[0])}
+        if series and not selected:
+            raise chosen.nothing_matches(series.values())
+        defects = self._defects(broken, by_folder)
+        for uid, group in selected.items():
+            self._add_series(group, defects.get(uid), labels)
+
+    def _defects(self, broken: Sequence[tuple[Path, str]], by_folder: dict[Path, set[str]]) -> dict[str, str]:
+        """Return the message on a broken file by the series that it belongs to; other broken files become faults."""
+        defects = {}
+        for path, reason in broken:
+            neighbours = by_folder.get(path.parent, set())
+            if not neighbours and not is_named_dicom(path):
                 continue
-            told = {"site": own_site or common["site"]}
-            _add_file(result, path, case, mask, root, spatial_dims, frozenset(), told)
-        return _sorted(result)
+            # A broken header may not show all of the patient's identifiers, and its neighbours may be other patients'.
+            name = safe_path(path, self.root)
+            message = f"DICOM file '{name}' cannot be used: {reason}. Copy or export it again."
+            if len(neighbours) == 1:
+                # The file must belong to this series, which would otherwise be read without one slice.
+                defects[next(iter(neighbours))] = message
+            else:
+                if neighbours:
+                    message += (
+                        f" It may belong to one of the {len(neighbours)} series in its folder: check their extent."
+                    )
+                self._fail(_hashed("file", _relative(path, self.root)), message)
+        return defects
 
-    modality, description = (None if value is None else str(value) for value in (modality, description))
-    files = _walk(root, labels_root, pictures=spatial_dims == 2)
-    nifti_labels = LabelIndex(files.nifti, files.label_folders, labels_root)
-    picture_labels = LabelIndex(files.pictures, files.label_folders, labels_root, is_label_picture)
-    instances, broken = _read_instances(files.other)
-    identifiers = series_identifiers(instances)
-    for folder in files.unreadable:
-        name = safe_path(folder, root)
-        result.faults.append(Fault(_hashed("folder", name), f"Folder '{name}' cannot be read: check its permissions."))
-    images = [path for path in files.nifti if not nifti_labels.is_label(path)]
-    images += [path for path in files.pictures if is_picture(path) and not picture_labels.is_label(path)]
-    named = _file_ids(images, root, identifiers)
-    for index, is_format in ((nifti_labels, is_nifti), (picture_labels, is_picture)):
-        group = [(path, case) for path, case in named if is_format(path)]
-        for (path, case), label in zip(group, index.assign(group, root), strict=True):
-            _add_file(result, path, case, label, root, spatial_dims, identifiers, common)
-    _add_dicom(result, instances, broken, modality, description, nifti_labels, root, spatial_dims, common)
-
-    if not result.cases and not result.faults:
-        raise GrataError(_nothing_found(root, files, spatial_dims))
-    if labels_root is not None and result.cases and not any("label" in case for case in result.cases):
-        first = result.cases[0]
-        extension = ".png" if first["format"] == "picture" else ".nii.gz"
-        raise GrataError(
-            f"No label map in '{labels_root}' (labels_dir) has the name of a case. Name the labels like the images, "
-            f"here for example '{first['case']}{extension}', or leave labels_dir out."
-        )
-    return _sorted(result)
+    def _add_series(self, group: Sequence[Instance], defect: str | None, labels: LabelIndex) -> None:
+        first = group[0]
+        identifiers = series_identifiers(group)
+        case = f"{first.modality.lower()}-series{first.number:03d}-{_digest(first.series)}"
+        folder = printable(remove_identifiers(_relative(Path(first.path).parent, self.root), identifiers))
+        name = f"DICOM series {case} ({len(group)} file{'s' * (len(group) > 1)}, in '{folder}')"
+        try:
+            if defect:
+                raise GeometryError(f"it is incomplete. {defect}")
+            ordered = sort_series(group)
+            geometry = series_geometry(ordered)
+        # highdicom raises ValueError for a grid that it does not support.
+        except ValueError as error:
+            remedy = _REMEDY_2D if self.spatial_dims == 2 else _REMEDY
+            self._fail(case, f"{name} cannot be used: {str(error).removesuffix('.')}. {remedy}")
+            return
+        label = labels.find_named(case)
+        if label is not None:
+            try:
+                shown = printable(remove_identifiers(str(label), identifiers))
+                _check_label(label, shown, geometry.spatial_shape, geometry.get_affine("RAS"), name)
+            except GrataError as error:
+                self._fail(case, str(error))
+                return
+        self._keep(case, [instance.path for instance in ordered], label, "dicom")
 
 
-def _sorted(result: Discovery) -> Discovery:
-    result.cases.sort(key=lambda case: case["case"])
-    result.faults.sort(key=lambda fault: (fault.case, fault.message))
-    return result
-
-
-def _nothing_found(root: Path, files: _Files, spatial_dims: int) -> str:
+def _nothing_found(root: Path, files: Files, spatial_dims: int) -> str:
     pictures = sum(is_picture(path) for path in files.other)
     if pictures:
         return (
-            f"The folder '{root}' (dataset_dir) holds pictures ({pictures}), but no NIfTI file and no DICOM image, and "
-            "this bundle wants volumes. Name the folder of the scans, or take a bundle for pictures."
+            f"'{root}' holds pictures ({pictures}), but no NIfTI file and no DICOM image, and this bundle needs "
+            "volumes. Name the folder of the scans, or use a bundle for pictures."
         )
-    wanted = "no picture, no NIfTI file" if spatial_dims == 2 else "no NIfTI file"
-    return f"The folder '{root}' (dataset_dir) holds {wanted} and no DICOM image. Name the folder of the scans."
+    missing = "no picture, no NIfTI file" if spatial_dims == 2 else "no NIfTI file"
+    return f"'{root}' holds {missing} and no DICOM image. Name the folder of the scans."
 
 
 def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
     path = Path(os.path.abspath(Path(folder).expanduser()))
     if path.is_file():
-        raise GrataError(f"'{path}' ({key}) is a file. Name the folder that holds it.")
+        raise GrataError(f"'{path}' is a file. Name the folder that holds it.", key=key)
     if not path.is_dir():
-        raise GrataError(f"The folder '{path}' ({key}) does not exist. Name an existing folder.")
+        raise GrataError(f"'{path}' does not exist. Name an existing folder.", key=key)
     try:
         os.scandir(path).close()
     except OSError as error:
-        message = f"The folder '{path}' ({key}) cannot be read: {error.strerror}. Check its permissions."
-        raise GrataError(message) from error
+        raise GrataError(f"'{path}' cannot be read: {error.strerror}. Check its permissions.", key=key) from error
     return path
-
-
-def _walk(root: Path, labels_root: Path | None, pictures: bool) -> _Files:
-    files = _Files()
-    # Folders that lie beside those of the images.
-    beside_images: set[Path] = set()
-    if labels_root is None:
-        # The folder above may be closed to the user.
-        with contextlib.suppress(OSError):
-            beside = [path for path in sorted(root.parent.iterdir()) if path.is_dir()]
-            files.label_folders += [path for path in beside if is_label_folder(path, [root.name])]
-    visited = set()
-    walker = os.walk(root, onerror=lambda error: files.unreadable.append(Path(error.filename)), followlinks=True)
-    for parent, folders, names in walker:
-        folder = Path(parent)
-        # Followed links may lead back up.
-        if folder.resolve() in visited:
-            folders.clear()
-            continue
-        visited.add(folder.resolve())
-        children = [folder / name for name in sorted(folders) if not name.startswith(".")]
-        labelled = [child for child in children if is_label_folder(child, folders)]
-        image_folders = [child for child in children if is_image_folder(child.name)]
-        if folder in beside_images:
-            beside_images.update(children)
-        elif image_folders:
-            beside_images.update({folder, *children}.difference(image_folders))
-        earlier = _EARLIER_FOLDERS if JOURNAL in names else ()
-        files.label_folders += labelled
-        skipped = {labels_root.resolve()} if labels_root is not None else set()
-        folders[:] = [
-            child.name
-            for child in children
-            if child not in labelled and child.name not in earlier and child.resolve() not in skipped
-        ]
-        for name in sorted(names):
-            if name.startswith(".") or not _is_regular(folder / name):
-                continue
-            if is_nifti(name):
-                files.nifti.append(folder / name)
-            elif not pictures or not is_label_picture(name):
-                files.other.append(folder / name)
-            elif folder not in beside_images and not (JOURNAL in names and name == OVERVIEW):
-                files.pictures.append(folder / name)
-    return files
-
-
-def _is_regular(path: Path) -> bool:
-    """Whether a file can be read to an end; one that cannot be looked at is left to those who read it."""
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return True
 
 
 def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[Path, str]]]:
     instances, broken = [], []
-    # None leaves the decision to tqdm: no bar unless a person is watching.
+    # None leaves it to tqdm, which shows the bar on a terminal only.
     disable = True if len(paths) < _FILES_FOR_PROGRESS else None
     for path in tqdm(paths, desc="Indexing scans", unit="file", leave=False, disable=disable):
         try:
@@ -275,7 +362,11 @@ def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[P
 
 
 def _file_ids(paths: Sequence[Path], root: Path, identifiers: frozenset[str]) -> list[tuple[Path, str]]:
-    """Name cases of one file by its stem, with as much of the path as makes them unique."""
+    """Return each file with the id of its case.
+
+    The id is the file's name without extension. Where it is not unique, the names of the folders come first; where
+    that is not unique either, a digest of the path comes last.
+    """
 
     def longer(path: Path) -> str:
         folders = [re.sub(r"[\[\]]", "", remove_identifiers(part, identifiers)) for part in _folders(path, root)]
@@ -296,29 +387,6 @@ def _folders(path: Path, root: Path) -> tuple[str, ...]:
     return parts[1:] if parts and is_image_folder(parts[0]) else parts
 
 
-def _add_file(
-    result: Discovery,
-    path: Path,
-    case: str,
-    label: Path | None,
-    root: Path,
-    spatial_dims: int,
-    identifiers: frozenset[str],
-    common: dict,
-) -> None:
-    try:
-        check = _check_nifti_file if is_nifti(path) else _check_picture
-        check(path, label, root, spatial_dims)
-    except GrataError as error:
-        parent = _relative(path.parent, root)
-        message = str(error).replace(f"{root}{os.sep}", "").replace(parent, remove_identifiers(parent, identifiers))
-        result.faults.append(Fault(case, printable(message)))
-        return
-    found = {} if label is None else {"label": str(label)}
-    file_format = "nifti" if is_nifti(path) else "picture"
-    result.cases.append({"case": case, "image": str(path), **found, **common, "format": file_format})
-
-
 def _check_nifti_file(path: Path, label: Path | None, root: Path, spatial_dims: int) -> None:
     image = load_nifti(path)
     check_nifti(image, path, spatial_dims)
@@ -328,22 +396,23 @@ def _check_nifti_file(path: Path, label: Path | None, root: Path, spatial_dims: 
 
 def _check_picture(path: Path, label: Path | None, root: Path, spatial_dims: int) -> None:
     if not is_picture(path):
-        raise GrataError(f"File '{path}' is no NIfTI file and no picture by its name. Take it off the list of cases.")
+        raise GrataError(
+            f"File '{path}' has the extension of neither a NIfTI file nor a picture. Remove it from the list of cases."
+        )
     if spatial_dims != 2:
-        raise GrataError(f"File '{path}' is a picture, but a volume is wanted. Take it off the list of cases.")
+        raise GrataError(f"File '{path}' is a picture, but a volume is needed. Remove it from the list of cases.")
     size = picture_size(path)
     if label is None:
         return
     if not is_label_picture(label):
         raise GrataError(
-            f"Label '{label}' is no picture, but its image, '{_relative(path, root)}', is. Convert it to PNG."
+            f"Label '{label}' is not a picture, but its image '{_relative(path, root)}' is. Convert the label to PNG."
         )
     found = picture_size(label)
     if found != size:
         raise GrataError(
-            f"Label '{label}' has {found[1]} × {found[0]} pixels, but its image, '{_relative(path, root)}', "
-            f"{size[1]} × {size[0]} as it is shown (after its EXIF orientation). Make the label anew at that size, or "
-            "remove it."
+            f"Label '{label}' has {found[1]} × {found[0]} pixels, but its image '{_relative(path, root)}' has "
+            f"{size[1]} × {size[0]} after its EXIF orientation. Make the label again at that size, or remove it."
         )
 
 
@@ -355,107 +424,6 @@ def _check_label(label: Path, shown: str, shape: Sequence[int], affine: np.ndarr
             f"Label '{shown}' does not lie on the voxels of its image, {image_name}: it has {difference}. Resample the "
             "label onto the image, or remove it."
         )
-
-
-def _add_dicom(
-    result: Discovery,
-    instances: Sequence[Instance],
-    broken: Sequence[tuple[Path, str]],
-    modality: str | None,
-    description: str | None,
-    labels: LabelIndex,
-    root: Path,
-    spatial_dims: int,
-    common: dict,
-) -> None:
-    series: dict[str, list[Instance]] = defaultdict(list)
-    for instance in instances:
-        series[instance.series].append(instance)
-    selected = {uid: group for uid, group in series.items() if _matches(group[0], modality, description)}
-    if series and not selected:
-        raise GrataError(_nothing_selected(series.values(), modality, description))
-    by_folder: dict[Path, set[str]] = defaultdict(set)
-    for instance in instances:
-        by_folder[Path(instance.path).parent].add(instance.series)
-
-    defects = {}
-    for path, reason in broken:
-        neighbours = by_folder.get(path.parent, set())
-        if not neighbours and not is_named_dicom(path):
-            continue
-        # Its own header cannot be trusted to name the patient, and its neighbours may be of others.
-        name = safe_path(path, root)
-        message = f"DICOM file '{name}' cannot be used: {reason}. Copy or export it again."
-        if len(neighbours) == 1:
-            # It can only be a slice of this series, which would be read one slice short.
-            defects[next(iter(neighbours))] = message
-        else:
-            if neighbours:
-                message += f" It may belong to one of the {len(neighbours)} series in its folder: check their extent."
-            result.faults.append(Fault(_hashed("file", _relative(path, root)), message))
-    for uid, group in selected.items():
-        _add_series(result, group, defects.get(uid), labels, root, spatial_dims, common)
-
-
-def _add_series(
-    result: Discovery,
-    group: Sequence[Instance],
-    defect: str | None,
-    labels: LabelIndex,
-    root: Path,
-    spatial_dims: int,
-    common: dict,
-) -> None:
-    first = group[0]
-    identifiers = series_identifiers(group)
-    case = f"{first.modality.lower()}-series{first.number:03d}-{_digest(first.series)}"
-    folder = printable(remove_identifiers(_relative(Path(first.path).parent, root), identifiers))
-    name = f"DICOM series {case} ({len(group)} file{'s' * (len(group) > 1)}, in '{folder}')"
-    try:
-        if defect:
-            raise GeometryError(f"it is incomplete. {defect}")
-        ordered = sort_series(group)
-        geometry = series_geometry(ordered)
-    # highdicom raises ValueError for a grid that it does not take.
-    except ValueError as error:
-        remedy = _REMEDY_2D if spatial_dims == 2 else _REMEDY
-        message = f"{name} cannot be used: {str(error).removesuffix('.')}. {remedy}"
-        result.faults.append(Fault(case, message))
-        return
-    label = labels.find_named(case)
-    if label is not None:
-        try:
-            shown = printable(remove_identifiers(str(label), identifiers))
-            _check_label(label, shown, geometry.spatial_shape, geometry.get_affine("RAS"), name)
-        except GrataError as error:
-            result.faults.append(Fault(case, str(error)))
-            return
-    found = {} if label is None else {"label": str(label)}
-    image = [instance.path for instance in ordered]
-    result.cases.append({"case": case, "image": image, **found, **common, "format": "dicom"})
-
-
-def _matches(instance: Instance, modality: str | None, description: str | None) -> bool:
-    if modality and instance.modality != modality.strip().upper():
-        return False
-    if not description:
-        return True
-    text, pattern = instance.description.lower(), description.lower()
-    return pattern in text or fnmatch.fnmatchcase(text, pattern)
-
-
-def _nothing_selected(series: Iterable[Sequence[Instance]], modality: str | None, description: str | None) -> str:
-    found: dict[str, list[str]] = defaultdict(list)
-    for group in series:
-        found[group[0].modality].append(remove_identifiers(group[0].description, group[0].identifiers) or "none")
-    wanted = " and ".join(
-        f"{key} '{value}'" for key, value in (("modality", modality), ("description", description)) if value
-    )
-    listed = "; ".join(
-        f"{len(names)} of modality {key} (descriptions: {', '.join(sorted(set(names))[:10])})"
-        for key, names in sorted(found.items())
-    )
-    return f"No DICOM series has {wanted}. Found: {listed}. Choose one of these."
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -1,33 +1,41 @@
-"""Decide whether a set of image planes is one regular volume. Nothing is repaired and nothing is guessed."""
+"""Check whether image planes form one regular volume. Nothing is repaired and nothing is guessed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["GeometryError", "Plane", "order_planes", "perpendicular", "spacing_tolerance"]
+__all__ = [
+    "ORIENTATION_TOLERANCE",
+    "GeometryError",
+    "Plane",
+    "order_planes",
+    "perpendicular",
+    "spacing_tolerance",
+]
 
-# Headers carry direction cosines with as few as four digits.
 ORIENTATION_TOLERANCE = 1e-3
-# A stack may lean by this part of a pixel over its whole length: headers round, a tilted gantry leans by far more.
+"""Difference of two direction cosines that counts as rounding: headers give as few as four digits."""
+
+# Pixels that the slices of a stack may shift over its whole length: rounding shifts less, a tilted gantry far more.
 _DRIFT_IN_PIXELS = 0.1
-# No slice may lie farther from its place in a regular grid than this part of the spacing.
+# Part of the spacing that a slice may lie away from its place in a regular grid.
 _DRIFT_IN_SLICES = 0.1
 
 
 class GeometryError(ValueError):
-    """The planes do not form one regular volume; the message says why, without naming a file."""
+    """Planes that do not form one regular volume; the message says why without naming a file."""
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Where one image plane lies in the patient, in DICOM's LPS coordinates.
+    """Position of one image plane in the patient, in DICOM's LPS coordinates.
 
     Attributes:
         position: centre of the first pixel, (3,), mm.
         orientation: direction cosines along a row and along a column, (6,).
         spacing: distance between rows and between columns, (2,), mm.
-        size: rows and columns.
+        size: number of rows and columns.
     """
 
     position: tuple[float, ...]
@@ -37,19 +45,19 @@ class Plane:
 
 
 def spacing_tolerance(spacing: float) -> float:
-    """Return by how much (mm) a slice distance may differ from ``spacing``: 1 % of it, and at least 0.01 mm."""
+    """Return how far (mm) a slice distance may differ from ``spacing``: 1 % of it, and at least 0.01 mm."""
     return max(0.01 * spacing, 0.01)
 
 
 def perpendicular(orientation: Sequence[float]) -> tuple[float, ...]:
-    """Return direction cosines without the error of their rounding: perpendicular unit vectors.
+    """Return direction cosines without their rounding error, as perpendicular unit vectors.
 
     Args:
         orientation: direction cosines along a row and along a column, (6,).
 
     Returns:
-        The nearest pair of perpendicular unit vectors; ``orientation`` itself where it deviates by more than rounding
-        to three digits explains.
+        The nearest pair of perpendicular unit vectors, (6,); ``orientation`` itself where its deviation is larger than
+        rounding to three digits explains.
     """
     vectors = np.asarray(orientation, dtype=float).reshape(2, 3)
     if not np.isfinite(vectors).all() or not np.allclose(
@@ -66,21 +74,22 @@ def order_planes(
     """Return the order of the planes along their normal, from low to high.
 
     Args:
-        planes: the planes of one series, in any order.
-        nominal_spacing: the header's Spacing Between Slices (mm), used only to notice slices that are missing
-            regularly.
-        thickness: the header's Slice Thickness (mm), used only to tell a nominal spacing from a gap between slices,
-            which some scanners write in its place.
+        planes: planes of one series, in any order.
+        nominal_spacing: Spacing Between Slices of the header (mm), used only to notice when, for example, every second
+            slice is missing.
+        thickness: Slice Thickness of the header (mm), used only to notice when a scanner wrote the gap between slices
+            as their spacing.
 
     Returns:
-        Indices into ``planes``; the normal is the cross product of the row and the column direction.
+        Indices into ``planes``. The normal is the cross product of the row and the column direction.
 
     Raises:
-        GeometryError: fewer than two planes, mixed sizes, pixel spacings or orientations, several planes at one
-            position, a slice missing, irregular distances, or slices that are shifted against each other.
+        GeometryError: there are fewer than two planes; their sizes, pixel spacings or orientations are mixed; several
+            planes have one position; a slice is missing; distances are irregular; or slices are shifted against each
+            other.
     """
     if len(planes) < 2:
-        raise GeometryError("it is a single slice, but a volume is wanted")
+        raise GeometryError("it is a single slice, but a volume is needed")
     _check_alike(planes)
     orientation = np.asarray(planes[0].orientation, dtype=float)
     normal = np.cross(orientation[:3], orientation[3:])
@@ -122,11 +131,11 @@ def _check_distances(heights: np.ndarray, nominal_spacing: float | None, thickne
         first = int(np.argmin(distances))
         raise GeometryError(
             f"it has duplicate slices: {duplicates} of {len(heights)} lie at the position of another one "
-            f"(the first at {heights[first]:.2f} mm along the slice normal), as with copies of a file, echoes or time "
-            "points in one series"
+            f"(the first at {heights[first]:.2f} mm along the slice normal), as when a series holds copies of a file, "
+            "several echoes or several time points"
         )
     spacing = float(np.median(distances))
-    # With more gaps than not, the median is the gap: the smallest distance then tells the true spacing.
+    # Where most slices are missing, the median is a gap, and the smallest distance is the true spacing.
     if distances.min() < spacing - spacing_tolerance(spacing):
         spacing = float(distances.min())
     irregular = np.flatnonzero(np.abs(distances - spacing) > spacing_tolerance(spacing))
@@ -136,7 +145,7 @@ def _check_distances(heights: np.ndarray, nominal_spacing: float | None, thickne
     drift = float(np.abs(heights - places).max())
     if drift > max(_DRIFT_IN_SLICES * spacing, 0.01):
         raise GeometryError(
-            f"its slice spacing is not uniform: a slice lies {drift:.2f} mm from where equal distances would put it"
+            f"its slice spacing is not uniform: a slice lies {drift:.2f} mm away from its place at equal distances"
         )
     if thickness and nominal_spacing and abs(thickness + nominal_spacing - spacing) <= spacing_tolerance(spacing):
         return
@@ -155,9 +164,7 @@ def _raise_irregular(heights: np.ndarray, index: int, spacing: float) -> None:
     if missing > 0 and abs((high - low) / (missing + 1) - spacing) <= spacing_tolerance(spacing):
         count = "a slice is" if missing == 1 else f"{missing} slices are"
         raise GeometryError(f"{count} missing {where}: the expected spacing is {spacing:.2f} mm")
-    raise GeometryError(
-        f"its slice spacing is not uniform: {high - low:.2f} mm {where}, where {spacing:.2f} mm are expected"
-    )
+    raise GeometryError(f"its slice spacing is not uniform: {high - low:.2f} mm {where} instead of {spacing:.2f} mm")
 
 
 def _check_alignment(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray, pixel: float) -> None:
@@ -166,7 +173,7 @@ def _check_alignment(positions: np.ndarray, heights: np.ndarray, normal: np.ndar
     if drift > max(_DRIFT_IN_PIXELS * pixel, 0.01):
         raise GeometryError(
             f"its slices are shifted against each other by up to {drift:.2f} mm within the slice plane, as with a "
-            "tilted gantry: resample it to an upright stack first"
+            "tilted gantry. Resample it to an upright stack first"
         )
 
 

@@ -1,4 +1,4 @@
-"""Keep the patient's identity out of everything that is shown, logged or named."""
+"""Keep the patient's identity out of messages, logs and file names."""
 
 import calendar
 import functools
@@ -13,19 +13,19 @@ from pydicom import Dataset
 __all__ = ["patient_identifiers", "printable", "remove_identifiers", "safe_path"]
 
 REMOVED = "[removed]"
-# A single letter or digit would blank out half of every path.
+# A single letter or digit occurs in almost every path.
 _SHORTEST = 2
-# Up to this length a string counts only as a word of its own.
+# Strings up to this length are removed only as whole words.
 _SHORT_WORD = 3
 _SEPARATOR = r"[-_./ ]"
 _SPELT = {"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "æ": "ae", "ø": "oe", "å": "aa", "œ": "oe", "ł": "l", "đ": "d"}
-# What stands for a letter, or for a pair of letters that spells one, wherever names are written down.
+# Spellings of a letter, or of a pair of letters that transliterates one, in names.
 _LETTERS = {
     "ae": "(?:ae|[äæa])", "oe": "(?:oe|[öøœo])", "ue": "(?:ue|[üu])", "ss": "(?:ss?|ß)", "aa": "(?:aa|[åa])",
     "a": "[aàáâãäåą]e?", "o": "[oòóôõöøő]e?", "u": "[uùúûüű]e?", "e": "[eèéêëę]", "i": "[iìíîï]", "y": "[yýÿ]",
     "n": "[nñń]", "c": "[cçćč]", "s": "[sśš]", "z": "[zźżž]", "l": "[lł]", "d": "[dđ]",
 }  # fmt: skip
-# What scanners and archives call files and folders: a prefix, a number too short for a date or an ID, an extension.
+# Usual file and folder names of scanners and archives: a prefix, a number too short for a date or an ID, an extension.
 _HARMLESS = re.compile(
     r"(dicom(dir)?|dcm|images?|im|img|i|mr|ct|se|ser|series|s|st|study|studies|slice|sl|z|e|vol|volume|frame|scans?"
     r"|data|raw|in|input|t1|t2|flair|dwi|pd)?[-_. ]?0*\d{0,4}(\.(dcm|dicom|ima))?",
@@ -41,7 +41,7 @@ def patient_identifiers(header: Dataset) -> frozenset[str]:
 
     Returns:
         The components of the patient's and the physicians' names, the patient IDs, the accession number and the
-        dates (``YYYYMMDD``), each at least two characters long, or one that is not ASCII.
+        dates (``YYYYMMDD``). Each has at least two characters, or one that is not ASCII.
     """
     found: set[str] = set()
     for keyword in ("PatientName", "OtherPatientNames", "ReferringPhysicianName", "PatientBirthName"):
@@ -56,28 +56,28 @@ def patient_identifiers(header: Dataset) -> frozenset[str]:
 def remove_identifiers(text: str, identifiers: Iterable[str]) -> str:
     """Replace every identifier in a text by ``[removed]``.
 
-    Case, accents, the usual transliterations (``Mueller`` for ``Müller``) and separators make no difference; dates are
-    found in any order, with two digits of the year, without leading zeros and with names of months. Up to three ASCII
-    characters count only as a word of their own.
+    Case, accents, the usual transliterations (``Mueller`` for ``Müller``) and separators make no difference. Dates are
+    found in any order, with a year of two digits, without leading zeros and with names of months. Identifiers of up to
+    three ASCII characters are removed only as whole words.
 
     Args:
-        text: a path, a description or a message.
-        identifiers: strings as :func:`patient_identifiers` returns them.
+        text: path, description or message.
+        identifiers: strings to remove, as :func:`patient_identifiers` returns them.
     """
     pattern = _compiled(frozenset(identifiers))
     return text if pattern is None else pattern.sub(REMOVED, unicodedata.normalize("NFC", text))
 
 
 def safe_path(path: Path, root: Path) -> str:
-    """Return a path that may be shown although nothing is known of the patient whom it may name.
+    """Return a path that can be shown although the patient, whom it may name, is not known.
 
     Args:
-        path: of a file or folder.
-        root: the data set's folder, which the result is relative to.
+        path: path of a file or folder.
+        root: folder of the data set; the result is relative to it.
 
     Returns:
-        The path with all parts that are no usual names of DICOM folders and files replaced by their place among their
-        neighbours.
+        The path in which each part that is not a usual name of DICOM folders and files is replaced by its place among
+        its neighbours.
     """
     relative = path.relative_to(root)
     parents = [root / parent for parent in reversed(relative.parents)]
@@ -89,19 +89,19 @@ def safe_path(path: Path, root: Path) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text in which the bytes of file names that are no UTF-8 are replaced, so that it can be written down."""
+    """Return a text that can be encoded: bytes of file names that are not UTF-8 are replaced."""
     return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _place(folder: Path, name: str) -> str:
-    """Say which of a folder's entries is meant, without its name."""
+    """Return words for an entry of a folder that do not show its name."""
     names = sorted(os.listdir(folder))
     return f"[removed: no. {names.index(name) + 1} of {len(names)} by name]"
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled(identifiers: frozenset[str]) -> re.Pattern[str] | None:
-    """One pattern for all, so that no replacement is read again; the longest first, so that no remainder stays behind."""
+    """Return one pattern for all identifiers, the longest first: no part of one is matched, and no replacement."""
     ordered = sorted(identifiers, key=lambda item: (-len(item), item))
     patterns = [pattern for identifier in ordered if (pattern := _pattern(identifier))]
     return re.compile("|".join(patterns), re.IGNORECASE) if patterns else None
@@ -120,7 +120,7 @@ def _pattern(identifier: str) -> str:
     written = f"{_SEPARATOR}?".join(
         "".join(_LETTERS.get(token, re.escape(token)) for token in re.findall(f"{letters}|.", part)) for part in parts
     )
-    # Letters that have no plain form, such as those of other scripts, are found as they are.
+    # Letters without a plain form, such as those of other scripts, are matched as they are.
     pattern = f"(?:{written}|{re.escape(composed)})"
     if len(composed) > _SHORT_WORD or not plain.isascii():
         return pattern
@@ -134,5 +134,5 @@ def _date_pattern(year: str, month: str, day: str) -> str:
     m = f"(?:0?{int(month)}|{calendar.month_abbr[int(month)]}[a-z]*)"
     d = f"0?{int(day)}"
     separated = [f"{_SEPARATOR}+".join(order) for order in ((y, m, d), (d, m, y), (m, d, y), (y, d, m))]
-    # Digits beside one of these make it another number.
+    # With a digit beside it, such a string is part of another number.
     return f"{'|'.join(compact)}|(?<!\\d)(?:{'|'.join((*short, *separated))})(?!\\d)"

@@ -11,14 +11,14 @@ from .nifti import is_nifti, nifti_stem
 __all__ = ["LabelIndex", "is_image_folder", "is_label_folder", "scan_stem"]
 
 _SUFFIX = re.compile(r"[-_.](seg|segmentation|labels?|mask)$")
-# nnU-Net numbers the channels of an image.
+# nnU-Net's number of the first channel of an image.
 _CHANNEL = re.compile(r"_0000$")
 _IMAGE_FOLDER = re.compile(r"image(|s\w*)")
 _LABEL_FOLDER = re.compile(r"(labels|masks)(\w*)|mask")
 
 
 def is_image_folder(name: str) -> bool:
-    """Return whether a folder of this name holds images and nothing else: ``images``, ``imagesTr``, ..., ``image``."""
+    """Return whether a folder of this name holds only images: ``images``, ``imagesTr``, ..., ``image``."""
     return _IMAGE_FOLDER.fullmatch(name.lower()) is not None
 
 
@@ -26,6 +26,10 @@ def is_label_folder(folder: Path, siblings: Iterable[str]) -> bool:
     """Return whether a folder is the ``labels``, ``masks`` or ``mask`` beside an ``images`` or ``image`` folder.
 
     ``labelsTr`` belongs to ``imagesTr``, and so on.
+
+    Args:
+        folder: folder that may hold labels.
+        siblings: names of the folders beside it.
     """
     match = _LABEL_FOLDER.fullmatch(folder.name.lower())
     if match is None:
@@ -35,35 +39,40 @@ def is_label_folder(folder: Path, siblings: Iterable[str]) -> bool:
 
 
 def scan_stem(path: str | os.PathLike[str]) -> str:
-    """Return the file's name without folder and extension."""
+    """Return a file's name without folder and extension."""
     return nifti_stem(path) if is_nifti(path) else Path(path).stem
 
 
-def label_stem(path: str | os.PathLike[str]) -> str:
-    """Return the name of the image that a label map belongs to, lower case: its own without ``_seg`` and the like."""
+def _label_stem(path: str | os.PathLike[str]) -> str:
+    """Return the name of the image that a label map belongs to, in lower case: its own name without ``_seg``, ..."""
     return _SUFFIX.sub("", scan_stem(path).lower())
 
 
-def image_stems(path: str | os.PathLike[str]) -> list[str]:
-    """Return the names by which an image's label is looked for, lower case, in this order."""
+def _image_stems(path: str | os.PathLike[str]) -> list[str]:
+    """Return the names under which an image's label is looked for, in lower case and in this order."""
     name = scan_stem(path).lower()
     return list(dict.fromkeys((name, _CHANNEL.sub("", name))))
 
 
 class LabelIndex:
-    """Label maps by name, in any case of letters.
+    """Index of the label maps of a data set by name, in upper or lower case.
 
-    Looked for, in this order: in ``labels_dir``; in the ``labels``, ``masks`` or ``mask`` folder (the first that is
-    there) beside an ``images`` or ``image`` folder (``labelsTr`` beside ``imagesTr``); beside the image as
-    ``<name>_seg``, ``<name>_segmentation``, ``<name>_label`` or ``<name>_mask`` (also with ``-`` or ``.``). In a folder
-    of labels the same relative folder goes before the folder itself, which serves images that have a name of their own;
-    a name found twice belongs to neither.
+    An image's label is looked for in the first of these places that exists:
+
+    1. in ``labels_dir``;
+    2. in the ``labels``, ``masks`` or ``mask`` folder beside the image's ``images`` or ``image`` folder (``labelsTr``
+       beside ``imagesTr``);
+    3. beside the image, as ``<name>_seg``, ``<name>_segmentation``, ``<name>_label`` or ``<name>_mask`` (also with
+       ``-`` or ``.``).
+
+    In a folder of labels, a label at the image's own relative path comes first. A label elsewhere in that folder is
+    taken only when no other image claims it. A name that occurs twice in one place gives no label.
 
     Args:
-        files: the files of the data set that may be images or labels.
-        label_folders: folders of labels within the data set, or beside it.
-        labels_dir: a further folder of labels, or None.
-        is_label_file: tells by its name whether a file in a folder of labels is one, of the format of ``files``.
+        files: files of the data set that may be images or labels.
+        label_folders: folders of labels within the data set or beside it.
+        labels_dir: separate folder of labels, or None.
+        is_label_file: function that returns, for a file name, whether it has the format of ``files``.
     """
 
     def __init__(
@@ -75,18 +84,18 @@ class LabelIndex:
     ) -> None:
         self._labels_dir = None if labels_dir is None else _index(labels_dir, is_label_file)
         self._label_folders = {_folded(folder): _index(folder, is_label_file) for folder in label_folders}
-        self._images = {(path.parent, name) for path in files for name in image_stems(path)}
+        self._images = {(path.parent, name) for path in files for name in _image_stems(path)}
         self._labels: dict[tuple[Path, str], list[Path]] = {}
         for path in files:
             if self.is_label(path):
-                self._labels.setdefault((path.parent, label_stem(path)), []).append(path)
+                self._labels.setdefault((path.parent, _label_stem(path)), []).append(path)
 
     def assign(self, images: Sequence[tuple[Path, str]], root: Path) -> list[Path | None]:
         """Return the label map of each image below ``root``, or None.
 
         Args:
-            images: each image with the name of its case.
-            root: the data set's folder.
+            images: images, each with the id of its case.
+            root: folder of the data set.
         """
         found = [self._find(image, root, case) for image, case in images]
         claims = Counter(label for label, _ in found)
@@ -94,12 +103,12 @@ class LabelIndex:
         return [label if own or (claims[label] == 1 and label not in owned) else None for label, own in found]
 
     def find_named(self, case: str) -> Path | None:
-        """Return the label map in ``labels_dir`` with the name of a case, or None."""
+        """Return the label map in ``labels_dir`` that is named after a case, or None."""
         return None if self._labels_dir is None else _lookup(self._labels_dir, ".", case.lower())
 
     def _find(self, image: Path, root: Path, case: str) -> tuple[Path | None, bool]:
-        """The label map, and whether its folder or full name tells that it is of this image and no other."""
-        for name in image_stems(image):
+        """Return the label map, and whether its folder or full name shows that it belongs to this image only."""
+        for name in _image_stems(image):
             index, folder = self._index_of(image, root)
             if index is None:
                 beside = self._labels.get((image.parent, name), [])
@@ -107,14 +116,14 @@ class LabelIndex:
             else:
                 label, own = _lookup(index, folder, name, image), True
                 if label is None:
-                    # Labels may lie in one folder although the images do not, and the other way round.
+                    # Labels may lie in one folder although the images lie in several, and the reverse.
                     label, own = _lookup(index, "*" if folder == "." else ".", name, image), False
             if label is not None:
                 return label, own
         return self.find_named(case), True
 
     def _index_of(self, image: Path, root: Path) -> tuple[dict[tuple[str, str], list[Path]] | None, str]:
-        """The folder of labels that an image's label lies in, and the image's place relative to it."""
+        """Return the index of the folder that holds an image's label, and the image's own relative folder."""
         if self._labels_dir is not None:
             return self._labels_dir, str(image.relative_to(root).parent)
         for folder in image.parents:
@@ -128,7 +137,7 @@ class LabelIndex:
     def is_label(self, path: Path) -> bool:
         """Return whether a file is the label map of an image beside it."""
         name = scan_stem(path).lower()
-        return label_stem(path) != name and (path.parent, label_stem(path)) in self._images
+        return _label_stem(path) != name and (path.parent, _label_stem(path)) in self._images
 
 
 def _folded(folder: Path) -> Path:
@@ -136,21 +145,21 @@ def _folded(folder: Path) -> Path:
 
 
 def _index(folder: Path, is_label_file: Callable[[str], bool]) -> dict[tuple[str, str], list[Path]]:
-    """Map (relative folder, name) and (anywhere, name) to label files."""
+    """Return the label files below a folder by (relative folder, name) and by (``"*"``, name)."""
     index: dict[tuple[str, str], list[Path]] = {}
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         for file in sorted(files):
             if is_label_file(file) and not file.startswith("."):
                 path = Path(parent, file)
-                for name in dict.fromkeys((scan_stem(file).lower(), label_stem(file))):
+                for name in dict.fromkeys((scan_stem(file).lower(), _label_stem(file))):
                     index.setdefault((str(path.parent.relative_to(folder)), name), []).append(path)
                     index.setdefault(("*", name), []).append(path)
     return index
 
 
 def _lookup(index: dict[tuple[str, str], list[Path]], folder: str, name: str, image: Path | None = None) -> Path | None:
-    # Where labels and images share a folder, an image is not its own label.
+    # An image in a folder that holds labels too is not its own label.
     found = [path for path in index.get((folder, name), []) if path != image]
     exact = [path for path in found if scan_stem(path).lower() == name]
     return next((candidates[0] for candidates in (exact, found) if len(candidates) == 1), None)

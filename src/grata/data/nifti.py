@@ -1,8 +1,9 @@
-"""NIfTI images: names, header checks, reading and writing in the image's own space."""
+"""NIfTI images: names, header checks, reading, and writing in the image's own space."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import nibabel
 import numpy as np
@@ -16,12 +17,12 @@ _EXTENSIONS = (".nii.gz", ".nii")
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
-    """Return whether the file's name ends in ``.nii`` or ``.nii.gz``."""
+    """Return whether a file's name ends in ``.nii`` or ``.nii.gz``."""
     return os.fspath(path).lower().endswith(_EXTENSIONS)
 
 
 def nifti_stem(path: str | os.PathLike[str]) -> str:
-    """Return the file's name without folder and without ``.nii`` or ``.nii.gz``."""
+    """Return a file's name without folder and without ``.nii`` or ``.nii.gz``."""
     name = Path(path).name
     for extension in _EXTENSIONS:
         if name.lower().endswith(extension):
@@ -30,23 +31,24 @@ def nifti_stem(path: str | os.PathLike[str]) -> str:
 
 
 def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
-    """Open a NIfTI file; the voxels are read later.
+    """Open a NIfTI file; its voxels are read later.
 
     Raises:
-        GrataError: the file is empty, truncated within its header, not NIfTI, or may not be read.
+        GrataError: the file is empty, truncated within its header, not NIfTI, or not readable by the user.
     """
     if os.path.isfile(path) and not os.path.getsize(path):
-        raise GrataError(f"NIfTI file '{path}' is empty (0 bytes): copy or export it again.")
+        raise GrataError(f"NIfTI file '{path}' is empty (0 bytes). Copy or export it again.")
     try:
-        # nibabel takes a file that it may not read for one of an unknown format.
+        # nibabel would report a file without read permission as one of an unknown format.
         open(path, "rb").close()
     except FileNotFoundError as error:
-        raise GrataError(f"NIfTI file '{path}' is gone: it was there before. Put it back, or run again.") from error
+        raise GrataError(f"NIfTI file '{path}' no longer exists. Put it back, or run again.") from error
     except OSError as error:
         raise GrataError(f"NIfTI file '{path}' cannot be read: {error.strerror}. Check its permissions.") from error
     try:
-        return nibabel.load(path)
-    # A damaged header makes nibabel raise any of a dozen kinds of exception, without a common base.
+        # By these extensions nibabel opens NIfTI-1, or NIfTI-2, whose class derives from it.
+        return cast(nibabel.Nifti1Image, nibabel.load(path))
+    # A damaged header makes nibabel raise one of a dozen exceptions that have no common base.
     except Exception as error:
         raise GrataError(
             f"NIfTI file '{path}' cannot be read: it is damaged, truncated or not NIfTI. Copy or export it again."
@@ -54,35 +56,37 @@ def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
 
 
 def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatial_dims: int = 3) -> None:
-    """Check that a NIfTI header places the voxels in space without a guess.
+    """Check that a NIfTI header gives the position of every voxel without a guess.
 
     Args:
-        image: the opened file.
-        path: its path, for messages.
-        spatial_dims: 3 refuses images of a single slice, 2 refuses volumes.
+        image: opened file.
+        path: path of the file, for messages.
+        spatial_dims: number of spatial dimensions that the image must have; an image of a single slice has 2.
 
     Raises:
-        GrataError: wrong number of spatial dimensions, a single slice across another axis than the third, complex
-            values, another unit than mm, no or contradictory orientation, singular affine.
+        GrataError: the number of spatial dimensions is wrong, a single slice lies across another axis than the third,
+            values are complex, the unit is not mm, the orientation is missing or contradictory, or the affine is
+            singular.
     """
     header = image.header
     found = sum(size > 1 for size in image.shape[:3])
     if found != spatial_dims:
         shape = " × ".join(str(size) for size in image.shape)
         raise GrataError(
-            f"NIfTI file '{path}' is {found}D ({shape} voxels), but a {spatial_dims}D image is wanted. Give one, or leave "
-            "this file out."
+            f"NIfTI file '{path}' is {found}D ({shape} voxels), but a {spatial_dims}D image is needed. Give one, or "
+            "leave this file out."
         )
     if spatial_dims == 2 and 1 in image.shape[:2]:
+        axis = "first" if image.shape[0] == 1 else "second"
         raise GrataError(
-            f"NIfTI file '{path}' is a single slice across its {'first' if image.shape[0] == 1 else 'second'} axis, but the "
-            "third is wanted. Reorder its axes, or leave this file out."
+            f"NIfTI file '{path}' is a single slice across its {axis} axis, but must be one across its third. Reorder "
+            "its axes, or leave this file out."
         )
     if image.get_data_dtype().kind == "c":
-        raise GrataError(f"NIfTI file '{path}' holds complex values: convert it to a magnitude image.")
+        raise GrataError(f"NIfTI file '{path}' holds complex values. Convert it to a magnitude image.")
     unit = header.get_xyzt_units()[0]
     if unit not in ("mm", "unknown"):
-        raise GrataError(f"NIfTI file '{path}' is measured in {unit}, not in mm: convert it.")
+        raise GrataError(f"NIfTI file '{path}' is measured in {unit}, not in mm. Convert it.")
     if not int(header["sform_code"]) and not int(header["qform_code"]):
         raise GrataError(
             f"NIfTI file '{path}' has no orientation (sform and qform codes are 0): left and right would be a guess. "
@@ -90,7 +94,7 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
         )
     spacing = np.sqrt((image.affine[:3, :3] ** 2).sum(axis=0))
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
-        raise GrataError(f"NIfTI file '{path}' has a singular or non-finite affine matrix: convert it again.")
+        raise GrataError(f"NIfTI file '{path}' has a singular or non-finite affine matrix. Convert it again.")
     if int(header["sform_code"]) and int(header["qform_code"]):
         _check_agreement(image, path)
     zooms = np.asarray(header.get_zooms()[:3], dtype=float)
@@ -103,14 +107,15 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
 
 
 def _check_agreement(image: nibabel.Nifti1Image, path: str | os.PathLike[str]) -> None:
-    """Refuse a qform and an sform that cannot both be right; the sform counts where they describe different spaces."""
+    """Check that qform and sform do not contradict each other. They may differ where they describe different spaces."""
     try:
         qform, sform = image.get_qform(), image.get_sform()
     except ValueError:
         qform = sform = np.full((4, 4), np.nan)
     if not np.isfinite([qform, sform]).all():
         raise GrataError(
-            f"NIfTI file '{path}' has an invalid qform or sform: convert it again, or set the code of the invalid one to 0."
+            f"NIfTI file '{path}' has an invalid qform or sform. Convert it again, or set the code of the invalid one "
+            "to 0."
         )
     mirrored = np.linalg.det(qform[:3, :3]) * np.linalg.det(sform[:3, :3]) < 0
     corners = _corners(image.shape)
@@ -119,37 +124,37 @@ def _check_agreement(image: nibabel.Nifti1Image, path: str | os.PathLike[str]) -
     displaced = 0.0
     if same_space:
         displaced = float(np.linalg.norm(corners @ (qform - sform).T, axis=1).max())
-    # A qform is stored as a quaternion in single precision, headers round both, and a qform has no shear.
+    # A qform is a quaternion in single precision and has no shear, and headers round both: hence the tolerance.
     if mirrored or displaced > max(1.0, 0.01 * extent):
         what = "left and right are exchanged" if mirrored else f"they differ by {displaced:.1f} mm"
         raise GrataError(
-            f"NIfTI file '{path}' contradicts itself between its qform and its sform: {what}. Convert it again, or remove "
-            "the wrong one (its code set to 0)."
+            f"NIfTI file '{path}' contradicts itself between its qform and its sform: {what}. Convert it again, or set "
+            "the code of the wrong one to 0."
         )
 
 
 def _corners(shape: Sequence[int]) -> np.ndarray:
-    """Homogeneous indices of the corner voxels, (8, 4)."""
+    """Return the homogeneous indices of the corner voxels, (8, 4)."""
     sizes = (*shape[:3], *[1] * (3 - len(shape)))
     return np.stack(np.meshgrid(*([0, size - 1] for size in sizes), [1], indexing="ij"), axis=-1).reshape(-1, 4)
 
 
 def read_nifti(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Read voxels and RAS affine.
+    """Read the voxels and the RAS affine of a NIfTI file.
 
     Returns:
         The float32 array as stored, (H, W, D) or with channels last, and the (4, 4) affine in mm.
 
     Raises:
-        GrataError: the file cannot be read to its end.
+        GrataError: the file cannot be read completely.
     """
     image = load_nifti(path)
     try:
         return np.asarray(image.dataobj, dtype=np.float32), np.array(image.affine)
-    # zlib.error is no OSError; RGB voxels raise TypeError or ValueError.
+    # zlib.error is not an OSError; RGB voxels raise TypeError or ValueError.
     except Exception as error:
         raise GrataError(
-            f"NIfTI file '{path}': its voxels cannot be read. It is truncated or damaged, or has no grey values: copy or "
+            f"NIfTI file '{path}': its voxels cannot be read. It is truncated, damaged or without grey values. Copy or "
             "export it again."
         ) from error
 
@@ -160,8 +165,10 @@ def grid_difference(
     """Compare two voxel grids.
 
     Args:
-        shape, other_shape: sizes; only the first three axes count.
-        affine, other_affine: (4, 4) matrices, mm.
+        shape: sizes of the first grid; only the first three axes count.
+        affine: affine of the first grid, (4, 4), mm.
+        other_shape: sizes of the second grid.
+        other_affine: affine of the second grid, (4, 4), mm.
 
     Returns:
         What differs, empty when the shapes are equal and no corner voxel is displaced by more than a tenth of a voxel:
@@ -176,12 +183,12 @@ def grid_difference(
 
 
 def save_nifti(labels: np.ndarray, reference: nibabel.Nifti1Image | np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Write a label map.
+    """Write a label map as NIfTI, whole or not at all.
 
     Args:
-        labels: uint8, (H, W, D) or (H, W).
-        reference: the NIfTI image whose geometry is copied, or a (4, 4) RAS affine in mm.
-        path: the file to write, atomically.
+        labels: label map, uint8, (H, W, D) or (H, W).
+        reference: NIfTI image whose geometry is copied, or a (4, 4) RAS affine in mm.
+        path: file to write.
 
     Raises:
         GrataError: the file cannot be written.
@@ -201,7 +208,7 @@ def save_nifti(labels: np.ndarray, reference: nibabel.Nifti1Image | np.ndarray, 
 
 
 def _geometry_header(header: nibabel.Nifti1Header) -> nibabel.Nifti1Header:
-    """Copy what places the voxels, and no free text or extension: these may name the patient."""
+    """Copy the geometry only: free text and extensions may name the patient."""
     copy = header.__class__()
     for field in (
         "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",

@@ -1,4 +1,4 @@
-"""Read one scan for MONAI."""
+"""MONAI's reader of a scan: NIfTI, DICOM series or picture."""
 
 import math
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ __all__ = ["ScanReader"]
 
 
 class ScanReader(ImageReader):
-    """Read a NIfTI file, the files of one DICOM series, or a picture, never with a guessed geometry.
+    """Reader of a NIfTI file, the files of one DICOM series, or a picture, which never guesses a geometry.
 
-    A DICOM series is checked as in :func:`grata.data.discover` and rescaled by its slope and intercept. A picture is
-    turned as its EXIF orientation says; what is transparent in it is laid on black. The metadata hold geometry alone,
-    nothing of the headers' text.
+    A DICOM series is checked as in :func:`grata.data.discover`, and rescaled by its slope and intercept. The EXIF
+    orientation of a picture is applied, and its transparent parts become black. The metadata hold only the geometry and
+    none of the headers' text.
 
     Args:
-        label: read pictures as label maps: a palette's indices in place of its colours, the 0 and 1 of a picture of one
-            bit, and only what has a single value a pixel. Nothing else is read differently.
+        label: whether to read pictures as label maps: indices into a palette instead of its colours, 0 and 1 for a
+            picture of one bit, and one value per pixel required. Other formats are not affected.
 
     Example:
 
@@ -38,27 +38,32 @@ class ScanReader(ImageReader):
         self.label = label
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Return True: files are told by their content."""
+        """Return True: files are recognized by their content."""
         return True
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[str, ...]:
         """Return the paths.
 
-        Nothing is read yet, because MONAI answers an exception raised here by trying its other readers, which take
-        an incomplete series for a good one.
+        Nothing is read yet: on an exception raised here, MONAI would try its other readers, which accept an incomplete
+        series.
+
+        Args:
+            data: path of a file, or paths of the files of one DICOM series.
+            kwargs: ignored; part of MONAI's interface.
         """
         return tuple(str(path) for path in ensure_tuple(data))
 
     def get_data(self, img: Sequence[str]) -> tuple[np.ndarray, dict]:
-        """Read array and metadata.
+        """Read the array and the metadata of a scan.
 
         Args:
-            img: paths, as :meth:`read` returns them.
+            img: paths of the files, as :meth:`read` returns them.
 
         Returns:
-            The float32 array, (columns, rows, slices) for DICOM, as stored for NIfTI but without the third axis of a
-            single slice, and (rows, columns) or (rows, columns, 3) for pictures, in 0..255 or the stored range of more
-            than 8 bits; and the metadata with the RAS ``affine`` in mm. That of a picture is the identity, in pixels.
+            The float32 array and the metadata with the RAS ``affine`` in mm. The array's axes are (columns, rows,
+            slices) for DICOM. They are as stored for NIfTI, without the third axis of a single slice. They are (rows,
+            columns) or (rows, columns, 3) for pictures, whose values are in 0..255, or in the stored range where it has
+            more than 8 bits, and whose affine is the identity, in pixels.
 
         Raises:
             GrataError: a file cannot be read, or a DICOM series is not one regular volume.
@@ -78,7 +83,7 @@ class ScanReader(ImageReader):
             MetaKeys.AFFINE: affine,
             MetaKeys.ORIGINAL_AFFINE: affine.copy(),
             MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:spatial_dims]),
-            # MONAI's mark of an array without channel axis.
+            # NaN is MONAI's mark of an array without a channel axis.
             MetaKeys.ORIGINAL_CHANNEL_DIM: math.nan if array.ndim <= spatial_dims else -1,
             MetaKeys.SPACE: SpaceKeys.RAS,
         }

@@ -1,4 +1,4 @@
-"""Write a segmentation in the space of the scan it was made from, as NIfTI, as DICOM SEG or as PNG."""
+"""Write a segmentation in the space of its scan, as NIfTI, DICOM SEG or PNG."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import nibabel
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.seg import (
@@ -40,7 +41,7 @@ from .pictures import picture_size, save_label_picture
 
 __all__ = ["write_dicom_seg", "write_nifti", "write_png"]
 
-# Attributes that a source may lack although the standard asks for them, if only empty (type 2).
+# Attributes of type 2, which the standard requires, possibly empty, but which a source may lack.
 _TYPE_2 = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
@@ -50,46 +51,48 @@ _TYPE_2 = (
 def write_nifti(labels: np.ndarray, case: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a label map as NIfTI in the scan's own space.
 
-    For a NIfTI scan the sform, qform and their codes, voxel sizes and units are those of the scan, and none of its free
-    text is copied; for a DICOM scan the affine is the one :class:`grata.data.ScanReader` gives. The same labels give
-    the same bytes.
+    For a NIfTI scan, the sform, the qform and their codes, the voxel sizes and the units are those of the scan; none of
+    its free text is copied. For a DICOM scan, the affine is that of :class:`grata.data.ScanReader`. The same labels
+    give the same bytes.
 
     Args:
-        labels: integers from 0 to 255, (H, W, D), or (H, W) for a single slice, on the voxels of the scan as
-            ``ScanReader`` reads it.
-        case: a NIfTI or DICOM case of :func:`grata.data.discover`.
-        path: the file, ``.nii.gz`` or ``.nii``; its folder exists.
+        labels: label map of integers from 0 to 255, (H, W, D), or (H, W) for a single slice, on the voxels of the scan
+            as ``ScanReader`` reads it.
+        case: NIfTI or DICOM case of :func:`grata.data.discover`.
+        path: file to write, ``.nii.gz`` or ``.nii``; its folder exists.
 
     Raises:
-        GrataError: the scan cannot be read any more, or the file cannot be written.
-        ValueError: ``labels`` has another shape than the scan, or values that are no integers from 0 to 255.
+        GrataError: the scan can no longer be read, or the file cannot be written.
+        ValueError: ``labels`` has another shape than the scan, or values that are not integers from 0 to 255.
     """
+    reference: nibabel.Nifti1Image | np.ndarray
     if case["format"] == "nifti":
         reference = load_nifti(case["image"])
         shape = reference.shape[:3]
     else:
         geometry = series_geometry(read_series(case["image"]))
         reference, shape = geometry.get_affine("RAS"), geometry.spatial_shape
-    # Of a single slice the reader leaves out the third axis.
+    # The reader drops the third axis of a single slice.
     plane = shape[:2] if len(shape) == 3 and shape[2] == 1 else shape
     save_nifti(_checked(labels, plane).reshape(shape), reference, path)
 
 
 def write_png(labels: np.ndarray, case: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a label map as PNG with a palette, of the size of the picture it was made from.
+    """Write a label map as PNG with a palette, in the size of its picture.
 
-    The pixel values are the label values; the palette shows the background black and each label in a colour. The map
-    lies on the picture as it is shown, that is, after its EXIF orientation, and carries no orientation of its own and
-    none of the picture's text. The same labels give the same bytes.
+    The pixel values are the label values. The palette shows the background black and each label in a colour. The map
+    fits the picture after its EXIF orientation; it contains no orientation of its own and none of the picture's text.
+    The same labels give the same bytes.
 
     Args:
-        labels: integers from 0 to 255, (rows, columns), on the pixels of the picture as ``ScanReader`` reads it.
-        case: a picture case of :func:`grata.data.discover`.
-        path: the file; its folder exists.
+        labels: label map of integers from 0 to 255, (rows, columns), on the pixels of the picture as ``ScanReader``
+            reads it.
+        case: picture case of :func:`grata.data.discover`.
+        path: file to write; its folder exists.
 
     Raises:
-        GrataError: the picture cannot be read any more, or the file cannot be written.
-        ValueError: ``labels`` has another shape than the picture, or values that are no integers from 0 to 255.
+        GrataError: the picture can no longer be read, or the file cannot be written.
+        ValueError: ``labels`` has another shape than the picture, or values that are not integers from 0 to 255.
     """
     save_label_picture(_checked(labels, picture_size(case["image"])), path)
 
@@ -103,22 +106,23 @@ def write_dicom_seg(
 ) -> None:
     """Write a label map as a binary DICOM SEG that refers to its source series, frame by frame.
 
-    UIDs are derived from the source series and the content, dates and times come from the source series: the same
-    labels give the same bytes. Frames without any voxel are left out; where no voxel at all is segmented, empty frames
-    for all slices say so.
+    The UIDs are derived from the source series and the content; dates and times come from the source series. The same
+    labels therefore give the same bytes. Frames without a segmented voxel are left out; where no voxel is segmented at
+    all, the file holds empty frames for all slices.
 
     Args:
-        labels: integers, (H, W, D), on the voxels of the scan as ``ScanReader`` reads it; 0 is background.
-        case: a DICOM case of :func:`grata.data.discover`.
-        segments: one mapping a segment: ``value`` in ``labels``, ``label`` (text), ``category``, ``type`` and
-            optionally ``modifier`` of the type and ``anatomic_region``, each a triplet of code value, coding scheme
-            and meaning; optionally ``includes``, further values that belong to the segment too, which then overlaps
-            with theirs.
-        path: the file; its folder exists.
-        algorithm: name and version of what made the segmentation.
+        labels: label map of integers from 0 to 255, (H, W, D), on the voxels of the scan as ``ScanReader`` reads it;
+            0 is background.
+        case: DICOM case of :func:`grata.data.discover`.
+        segments: one mapping per segment. ``value``: its value in ``labels``. ``label``: its name. ``category``,
+            ``type`` and, optionally, ``modifier`` of the type and ``anatomic_region``: triplets of code value, coding
+            scheme and meaning. ``includes``, optionally: further values that belong to the segment, which then overlaps
+            with their segments.
+        path: file to write; its folder exists.
+        algorithm: name and version of the algorithm that made the segmentation.
 
     Raises:
-        GrataError: the source series cannot be read any more or lacks what a DICOM SEG needs, or the file cannot be
+        GrataError: the source series can no longer be read or lacks what a DICOM SEG needs, or the file cannot be
             written.
         ValueError: ``labels`` has another shape than the scan, or values that no segment describes.
     """
@@ -136,12 +140,12 @@ def write_dicom_seg(
             with atomic_write(path) as temporary:
                 segmentation.save_as(temporary)
                 segread(temporary)
-    # highdicom raises whatever the missing or malformed attribute leads to.
+    # highdicom raises any of these for a missing or malformed attribute.
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise GrataError(
-            f"No DICOM SEG can be made for case '{case['case']}': its series lacks or misstates what the format needs "
-            f"({error_reason(error, series_identifiers(instances))}). Export the series again, or convert it to NIfTI, for "
-            "which no DICOM SEG is written."
+            f"No DICOM SEG can be made for case '{case['case']}': its series has missing or wrong attributes "
+            f"({error_reason(error, series_identifiers(instances))}). Export the series again, or convert it to NIfTI, "
+            "for which no DICOM SEG is written."
         ) from error
 
 
@@ -160,7 +164,7 @@ def _segmentation(
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[_description(number, segment, algorithm) for number, segment in enumerate(segments, 1)],
         series_instance_uid=uids("series"),
-        # Behind the acquired series in a viewer's list.
+        # A high number puts it after the acquired series in a viewer's list.
         series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
         sop_instance_uid=uids("instance"),
         instance_number=1,
@@ -180,7 +184,7 @@ def _segmentation(
 
 
 class _Uids:
-    """UIDs that depend on the source series and the content alone."""
+    """Generator of UIDs that depend only on the source series and the content."""
 
     def __init__(
         self, source: Dataset, labels: np.ndarray, segments: Sequence[Mapping[str, Any]], algorithm: tuple[str, str]
@@ -196,16 +200,16 @@ class _Uids:
 def _checked(labels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != tuple(shape):
-        raise ValueError(f"labels have shape {labels.shape}, but the scan has {tuple(shape)}")
+        raise ValueError(f"labels have shape {labels.shape}, but the scan has shape {tuple(shape)}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() > 255:
-        raise ValueError(f"labels must be integers from 0 to 255, not {labels.dtype} up to {labels.max()}")
+        raise ValueError(f"labels must be integers from 0 to 255, got {labels.dtype} up to {labels.max()}")
     return labels.astype(np.uint8)
 
 
 def _frames(labels: np.ndarray, instances: Sequence[Instance], segments: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Return segment numbers, (frames, rows, columns), in the order of the source's files or frames.
 
-    Where segments may overlap: one mask a segment, (frames, rows, columns, segments).
+    Where segments may overlap, return one mask per segment instead, (frames, rows, columns, segments).
     """
     if any(segment.get("includes") for segment in segments):
         masks = [np.isin(labels, [segment["value"], *segment.get("includes", ())]) for segment in segments]
@@ -241,9 +245,9 @@ def _description(number: int, segment: Mapping[str, Any], algorithm: tuple[str, 
 
 
 def _completed(instance: Instance, plane: Plane, spacing: float) -> Dataset:
-    """Read a source's header and put right what does not touch the image but keeps highdicom from referring to it."""
+    """Read a source's header and correct what highdicom would refuse, without a change to the image's content."""
     header = dcmread(instance.path, stop_before_pixels=True)
-    # Text in several character sets, as Japanese and Korean headers have it.
+    # Japanese and Korean headers use several character sets.
     header.decode()
     header.SpecificCharacterSet = "ISO_IR 192"
     for keyword in _TYPE_2:
@@ -256,7 +260,7 @@ def _completed(instance: Instance, plane: Plane, spacing: float) -> Dataset:
 
 
 def _valid(element: DataElement) -> bool:
-    """Whether a date or time is one; archives that remove identities leave others behind."""
+    """Return whether a date or time is valid; de-identification may leave invalid ones behind."""
     text = str(element.value or "").strip()
     if not text or element.VR not in ("DA", "TM"):
         return True
@@ -272,17 +276,17 @@ def _valid(element: DataElement) -> bool:
 def _date_and_time(header: Dataset) -> tuple[str, str]:
     for prefix in ("Content", "Acquisition", "Series", "Study"):
         if header.get(f"{prefix}Date") and _valid(header[f"{prefix}Date"]):
-            time = header[f"{prefix}Time"] if f"{prefix}Time" in header else None
-            valid = time is not None and time.value and _valid(time)
-            return str(header[f"{prefix}Date"].value), str(time.value) if valid else "000000"
-    # The standard asks for a date where the source has none; the clock would make every file differ.
+            time = f"{prefix}Time"
+            known = header.get(time) and _valid(header[time])
+            return str(header[f"{prefix}Date"].value), str(header[time].value) if known else "000000"
+    # The standard requires a date; the clock's would make every file differ.
     return "19000101", "000000"
 
 
 def _fix_volatile(segmentation: Segmentation, date: str, time: str, dimensions_uid: str) -> None:
-    """Replace what highdicom takes from the clock or at random."""
-    segmentation.InstanceCreationDate = date
-    segmentation.InstanceCreationTime = time
+    """Replace what highdicom takes from the clock or draws at random."""
+    segmentation.add_new("InstanceCreationDate", "DA", date)
+    segmentation.add_new("InstanceCreationTime", "TM", time)
     for equipment in segmentation.get("ContributingEquipmentSequence", []):
         equipment.pop("ContributionDateTime", None)
     for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):

@@ -1,4 +1,4 @@
-"""What plugs methods into MONAI's engines."""
+"""Handlers and inferers that plug methods into MONAI's engines."""
 
 from .adaptation import AdaptationHandler, GraTaHandler
 from .joint import JointInferer

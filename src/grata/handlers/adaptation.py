@@ -1,4 +1,4 @@
-"""Adapt the network of a ``SupervisedEvaluator`` to each incoming batch, just before it predicts it."""
+"""Adapt the network of a ``SupervisedEvaluator`` to each batch, just before it predicts the batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 from monai.utils.enums import PostFix
 from torch import nn
@@ -19,7 +20,7 @@ from .. import __version__
 from ..adapters import UNKNOWN, AdapterBank, Keeper
 from ..errors import GrataError
 from ..methods import GraTa, Method, StepRecord
-from ..methods.gradient import SKIPPED
+from ..methods.base import SKIPPED
 from .journal import Journal
 from .steps import adapt_to_case, merged_record
 from .windows import WindowSelection, window_selection
@@ -28,38 +29,38 @@ __all__ = ["AdaptationHandler", "GraTaHandler"]
 
 
 class AdaptationHandler:
-    """Plugs a method into ``monai.engines.SupervisedEvaluator``.
+    """A handler that plugs a method into ``monai.engines.SupervisedEvaluator``.
 
-    On ``ITERATION_STARTED`` the batch is prepared as the engine prepares it (``prepare_batch``, device, AMP), the
-    method adapts the network to it, and the engine goes on to predict it with the adapted network. With a
+    On ``ITERATION_STARTED`` the handler prepares the batch as the engine does (``prepare_batch``, device, AMP), and the
+    method adapts the network to it. The engine then predicts the batch with the adapted network. With a
     ``SlidingWindowInferer`` and a volume larger than its window, the method adapts on some windows, never on all, so
-    that memory stays that of one window batch. The source weights are those at the first batch: handlers may load them
-    on ``STARTED``. When the engine runs again, or goes on with a method's saved state, what such handlers loaded over
-    the adapted parameters is undone: attach this handler after them.
+    the memory is that of one batch of windows. The source weights are those at the first batch, because handlers may
+    load them on ``STARTED``. When the engine runs again, or goes on with a method's saved state, this handler undoes
+    what such handlers loaded over the adapted parameters: attach it after them.
 
-    The evaluator's network may also be a module around the method's, such as one that ends in the activation or a
-    compiled one.
+    The evaluator's network may also be a module around the method's network, such as one that ends in the activation,
+    or a compiled one.
 
     Args:
-        method: what adapts the network.
-        windows: how windows of large volumes are chosen, a :class:`WindowSelection` or its settings.
-        journal: file of JSON lines, one a case: case, site, losses, cosine, learning rate, gradient norms, change of
-            the parameters against the source, seconds, peak memory, method and version. None: no journal.
-        source_key: when given, the batch is also predicted by the source network, and that prediction put into
-            ``engine.state.batch`` under this key, where postprocessing finds it.
+        method: method that adapts the network.
+        windows: selection of windows of large volumes: a :class:`WindowSelection` or its settings.
+        journal: file of JSON lines, one per case: case, site, losses, cosine, learning rate, gradient norms, change of
+            the parameters from the source, seconds, peak memory, method and version. None: no journal.
+        source_key: key under which the prediction of the source network is put into ``engine.state.batch``, where
+            postprocessing finds it. None: the source network does not predict.
         case_key: key of the case ids in the batch.
-        site_key: key of the site's name in the batch.
-        bank: one adaptation for each site or scanner, each of which goes on from where it stood, also in another run:
-            an :class:`grata.adapters.AdapterBank`, its folder, or a mapping of ``path`` and ``tags``.
-        start_from: a saved adaptation to start from, see :class:`grata.adapters.Keeper`.
-        save_to: file for what is learnt without a bank, written after each case.
+        site_key: key of the site names in the batch.
+        bank: one adaptation per site or scanner, which goes on from its last state, also in another run: an
+            :class:`grata.adapters.AdapterBank`, its folder, or a mapping of ``path`` and ``tags``.
+        start_from: saved adaptation to start from, see :class:`grata.adapters.Keeper`.
+        save_to: file of the saved adaptation of a stream without a bank, written after each case.
 
     Attributes:
-        flags: by case, what was out of the ordinary; cases of which there is nothing to tell are left out.
-        keeper: keeps what is learnt.
+        flags: flags of the record, by case; cases without flags are left out.
+        keeper: keeper of the bank or the saved adaptation.
 
     Raises:
-        GrataError: unknown window settings, or ones of the bank.
+        GrataError: a setting of the windows or the bank is refused.
     """
 
     def __init__(
@@ -87,39 +88,39 @@ class AdaptationHandler:
 
     @property
     def skipped(self) -> dict[str, tuple[str, ...]]:
-        """Flags of the cases of which a step was skipped (a non-finite loss or gradient, nothing to learn from)."""
+        """Flags of the cases with a skipped step (a loss or gradient that is not finite, nothing to learn from)."""
         return {case: flags for case, flags in self.flags.items() if SKIPPED in flags}
 
     @property
     def noted(self) -> dict[str, tuple[str, ...]]:
-        """Flags of the cases of which no step was skipped."""
+        """Flags of the cases without a skipped step."""
         return {case: flags for case, flags in self.flags.items() if SKIPPED not in flags}
 
     def remarks(self) -> list[str]:
-        """One line for each case with flags, in the order of the cases."""
+        """Return one line for each case with flags, in the order of the cases."""
         remarks = []
         for case, flags in self.flags.items():
-            told = ", ".join(flags)
-            skipped = f"adaptation skipped ({told}), predicted with the parameters before it"
-            remarks.append(f"{case}: {skipped if SKIPPED in flags else f'adapted ({told})'}")
+            listed = ", ".join(flags)
+            skipped = f"adaptation skipped ({listed}), predicted with the parameters before it"
+            remarks.append(f"{case}: {skipped if SKIPPED in flags else f'adapted ({listed})'}")
         return remarks
 
-    def attach(self, engine: Engine) -> None:
-        """Register on the engine's events.
+    def attach(self, engine: SupervisedEvaluator) -> None:
+        """Register the handler on the engine's events.
 
         Args:
-            engine: a ``monai.engines.SupervisedEvaluator``.
+            engine: evaluator whose network is adapted.
         """
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_STARTED, self.adapt)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.record)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.keep)
 
-    def start(self, engine: Engine) -> None:
+    def start(self, engine: SupervisedEvaluator) -> None:
         """Let the engine predict with the method's network.
 
         Raises:
-            GrataError: the engine predicts with another network than the one that the method was given.
+            GrataError: the engine's network is not the one that the method was given.
         """
         self.method.reassert()
         if engine.network is self.method.given:
@@ -139,21 +140,26 @@ class AdaptationHandler:
                 key="network",
             )
 
-    def adapt(self, engine: Engine) -> None:
-        """Adapt to ``engine.state.batch``."""
-        batch = engine.prepare_batch(engine.state.batch, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+    def adapt(self, engine: SupervisedEvaluator) -> None:
+        """Adapt the network to ``engine.state.batch``.
+
+        Raises:
+            GrataError: the network needs more than the image, or the keeper or the method refuses the batch.
+        """
+        state: Any = engine.state
+        batch: Any = engine.prepare_batch(state.batch, state.device, engine.non_blocking, **engine.to_kwargs)
         images, _, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
         if self.method.learns and (args or kwargs or getattr(engine.inferer, "with_coord", False)):
             raise GrataError(
-                "the network is given more than the image, which adaptation cannot map to its "
-                "views. Use method source or ptbn, or a network of the image alone.",
+                "the network gets more than the image, and adaptation cannot make views of the rest. "
+                "Use method source or ptbn, or a network that takes the image alone.",
                 key="prepare_batch, inferer",
             )
         entry = self.keeper.begin(images, self._items(engine, self.site_key), self._meta(engine))
         if self.source_key is not None:
             with self.method.source_network() as source, engine.mode(engine.network), _precision(engine):
                 network = source if engine.network is self.method.network else engine.network
-                engine.state.batch[self.source_key] = engine.inferer(images, network, *args, **kwargs)
+                state.batch[self.source_key] = engine.inferer(images, network, *args, **kwargs)
         started = time.perf_counter()
         with _peak_memory(images.device) as peak:
             records = self._adapt(images, engine)
@@ -169,12 +175,12 @@ class AdaptationHandler:
         if entry == UNKNOWN:
             self._line["flags"] = [*self._line["flags"], "unknown_site"]
 
-    def _adapt(self, images: torch.Tensor, engine: Engine) -> list[StepRecord]:
+    def _adapt(self, images: torch.Tensor, engine: SupervisedEvaluator) -> list[StepRecord]:
         with _precision(engine):
             sites = self._items(engine, self.site_key)
             return adapt_to_case(self.method, images, engine.inferer, self.windows, sites[0] if sites else None)
 
-    def record(self, engine: Engine) -> None:
+    def record(self, engine: SupervisedEvaluator) -> None:
         """Write the journal's lines for the batch that was just predicted."""
         cases, sites = (self._items(engine, key) for key in (self.case_key, self.site_key))
         unnamed = [f"iteration-{engine.state.iteration}-{index}" for index in range(self._images)]
@@ -192,17 +198,17 @@ class AdaptationHandler:
                     }
                 )
 
-    def keep(self, engine: Engine) -> None:
-        """Keep what was learnt of the batch: it is finished."""
+    def keep(self, engine: SupervisedEvaluator) -> None:
+        """Keep the adaptation after the batch, which is finished."""
         self.keeper.keep()
 
-    def _meta(self, engine: Engine) -> Mapping[str, Any]:
-        """Metadata that loading put beside images that are no ``MetaTensor``."""
-        batch = engine.state.batch
+    def _meta(self, engine: SupervisedEvaluator) -> Mapping[str, Any]:
+        """Return the metadata that loading put beside images that are not a ``MetaTensor``."""
+        batch: Any = engine.state.batch
         return batch.get(PostFix.meta(CommonKeys.IMAGE), {}) if isinstance(batch, Mapping) else {}
 
-    def _items(self, engine: Engine, key: str) -> list[str]:
-        batch = engine.state.batch
+    def _items(self, engine: SupervisedEvaluator, key: str) -> list[str]:
+        batch: Any = engine.state.batch
         if isinstance(batch, Mapping):
             value = batch.get(key, [])
             return [str(v) for v in ([value] if isinstance(value, str) else value)]
@@ -211,12 +217,12 @@ class AdaptationHandler:
 
 
 class GraTaHandler(AdaptationHandler):
-    """:class:`AdaptationHandler` with GraTa as its method.
+    """An :class:`AdaptationHandler` with GraTa as its method.
 
     Args:
-        network: the evaluator's network.
+        network: network of the evaluator.
         windows, journal, source_key, case_key, site_key, bank, start_from, save_to: see :class:`AdaptationHandler`.
-        settings: of :class:`grata.methods.GraTa`, e.g. ``activation="softmax", lr=1e-4``.
+        settings: settings of :class:`grata.methods.GraTa`, e.g. ``activation="softmax", lr=1e-4``.
 
     Example::
 
@@ -241,14 +247,14 @@ class GraTaHandler(AdaptationHandler):
         super().__init__(method, windows, journal, source_key, case_key, site_key, bank, start_from, save_to)
 
 
-def _precision(engine: Engine) -> contextlib.AbstractContextManager:
-    """The engine's own autocast: handlers run outside of it."""
+def _precision(engine: SupervisedEvaluator) -> contextlib.AbstractContextManager:
+    """Return the engine's own autocast, which handlers run outside of."""
     return torch.autocast("cuda", **engine.amp_kwargs) if engine.amp else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def _peak_memory(device: torch.device) -> Iterator[list[float | None]]:
-    """Peak memory in MiB: of the block on a CUDA device, of the process so far on a CPU (None where unknown)."""
+    """Measure the peak memory in MiB: of the block on a CUDA device, of the process so far on a CPU; None: unknown."""
     peak: list[float | None] = [None]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

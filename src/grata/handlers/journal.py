@@ -1,4 +1,4 @@
-"""The record of what adaptation did, one JSON line a case."""
+"""Journal of a run: one JSON line per case."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ class Journal:
     """A JSON-lines file that survives a crash: each line is on the disk before the next case starts.
 
     Args:
-        path: of the file; its folder is made when the first line is written.
+        path: path of the file; its folder is created with the first line.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write one line; numbers that are not finite become null.
+        """Write one line. Numbers that are not finite become null.
+
+        Args:
+            line: keys and values of the line.
 
         Raises:
             OutputError: the file cannot be written.
@@ -32,7 +35,7 @@ class Journal:
         append_line(self.path, json.dumps(_finite(line)))
 
     def lines(self) -> list[dict[str, Any]]:
-        """All whole lines; one that a crash cut short is left out."""
+        """Return all whole lines; a line that a crash cut short is left out."""
         if not self.path.is_file():
             return []
         lines = []
@@ -44,7 +47,14 @@ class Journal:
         return lines
 
     def keep(self, cases: Container[str]) -> None:
-        """Drop the lines of all other cases: those that a stopped run had begun, but not committed."""
+        """Remove the lines of all other cases, and of faults: a stopped run had begun those cases, not finished them.
+
+        Args:
+            cases: names of the cases whose lines stay.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         kept = [line for line in self.lines() if line.get("case") in cases and "fault" not in line]
         if self.path.is_file():
             with atomic_write(self.path) as temporary:

@@ -1,4 +1,4 @@
-"""Prediction in half precision on any device: MONAI's own ``amp`` is for CUDA."""
+"""Prediction in half precision on any device; MONAI's own ``amp`` is for CUDA alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["AutocastInferer"]
 
 
 class AutocastInferer(SimpleInferer):
-    """``monai.inferers.SimpleInferer`` under ``torch.autocast``.
+    """A ``monai.inferers.SimpleInferer`` under ``torch.autocast``.
 
     Args:
-        dtype: ``bfloat16`` or ``float16``; None: as the surrounding ``torch.autocast`` says.
+        dtype: ``bfloat16`` or ``float16``; None: the precision of the surrounding ``torch.autocast``.
 
     Raises:
-        GrataError: unknown dtype.
+        GrataError: the dtype is unknown.
     """
 
     def __init__(self, dtype: str | None = "bfloat16") -> None:
@@ -30,7 +30,7 @@ class AutocastInferer(SimpleInferer):
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """``network(inputs)`` in float32, computed in ``dtype``."""
+        """Return ``network(inputs)`` in float32, computed in ``dtype``."""
         if self.dtype is None:
             return super().__call__(inputs, network, *args, **kwargs)
         with torch.autocast(inputs.device.type, dtype=self.dtype):

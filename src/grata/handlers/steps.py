@@ -1,4 +1,4 @@
-"""What an engine and a benchmark share: adapt to one case as it will be predicted, and the record of it."""
+"""Adapt to one case as it will be predicted, and merge the records of its steps; engines and benchmarks share both."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["adapt_to_case", "merged_record"]
 def adapt_to_case(
     method: Method, images: torch.Tensor, inferer: Inferer, windows: WindowSelection, site: str | None = None
 ) -> list[StepRecord]:
-    """Let a method adapt to one case: to the whole of it, or to some windows where the inferer works window by window.
+    """Let a method adapt to one case, or to some of its windows where the inferer works window by window.
 
     Args:
-        method: adapts its network.
-        images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``.
-        inferer: what the case is predicted with afterwards.
-        windows: which windows of a large volume.
-        site: where the case comes from, for reset policies that ask for it.
+        method: method that adapts its network.
+        images: images ``(B, C, H, W)`` or ``(B, C, D, H, W)``.
+        inferer: inferer that predicts the case afterwards.
+        windows: selection of windows of a large volume.
+        site: site of the case, for reset policies that need it.
 
     Returns:
         The record of each call of ``method.adapt``.
 
     Raises:
-        GrataError: an inferer that adaptation does not know.
+        GrataError: adaptation does not know the inferer, or the method refuses the images.
     """
     if not method.learns:
         return [method.adapt(images, site=site)]
@@ -42,18 +42,21 @@ def adapt_to_case(
         batches = [images]
     else:
         raise GrataError(
-            f"{type(inferer).__name__} is not one that adaptation knows; "
-            "use SimpleInferer, SlidingWindowInferer or SliceInferer.",
+            f"adaptation does not know {type(inferer).__name__}. "
+            "Use SimpleInferer, SlidingWindowInferer or SliceInferer.",
             key="inferer",
         )
     return [method.adapt(batch, same_case=True) for batch in batches]
 
 
 def merged_record(records: list[StepRecord]) -> dict[str, Any]:
-    """The last step's values, the flags of all, and every step's values where there were several.
+    """Return the last step's values, the flags of all steps and, if there were several, the values of each step.
 
-    ``reset`` is that of the case: only its first step can be the one that started from the source network. What tells
-    of the prediction's quality is a mean: of ``agreement`` over the steps that have one.
+    ``reset`` is true if any step, which can only be the first, started from the source network. ``agreement``, which
+    measures the quality of the prediction, is the mean over the steps that have one.
+
+    Args:
+        records: records of one case, at least one.
     """
     steps = [step for record in records for step in (record.as_dict().pop("steps", None) or [record.as_dict()])]
     for step in steps:

@@ -1,9 +1,8 @@
-"""Windows of a large volume to adapt on: where the network is least certain, and some at random."""
+"""Choice of the windows of a large volume to adapt on: where the network is least certain, and some at random."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,52 +13,40 @@ from torch.nn import functional as F
 
 from ..errors import GrataError
 from ..methods import Method
+from ..settings import Settings, count
 
 __all__ = ["WindowSelection", "window_selection"]
 
 
-@dataclass(frozen=True)
-class WindowSelection:
-    """Which windows of a sliding-window inferer a method adapts on; never all of them.
+class WindowSelection(Settings):
+    """Choice of the windows of a sliding-window inferer that a method adapts on; never all of them."""
 
-    Args:
-        uncertain: how many of those with the highest mean entropy under the present network.
-        random: how many others, drawn by the method's own generator.
-        batch_size: how many of them the method is given at once; None: as many as the inferer predicts at once. A
-            gradient takes several times the memory of a prediction.
+    uncertain: int = count(
+        default=2, at_least=0, help="number of windows with the highest mean entropy under the present network"
+    )
+    random: int = count(default=2, at_least=0, help="number of other windows, drawn by the method's own generator")
+    batch_size: int | None = count(
+        default=None,
+        optional=True,
+        help="number of windows that the method gets at once; null: as many as the inferer predicts at once. A "
+        "gradient takes several times the memory of a prediction",
+    )
 
-    Raises:
-        GrataError: a negative number, or none at all.
-    """
-
-    uncertain: int = 2
-    random: int = 2
-    batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("uncertain", "random", "batch_size"):
-            value = getattr(self, name)
-            if name == "batch_size" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise GrataError(f"must be a whole number, got {value!r}.", key=f"windows#{name}")
-        if min(self.uncertain, self.random) < 0 or self.uncertain + self.random < 1:
+    def _setup(self) -> None:
+        if self.uncertain + self.random < 1:
             raise GrataError(
-                "uncertain and random must not be negative and give at least one window together, "
-                f"got uncertain={self.uncertain}, random={self.random}.",
-                key="windows",
+                "uncertain and random must give at least one window together, "
+                f"got uncertain={self.uncertain}, random={self.random}."
             )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise GrataError(f"must be at least 1, or null, got {self.batch_size}.", key="windows#batch_size")
 
     def select(self, images: torch.Tensor, inferer: SlidingWindowInferer, method: Method) -> list[torch.Tensor]:
-        """Batches of windows to adapt on, each of at most ``batch_size``.
+        """Return batches of windows to adapt on, each of at most ``batch_size``.
 
         Args:
             images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``. One that fits into the window is taken whole, padded as the
                 inferer pads it.
-            inferer: gives roi_size, overlap, padding and sw_batch_size, by which the uncertainty is measured.
-            method: measures the uncertainty, and owns the generator for the random windows.
+            inferer: inferer that gives roi_size, overlap, padding and sw_batch_size, by which the uncertainty is measured.
+            method: method that measures the uncertainty, and owns the generator for the random windows.
 
         Returns:
             Batches of windows ``(N, C, *roi_size)``; for a ``SliceInferer`` 2D slices.
@@ -90,7 +77,7 @@ class WindowSelection:
         return [crop(chosen[i : i + size]) for i in range(0, len(chosen), size)]
 
     def choose(self, entropy: list[float], generator: torch.Generator) -> list[int]:
-        """Which windows to adapt on, by their mean entropy, one or more of two or more; the most uncertain first."""
+        """Return which of two or more windows to adapt on, by their mean entropy; the most uncertain first."""
         most = len(entropy) - 1
         ranked = sorted(range(len(entropy)), key=lambda i: (-entropy[i], i))
         uncertain = ranked[: min(self.uncertain, most)]
@@ -100,20 +87,19 @@ class WindowSelection:
 
 
 def window_selection(windows: WindowSelection | Mapping[str, Any] | None) -> WindowSelection:
-    """A selection from its settings.
+    """Return a selection from its settings.
 
     Raises:
-        GrataError: a setting that is not known, or out of range.
+        GrataError: a setting is not known or out of range.
     """
     if isinstance(windows, WindowSelection):
         return windows
     if not isinstance(windows, Mapping | None):
         raise GrataError(f"must hold the settings uncertain, random and batch_size, got {windows!r}.", key="windows")
-    known = [field.name for field in fields(WindowSelection)]
-    for key in windows or {}:
-        if key not in known:
-            raise GrataError(f"there is no such setting; the settings are {', '.join(known)}.", key=f"windows#{key}")
-    return WindowSelection(**(windows or {}))
+    try:
+        return WindowSelection(**(windows or {}))
+    except GrataError as error:
+        raise error.under("windows") from error
 
 
 def _roi_size(inferer: SlidingWindowInferer, x: torch.Tensor) -> tuple[int, ...]:
@@ -126,7 +112,7 @@ def _roi_size(inferer: SlidingWindowInferer, x: torch.Tensor) -> tuple[int, ...]
 
 
 def _missing(x: torch.Tensor, roi_size: tuple[int, ...]) -> list[int]:
-    """What ``x`` needs on both sides of each axis, the last first, to be as large as the window."""
+    """Return what ``x`` needs on both sides of each axis, the last first, to be as large as the window."""
     pad = []
     for size, roi in zip(reversed(x.shape[2:]), reversed(roi_size)):
         missing = max(roi - size, 0)
@@ -135,7 +121,7 @@ def _missing(x: torch.Tensor, roi_size: tuple[int, ...]) -> list[int]:
 
 
 def _pad(x: torch.Tensor, pad: list[int], inferer: SlidingWindowInferer) -> torch.Tensor:
-    """Pads as the inferer does, so that the method sees what is predicted later."""
+    """Pad as the inferer does, so that the method sees what is predicted later."""
     if not any(pad):
         return x
     mode = str(getattr(inferer.padding_mode, "value", inferer.padding_mode))

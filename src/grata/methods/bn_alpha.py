@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from ..normalization import check_running_statistics
+from ..normalization import Rule
+from ..settings import number
 from .base import Method, StepRecord
 from .card import Card
-from .predictive import check_number
 
 __all__ = ["BNAlpha"]
 
@@ -22,10 +21,6 @@ class BNAlpha(Method):
 
     The paper's weight of the source is ``N/(N + n)`` for batches of n images and a prior worth of N; α is
     ``n/(N + n)``. The rule is the same for every task: it looks at no prediction.
-
-    Args:
-        network: the source network, with layers that keep running statistics.
-        alpha: weight of the batch's statistics, 0 to 1.
 
     Raises:
         GrataError: no layer of the network keeps running statistics, they cannot be mixed, or ``alpha`` is out of
@@ -44,9 +39,10 @@ class BNAlpha(Method):
     )
     learns = False
 
-    def __init__(self, network: nn.Module, *, alpha: float = 0.1) -> None:
-        super().__init__(network, {}, check_number("alpha", alpha, low=0.0, high=1.0))
-        check_running_statistics(self.name, network, self._statistics)
+    alpha: float = number(default=0.1, at_least=0, at_most=1, help="weight of the batch's statistics", in_state=False)
+
+    def _rule(self) -> float | Rule | str:
+        return self.alpha
 
     def _adapt(self, images: torch.Tensor) -> StepRecord:
         return StepRecord()

@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from ..components.augmentation import augmentations
-from ..components.parameters import collect_all_parameters
 from ..components.probabilities import confidence
 from ..components.teacher import Teacher
+from ..networks.parameters import collect_all_parameters, in_place
 from ..objectives import activate, consistency_loss
+from ..settings import count, number
 from ..views import resolve_views
 from .base import SKIPPED
 from .card import Card
 from .gradient import GradientMethod, GradientRecord
-from .predictive import PredictionNetwork, check_count, check_number
+from .predictive import PredictionNetwork
 
 __all__ = ["CoTTA"]
 
@@ -53,15 +54,6 @@ class CoTTA(GradientMethod):
     network for their forwards: between steps one more copy of the parameters is held beside the optimizer's moments,
     and during a forward the student's as well.
 
-    Args:
-        network: the source network.
-        threshold: of the anchor's confidence, 0 to 1; augmentations are only computed where a voxel is below it.
-        augmentations: how many.
-        momentum: of the teacher.
-        restore_probability: of each weight to be the source's again after a step.
-        lr: learning rate.
-        settings: see :class:`GradientMethod`; ``views`` and ``strong_view`` are those of the augmentations.
-
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
     """
@@ -79,23 +71,25 @@ class CoTTA(GradientMethod):
     )
     predicts_by = "teacher"
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        threshold: float = 0.92,
-        augmentations: int = 32,
-        momentum: float = 0.999,
-        restore_probability: float = 0.01,
-        lr: float = 1e-3,
-        **settings: Any,
-    ) -> None:
-        super().__init__(network, collect_all_parameters(network), lr=lr, **settings)
-        self.threshold = check_number("threshold", threshold, low=0.0, high=1.0)
-        self.augmentations = check_count("augmentations", augmentations)
-        self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
-        self.restore_probability = check_number("restore_probability", restore_probability, low=0.0, high=1.0)
-        self._teacher = Teacher(self.parameters)
+    threshold: float = number(
+        default=0.92,
+        at_least=0,
+        at_most=1,
+        help="confidence of the anchor below which a voxel's target is averaged over augmentations, which are computed "
+        "only where there is such a voxel",
+    )
+    augmentations: int = count(default=32, help="number of augmentations")
+    momentum: float = number(default=0.999, at_least=0, at_most=1, help="momentum of the teacher")
+    restore_probability: float = number(
+        default=0.01, at_least=0, at_most=1, help="probability of each weight to be the source's again after a step"
+    )
+
+    def _collect(self) -> dict[str, Any]:
+        return dict(collect_all_parameters(self.given))
+
+    def _setup(self) -> None:
+        super()._setup()
+        self._teacher = self._keep("teacher", Teacher(self.parameters))
         self._prediction_network = PredictionNetwork(self)
 
     @property
@@ -117,20 +111,16 @@ class CoTTA(GradientMethod):
 
     @torch.no_grad()
     def _target(self, x: torch.Tensor) -> torch.Tensor:
-        """The teacher's prediction ``(B, C, ...)``, averaged over augmentations where the anchor is unsure."""
-        student = self._copy()
-        try:
-            self._write(self._source)
+        """Return the teacher's prediction ``(B, C, ...)``, averaged over augmentations where the anchor is unsure."""
+        with in_place(self.parameters, self._source):
             sure = confidence(self._probabilities(x), self.activation) >= self.threshold
-        finally:
-            self._write(student)
         self._notes["kept"] = sure.float().mean().item()
         with self._teacher.in_place():
             single = self._probabilities(x)
             if sure.all():
                 return single
             views = resolve_views(self.views, x.shape[2:])
-            drawn = augmentations(x, self.augmentations, views, self.strong_view, self.generator)
+            drawn = augmentations(x, self.augmentations, views, self._strong, self.generator)
             mean = sum(view.inverse(self._probabilities(image)) for view, image in drawn) / self.augmentations
         return torch.where(sure, single, mean)
 
@@ -138,7 +128,7 @@ class CoTTA(GradientMethod):
     def _restore_some(self) -> None:
         for name, parameter in self.parameters.items():
             # drawn where the weights lie, from a seed that the one generator gives
-            seed = torch.randint(2**62, (1,), generator=self.generator).item()
+            seed = int(torch.randint(2**62, (1,), generator=self.generator).item())
             on_device = torch.Generator(parameter.device).manual_seed(seed)
             drawn = torch.rand(parameter.shape, generator=on_device, device=parameter.device)
             parameter.copy_(torch.where(drawn < self.restore_probability, self._source[name], parameter))
@@ -149,14 +139,3 @@ class CoTTA(GradientMethod):
     def _predict(self, x: torch.Tensor) -> torch.Tensor:
         with self._teacher.in_place():
             return self._logits(x)
-
-    def restore(self) -> None:
-        super().restore()
-        self._teacher.forget()
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"teacher": self._teacher.state_dict()}
-
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._teacher.load_state_dict(state["teacher"])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import nn
 from torch.nn import functional as F
 
+from ..settings import number, override
 from .card import Card
 from .gradient import GradientMethod
-from .predictive import check_number
 
 __all__ = ["DeTTA"]
 
@@ -26,13 +23,6 @@ class DeTTA(GradientMethod):
     The decoder is trained with the source network in the paper; here it may also be trained afterwards, on the frozen
     network. Images lie in 0..1, as the sigmoid does. The paper's learning rate of 1e-6 hardly moves anything in one
     step; it is kept. Nothing of the rule depends on the task: it looks at no prediction.
-
-    Args:
-        network: the source network: one with a denoising branch of its own, or any other with a prepared denoising
-            head.
-        prepared: file of ``python -m grata prepare``, for a network without a branch.
-        noise: standard deviation σ_n of the Gaussian noise, at least 0.
-        lr, settings: see :class:`GradientMethod`.
 
     Raises:
         GrataError: there is no denoising head, a setting is out of range, or the network has nothing to adapt.
@@ -51,11 +41,11 @@ class DeTTA(GradientMethod):
         backwards=1,
     )
 
-    def __init__(
-        self, network: nn.Module, *, prepared: Any = None, noise: float = 0.1, lr: float = 1e-6, **settings: Any
-    ) -> None:
-        super().__init__(network, prepared=prepared, lr=lr, **settings)
-        self.noise = check_number("noise", noise, low=0.0)
+    noise: float = number(default=0.1, at_least=0, help="standard deviation σ_n of the Gaussian noise")
+    lr: float = override(default=1e-6)
+
+    def _setup(self) -> None:
+        super()._setup()
         self._find_branch("denoising")
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:

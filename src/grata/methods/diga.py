@@ -12,18 +12,20 @@ from torch.nn import functional as F
 
 from ..components.probabilities import logits_of
 from ..errors import GrataError
-from ..normalization import check_running_statistics
+from ..normalization import Rule
 from ..normalization.rules import instance_mix
 from ..objectives import activate
+from ..settings import excluded, number, setting
 from .base import SKIPPED, StepRecord
 from .card import Card
-from .predictive import PredictionNetwork, PredictiveMethod, check_number, check_positive
+from .predictive import PredictionNetwork, PredictiveMethod
+from .state import Remembered
 
 __all__ = ["DIGA"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
-_AREA = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
+_AREA: dict[int, Any] = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
 
 
 class DIGA(PredictiveMethod):
@@ -50,17 +52,6 @@ class DIGA(PredictiveMethod):
     layer that is named; features are compared at their own resolution, to which probabilities are averaged, and scores
     are interpolated from there.
 
-    Args:
-        network: the source network, with layers that keep running statistics.
-        instance_weight: of the image's statistics.
-        confidence: least probability of the voxels that make a prototype, 0 to 1.
-        momentum: ρ, weight of an image's prototypes in the running ones.
-        prototype_weight: of the scores by the image's own prototypes.
-        fusion: weight of the scores in the prediction.
-        temperature: of the distance, above 0.
-        feature_layer: name of the module whose input is the feature; null: as above.
-        settings: see :class:`PredictiveMethod`; ``batch_statistics`` has no part in it.
-
     Raises:
         GrataError: no layer keeps running statistics, they cannot be mixed, or a setting is out of range; by ``adapt``:
             there is no such layer.
@@ -79,38 +70,41 @@ class DIGA(PredictiveMethod):
         forwards=2,
     )
     predicts_by = None
-    refused = ("batch_statistics",)
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        instance_weight: float = 0.2,
-        confidence: float = 0.9,
-        momentum: float = 0.1,
-        prototype_weight: float = 0.2,
-        fusion: float = 0.8,
-        temperature: float = 1.0,
-        feature_layer: str | None = None,
-        **settings: Any,
-    ) -> None:
-        if "batch_statistics" in settings:
-            raise GrataError("diga mixes its own, by instance_weight. Leave the setting out.", key="batch_statistics")
-        self.instance_weight = check_number("instance_weight", instance_weight, low=0.0, high=1.0)
-        super().__init__(network, {}, batch_statistics=instance_mix(self.instance_weight), **settings)
-        check_running_statistics(self.name, network, self._statistics)
-        self.confidence = check_number("confidence", confidence, low=0.0, high=1.0)
-        self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
-        self.prototype_weight = check_number("prototype_weight", prototype_weight, low=0.0, high=1.0)
-        self.fusion = check_number("fusion", fusion, low=0.0, high=1.0)
-        self.temperature = check_positive("temperature", temperature)
-        layers = dict(network.named_modules())
-        if feature_layer is not None and feature_layer not in layers:
+    instance_weight: float = number(default=0.2, at_least=0, at_most=1, help="weight of the image's statistics")
+    confidence: float = number(
+        default=0.9, at_least=0, at_most=1, help="least probability of the voxels that make a prototype"
+    )
+    momentum: float = number(
+        default=0.1, at_least=0, at_most=1, help="weight ρ of an image's prototypes in the running ones"
+    )
+    prototype_weight: float = number(
+        default=0.2, at_least=0, at_most=1, help="weight of the scores by the image's own prototypes"
+    )
+    fusion: float = number(default=0.8, at_least=0, at_most=1, help="weight of the scores in the prediction")
+    temperature: float = number(default=1.0, above=0, help="temperature of the distance to a prototype")
+    feature_layer: str | None = setting(
+        default=None,
+        range="name of a module, or null",
+        help="module whose input is the feature; null: the last convolution that takes more channels than are predicted",
+    )
+    batch_statistics: float | Rule | str = excluded(
+        why="diga mixes its own, by instance_weight. Leave the setting out."
+    )
+
+    _prototypes = Remembered[torch.Tensor | None](None)
+
+    def _rule(self) -> float | Rule | str:
+        return instance_mix(self.instance_weight)
+
+    def _setup(self) -> None:
+        super()._setup()
+        layers = dict(self.given.named_modules())
+        if self.feature_layer is not None and self.feature_layer not in layers:
             raise GrataError(
-                f"the network has no module {feature_layer!r}; its last is {list(layers)[-1]!r}.", key="feature_layer"
+                f"the network has no module {self.feature_layer!r}; its last is {list(layers)[-1]!r}.",
+                key="feature_layer",
             )
-        self.feature_layer = feature_layer
-        self._prototypes: torch.Tensor | None = None
         self._prediction_network = PredictionNetwork(self)
 
     @property
@@ -190,17 +184,6 @@ class DIGA(PredictiveMethod):
         with _input_of(self._network, self.feature_layer, x.ndim) as feature:
             logits = self._logits(x)
             return logits, feature(logits.shape[1]).float()
-
-    def restore(self) -> None:
-        super().restore()
-        self._prototypes = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"prototypes": None if self._prototypes is None else self._prototypes.clone()}
-
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._prototypes = None if state["prototypes"] is None else state["prototypes"].clone()
 
 
 @contextlib.contextmanager

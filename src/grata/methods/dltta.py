@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
+from ..alignment import Rate
 from ..errors import GrataError
+from ..settings import override
 from .card import Card
 from .gradient import GradientMethod
 
@@ -33,14 +35,6 @@ class DLTTA(GradientMethod):
     of the channels' Bernoulli distributions. The authors' code averages its neighbours over one alone, by a slip in the
     name of a variable, and weights them by similarity; here all 8 count alike, as in the paper.
 
-    Args:
-        network: the source network; it needs normalization layers with affine parameters, and is no TorchScript
-            network.
-        learning_rate_law: ``discrepancy``, or a mapping of that ``name`` and its settings ``neighbours``, ``size`` and
-            ``grid``.
-        lr: learning rate at no discrepancy.
-        settings: see :class:`GradientMethod`.
-
     Raises:
         GrataError: a setting is out of range, the network has nothing to adapt or is a TorchScript network.
     """
@@ -58,11 +52,10 @@ class DLTTA(GradientMethod):
         backwards=1,
     )
 
-    def __init__(
-        self, network: nn.Module, *, learning_rate_law: Any = "discrepancy", lr: float = 1e-3, **settings: Any
-    ) -> None:
-        super().__init__(network, learning_rate_law=learning_rate_law, lr=lr, **settings)
-        if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+    learning_rate_law: Rate | str | Mapping[str, Any] = override(default="discrepancy")
+
+    def _check_network(self) -> None:
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.given.modules()):
             raise GrataError(
                 "method dltta compares deepest features, and a TorchScript network cannot be looked into. Use the "
                 "Python network (model.pt), or method tent."

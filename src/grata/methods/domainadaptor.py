@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from ..components.distributions import log_distributions
-from ..normalization import Rule, check_running_statistics
+from ..components.optimizer import MakeOptimizer
+from ..normalization import Rule
+from ..normalization.rules import running_statistics
+from ..settings import override
 from .card import Card
 from .gradient import GradientMethod
 
@@ -44,11 +47,6 @@ class DomainAdaptor(GradientMethod):
     then rises from step to step, since T is the larger the surer a voxel is; what falls is L at the temperatures before
     the step.
 
-    Args:
-        network: the source network; it needs batch normalization with running statistics and affine parameters.
-        batch_statistics: null: AdaMixBN; or a weight of the batch's statistics, 1 to 0, or ``median``, in its place.
-        optimizer, lr, settings: see :class:`GradientMethod`.
-
     Raises:
         GrataError: a setting is out of range, or the network has no statistics to mix or nothing to adapt.
     """
@@ -66,18 +64,15 @@ class DomainAdaptor(GradientMethod):
         backwards=1,
     )
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        batch_statistics: float | Rule | str | None = None,
-        optimizer: Any = "SGD",
-        lr: float = 1e-3,
-        **settings: Any,
-    ) -> None:
-        mix = adaptive_mix if batch_statistics is None else batch_statistics
-        super().__init__(network, batch_statistics=mix, optimizer=optimizer, lr=lr, **settings)
-        check_running_statistics(self.name, network, self._statistics)
+    # None is this method's own rule
+    batch_statistics: float | Rule | str | None = override(  # type: ignore[assignment]
+        default=None, help="null: AdaMixBN; or a weight of the batch's statistics, or a rule, in its place"
+    )
+    optimizer_name: str | MakeOptimizer = override(default="SGD", alias="optimizer")
+    lr: float = override(default=1e-3)
+
+    def _rule(self) -> float | Rule | str:
+        return adaptive_mix if self.batch_statistics is None else self.batch_statistics
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
         return generalized_entropy(self._logits(x), self.activation)
@@ -93,19 +88,21 @@ def adaptive_mix(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch
     rest = [d for d in range(x.ndim) if d != 1]
     mean, variance = x.mean(rest), x.var(rest, unbiased=False)
     with torch.no_grad():
-        source = layer.running_mean, layer.running_var.sqrt()
+        source_mean, source_variance = running_statistics(layer)
+        eps = cast(float, layer.eps)
+        source = source_mean, source_variance.sqrt()
         batch = mean, variance.sqrt()
         images = x.flatten(2).mean(2), x.flatten(2).var(2, unbiased=False).sqrt()
         batch_source = _distance(batch, source)
         total = batch_source + _distance(images, source) + _distance(images, batch)
         # all of them are zero where the statistics are equal, and any weight gives the same
         weight = (1 - batch_source / total.clamp_min(torch.finfo(x.dtype).tiny)).mean()
-        mixed_mean = weight * layer.running_mean + (1 - weight) * mean
-        mixed_variance = weight * layer.running_var + (1 - weight) * variance
-        a = ((variance + layer.eps) / (mixed_variance + layer.eps)).sqrt()
-        b = (mean - mixed_mean) * torch.rsqrt(mixed_variance + layer.eps)
+        mixed_mean = weight * source_mean + (1 - weight) * mean
+        mixed_variance = weight * source_variance + (1 - weight) * variance
+        a = ((variance + eps) / (mixed_variance + eps)).sqrt()
+        b = (mean - mixed_mean) * torch.rsqrt(mixed_variance + eps)
     # their values are those of the mix; their gradients, those of a·(x − mean)/deviation + b
-    return mean - b / a * (variance + layer.eps).sqrt(), (variance + layer.eps) / a.square() - layer.eps
+    return mean - b / a * (variance + eps).sqrt(), (variance + eps) / a.square() - eps
 
 
 def _distance(a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

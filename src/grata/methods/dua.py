@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
-from ..normalization import BatchStatistics, batch_norm_layers, check_running_statistics, switchable
-from ..normalization.rules import check_size
+from ..normalization import BatchStatistics, Rule, batch_norm_layers, check_running_statistics
+from ..normalization.rules import check_size, running_statistics
+from ..settings import count, excluded, number
 from ..views import default_views
 from .base import SKIPPED, StepRecord
 from .card import Card
-from .predictive import PredictiveMethod, check_count, check_number, check_positive
+from .predictive import PredictiveMethod
 
 __all__ = ["DUA", "DUARecord"]
 
@@ -27,7 +28,7 @@ class DUARecord(StepRecord):
     """One update of the running statistics.
 
     Attributes:
-        momentum: weight of the image's statistics in it; 0 once enough images were seen.
+        momentum: weight of the image's statistics; 0 once enough images were seen.
     """
 
     momentum: float = 0.0
@@ -58,17 +59,6 @@ class DUA(PredictiveMethod):
     update takes mean and variance over all parts together, of values that each part has normalized by its own
     statistics on the way; ``chunk`` of at least ``views`` is the batch of the paper, to the last bit.
 
-    Args:
-        network: the source network, with layers that keep running statistics.
-        views: how many of an image, 64 in the paper.
-        decay: of the momentum.
-        momentum: m_0.
-        least: what is added to it.
-        samples: after so many batches nothing is changed any more.
-        crop: size of a view along each axis as a share of the image's, above 0; 1: the whole image.
-        chunk: how many views pass at a time.
-        settings: see :class:`PredictiveMethod`; ``batch_statistics`` has no part in it.
-
     Raises:
         GrataError: no layer keeps running statistics, a layer cannot normalize by given ones, or a setting is out of
             range; by ``adapt``: the network does not take crops.
@@ -85,40 +75,36 @@ class DUA(PredictiveMethod):
         needs=("running statistics",),
         forwards=5,
     )
-    refused = ("batch_statistics",)
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        views: int = 64,
-        decay: float = 0.94,
-        momentum: float = 0.1,
-        least: float = 0.005,
-        samples: int = 80,
-        crop: float = 0.5,
-        chunk: int = 16,
-        **settings: Any,
-    ) -> None:
-        if "batch_statistics" in settings:
-            raise GrataError(
-                "dua predicts by the running statistics that it changes. Leave it out.", key="batch_statistics"
-            )
+    views: int = count(default=64, help="number of views of an image")
+    decay: float = number(default=0.94, at_least=0, at_most=1, help="decay of the momentum")
+    momentum: float = number(default=0.1, at_least=0, at_most=1, help="momentum m_0 at the source")
+    least: float = number(default=0.005, at_least=0, at_most=1, help="what is added to the momentum")
+    samples: int = count(default=80, help="number of batches after which nothing changes any more")
+    crop: float = number(
+        default=0.5,
+        above=0,
+        at_most=1,
+        help="size of a view along each axis as a share of the image's; 1: the whole image",
+    )
+    chunk: int = count(default=16, help="number of views that pass at a time")
+    batch_statistics: float | Rule | str = excluded(
+        why="dua predicts by the running statistics that it changes. Leave it out."
+    )
+
+    def _check_network(self) -> None:
         # a rule is what the update needs of the layers, and refuses those that do not take one
-        check_running_statistics(self.name, network, BatchStatistics(switchable(network), self._gather))
-        changed = {
+        check_running_statistics(self.name, self.given, BatchStatistics(self._network, self._gather))
+
+    def _collect(self) -> dict[str, Any]:
+        return {
             f"{name}.{part}": getattr(layer, part)
-            for name, layer in batch_norm_layers(network)
+            for name, layer in batch_norm_layers(self.given)
             for part in ("running_mean", "running_var")
         }
-        super().__init__(network, changed, batch_statistics=0.0, **settings)
-        self.views = check_count("views", views)
-        self.decay = check_number("decay", decay, low=0.0, high=1.0)
-        self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
-        self.least = check_number("least", least, low=0.0, high=1.0)
-        self.samples = check_count("samples", samples)
-        self.crop = check_positive("crop", crop, high=1.0)
-        self.chunk = check_count("chunk", chunk)
+
+    def _rule(self) -> float | Rule | str:
+        return 0.0
 
     def _adapt(self, images: torch.Tensor) -> DUARecord:
         if self.batches >= self.samples:
@@ -131,11 +117,12 @@ class DUA(PredictiveMethod):
                 self._pass(torch.cat(crops[start : start + self.chunk]), images)
         if not all(torch.isfinite(part).all() for sums in self._sums.values() for part in sums):
             return DUARecord(flags=("non_finite_statistics", SKIPPED))
-        for layer, (count, total, squares) in self._sums.items():
-            mean = total / count
-            variance = (squares / count - mean.square()).clamp_min(0) * count / (count - 1).clamp_min(1)
-            layer.running_mean.lerp_(mean.to(layer.running_mean), momentum)
-            layer.running_var.lerp_(variance.to(layer.running_var), momentum)
+        for layer, (n, total, squares) in self._sums.items():
+            mean = total / n
+            variance = (squares / n - mean.square()).clamp_min(0) * n / (n - 1).clamp_min(1)
+            running_mean, running_variance = running_statistics(layer)
+            running_mean.lerp_(mean.to(running_mean), momentum)
+            running_variance.lerp_(variance.to(running_variance), momentum)
         self._sums = {}
         return DUARecord(momentum=momentum)
 
@@ -155,7 +142,7 @@ class DUA(PredictiveMethod):
             ) from error
 
     def _gather(self, layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rule of the update: normalize by what passes now, and add it up."""
+        """Normalize by what passes now, and add it up: the rule of the update."""
         check_size(x)
         values = x.transpose(0, 1).flatten(1)
         variance, mean = torch.var_mean(values, 1, correction=0)
@@ -166,7 +153,7 @@ class DUA(PredictiveMethod):
         return mean, variance
 
     def _crops(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """``views`` crops ``(1, C, ...)``, drawn by the method's generator, in flips and turns that keep their
+        """Return ``views`` crops ``(1, C, ...)``, drawn by the method's generator, in flips and turns that keep their
         shape.
         """
         size = images.shape[2:]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..components.distributions import log_distributions
 from ..components.filters import kept_mean, kept_share, maximal_entropy, voxel_entropy
+from ..components.optimizer import MakeOptimizer
 from ..prepared import require
+from ..settings import number, override
 from .base import SKIPPED
 from .card import Card
 from .gradient import GradientMethod, GradientRecord
-from .predictive import check_number, check_positive
+from .state import Remembered
 
 __all__ = ["EATA"]
 
@@ -46,14 +48,6 @@ class EATA(GradientMethod):
       1.26; here ``d = 1.26/√C``, with C = 2 for a channel of a sigmoid map: 0.89. A class is then redundant once it has
       more than about two thirds of what was kept, as background has from the first image on.
 
-    Args:
-        network: the source network; it needs normalization layers with affine parameters.
-        prepared: file of ``python -m grata prepare``, or what was read from it, with the Fisher information.
-        margin: E₀ as a share of the highest entropy there is, above 0 and at most 1.
-        redundancy: d in units of 1/√C, above 0.
-        fisher_alpha: weight of the anchor, at least 0.
-        optimizer, lr, optimizer_options, settings: see :class:`GradientMethod`.
-
     Raises:
         GrataError: the Fisher information is missing, a setting is out of range, or the network has nothing to adapt;
             by ``adapt``: it is of other weights.
@@ -71,33 +65,27 @@ class EATA(GradientMethod):
         backwards=1,
     )
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        prepared: Any = None,
-        margin: float = 0.4,
-        redundancy: float = 1.26,
-        fisher_alpha: float = 2000.0,
-        optimizer: Any = "SGD",
-        lr: float = 2.5e-4,
-        optimizer_options: Any = {"momentum": 0.9},
-        **settings: Any,
-    ) -> None:
-        super().__init__(
-            network,
-            prepared=prepared,
-            optimizer=optimizer,
-            lr=lr,
-            optimizer_options=optimizer_options,
-            **settings,
-        )
-        self.margin = check_positive("margin", margin, high=1.0, why="or no voxel is reliable")
-        self.redundancy = check_positive("redundancy", redundancy, why="or every voxel is redundant")
-        self.fisher_alpha = check_number("fisher_alpha", fisher_alpha, low=0.0)
+    margin: float = number(
+        default=0.4,
+        above=0,
+        at_most=1,
+        why="or no voxel is reliable",
+        help="bound E₀ of the reliable entropy, as a share of the highest entropy there is",
+    )
+    redundancy: float = number(
+        default=1.26, above=0, why="or every voxel is redundant", help="bound d of the cosine, in units of 1/√C"
+    )
+    fisher_alpha: float = number(default=2000.0, at_least=0, help="weight of the anchor")
+    optimizer_name: str | MakeOptimizer = override(default="SGD", alias="optimizer")
+    lr: float = override(default=2.5e-4)
+    optimizer_options: Mapping[str, Any] | None = override(default={"momentum": 0.9})
+
+    _average = Remembered[torch.Tensor | None](None)
+
+    def _setup(self) -> None:
+        super()._setup()
         fisher = require(self.prepared(), "fisher", self.name)
         self._fisher = {name: fisher[name].to(p) for name, p in self.parameters.items() if name in fisher}
-        self._average: torch.Tensor | None = None
 
     def _step(self, x: torch.Tensor) -> GradientRecord:
         record = super()._step(x)
@@ -125,6 +113,7 @@ class EATA(GradientMethod):
 
         It is -1, new whatever comes, for a channel of which nothing was kept yet.
         """
+        assert self._average is not None
         average = self._average.to(p)
         average = average.reshape(1, *average.shape, *[1] * (p.ndim - 3))
         return torch.cosine_similarity(p, average, dim=2).where(average.isfinite().all(2), -1.0)
@@ -146,14 +135,3 @@ class EATA(GradientMethod):
             for name, fisher in self._fisher.items()
         ]
         return torch.stack(parts).sum() if parts else torch.zeros(())
-
-    def restore(self) -> None:
-        super().restore()
-        self._average = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"average": None if self._average is None else self._average.clone()}
-
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._average = None if state["average"] is None else state["average"].clone()

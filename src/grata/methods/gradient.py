@@ -1,4 +1,4 @@
-"""What methods share that learn by gradient steps."""
+"""Base of methods that learn by gradient steps."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import contextlib
 import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 
-from ..alignment import Rate, StepSignals, cosine_similarity, gradient_norm, make_rate
+from ..alignment import LAWS, RATES, Rate, StepSignals, cosine_similarity, gradient_norm, make_rate
 from ..components.filters import NOTHING_KEPT, NothingKept
-from ..components.gradients import add_gradients, cloned, gradient_of, load_optimizer
+from ..components.gradients import add_gradients, gradient_of
+from ..components.optimizer import MakeOptimizer, Stepper, make_optimizer
 from ..errors import GrataError
 from ..networks import HEADS, AuxiliaryHeads
-from ..normalization import Rule, collect_affine_parameters, deepest_feature
+from ..networks.parameters import moved, write
+from ..normalization import collect_affine_parameters, deepest_feature
 from ..objectives import (
     BRANCH_LOSSES,
     ROTATION_VIEWS,
@@ -30,33 +31,74 @@ from ..objectives import (
     view_agreement,
 )
 from ..prepared import Prepared, require
-from ..resets import ResetPolicy
+from ..settings import Settings, count, number, setting
 from ..styles import StrongView
-from ..views import View, resolve_views
+from ..views import VIEWS, View, resolve_views
 from .base import SKIPPED, StepRecord
-from .predictive import PredictiveMethod, check_count, check_number, check_precision
+from .predictive import PredictiveMethod, check_precision
 
 __all__ = ["OBJECTIVES", "GradientMethod", "GradientRecord", "non_finite"]
 
 OBJECTIVES = ("entropy", "consistency", *BRANCH_LOSSES)
 """Objectives by name: what can give the auxiliary gradient of any method, and both gradients of GraTa."""
 
+MakeStrongView = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+
+
+def check_objective(value: Any) -> str:
+    """Return ``value``, the name of an objective.
+
+    Raises:
+        GrataError: there is no such objective.
+    """
+    if not isinstance(value, str) or value not in OBJECTIVES:
+        raise GrataError(f"there is no objective {value!r}; there are {', '.join(OBJECTIVES)}.")
+    return value
+
+
+def _check_auxiliary(value: Any) -> str | None:
+    return None if value is None else check_objective(value)
+
+
+def _check_views(value: Any) -> Any:
+    resolve_views(value, (1, 1, 1))
+    return value
+
+
+def check_options(value: Any) -> Mapping[str, Any]:
+    """Return ``value``, a mapping of options; an empty one for None.
+
+    Raises:
+        GrataError: it is something else.
+    """
+    if not isinstance(value, Mapping | None):
+        raise GrataError(f"must be a mapping such as {{'betas': [0.9, 0.999]}}, got {value!r}.")
+    return value or {}
+
+
+def _strong_view(value: Any) -> MakeStrongView:
+    if callable(value):
+        return cast(MakeStrongView, value)
+    if not isinstance(value, Mapping | None):
+        raise GrataError(f"must be a mapping of settings such as {{'noise': [0, 0.05]}}, got {value!r}.")
+    return StrongView(**(value or {}))
+
 
 @dataclasses.dataclass(frozen=True)
 class GradientRecord(StepRecord):
-    """One optimizer step; NaN stands for what there is not, or was not reached when the step was skipped.
+    """One optimizer step; NaN stands for a value that does not exist, or was not reached when the step was skipped.
 
     Attributes:
-        loss: of the objective, at the parameters that its gradient was taken at.
+        loss: value of the objective, at the parameters that its gradient was taken at.
         gradient_norm: Euclidean norm of its gradient over all adapted parameters.
-        learning_rate: of the step, first parameter group; 0 when skipped.
-        auxiliary_loss: of the auxiliary objective, at the parameters before the step.
+        learning_rate: learning rate of the step, first parameter group; 0 when skipped.
+        auxiliary_loss: value of the auxiliary objective, at the parameters before the step.
         auxiliary_gradient_norm: Euclidean norm of the auxiliary gradient.
-        cosine: of the angle between the two gradients, -1 to 1.
-        agreement: of the weak views' predictions with each other, 0 to 1, see :func:`grata.objectives.view_agreement`:
-            how good the prediction is likely to be, told without labels.
+        cosine: cosine of the angle between the two gradients, -1 to 1.
+        agreement: agreement of the weak views' predictions with each other, 0 to 1, see
+            :func:`grata.objectives.view_agreement`: a measure of quality without labels.
         kept: share of the voxels that a filter of the method let through, 0 to 1.
-        steps: the records of all steps, when the method takes more than one a batch.
+        steps: records of all steps, when the method takes more than one for a batch.
     """
 
     loss: float = math.nan
@@ -73,107 +115,119 @@ class GradientRecord(StepRecord):
 class GradientMethod(PredictiveMethod):
     """Base of methods that take optimizer steps, by default on weight and bias of the normalization layers alone.
 
-    A method gives the objective, :meth:`_loss`; the step down its gradient is the same for all. Any of them can be
-    given the two parts that make GraTa, each by a setting of its own: the gradient is then taken where a step of
-    ``rho`` down the gradient of an ``auxiliary`` objective leads to, and the cosine between the two gradients sets the
-    learning rate.
-
-    Args:
-        network: the source network.
-        parameters: those that take steps, by name; None: the affine parameters of all normalization layers.
-        activation: ``sigmoid`` (multi-label) or ``softmax`` (multi-class).
-        optimizer: name of a class of ``torch.optim``, or a callable that is given a list of ``(name, parameter)`` and
-            returns an optimizer (with as many parameter groups as it likes).
-        lr: base learning rate, for an optimizer that is named.
-        optimizer_options: further arguments of a named optimizer, e.g. ``{"betas": (0.9, 0.999)}``.
-        steps: optimizer steps on each batch.
-        seed: of the method's own random generator.
-        entropy: None: Shannon's, of each channel for sigmoid (``binary``), over the classes for softmax; or ``plogp``,
-            see :func:`grata.objectives.entropy_loss`.
-        auxiliary: name of the objective of the auxiliary gradient, one of :data:`OBJECTIVES`; None: there is none.
-        rho: length of the look ahead, in units of the auxiliary gradient, at least 0; 0: the gradients are not aligned.
-        learning_rate_law: factor on ``lr``: ``constant``; by the cosine between the gradients ``quadratic``, ``linear``
-            or ``softplus``; a law of :data:`grata.alignment.RATES`, or a mapping of its ``name`` and settings.
-        views: names of the weak views of the consistency objective, see :data:`grata.views.VIEWS`; None: by the image's
-            shape.
-        strong_view: of the same: a callable ``(images, generator)``, a dict of settings of
-            :class:`grata.styles.StrongView`, or None for its defaults.
-        views_autocast: precision of the weak views alone, which carry no gradient and are averaged.
-        prepared: file of ``python -m grata prepare``, or what was read from it: its heads are the auxiliary branches of
-            a network that has none of its own. Read when an objective needs it.
-        batch_statistics: weight of the batch's statistics in batch normalization, 1 to 0 (the source's), or
-            ``median``.
-        reset: when to start from the source network again, see :mod:`grata.resets`; None: as the paper has it.
-        autocast: ``bfloat16`` or ``float16`` for the forwards; None: as the surrounding ``torch.autocast`` says.
-        output: key or index of the logits, for a network that returns a dict, list or tuple.
+    A method gives the objective, :meth:`_loss`; the step down its gradient is the same for all. The two parts that make
+    GraTa are settings of every method: the gradient is taken where a step of ``rho`` down the gradient of an
+    ``auxiliary`` objective leads to, and the cosine between the two gradients sets the learning rate.
 
     Raises:
-        GrataError: a setting is out of range, or the network has nothing to adapt.
+        GrataError: a setting is not known or out of range, or the network has nothing to adapt.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        parameters: Mapping[str, nn.Parameter] | None = None,
-        *,
-        activation: str = "sigmoid",
-        optimizer: str | Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = "Adam",
-        lr: float = 1e-3,
-        optimizer_options: Mapping[str, Any] | None = None,
-        steps: int = 1,
-        seed: int = 0,
-        entropy: str | None = None,
-        auxiliary: str | None = None,
-        rho: float = 0.0,
-        learning_rate_law: Rate | str | Mapping[str, Any] = "constant",
-        views: Sequence[str] | None = None,
-        strong_view: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | Mapping[str, Any] | None = None,
-        views_autocast: str | None = None,
-        prepared: Prepared | str | Path | None = None,
-        batch_statistics: float | Rule | str = 1.0,
-        reset: ResetPolicy | str | Mapping[str, Any] | None = None,
-        autocast: str | None = None,
-        output: str | int | None = None,
-    ) -> None:
-        super().__init__(
-            network,
-            collect_affine_parameters(network) if parameters is None else parameters,
-            activation=activation,
-            seed=seed,
-            entropy=entropy,
-            batch_statistics=batch_statistics,
-            reset=reset,
-            autocast=autocast,
-            output=output,
-        )
-        self.steps = check_count("steps", steps)
-        self._prepared = prepared
+    optimizer_name: str | MakeOptimizer = setting(
+        default="Adam",
+        range="name of a class of torch.optim, or a function",
+        help="optimizer; a function gets a list of (name, parameter) and returns an optimizer with as many parameter "
+        "groups as it likes",
+        in_state=False,
+        alias="optimizer",
+    )
+    lr: float = number(
+        default=1e-3, at_least=0, help="base learning rate of an optimizer that is named", in_state=False
+    )
+    optimizer_options: Mapping[str, Any] | None = setting(
+        default=None,
+        check=check_options,
+        range="mapping or null",
+        help="further arguments of an optimizer that is named, such as {betas: [0.9, 0.999]}",
+        in_state=False,
+    )
+    steps: int = count(default=1, help="number of optimizer steps on each batch")
+    auxiliary: str | None = setting(
+        default=None,
+        check=_check_auxiliary,
+        range=f"{', '.join(OBJECTIVES)}, or null",
+        help="objective of the auxiliary gradient; null: there is none",
+    )
+    rho: float = number(
+        default=0.0,
+        at_least=0,
+        help="length of the look ahead in units of the auxiliary gradient, which aligns the gradients; 0: none",
+    )
+    learning_rate_law: Rate | str | Mapping[str, Any] = setting(
+        default="constant",
+        range=f"{', '.join((*LAWS, *RATES))}, or a mapping of name and settings",
+        help="law of the factor on the learning rate: constant, a law of the cosine between the gradients, or discrepancy",
+    )
+    views: Sequence[str] | None = setting(
+        default=None,
+        check=_check_views,
+        range=f"list of {', '.join(VIEWS)}, or null",
+        help="names of the weak views; null: all that fit the shape of the image",
+    )
+    strong_view: MakeStrongView | Mapping[str, Any] | None = setting(
+        default=None,
+        check=_strong_view,
+        range="mapping of settings of grata.styles.StrongView, a function, or null",
+        help="strong view; null: the reference's ranges and probabilities",
+    )
+    views_autocast: str | torch.dtype | None = setting(
+        default=None,
+        check=check_precision,
+        range="bfloat16, float16 or null",
+        help="precision of the weak views alone, which carry no gradient and are averaged",
+    )
+    source_data: Prepared | str | Path | None = setting(
+        default=None,
+        range="file or null",
+        help="file that grata prepare wrote from the source set, read when an objective needs it",
+        in_state=False,
+        alias="prepared",
+    )
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
         self._to_check: Prepared | None = None
         self._heads: AuxiliaryHeads | None = None
-        if auxiliary is not None:
-            self._check_objective("auxiliary", auxiliary)
-        self.auxiliary = auxiliary
-        self.rho = check_number("rho", rho, low=0.0)
-        self.rate = make_rate(learning_rate_law)
-        if auxiliary is None and (self.rho > 0 or self.rate.needs_auxiliary):
-            what = "rho" if self.rho > 0 else "learning_rate_law"
-            raise GrataError(
-                f"{what} is about two gradients: name the auxiliary objective, one of {', '.join(OBJECTIVES)}."
-            )
-        resolve_views(views, (1, 1, 1))
-        self.views = views
-        self.strong_view = _strong_view(strong_view)
-        self.views_autocast = check_precision("views_autocast", views_autocast)
         self._given_view: torch.Tensor | None = None
         self._notes: dict[str, float] = {}
-        self._optimizer_settings = (optimizer, lr, optimizer_options or {})
-        self._reset_optimizer()
+        super().__init__(*args, **settings)
+
+    def _collect(self) -> dict[str, Any]:
+        return dict(collect_affine_parameters(self.given))
+
+    def _setup(self) -> None:
+        super()._setup()
+        if self.auxiliary is not None:
+            self._need_objective(self.auxiliary)
+        self.rate = self._keep("rate", make_rate(self.learning_rate_law))
+        if self.auxiliary is None and (self.rho > 0 or self.rate.needs_auxiliary):
+            raise GrataError(
+                f"needs two gradients: name the auxiliary objective, one of {', '.join(OBJECTIVES)}.",
+                key="rho" if self.rho > 0 else "learning_rate_law",
+            )
+        self._stepper = self._keep("optimizer", self._make_stepper())
+
+    def _make_stepper(self) -> Stepper:
+        options = self.optimizer_options or {}
+        return Stepper(
+            self.parameters, lambda parameters: make_optimizer(self.optimizer_name, self.lr, options, parameters)
+        )
+
+    @property
+    def _strong(self) -> MakeStrongView:
+        """The strong view, made of its settings when the method was constructed."""
+        return cast(MakeStrongView, self.strong_view)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the method's steps."""
+        return self._stepper.optimizer
 
     @abstractmethod
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
-        """The objective of the step for images ``(B, C, ...)``, at the present parameters: a scalar with a gradient.
+        """Return the objective of the step for images ``(B, C, ...)``, at the present parameters: a scalar with a
+        gradient.
 
-        What the record is to tell beside the loss is put into ``self._notes``.
+        What the record shows beside the loss is put into ``self._notes``.
 
         Raises:
             NothingKept: a filter let nothing through; no step is taken then.
@@ -190,11 +244,9 @@ class GradientMethod(PredictiveMethod):
         theta = self._copy()
         self._notes = {}
         record, auxiliary = GradientRecord(), None
-        if self.auxiliary is not None:
-            loss, auxiliary = self._loss_and_gradient(x, lambda x: self._objective(self.auxiliary, x))
-            record = GradientRecord(
-                auxiliary_loss=loss, auxiliary_gradient_norm=gradient_norm(auxiliary), **self._notes
-            )
+        if (name := self.auxiliary) is not None:
+            loss, auxiliary = self._loss_and_gradient(x, lambda x: self._objective(name, x))
+            record = self._noted(GradientRecord(auxiliary_loss=loss, auxiliary_gradient_norm=gradient_norm(auxiliary)))
             if flags := non_finite("auxiliary_", loss, record.auxiliary_gradient_norm):
                 return dataclasses.replace(record, flags=flags)
 
@@ -203,7 +255,7 @@ class GradientMethod(PredictiveMethod):
                 loss, gradient = self._loss_and_gradient(x, self._loss)
         except NothingKept:
             return dataclasses.replace(record, kept=0.0, flags=(NOTHING_KEPT, SKIPPED))
-        record = dataclasses.replace(record, loss=loss, gradient_norm=gradient_norm(gradient), **self._notes)
+        record = self._noted(dataclasses.replace(record, loss=loss, gradient_norm=gradient_norm(gradient)))
         if flags := non_finite("", loss, record.gradient_norm):
             return dataclasses.replace(record, flags=flags)
 
@@ -213,50 +265,49 @@ class GradientMethod(PredictiveMethod):
         factor = self.rate.factor(signals)
         learning_rate = self._optimizer_step(gradient, factor)
         if learning_rate is None:
-            self._write(theta)
+            write(self.parameters, theta)
             return dataclasses.replace(record, flags=("non_finite_parameters", SKIPPED))
         return dataclasses.replace(record, learning_rate=learning_rate)
 
-    @contextlib.contextmanager
-    def _moved(self, direction: list[torch.Tensor | None] | None, length: float) -> Iterator[None]:
-        """The network at ``θ + length·direction`` for the time of a ``with`` block, then back at ``θ`` exactly."""
+    def _noted(self, record: GradientRecord) -> GradientRecord:
+        notes: dict[str, Any] = dict(self._notes)
+        return dataclasses.replace(record, **notes)
+
+    def _moved(
+        self, direction: Sequence[torch.Tensor | None] | None, length: float
+    ) -> contextlib.AbstractContextManager[None]:
+        """Put the network at ``θ + length·direction`` for a ``with`` block, then back at ``θ`` exactly."""
         if direction is None or length == 0.0:
-            yield
-            return
-        theta = self._copy()
-        try:
-            with torch.no_grad():
-                for parameter, part in zip(self.parameters.values(), direction):
-                    if part is not None:
-                        parameter.add_(part, alpha=length)
-            yield
-        finally:
-            self._write(theta)
+            return contextlib.nullcontext()
+        return moved(self.parameters, direction, length)
 
     def _objective(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Loss of the objective called ``name`` at the present parameters."""
+        """Return the loss of the objective called ``name`` at the present parameters."""
         if name == "entropy":
-            return entropy_loss(self._logits(x), self.activation, self.entropy)
+            return entropy_loss(self._logits(x), self.activation, self._entropy)
         if name == "consistency":
             pseudo_label = self._pseudo_label(x)
             view = self._given_view
             if view is None:
                 # In full precision, whatever the surrounding autocast: the view is an image, and may be in any unit.
                 with torch.autocast(x.device.type, enabled=False):
-                    view = self.strong_view(x.clone(), self.generator)
+                    view = self._strong(x.clone(), self.generator)
             return consistency_loss(self._logits(view), pseudo_label, self.activation)
         if name == "rotation":
             return rotation_loss(self._branch, x, self.generator, self._rotation_views())
         return BRANCH_LOSSES[name](self._branch, x, self.generator)
 
-    def _check_objective(self, role: str, name: str) -> None:
-        if not isinstance(name, str) or name not in OBJECTIVES:
-            raise GrataError(f"there is no objective {name!r}; there are {', '.join(OBJECTIVES)}.", key=role)
+    def _need_objective(self, name: str) -> None:
+        """Find what the objective called ``name`` needs beside the network.
+
+        Raises:
+            GrataError: it is not there.
+        """
         if name in BRANCH_LOSSES:
             self._find_branch(name)
 
     def _find_branch(self, name: str) -> None:
-        """The network's own branch, else the prepared head of that name.
+        """Find the network's own branch, else the prepared head of that name.
 
         Raises:
             GrataError: there is neither.
@@ -271,22 +322,24 @@ class GradientMethod(PredictiveMethod):
         return name in (getattr(self.given, "branches", None) or ())
 
     def _rotation_views(self) -> Sequence[str]:
-        """Classes of the rotation branch, in the order of its outputs."""
-        return ROTATION_VIEWS if self._has_branch("rotation") else self._heads.views
+        """Return the classes of the rotation branch, in the order of its outputs."""
+        if self._has_branch("rotation"):
+            return ROTATION_VIEWS
+        assert self._heads is not None
+        return self._heads.views
 
     def prepared(self) -> Prepared | None:
-        """What was prepared from the source set; None: nothing was given.
+        """Return what was prepared from the source set; None where nothing was given.
 
-        That it was for the network's weights is made sure of when these are taken as the source's, at the first batch:
-        they may be loaded after the method was made.
+        Its weights are compared with the network's at the first batch, because weights may be loaded after construction.
 
         Raises:
             GrataError: the file is missing or damaged.
         """
-        if isinstance(self._prepared, str | Path):
-            self._prepared = Prepared.load(self._prepared)
-        self._to_check = self._prepared
-        return self._prepared
+        if isinstance(self.source_data, str | Path):
+            self.source_data = Prepared.load(self.source_data)
+        self._to_check = self.source_data
+        return self.source_data
 
     def _activate(self) -> None:
         if not self._active and self._to_check is not None:
@@ -295,13 +348,14 @@ class GradientMethod(PredictiveMethod):
         super()._activate()
 
     def _branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Output of an auxiliary branch, the network's own or a prepared head, in float32."""
+        """Return the output of an auxiliary branch, the network's own or a prepared head, in float32."""
         with self._precision(x):
-            branch = self._network.branch if self._has_branch(name) else self._heads.branch
-            return branch(name, x).float()
+            branch: Any = (self._network if self._has_branch(name) else self._heads).branch  # type: ignore[union-attr]
+            output: torch.Tensor = branch(name, x).float()
+            return output
 
     def _pseudo_label(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean probability over the weak views, each prediction mapped back; how well these agree is noted."""
+        """Return the mean probability over the weak views, each prediction mapped back; note how well these agree."""
         views = resolve_views(self.views, x.shape[2:])
         total: Any = 0
 
@@ -315,10 +369,11 @@ class GradientMethod(PredictiveMethod):
             # one after the other, so that nothing is kept of a view but what the agreement needs
             agreement = view_agreement(map(predicted, views), background=self.activation == "softmax")
             self._notes["agreement"] = agreement
-            return total / len(views)
+            mean: torch.Tensor = total / len(views)
+            return mean
 
     def _probabilities_and_feature(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prediction ``(B, C, ...)`` of the present network, and its deepest feature averaged over space ``(B, F)``."""
+        """Return the present network's prediction ``(B, C, ...)``, and its deepest feature averaged over space ``(B, F)``."""
         with torch.no_grad(), deepest_feature(self._network, x.shape) as feature:
             probabilities = activate(self._logits(x), self.activation)
         return probabilities, feature().flatten(2).mean(2).float()
@@ -326,18 +381,18 @@ class GradientMethod(PredictiveMethod):
     def _loss_and_gradient(
         self, x: torch.Tensor, loss_at: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[float, list[torch.Tensor | None]]:
-        """Value and gradient over the adapted parameters of ``loss_at(x)``."""
+        """Return value and gradient over the adapted parameters of ``loss_at(x)``."""
         loss = loss_at(x)
         return loss.item(), gradient_of(loss, list(self.parameters.values()), self._half_precision(x))
 
     def _mean_by_parts(
         self, parts: Iterable[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]], count: int
     ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-        """Losses, and the gradient of their mean, one part after the other: memory is that of one.
+        """Return the losses, and the gradient of their mean, one part after the other: memory is that of one.
 
         Args:
-            parts: images, and the loss to take of them.
-            count: how many they are.
+            parts: images, and the function that gives their loss.
+            count: number of parts.
         """
         parameters = list(self.parameters.values())
         losses: list[torch.Tensor] = []
@@ -349,114 +404,22 @@ class GradientMethod(PredictiveMethod):
         return losses, total
 
     def _optimizer_step(self, gradient: list[torch.Tensor | None], factor: float) -> float | None:
-        """One step at ``factor`` times the base learning rates; None (and the optimizer as before) when it
-        overflows.
-        """
-        before = cloned(self.optimizer.state_dict())
-        for group, base in zip(self.optimizer.param_groups, self._base_lr):
-            group["lr"] = base * factor
-        for parameter, g in zip(self.parameters.values(), gradient):
-            parameter.grad = g
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        moments = (value for state in self.optimizer.state.values() for value in state.values())
-        values = (*self.parameters.values(), *(m for m in moments if isinstance(m, torch.Tensor)))
-        if all(torch.isfinite(value).all() for value in values):
-            return self.optimizer.param_groups[0]["lr"]
-        load_optimizer(self.optimizer, before)
-        return None
-
-    def _reset_optimizer(self) -> None:
-        self.optimizer = _optimizer(*self._optimizer_settings, list(self.parameters.items()))
-        self._base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def restore(self) -> None:
-        super().restore()
-        self.rate.forget()
-        self._reset_optimizer()
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {
-            "optimizer": cloned(self.optimizer.state_dict()),
-            "rate": self.rate.state_dict(),
-        }
-
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.rate.load_state_dict(state["rate"])
+        """Take one step at ``factor`` times the base learning rates; see :meth:`Stepper.step`."""
+        return self._stepper.step(gradient, factor)
 
     def _signature(self) -> dict[str, str]:
-        found = super()._signature() | {"optimizer": self._optimizer_signature()}
+        found = super()._signature() | {"optimizer": self._stepper.signature()}
         # what somebody gave as an object of their own is known by its class alone
         for key, value in (("learning_rate_law", self.rate), ("strong_view", self.strong_view)):
-            found[key] = repr(value) if dataclasses.is_dataclass(value) else type(value).__name__
+            declared = isinstance(value, Settings) and value.settings()
+            found[key] = repr(value) if declared or dataclasses.is_dataclass(value) else type(value).__name__
         return found
-
-    def _optimizer_signature(self) -> str:
-        groups = [
-            {key: lr if key == "lr" else value for key, value in group.items() if key not in ("params", "param_names")}
-            for group, lr in zip(self.optimizer.param_groups, self._base_lr)
-        ]
-        return f"{type(self.optimizer).__name__} {groups}"
 
 
 def non_finite(part: str, loss: float, norm: float) -> tuple[str, ...]:
-    """Flags of a step whose loss or gradient norm is not finite; none when both are."""
+    """Return the flags of a step whose loss or gradient norm is not finite; none when both are."""
     if not math.isfinite(loss):
         return (f"non_finite_{part}loss", SKIPPED)
     if not math.isfinite(norm):
         return (f"non_finite_{part}gradient", SKIPPED)
     return ()
-
-
-def _optimizer(
-    optimizer: str | Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer],
-    lr: float,
-    options: Mapping[str, Any],
-    parameters: list[tuple[str, nn.Parameter]],
-) -> torch.optim.Optimizer:
-    if not isinstance(options, Mapping):
-        raise GrataError(
-            f"must be a mapping such as {{'betas': [0.9, 0.999]}}, got {options!r}.", key="optimizer_options"
-        )
-    if callable(optimizer):
-        made = optimizer(parameters)
-    else:
-        lr = check_number("lr", lr, low=0.0)
-        optimizer_class = getattr(torch.optim, str(optimizer), None)
-        if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)):
-            raise GrataError(f"torch.optim has no {optimizer!r}; for example Adam, AdamW or SGD.", key="optimizer")
-        try:
-            made = optimizer_class(parameters, lr=lr, **options)
-        # Optimizers check their arguments each in its own way.
-        except (TypeError, ValueError, LookupError, RuntimeError) as error:
-            raise GrataError(f"{optimizer} refuses {dict(options)}: {error}.", key="optimizer_options") from error
-    if not isinstance(made, torch.optim.Optimizer):
-        raise GrataError(
-            f"must be a name or make a torch.optim.Optimizer, got a {type(made).__name__}.", key="optimizer"
-        )
-    if isinstance(made, torch.optim.LBFGS | torch.optim.SparseAdam):
-        raise GrataError(
-            f"{type(made).__name__} does not fit: LBFGS evaluates the loss several times a step, SparseAdam "
-            "takes sparse gradients. Use for example Adam, AdamW or SGD.",
-            key="optimizer",
-        )
-    return made
-
-
-def _strong_view(
-    view: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | Mapping[str, Any] | None,
-) -> Callable[[torch.Tensor, torch.Generator], torch.Tensor]:
-    if callable(view):
-        return view
-    if not isinstance(view, Mapping | None):
-        raise GrataError(
-            f"must be a mapping of settings such as {{'noise': [0, 0.05]}}, got {view!r}.", key="strong_view"
-        )
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in (view or {}).items()}
-    known = [field.name for field in dataclasses.fields(StrongView)]
-    unknown = [key for key in settings if key not in known]
-    if unknown:
-        raise GrataError(f"has no setting {unknown[0]!r}; the settings are {', '.join(known)}.", key="strong_view")
-    return StrongView(**settings)

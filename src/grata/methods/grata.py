@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
+from ..alignment import Rate
+from ..settings import override, setting
+from .base import StepRecord
 from .card import Card
-from .gradient import GradientMethod, GradientRecord
+from .gradient import OBJECTIVES, GradientMethod, check_objective
 
 __all__ = ["GraTa"]
 
@@ -24,12 +27,6 @@ class GraTa(GradientMethod):
         g_pse = ∇ cross-entropy(f_θ'(strong(x)), ŷ)                  pseudo gradient
         η     = lr·(1 + cos(g_aux, g_pse))²/4                         dynamic learning rate
         θ     ← optimizer(θ, g_pse, η)
-
-    Args:
-        network: the source network; it needs normalization layers with affine parameters.
-        pseudo: name of the objective of the pseudo gradient, which the step goes down.
-        auxiliary, rho, learning_rate_law, optimizer, lr, entropy, settings: see :class:`GradientMethod`; the defaults
-            are the paper's.
 
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
@@ -56,34 +53,42 @@ class GraTa(GradientMethod):
         backwards=2,
     )
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        pseudo: str = "consistency",
-        auxiliary: str = "entropy",
-        rho: float = 1.0,
-        learning_rate_law: Any = "quadratic",
-        lr: float = 1e-4,
-        entropy: str | None = "plogp",
-        **settings: Any,
-    ) -> None:
-        super().__init__(
-            network,
-            auxiliary=auxiliary,
-            rho=rho,
-            learning_rate_law=learning_rate_law,
-            lr=lr,
-            entropy=entropy,
-            **settings,
-        )
-        self._check_objective("pseudo", pseudo)
-        self.pseudo = pseudo
+    pseudo: str = setting(
+        default="consistency",
+        check=check_objective,
+        range=", ".join(OBJECTIVES),
+        help="objective of the pseudo gradient, which the step goes down",
+    )
+    auxiliary: str | None = override(default="entropy")
+    rho: float = override(default=1.0)
+    learning_rate_law: Rate | str | Mapping[str, Any] = override(default="quadratic")
+    lr: float = override(default=1e-4)
+    entropy: str | None = override(default="plogp")
 
-    def _adapt(self, images: torch.Tensor, strong_view: torch.Tensor | None = None) -> GradientRecord:
-        """``strong_view``: the strong view to use instead of a drawn one, of the images' shape."""
+    def _setup(self) -> None:
+        super()._setup()
+        self._need_objective(self.pseudo)
+
+    def adapt(
+        self,
+        images: torch.Tensor,
+        same_case: bool = False,
+        site: str | None = None,
+        strong_view: torch.Tensor | None = None,
+    ) -> StepRecord:
+        """Adapt the network to one batch, as :meth:`Method.adapt` says.
+
+        Args:
+            images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, any float dtype, on the network's device; not changed.
+            same_case: whether these images belong to the case that has begun.
+            site: name of the site that the images come from.
+            strong_view: strong view to use instead of a drawn one, of the images' shape.
+        """
         self._given_view = None if strong_view is None else self._plain(strong_view)
-        return super()._adapt(images)
+        try:
+            return super().adapt(images, same_case, site)
+        finally:
+            self._given_view = None
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
         return self._objective(self.pseudo, x)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from ..components.probabilities import logits_of
-from ..errors import GrataError
-from ..normalization import check_running_statistics
+from ..normalization import Rule
 from ..objectives import activate
 from ..objectives.entropy import entropy_map
+from ..settings import choice, excluded, numbers
 from .base import StepRecord
 from .card import Card
-from .predictive import PredictionNetwork, PredictiveMethod, check_number
+from .predictive import PredictionNetwork, PredictiveMethod
 
 __all__ = ["InTEnt"]
 
@@ -46,12 +46,6 @@ class InTEnt(PredictiveMethod):
     Each image has weights of its own, so that nothing is left for the next one; with a sliding window each window has.
     Nothing is learnt: all of the work is done in the prediction.
 
-    Args:
-        network: the source network, with layers that keep running statistics.
-        mixes: weights m_k of the batch's statistics, 0 to 1.
-        weighting: ``balance``; ``entropy``: H_k is the mean over all voxels; ``uniform``.
-        settings: see :class:`PredictiveMethod`; ``batch_statistics`` has no part in it.
-
     Raises:
         GrataError: no layer keeps running statistics, or they cannot be mixed; a setting is out of range.
     """
@@ -71,27 +65,27 @@ class InTEnt(PredictiveMethod):
     )
     predicts_by = None
     learns = False
-    refused = ("batch_statistics",)
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        mixes: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-        weighting: str = "balance",
-        **settings: Any,
-    ) -> None:
-        if "batch_statistics" in settings:
-            raise GrataError("intent has its own, by mixes. Leave the setting out.", key="batch_statistics")
-        if isinstance(mixes, str) or not isinstance(mixes, Sequence) or not mixes:
-            raise GrataError(f"must be a list of numbers from 0 to 1, got {mixes!r}.", key="mixes")
-        self.mixes = [check_number("mixes", mix, low=0.0, high=1.0) for mix in mixes]
-        if weighting not in _WEIGHTINGS:
-            raise GrataError(f"must be one of {', '.join(_WEIGHTINGS)}, got {weighting!r}.", key="weighting")
-        # one that is really a mix, so that layers which cannot are told of at once
-        super().__init__(network, {}, batch_statistics=0.5, **settings)
-        check_running_statistics(self.name, network, self._statistics)
-        self.weighting = weighting
+    mixes: Sequence[float] = numbers(
+        default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+        at_least=0,
+        at_most=1,
+        kept_as=list,
+        help="weights m_k of the batch's statistics",
+    )
+    weighting: str = choice(
+        default="balance",
+        of=_WEIGHTINGS,
+        help="what weights the predictions: balance, H_k as above; entropy, H_k as the mean over all voxels; uniform",
+    )
+    batch_statistics: float | Rule | str = excluded(why="intent has its own, by mixes. Leave the setting out.")
+
+    def _rule(self) -> float | Rule | str:
+        # a real mix, so that layers which do not take one are refused at once
+        return 0.5
+
+    def _setup(self) -> None:
+        super()._setup()
         self._prediction_network = PredictionNetwork(self)
 
     @property
@@ -113,7 +107,7 @@ class InTEnt(PredictiveMethod):
         return logits_of(sum(w.reshape(shape) * p for w, p in zip(weights, predictions)), self.activation)
 
     def _weights(self, entropies: torch.Tensor) -> torch.Tensor:
-        """Weights of the predictions, that add up to 1, from their entropies: ``(K, B, C)``, softmax ``(K, B, 1)``."""
+        """Return the weights of the predictions, which add up to 1, from their entropies ``(K, B, C)``, softmax ``(K, B, 1)``."""
         if self.weighting == "uniform":
             return torch.full_like(entropies, 1 / len(entropies))
         high = entropies.amax(0)
@@ -121,16 +115,16 @@ class InTEnt(PredictiveMethod):
         return ((high - entropies) / torch.where(span > 0, span, torch.ones_like(span))).softmax(0)
 
     def _mean_entropy(self, logits: torch.Tensor) -> torch.Tensor:
-        """H_k of each decision between outcomes: ``(B, C)`` for sigmoid, ``(B, 1)`` for softmax."""
+        """Return H_k of each decision between outcomes: ``(B, C)`` for sigmoid, ``(B, 1)`` for softmax."""
         if self.activation == "softmax":
-            entropy = entropy_map(logits, self.activation, self.entropy)[:, None].flatten(2)
+            entropy = entropy_map(logits, self.activation, self._entropy)[:, None].flatten(2)
             outcome, outcomes = logits.argmax(1)[:, None].flatten(2), logits.shape[1]
         else:
             alone = logits.flatten(0, 1)[:, None]
-            entropy = entropy_map(alone, self.activation, self.entropy).reshape(logits.shape).flatten(2)
+            entropy = entropy_map(alone, self.activation, self._entropy).reshape(logits.shape).flatten(2)
             outcome, outcomes = (logits >= 0).long().flatten(2), 2
         if self.weighting != "balance":
             return entropy.mean(2)
         parts = [outcome == k for k in range(outcomes)]
         means = [(entropy * part).sum(2) / part.sum(2).clamp_min(1) for part in parts]
-        return sum(means) / sum(part.any(2).to(entropy) for part in parts)
+        return cast(torch.Tensor, sum(means) / sum(part.any(2).to(entropy) for part in parts))

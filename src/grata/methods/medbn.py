@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from ..normalization import check_running_statistics
+from ..normalization import Rule
 from ..normalization.rules import median_statistics
 from .base import Method, StepRecord
 from .card import Card
@@ -27,9 +26,6 @@ class MedBN(Method):
     as an artefact. The rule looks at no prediction, and is the same for every task. With a method that learns it is the
     setting ``batch_statistics: median`` of that method, as the paper combines it.
 
-    Args:
-        network: the source network, with layers that keep running statistics.
-
     Raises:
         GrataError: no layer of the network keeps running statistics, or a layer's cannot be exchanged.
     """
@@ -46,9 +42,8 @@ class MedBN(Method):
     )
     learns = False
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network, {}, median_statistics)
-        check_running_statistics(self.name, network, self._statistics)
+    def _rule(self) -> float | Rule | str:
+        return median_statistics
 
     def _adapt(self, images: torch.Tensor) -> StepRecord:
         return StepRecord()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 
 from ..components.augmentation import augmentations
-from ..components.parameters import collect_all_parameters
+from ..components.optimizer import MakeOptimizer
 from ..components.probabilities import logits_of
+from ..networks.parameters import collect_all_parameters
 from ..objectives import activate, entropy_loss
+from ..settings import count, override
 from ..views import View, resolve_views
 from .card import Card
 from .gradient import GradientMethod
-from .predictive import check_count
 
 __all__ = ["MEMO"]
 
@@ -42,11 +42,6 @@ class MEMO(GradientMethod):
     the source's with weight 1/17 (a prior of 16 images); an image to segment has many more positions than one to
     classify, and the batch's statistics are used as by the other methods: ``batch_statistics: 0.0588`` is the paper's.
 
-    Args:
-        network: the source network.
-        augmentations: how many, N.
-        optimizer, lr, settings: see :class:`GradientMethod`; ``views`` and ``strong_view`` are the augmentations'.
-
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
     """
@@ -64,17 +59,12 @@ class MEMO(GradientMethod):
         backwards=32,
     )
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        augmentations: int = 32,
-        optimizer: Any = "SGD",
-        lr: float = 2.5e-4,
-        **settings: Any,
-    ) -> None:
-        super().__init__(network, collect_all_parameters(network), optimizer=optimizer, lr=lr, **settings)
-        self.augmentations = check_count("augmentations", augmentations)
+    augmentations: int = count(default=32, help="number N of augmentations")
+    optimizer_name: str | MakeOptimizer = override(default="SGD", alias="optimizer")
+    lr: float = override(default=2.5e-4)
+
+    def _collect(self) -> dict[str, Any]:
+        return dict(collect_all_parameters(self.given))
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
         return self._marginal_entropy(self._marginal(x))
@@ -98,14 +88,15 @@ class MEMO(GradientMethod):
         return loss.item(), gradient
 
     def _marginal(self, x: torch.Tensor) -> torch.Tensor:
-        return sum(self._probabilities(view, image) for view, image in self._augmentations(x)) / self.augmentations
+        total = sum(self._probabilities(view, image) for view, image in self._augmentations(x))
+        return cast(torch.Tensor, total / self.augmentations)
 
     def _marginal_entropy(self, marginal: torch.Tensor) -> torch.Tensor:
-        return entropy_loss(logits_of(marginal, self.activation), self.activation, self.entropy)
+        return entropy_loss(logits_of(marginal, self.activation), self.activation, self._entropy)
 
     def _augmentations(self, x: torch.Tensor) -> Iterator[tuple[View, torch.Tensor]]:
         views = resolve_views(self.views, x.shape[2:])
-        return augmentations(x, self.augmentations, views, self.strong_view, self.generator)
+        return augmentations(x, self.augmentations, views, self._strong, self.generator)
 
     def _probabilities(self, view: View, image: torch.Tensor) -> torch.Tensor:
         return view.inverse(activate(self._logits(image), self.activation))

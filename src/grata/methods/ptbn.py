@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from ..normalization import check_running_statistics
+from ..normalization import Rule
+from ..settings import setting
 from .base import Method, StepRecord
 from .card import Card
 
@@ -18,10 +18,6 @@ class PTBN(Method):
     .. code-block:: text
 
         μ = μ_batch,  σ² = σ²_batch,  in each batch normalization layer
-
-    Args:
-        network: the source network, with layers that keep running statistics.
-        batch_statistics: weight of the batch's statistics, below 1 they are mixed with the source's; or ``median``.
 
     Raises:
         GrataError: no layer of the network keeps running statistics, so that nothing would change.
@@ -38,9 +34,14 @@ class PTBN(Method):
     )
     learns = False
 
-    def __init__(self, network: nn.Module, *, batch_statistics: float | str = 1.0) -> None:
-        super().__init__(network, {}, batch_statistics)
-        check_running_statistics(self.name, network, self._statistics)
+    batch_statistics: float | str = setting(
+        default=1.0,
+        range="0 to 1, or median",
+        help="weight of the batch's statistics, below 1 they are mixed with the source's; or median",
+    )
+
+    def _rule(self) -> float | Rule | str:
+        return self.batch_statistics
 
     def _adapt(self, images: torch.Tensor) -> StepRecord:
         return StepRecord()

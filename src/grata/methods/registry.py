@@ -1,30 +1,88 @@
-"""All methods by name: found in this folder, one file each, described by their cards."""
+"""All methods by name: found in this folder, one file each, and in other packages by an entry point."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from ..errors import GrataError
-from ..normalization import ensure_affine
+from ..normalization import AttachedAffine, ensure_affine
 from ..normalization.affine import ATTACHED
+from ..settings import did_you_mean
 from .base import Method
 
-__all__ = ["METHODS", "check_settings", "create", "settings_of"]
+__all__ = ["ENTRY_POINTS", "METHODS", "check_settings", "create", "method_class", "settings_of"]
+
+ENTRY_POINTS = "grata.methods"
+"""Group of entry points by which other packages add methods: ``name = "package.module:Class"``."""
 
 
-def _found() -> dict[str, type[Method]]:
-    """Classes of this folder's files that have a card, by the year of their publication."""
+class _Methods(Mapping[str, type[Method]]):
+    """Classes of methods by name: those of this folder and those of other packages, by year and name.
+
+    Entry points are read when a name is looked for that is not this folder's, or when all names are asked for.
+    """
+
+    def __init__(self, own: Mapping[str, type[Method]]) -> None:
+        self._own = own
+        self._others: dict[str, type[Method]] | None = None
+
+    def __getitem__(self, name: str) -> type[Method]:
+        return self._own[name] if name in self._own else self._of_others()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_in_order([*self._own.values(), *self._of_others().values()]))
+
+    def __len__(self) -> int:
+        return len(self._own) + len(self._of_others())
+
+    def _of_others(self) -> dict[str, type[Method]]:
+        if self._others is None:
+            self._others = {}
+            for point in entry_points(group=ENTRY_POINTS):
+                method = _loaded(point, {*self._own, *self._others})
+                if method is not None:
+                    self._others[method.name] = method
+        return self._others
+
+
+def _loaded(point: EntryPoint, taken: set[str]) -> type[Method] | None:
+    """Return the class that an entry point names; None, with a warning, where it is not a method of a new name."""
+    try:
+        method = point.load()
+    # a broken package must not take the other methods with it
+    except Exception as error:  # noqa: BLE001
+        why = f"its import fails ({type(error).__name__}: {error})"
+    else:
+        if not (isinstance(method, type) and issubclass(method, Method) and "card" in vars(method)):
+            why = f"{point.value} is not a subclass of grata.methods.Method with a card"
+        elif method.name != point.name:
+            why = f"the class is named {method.name}, the entry point {point.name}"
+        elif method.name in taken:
+            why = "there is a method of that name already"
+        else:
+            return method
+    package = point.dist.name if point.dist is not None else "another package"
+    warnings.warn(f"method {point.name} of {package} is left out: {why}.", stacklevel=2)
+    return None
+
+
+def _found() -> list[type[Method]]:
+    """Return the classes of this folder's files that have a card."""
     package = __name__.rpartition(".")[0]
     modules = (importlib.import_module(f"{package}.{m.name}") for m in pkgutil.iter_modules(_path(package)))
-    found = {method for module in modules for method in vars(module).values() if _is_method(method, module)}
-    return {method.name: method for method in sorted(found, key=lambda method: (method.card.year, method.name))}
+    return [method for module in modules for method in vars(module).values() if _is_method(method, module)]
+
+
+def _in_order(methods: Iterable[type[Method]]) -> dict[str, type[Method]]:
+    return {method.name: method for method in sorted(methods, key=lambda method: (method.card.year, method.name))}
 
 
 def _path(package: str) -> list[str]:
@@ -37,49 +95,63 @@ def _is_method(value: Any, module: ModuleType) -> bool:
     return "card" in vars(value)
 
 
-METHODS: dict[str, type[Method]] = _found()
-"""Every method by the name that configs use; ``METHODS[name].card`` tells what it is."""
+METHODS: Mapping[str, type[Method]] = _Methods(_in_order(_found()))
+"""Every method by its name in configurations; ``METHODS[name].card`` says what it is."""
+
+
+def method_class(method: str | type[Method]) -> type[Method]:
+    """Return the class of a method.
+
+    Args:
+        method: name of the method, or the class itself.
+
+    Raises:
+        GrataError: there is no such method.
+    """
+    if isinstance(method, type) and issubclass(method, Method):
+        return method
+    if not isinstance(method, str) or method not in METHODS:
+        hint = did_you_mean(method, METHODS)
+        raise GrataError(
+            f"there is no {method!r}; the methods are {', '.join(METHODS)}.{hint and ' ' + hint}", key="method"
+        )
+    return METHODS[method]
 
 
 def create(
-    name: str,
+    method: str | type[Method],
     network: nn.Module,
     settings: Mapping[str, Any] | None = None,
     affine: str = "own",
     **common: Any,
 ) -> Method:
-    """The method called ``name`` for ``network``.
+    """Return a method for a network.
 
     Args:
-        name: a key of :data:`METHODS`.
-        network: the source network.
-        settings: keyword arguments of the method's class.
+        method: name of the method, a key of :data:`METHODS`, or its class.
+        network: source network.
+        settings: settings of the method.
         affine: what is adapted where normalization layers have no affine parameters, see
-            :func:`grata.normalization.ensure_affine`; methods that do not learn attach none. What is attached is the
-            method's ``attached``.
+            :func:`grata.normalization.ensure_affine`; methods that do not learn attach none. The method's ``attached``
+            holds what is attached.
         common: what a bundle says for all methods (``activation``, ``seed``, ``reset``, ``prepared``): given to a
             method that has such a setting, where ``settings`` does not say otherwise and the value is not None.
 
     Raises:
-        GrataError: unknown name or setting (with the nearest known one), or whatever the method refuses; no activation,
-            where the method needs one: what a network ends in cannot be guessed. The network is as it was then.
+        GrataError: the name or a setting is not known (with the nearest known one), or the method refuses the network
+            or a value. The network is as it was then.
     """
-    if not isinstance(name, str) or name not in METHODS:
-        near = difflib.get_close_matches(str(name), METHODS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise GrataError(f"there is no {name!r}; the methods are {', '.join(METHODS)}.{hint}", key="method")
+    made = method_class(method)
     settings = dict(settings or {})
-    check_settings(name, settings)
-    known = settings_of(name)
+    made.check_settings(settings)
+    known = made.settings()
     given = {key: value for key, value in common.items() if key in known and value is not None} | settings
-    if "activation" in known and "activation" not in given:
-        raise GrataError("say sigmoid or softmax, as the network was trained.", key="activation")
     earlier = any(hasattr(module, ATTACHED) for module in network.modules())
-    attached = None
+    attached: AttachedAffine | None = None
     try:
-        if METHODS[name].learns:
+        if made.learns:
             attached = ensure_affine(network, affine)
-        method = METHODS[name](network, **given)
+        instance = made(network, **given)
     except GrataError as error:
         # what another method attached stays its own
         if attached is not None and not earlier:
@@ -87,26 +159,21 @@ def create(
         if error.head in settings:
             raise error.under("settings") from error
         raise
-    method.attached = attached
-    return method
+    instance.attached = attached
+    return instance
 
 
 def check_settings(name: str, settings: Mapping[str, Any], key: str = "settings") -> None:
     """Raise :class:`GrataError` for a setting that a method does not have, naming the one that may be meant.
 
     Args:
-        name: of the method.
-        settings: by name.
-        key: where they stand, for the message.
+        name: name of the method.
+        settings: settings by name.
+        key: key that they stand under, for the message.
     """
-    known = settings_of(name)
-    for setting in settings:
-        if setting not in known:
-            near = difflib.get_close_matches(setting, known, n=1)
-            hint = f"did you mean {key}#{near[0]}?" if near else f"the settings are {', '.join(known) or 'none'}."
-            raise GrataError(f"method {name} has no such setting; {hint}", key=f"{key}#{setting}")
+    METHODS[name].check_settings(settings, key)
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """All settings of the method called ``name`` with their defaults, its own first, then those of its bases."""
-    return METHODS[name].settings()
+    """Return the defaults of all settings of the method called ``name``, its own first, then those of its bases."""
+    return {key: item.default for key, item in METHODS[name].settings().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from torch import nn
 
 from ..alignment import gradient_norm
 from ..components.filters import kept_mean, kept_share, maximal_entropy, voxel_entropy
-from ..errors import GrataError
+from ..components.optimizer import MakeOptimizer
+from ..networks.parameters import write
 from ..normalization import collect_affine_parameters
+from ..settings import number, override
 from .base import SKIPPED
 from .card import Card
 from .gradient import GradientMethod, GradientRecord, non_finite
-from .predictive import check_number, check_positive
+from .state import Remembered
 
 __all__ = ["SAR"]
 
@@ -54,15 +57,6 @@ class SAR(GradientMethod):
     A recovery forgets the optimizer's momentum too. The batch that brought it about is predicted by the source's
     parameters.
 
-    Args:
-        network: the source network; it needs normalization layers with affine parameters.
-        margin: of the reliable entropy, as a share of the highest there is, above 0 and at most 1.
-        sharpness: ρ, length of the way to θ', at least 0.
-        recovery: threshold of recovery, as a share of the highest entropy; 0: there is none.
-        momentum: of the moving average m.
-        frozen: share of the normalization layers, the last of the network, that is left alone, below 1.
-        optimizer, lr, optimizer_options, settings: see :class:`GradientMethod`.
-
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
     """
@@ -79,58 +73,59 @@ class SAR(GradientMethod):
         backwards=2,
     )
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        margin: float = 0.4,
-        sharpness: float = 0.05,
-        recovery: float = 0.029,
-        momentum: float = 0.9,
-        frozen: float = 0.25,
-        optimizer: Any = "SGD",
-        lr: float = 2.5e-4,
-        optimizer_options: Any = {"momentum": 0.9},
-        **settings: Any,
-    ) -> None:
-        self.frozen = check_number("frozen", frozen, low=0.0, high=1.0)
-        if self.frozen == 1.0:
-            raise GrataError("must be below 1, or nothing is left to adapt.", key="frozen")
-        super().__init__(
-            network,
-            _without_the_last(collect_affine_parameters(network), self.frozen),
-            optimizer=optimizer,
-            lr=lr,
-            optimizer_options=optimizer_options,
-            **settings,
-        )
-        self.margin = check_positive("margin", margin, high=1.0, why="or no voxel is reliable")
-        self.sharpness = check_number("sharpness", sharpness, low=0.0)
-        self.recovery = check_number("recovery", recovery, low=0.0, high=1.0)
-        self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
-        self._forget()
+    margin: float = number(
+        default=0.4,
+        above=0,
+        at_most=1,
+        why="or no voxel is reliable",
+        help="bound of the reliable entropy, as a share of the highest there is",
+    )
+    sharpness: float = number(default=0.05, at_least=0, help="length ρ of the way to θ'")
+    recovery: float = number(
+        default=0.029,
+        at_least=0,
+        at_most=1,
+        help="threshold of recovery, as a share of the highest entropy; 0: there is none",
+    )
+    momentum: float = number(default=0.9, at_least=0, at_most=1, help="momentum of the moving average m")
+    frozen: float = number(
+        default=0.25,
+        at_least=0,
+        below=1,
+        why="or nothing is left to adapt",
+        help="share of the normalization layers, the last of the network, that is left alone",
+    )
+    optimizer_name: str | MakeOptimizer = override(default="SGD", alias="optimizer")
+    lr: float = override(default=2.5e-4)
+    optimizer_options: Mapping[str, Any] | None = override(default={"momentum": 0.9})
+
+    _average = Remembered(math.inf)
+    _threshold = Remembered(0.0)
+
+    def _collect(self) -> dict[str, Any]:
+        return dict(_without_the_last(collect_affine_parameters(self.given), self.frozen))
 
     def _adapt(self, images: torch.Tensor) -> GradientRecord:
         record = super()._adapt(images)
         if self._average >= self._threshold:
             return record
-        self._write(self._source)
-        self._reset_optimizer()
+        write(self.parameters, self._source)
+        self._stepper.forget()
         self.rate.forget()
-        self._forget()
+        self._average, self._threshold = math.inf, 0.0
         return dataclasses.replace(record, flags=(*record.flags, RECOVERED))
 
     def _step(self, x: torch.Tensor) -> GradientRecord:
         record = super()._step(x)
         if SKIPPED not in record.flags:
-            self._follow(self._entropy)
+            self._follow(self._perturbed_entropy)
         return record
 
     def _loss_and_gradient(self, x: torch.Tensor, loss_at: Any) -> tuple[float, list[torch.Tensor | None]]:
-        """With the sharpness-aware gradient in place of that of the method's own objective."""
+        """Return the sharpness-aware gradient in place of that of the method's own objective."""
         if loss_at != self._loss:
             return super()._loss_and_gradient(x, loss_at)
-        self._reliable = None
+        self._reliable: torch.Tensor | None = None
         loss, gradient = super()._loss_and_gradient(x, self._loss)
         norm = gradient_norm(gradient)
         if non_finite("", loss, norm):
@@ -139,7 +134,7 @@ class SAR(GradientMethod):
             return super()._loss_and_gradient(x, self._loss)
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean entropy of the reliable voxels; at θ', of those of them that are reliable there too."""
+        """Return the mean entropy of the reliable voxels; at θ', of those of them that are reliable there too."""
         logits = self._logits(x)
         entropy = voxel_entropy(logits, self.activation)
         self._highest = maximal_entropy(logits.shape[1], self.activation)
@@ -148,7 +143,7 @@ class SAR(GradientMethod):
         if self._reliable is None:
             self._reliable = kept
         else:
-            self._entropy = kept_mean(entropy.detach(), self._reliable).item()
+            self._perturbed_entropy = kept_mean(entropy.detach(), self._reliable).item()
             kept = kept & self._reliable
         self._notes["kept"] = kept_share(kept)
         return kept_mean(entropy, kept)
@@ -162,23 +157,9 @@ class SAR(GradientMethod):
         else:
             self._average = self.momentum * self._average + (1 - self.momentum) * entropy
 
-    def _forget(self) -> None:
-        self._average, self._threshold = math.inf, 0.0
-
-    def restore(self) -> None:
-        super().restore()
-        self._forget()
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"average": self._average, "threshold": self._threshold}
-
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._average, self._threshold = float(state["average"]), float(state["threshold"])
-
 
 def _without_the_last(parameters: dict[str, nn.Parameter], share: float) -> dict[str, nn.Parameter]:
-    """Parameters of all layers but the last ``share`` of them, rounded up; of the first layer in any case."""
+    """Return the parameters of all layers but the last ``share`` of them, rounded up; of the first layer in any case."""
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
     kept = layers[: max(1, len(layers) - math.ceil(share * len(layers)))]
     return {name: parameter for name, parameter in parameters.items() if name.rpartition(".")[0] in kept}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
+from ..normalization import Rule
 from .base import Method, StepRecord
 from .card import Card
 
@@ -12,11 +12,7 @@ __all__ = ["Source"]
 
 
 class Source(Method):
-    """The source network as it is: running statistics, source weights.
-
-    Args:
-        network: the source network.
-    """
+    """The source network as it is: running statistics, source weights."""
 
     name = "source"
     card = Card(
@@ -28,8 +24,8 @@ class Source(Method):
     )
     learns = False
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network, {}, batch_statistics=0.0)
+    def _rule(self) -> float | Rule | str:
+        return 0.0
 
     def _adapt(self, images: torch.Tensor) -> StepRecord:
         return StepRecord()

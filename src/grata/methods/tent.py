@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import nn
 
+from ..settings import override
 from .card import Card
 from .gradient import GradientMethod
 
@@ -24,11 +22,6 @@ class Tent(GradientMethod):
     Batch statistics, affine parameters of the normalization layers, online. The prediction is made after the step; the
     authors' code predicts with the forward that gave the gradient, one step earlier.
 
-    Args:
-        network: the source network; it needs normalization layers with affine parameters.
-        lr: learning rate.
-        settings: see :class:`GradientMethod`.
-
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
     """
@@ -45,8 +38,7 @@ class Tent(GradientMethod):
         backwards=1,
     )
 
-    def __init__(self, network: nn.Module, *, lr: float = 1e-3, **settings: Any) -> None:
-        super().__init__(network, lr=lr, **settings)
+    lr: float = override(default=1e-3)
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
         return self._objective("entropy", x)

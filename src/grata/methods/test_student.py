@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from ..components.gradients import cloned, load_optimizer
-from ..components.parameters import collect_all_parameters
 from ..components.probabilities import confidence
 from ..components.teacher import Teacher
+from ..networks.parameters import collect_all_parameters, write
 from ..objectives import consistency_loss, entropy_loss
+from ..settings import count, number, override
 from ..views import resolve_views
 from .base import SKIPPED
 from .card import Card
 from .gradient import GradientMethod, GradientRecord
-from .predictive import check_count, check_number
 
 __all__ = ["TeST"]
 
@@ -53,14 +52,6 @@ class TeST(GradientMethod):
 
     The gradient of stage 1 is added up view by view: memory is that of one forward.
 
-    Args:
-        network: the source network.
-        teacher_steps: of the teacher on each batch, before the student's.
-        confidence: of the teacher, from which on a voxel's label is learnt, 0 to 1.
-        entropy_weight: of the student's entropy.
-        lr: learning rate of both.
-        settings: see :class:`GradientMethod`; ``steps`` are the student's.
-
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
     """
@@ -76,23 +67,24 @@ class TeST(GradientMethod):
         backwards=7,
     )
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        teacher_steps: int = 1,
-        confidence: float = 0.9,
-        entropy_weight: float = 1.0,
-        lr: float = 1e-5,
-        **settings: Any,
-    ) -> None:
-        super().__init__(network, collect_all_parameters(network), lr=lr, **settings)
-        self.teacher_steps = check_count("teacher_steps", teacher_steps)
-        self.confidence = check_number("confidence", confidence, low=0.0, high=1.0)
-        self.entropy_weight = check_number("entropy_weight", entropy_weight, low=0.0)
-        self._teacher = Teacher(self.parameters)
+    teacher_steps: int = count(default=1, help="number of the teacher's steps on each batch, before the student's")
+    confidence: float = number(
+        default=0.9, at_least=0, at_most=1, help="confidence of the teacher from which on a voxel's label is learned"
+    )
+    entropy_weight: float = number(default=1.0, at_least=0, help="weight of the student's entropy")
+    lr: float = override(default=1e-5, help="base learning rate of teacher and student, for an optimizer that is named")
+
+    def _collect(self) -> dict[str, Any]:
+        return dict(collect_all_parameters(self.given))
+
+    def _setup(self) -> None:
+        super()._setup()
+        self._teacher = self._keep("teacher", Teacher(self.parameters))
+        # the same settings, but moments of its own
+        self._teacher_stepper = self._keep("teacher_optimizer", self._make_stepper())
 
     def _adapt(self, images: torch.Tensor) -> GradientRecord:
+        flags: Sequence[str]
         with self._teacher.in_place(learns=True):
             flags = [flag for _ in range(self.teacher_steps) for flag in self._teach(images)]
             label = self._pseudo_label(images)
@@ -100,14 +92,14 @@ class TeST(GradientMethod):
         sure = confidence(label, self.activation) >= self.confidence
         if not sure.any():
             flags = (*dict.fromkeys(flags), "nothing_confident", SKIPPED)
-            return GradientRecord(kept=0.0, agreement=agreement, flags=flags)
+            return GradientRecord(kept=0.0, agreement=agreement, flags=tuple(flags))
         self._label, self._sure, self._agreement = label, sure, agreement
         record = super()._adapt(images)
-        self._label = self._sure = None
+        del self._label, self._sure
         return dataclasses.replace(record, flags=tuple(dict.fromkeys((*flags, *record.flags))))
 
     def _teach(self, x: torch.Tensor) -> list[str]:
-        """One step of the teacher, whose weights are in place; flags of what went wrong."""
+        """Take one step of the teacher, whose weights are in place; return the flags of what went wrong."""
         target = self._pseudo_label(x)
         views = resolve_views(self.views, x.shape[2:])
         parts = (
@@ -118,13 +110,9 @@ class TeST(GradientMethod):
         if not all(g is None or torch.isfinite(g).all() for g in total):
             return ["non_finite_teacher"]
         before = self._copy()
-        student, self.optimizer = self.optimizer, self._teacher_optimizer
-        try:
-            if self._optimizer_step(total, 1.0) is not None:
-                return []
-        finally:
-            self.optimizer = student
-        self._write(before)
+        if self._teacher_stepper.step(total, 1.0) is not None:
+            return []
+        write(self.parameters, before)
         return ["non_finite_teacher"]
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
@@ -136,25 +124,4 @@ class TeST(GradientMethod):
         kept = self._sure.to(logits)
         self._notes |= {"kept": kept.mean().item(), "agreement": self._agreement}
         distilled = (wrong * kept).sum() / kept.sum()
-        return distilled + self.entropy_weight * entropy_loss(logits, self.activation, self.entropy)
-
-    def _reset_optimizer(self) -> None:
-        # the same settings, but moments of its own
-        super()._reset_optimizer()
-        self._teacher_optimizer = self.optimizer
-        super()._reset_optimizer()
-
-    def restore(self) -> None:
-        super().restore()
-        self._teacher.forget()
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {
-            "teacher": self._teacher.state_dict(),
-            "teacher_optimizer": cloned(self._teacher_optimizer.state_dict()),
-        }
-
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._teacher.load_state_dict(state["teacher"])
-        load_optimizer(self._teacher_optimizer, state["teacher_optimizer"])
+        return distilled + self.entropy_weight * entropy_loss(logits, self.activation, self._entropy)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..components.distributions import kl_divergence, log_distributions
-from ..errors import GrataError
+from ..components.optimizer import MakeOptimizer
+from ..settings import flag, number, override
 from .card import Card
 from .gradient import GradientMethod, GradientRecord
-from .predictive import check_positive
 
 __all__ = ["TIPI"]
 
@@ -43,13 +43,6 @@ class TIPI(GradientMethod):
     Dense prediction needs little change: the divergence is that of the distributions over the classes, or of the sum of
     those of the channels' Bernoulli distributions, as a mean over voxels.
 
-    Args:
-        network: the source network; it needs normalization layers with affine parameters.
-        epsilon: ε, the most that a voxel changes, as a share of the intensity range, above 0.
-        reverse: whether the adversarial prediction stands first in the divergence.
-        lr: learning rate for each image of the batch.
-        optimizer, optimizer_options, settings: see :class:`GradientMethod`.
-
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
     """
@@ -66,29 +59,23 @@ class TIPI(GradientMethod):
         backwards=2,
     )
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        epsilon: float = 2 / 255,
-        reverse: bool = True,
-        optimizer: Any = "SGD",
-        lr: float = 2.5e-4 / 64,
-        optimizer_options: Any = {"momentum": 0.9},
-        **settings: Any,
-    ) -> None:
-        super().__init__(network, optimizer=optimizer, lr=lr, optimizer_options=optimizer_options, **settings)
-        self.epsilon = check_positive("epsilon", epsilon, why="or there is no other image to compare with")
-        if not isinstance(reverse, bool):
-            raise GrataError(f"must be true or false, got {reverse!r}.", key="reverse")
-        self.reverse = reverse
+    epsilon: float = number(
+        default=2 / 255,
+        above=0,
+        why="or there is no other image to compare with",
+        help="largest change ε of a voxel, as a share of the intensity range",
+    )
+    reverse: bool = flag(default=True, help="whether the adversarial prediction stands first in the divergence")
+    optimizer_name: str | MakeOptimizer = override(default="SGD", alias="optimizer")
+    lr: float = override(default=2.5e-4 / 64, help="base learning rate for each image of the batch")
+    optimizer_options: Mapping[str, Any] | None = override(default={"momentum": 0.9})
 
     def _step(self, x: torch.Tensor) -> GradientRecord:
         self._images = len(x)
         return super()._step(x)
 
     def _optimizer_step(self, gradient: list[torch.Tensor | None], factor: float) -> float | None:
-        """``lr`` is for each image of the batch."""
+        """Take the step with ``lr`` for each image of the batch."""
         return super()._optimizer_step(gradient, factor * self._images)
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
@@ -97,7 +84,7 @@ class TIPI(GradientMethod):
         return self._divergence(x + self._perturbation(x, clean), clean)
 
     def _perturbation(self, x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """δ, of the shape of ``x``: what one step of ε up the divergence makes of a random start."""
+        """Return δ, of the shape of ``x``: what one step of ε up the divergence makes of a random start."""
         voxels = tuple(range(2, x.ndim))
         bound = self.epsilon * (x.amax(voxels, keepdim=True) - x.amin(voxels, keepdim=True))
         start = (2 * torch.rand(x.shape, generator=self.generator).to(x) - 1) * bound
@@ -106,7 +93,7 @@ class TIPI(GradientMethod):
         return torch.clamp(start.detach() + bound * gradient.sign(), -bound, bound)
 
     def _scale(self, x: torch.Tensor) -> float:
-        """Of a gradient whose sign alone is wanted: a voxel's part of a mean is lost in half precision."""
+        """Return the scale of a gradient whose sign alone counts: a voxel's part of a mean is lost in half precision."""
         return float(x[0, 0].numel()) if self._half_precision(x) else 1.0
 
     def _divergence(self, x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:

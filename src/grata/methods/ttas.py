@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..components.parameters import collect_all_parameters
 from ..errors import GrataError
+from ..networks.parameters import collect_all_parameters
 from ..normalization import collect_affine_parameters
 from ..objectives import activate
 from ..objectives.shape_moments import (
@@ -21,17 +20,28 @@ from ..objectives.shape_moments import (
     weighted_entropy,
 )
 from ..prepared import require
+from ..settings import choice, number, override, setting
 from .card import Card
-from .gradient import GradientMethod
-from .predictive import check_number
+from .gradient import GradientMethod, check_options
 
 __all__ = ["TTAS"]
 
 _MOMENTS = ("centroid", "spread")
 _ADAPTED = ("all", "affine")
+_WEIGHT_DECAY = {"weight_decay": 1e-4}
 
 # below that many voxels the moments of a structure are noise, as in the authors' code
 _LEAST = 10
+
+
+def _check_moments(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or any(moment not in _MOMENTS for moment in value):
+        raise GrataError(f"must be a list of {', '.join(_MOMENTS)}, or empty, got {value!r}.")
+    return tuple(value)
+
+
+def _check_options(value: Any) -> Mapping[str, Any]:
+    return _WEIGHT_DECAY if value is None else check_options(value)
 
 
 class TTAS(GradientMethod):
@@ -64,16 +74,6 @@ class TTAS(GradientMethod):
     of the margin, so that the inside is penalized too; here it is free. Their weight of 1e-4 is for squared pixels of
     images of 384, and 15 in units of the image.
 
-    Args:
-        network: the source network.
-        prepared: file of ``python -m grata prepare``, or what was read from it.
-        adapted: ``all`` parameters, or the ``affine`` ones of normalization layers.
-        moments: which, of ``centroid`` and ``spread``; empty: the size alone.
-        size_weight: of the divergence from the size prior.
-        moment_weight: of the distance from the moments' priors.
-        margin: relative, within which a moment is not penalized.
-        lr, optimizer_options, steps, settings: see :class:`GradientMethod`.
-
     Raises:
         GrataError: the class sizes or moments were not prepared, a setting is out of range, or the network has
             nothing to adapt; by ``adapt``: what was prepared is of other weights, or has other channels or axes than
@@ -94,34 +94,31 @@ class TTAS(GradientMethod):
         backwards=150,
     )
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        prepared: Any = None,
-        adapted: str = "affine",
-        moments: Sequence[str] = _MOMENTS,
-        size_weight: float = 1.0,
-        moment_weight: float = 15.0,
-        margin: float = 0.1,
-        lr: float = 5e-4,
-        optimizer_options: Any = None,
-        steps: int = 150,
-        **settings: Any,
-    ) -> None:
-        if adapted not in _ADAPTED:
-            raise GrataError(f"must be one of {', '.join(_ADAPTED)}, got {adapted!r}.", key="adapted")
-        parameters = collect_all_parameters(network) if adapted == "all" else collect_affine_parameters(network)
-        options = {"weight_decay": 1e-4} if optimizer_options is None else optimizer_options
-        super().__init__(
-            network, parameters, prepared=prepared, lr=lr, optimizer_options=options, steps=steps, **settings
-        )
-        if isinstance(moments, str) or not isinstance(moments, Sequence) or any(m not in _MOMENTS for m in moments):
-            raise GrataError(f"must be a list of {', '.join(_MOMENTS)}, or empty, got {moments!r}.", key="moments")
-        self.moments = tuple(moments)
-        self.size_weight = check_number("size_weight", size_weight, low=0.0)
-        self.moment_weight = check_number("moment_weight", moment_weight, low=0.0)
-        self.margin = check_number("margin", margin, low=0.0)
+    adapted: str = choice(
+        default="affine",
+        of=_ADAPTED,
+        help="parameters that take the steps: all, or the affine ones of normalization layers",
+        in_state=False,
+    )
+    moments: Sequence[str] = setting(
+        default=_MOMENTS,
+        check=_check_moments,
+        range=f"list of {', '.join(_MOMENTS)}, or empty",
+        help="moments that the shape is held to; empty: the size alone",
+    )
+    size_weight: float = number(default=1.0, at_least=0, help="weight of the divergence from the size prior")
+    moment_weight: float = number(default=15.0, at_least=0, help="weight of the distance from the moments' priors")
+    margin: float = number(default=0.1, at_least=0, help="relative margin within which a moment is not penalized")
+    lr: float = override(default=5e-4)
+    optimizer_options: Mapping[str, Any] | None = override(default=_WEIGHT_DECAY, check=_check_options)
+    steps: int = override(default=150)
+
+    def _collect(self) -> dict[str, Any]:
+        collect = collect_all_parameters if self.adapted == "all" else collect_affine_parameters
+        return dict(collect(self.given))
+
+    def _setup(self) -> None:
+        super()._setup()
         self._sizes: torch.Tensor = require(self.prepared(), "class_sizes", self.name)
         self._priors = {name: require(self.prepared(), name, self.name) for name in self.moments}
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from ..components.parameters import collect_all_parameters
+from ..components.optimizer import MakeOptimizer
 from ..errors import GrataError
+from ..networks.parameters import collect_all_parameters
+from ..settings import override
 from ..views import resolve_views
 from .card import Card
 from .gradient import GradientMethod
@@ -34,11 +35,6 @@ class TTT(GradientMethod):
     from the source for every image, is ``steps=10, reset="per-case"``. Nothing of the rule depends on the task being
     classification: it looks at no prediction.
 
-    Args:
-        network: the source network: one with a rotation branch of its own, or any other with a prepared rotation head.
-        prepared: file of ``python -m grata prepare``, for a network without a branch.
-        optimizer, lr, settings: see :class:`GradientMethod`.
-
     Raises:
         GrataError: there is no rotation head, or a setting is out of range.
     """
@@ -56,23 +52,19 @@ class TTT(GradientMethod):
         backwards=6,
     )
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        prepared: Any = None,
-        optimizer: Any = "SGD",
-        lr: float = 1e-3,
-        **settings: Any,
-    ) -> None:
-        super().__init__(
-            network, collect_all_parameters(network), prepared=prepared, optimizer=optimizer, lr=lr, **settings
-        )
+    optimizer_name: str | MakeOptimizer = override(default="SGD", alias="optimizer")
+    lr: float = override(default=1e-3)
+
+    def _collect(self) -> dict[str, Any]:
+        return dict(collect_all_parameters(self.given))
+
+    def _setup(self) -> None:
+        super()._setup()
         self._find_branch("rotation")
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
         turned = self._turned(x)
-        return sum(self._of_view(k, view) for k, view in turned) / len(turned)
+        return cast(torch.Tensor, sum(self._of_view(k, view) for k, view in turned) / len(turned))
 
     def _loss_and_gradient(
         self, x: torch.Tensor, loss_at: Callable[[torch.Tensor], torch.Tensor]
@@ -83,10 +75,10 @@ class TTT(GradientMethod):
         turned = self._turned(x)[::-1]
         parts = ((view, partial(self._of_view, k)) for k, view in turned)
         losses, gradient = self._mean_by_parts(parts, len(turned))
-        return (sum(losses[::-1]) / len(losses)).item(), gradient
+        return float(cast(torch.Tensor, sum(losses[::-1]) / len(losses)).item()), gradient
 
     def _turned(self, x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-        """The views of ``x`` that keep its shape, each with its number: another shape would give a turn away."""
+        """Return the views of ``x`` that keep its shape, each with its number: another shape would give a turn away."""
         views = [view(x) for view in resolve_views(self._rotation_views(), x.shape[2:])]
         kept = [(k, view) for k, view in enumerate(views) if view.shape == x.shape]
         if len(kept) < 2:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,10 +15,13 @@ from ..alignment import gradient_norm
 from ..components.gradients import cloned, gradient_of, load_optimizer
 from ..components.memory import MemoryBank
 from ..errors import GrataError
-from ..normalization import check_running_statistics
+from ..normalization import Rule
+from ..normalization.rules import running_statistics
+from ..settings import count, excluded, number, numbers
 from .card import Card
 from .gradient import GradientRecord, non_finite
-from .predictive import PredictionNetwork, PredictiveMethod, check_count, check_number, check_positive
+from .predictive import PredictionNetwork, PredictiveMethod
+from .state import Remembered
 
 __all__ = ["VPTTA"]
 
@@ -52,17 +55,6 @@ class VPTTA(PredictiveMethod):
     and no gradient flows through the warmed-up statistics, though they move with the prompt: early in a stream, when
     they are mostly the batch's, a step can raise L.
 
-    Args:
-        network: the source network; it needs batch normalization with running statistics.
-        alpha: share of the spectrum along each axis that the prompt covers, 0 to 1.
-        warm_up: τ, of the weight of the batch's statistics.
-        memory: how many entries it holds.
-        neighbours: how many of them the prompt starts from.
-        lr: learning rate.
-        betas: of Adam.
-        steps: on each batch.
-        settings: see :class:`PredictiveMethod`; ``batch_statistics`` are the method's own.
-
     Raises:
         GrataError: the network has no batch normalization with running statistics, or a setting is out of range.
     """
@@ -80,41 +72,34 @@ class VPTTA(PredictiveMethod):
         backwards=1,
     )
     predicts_by = None
-    refused = ("batch_statistics",)
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        alpha: float = 0.01,
-        warm_up: float = 5.0,
-        memory: int = 40,
-        neighbours: int = 16,
-        lr: float = 0.05,
-        betas: Sequence[float] = (0.9, 0.99),
-        steps: int = 1,
-        **settings: Any,
-    ) -> None:
-        if "batch_statistics" in settings:
-            raise GrataError("vptta has its own, by warm_up. Leave the setting out.", key="batch_statistics")
-        super().__init__(network, {}, batch_statistics=self._warmed_up, **settings)
-        check_running_statistics(self.name, network, self._statistics)
-        self.alpha = check_number("alpha", alpha, low=0.0, high=1.0)
-        self.warm_up = check_positive("warm_up", warm_up)
-        self.neighbours = check_count("neighbours", neighbours)
-        self.memory = check_count("memory", memory)
-        self._memory = MemoryBank(self.memory)
-        if self.neighbours > memory:
-            raise GrataError(f"must be at most memory, {memory}, got {neighbours!r}.", key="neighbours")
-        self.lr = check_number("lr", lr, low=0.0)
-        if isinstance(betas, str) or not isinstance(betas, Sequence) or len(betas) != 2:
-            raise GrataError(f"must be two numbers, got {betas!r}.", key="betas")
-        self.betas = tuple(check_number("betas", beta, low=0.0, high=1.0 - 1e-6) for beta in betas)
-        self.steps = check_count("steps", steps)
+    alpha: float = number(
+        default=0.01, at_least=0, at_most=1, help="share of the spectrum along each axis that the prompt covers"
+    )
+    warm_up: float = number(default=5.0, above=0, help="τ in the weight of the batch's statistics")
+    memory: int = count(default=40, help="number of entries that the memory holds")
+    neighbours: int = count(default=16, help="number of entries that the prompt starts from, at most memory")
+    lr: float = number(default=0.05, at_least=0, help="learning rate of the prompt")
+    betas: Sequence[float] = numbers(default=(0.9, 0.99), length=2, at_least=0, at_most=1 - 1e-6, help="betas of Adam")
+    steps: int = count(default=1, help="number of steps on each batch")
+    batch_statistics: float | Rule | str = excluded(why="vptta has its own, by warm_up. Leave the setting out.")
+
+    _seen = Remembered(0)
+
+    def _rule(self) -> float | Rule | str:
+        return self._warmed_up
+
+    def _setup(self) -> None:
+        super()._setup()
+        if self.neighbours > self.memory:
+            raise GrataError(f"must be at most memory, {self.memory}, got {self.neighbours!r}.", key="neighbours")
+        self._prompt = self._keep(None, _Prompt(self._make_optimizer, MemoryBank(self.memory), self._network))
         self._prediction_network = PredictionNetwork(self)
-        self._seen = 0
         self._distances: list[torch.Tensor] | None = None
-        self._forget()
+
+    def _make_optimizer(self, prompt: nn.Parameter) -> torch.optim.Optimizer:
+        first, second = self.betas
+        return torch.optim.Adam([prompt], lr=self.lr, betas=(first, second))
 
     @property
     def network(self) -> nn.Module:
@@ -123,16 +108,17 @@ class VPTTA(PredictiveMethod):
     def _adapt(self, images: torch.Tensor) -> GradientRecord:
         x = _exact(images)
         self._seen += 1
-        if self._shape != x.shape[1:]:
-            self._make_prompt(torch.ones([1, x.shape[1], *self._sizes(x)], dtype=x.dtype, device=x.device), x.shape[1:])
+        if self._prompt.shape != x.shape[1:]:
+            ones = torch.ones([1, x.shape[1], *self._sizes(x)], dtype=x.dtype, device=x.device)
+            self._prompt.begin(ones, tuple(x.shape[1:]))
         keys = self._low_frequencies(x)[0].abs()
         with torch.no_grad():
-            self._prompt.copy_(self._start(keys))
+            self._prompt.values.copy_(self._start(keys))
         records = [self._step(images) for _ in range(self.steps)]
         flags = tuple(dict.fromkeys(flag for record in records for flag in record.flags))
         if not flags:
             for key in keys:
-                self._memory.add(key, self._prompt[0])
+                self._prompt.memory.add(key, self._prompt.values[0])
         if self.steps == 1:
             return records[0]
         return dataclasses.replace(records[-1], flags=flags, steps=tuple(records))
@@ -145,43 +131,41 @@ class VPTTA(PredictiveMethod):
                 raise GrataError(
                     "the network ran none of its batch normalization layers. Use method tent.", key="vptta"
                 )
-            loss = sum(self._distances) / len(self._distances)
+            loss = cast(torch.Tensor, sum(self._distances) / len(self._distances))
         finally:
             self._distances = None
-        (gradient,) = gradient_of(loss, [self._prompt], self._half_precision(x))
+        (gradient,) = gradient_of(loss, [self._prompt.values], self._half_precision(x))
         record = GradientRecord(loss=loss.item(), gradient_norm=gradient_norm([gradient]))
         if flags := non_finite("", record.loss, record.gradient_norm):
             return dataclasses.replace(record, flags=flags)
-        self._prompt.grad = gradient
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._prompt.step(gradient)
         return dataclasses.replace(record, learning_rate=self.lr)
 
     def _start(self, keys: torch.Tensor) -> torch.Tensor:
-        """The prompt to begin with, from the memory's nearest entries to ``keys`` ``(B, C, ...)``."""
-        if len(self._memory) < self.neighbours:
-            return torch.ones_like(self._prompt)
+        """Return the prompt to begin with, from the memory's nearest entries to ``keys`` ``(B, C, ...)``."""
+        if len(self._prompt.memory) < self.neighbours:
+            return torch.ones_like(self._prompt.values)
         starts = []
         for key in keys:
-            cosines, prompts = self._memory.nearest(key, self.neighbours)
+            cosines, prompts = self._prompt.memory.nearest(key, self.neighbours)
             starts.append(torch.tensordot((cosines / 0.2).softmax(0), torch.stack(prompts), 1))
         return torch.stack(starts).mean(0, keepdim=True)
 
     def _predict(self, x: torch.Tensor) -> torch.Tensor:
-        return self._logits(self._prompted(x) if x.shape[1:] == self._shape else x)
+        return self._logits(self._prompted(x) if x.shape[1:] == self._prompt.shape else x)
 
     def _prompted(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` with its low frequencies multiplied by the prompt; with a prompt of ones ``x`` to the last bit."""
+        """Return ``x`` with its low frequencies multiplied by the prompt; with a prompt of ones ``x`` to the last bit."""
         with torch.autocast(x.device.type, enabled=False):
             low, margins = self._low_frequencies(_exact(x))
             axes = list(range(2, x.ndim))
             # the transform is linear: only what the prompt adds has to go there and back
-            added = F.pad(low * (self._prompt - 1), margins)
+            added = F.pad(low * (self._prompt.values - 1), margins)
             added = torch.fft.ifftn(torch.fft.ifftshift(added, axes), dim=axes).real
             return x + added.to(x.dtype)
 
     def _low_frequencies(self, x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-        """Middle of the spectrum of ``x``, and its margins as :func:`torch.nn.functional.pad` takes them."""
+        """Return the middle of the spectrum of ``x``, and its margins as :func:`torch.nn.functional.pad` takes them."""
         axes = list(range(2, x.ndim))
         spectrum = torch.fft.fftshift(torch.fft.fftn(x, dim=axes), axes)
         margins: list[int] = []
@@ -196,12 +180,13 @@ class VPTTA(PredictiveMethod):
         return [max(1, int(self.alpha * size)) for size in x.shape[2:]]
 
     def _warmed_up(self, layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Statistics to normalize by; how far those of each image are from them is noted while the prompt learns."""
+        """Return the statistics to normalize by; note how far each image's are from them while the prompt learns."""
         weight = 1 / (math.sqrt(self._seen) / self.warm_up + 1)
         dims = [0, *range(2, x.ndim)]
         batch = x.detach()
-        mean = weight * batch.mean(dims) + (1 - weight) * layer.running_mean
-        variance = weight * batch.var(dims, unbiased=False) + (1 - weight) * layer.running_var
+        source_mean, source_variance = running_statistics(layer)
+        mean = weight * batch.mean(dims) + (1 - weight) * source_mean
+        variance = weight * batch.var(dims, unbiased=False) + (1 - weight) * source_variance
         if self._distances is not None:
             flat = x.flatten(2)
             # the root has no finite slope at 0, the deviation of a constant channel
@@ -210,46 +195,77 @@ class VPTTA(PredictiveMethod):
             self._distances.append(distance)
         return mean, variance
 
-    def _make_prompt(self, values: torch.Tensor, shape: Sequence[int]) -> None:
-        """A prompt for images of ``shape`` (C, ...), with an empty memory."""
-        self._memory.forget()
-        self._shape = tuple(shape)
-        self._prompt = nn.Parameter(values)
-        self._optimizer = torch.optim.Adam([self._prompt], lr=self.lr, betas=self.betas)
 
-    def _forget(self) -> None:
-        self._memory.forget()
-        self._shape: tuple[int, ...] | None = None
-        self._prompt: nn.Parameter | None = None
-        self._optimizer: torch.optim.Adam | None = None
+class _Prompt:
+    """Prompt for images of one shape, with its optimizer and a memory of earlier prompts.
 
-    def restore(self) -> None:
-        super().restore()
-        self._seen = 0
-        self._forget()
+    Args:
+        make: function that makes the optimizer of a prompt.
+        memory: memory of prompts by the images' low-frequency amplitudes.
+        network: network on whose device the prompt of a saved state is put.
+
+    Attributes:
+        shape: shape ``(C, ...)`` of the images; None: there is no prompt yet.
+        memory: the memory.
+    """
+
+    shape: tuple[int, ...] | None
+    _values: nn.Parameter | None
+
+    def __init__(
+        self, make: Callable[[nn.Parameter], torch.optim.Optimizer], memory: MemoryBank, network: nn.Module
+    ) -> None:
+        self.memory = memory
+        self._make = make
+        self._network = network
+        self.forget()
+
+    @property
+    def values(self) -> nn.Parameter:
+        """The prompt ``(1, C, ...)``; there is one once :meth:`begin` was called."""
+        assert self._values is not None
+        return self._values
+
+    def begin(self, values: torch.Tensor, shape: tuple[int, ...]) -> None:
+        """Start a prompt for images of ``shape`` (C, ...), with an empty memory."""
+        self.memory.forget()
+        self.shape = shape
+        self._values = nn.Parameter(values)
+        self._optimizer = self._make(self._values)
+
+    def step(self, gradient: torch.Tensor | None) -> None:
+        """Take one step of the optimizer."""
+        self.values.grad = gradient
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def forget(self) -> None:
+        """Have no prompt, and an empty memory."""
+        self.memory.forget()
+        self.shape = None
+        self._values = None
 
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict() | {"seen": self._seen, "prompt": None}
-        if self._prompt is None:
-            return state
-        return state | {
-            "prompt": self._prompt.detach().clone(),
-            "shape": list(self._shape),
+        """Return prompt, shape, optimizer and memory; a prompt of None where there is none yet."""
+        if self._values is None or self.shape is None:
+            return {"prompt": None}
+        return {
+            "prompt": self._values.detach().clone(),
+            "shape": list(self.shape),
             "prompt_optimizer": cloned(self._optimizer.state_dict()),
-            "memory": self._memory.state_dict(),
+            "memory": self.memory.state_dict(),
         }
 
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._seen = int(state["seen"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
         if state["prompt"] is None:
             return
         device = next((p.device for p in self._network.parameters()), torch.device("cpu"))
-        self._make_prompt(state["prompt"].to(device, copy=True), state["shape"])
+        self.begin(state["prompt"].to(device, copy=True), tuple(state["shape"]))
         load_optimizer(self._optimizer, state["prompt_optimizer"])
-        self._memory.load_state_dict(state["memory"])
+        self.memory.load_state_dict(state["memory"])
 
 
 def _exact(x: torch.Tensor) -> torch.Tensor:
-    """In the precision that transforms are made in."""
+    """Return ``x`` in the precision that transforms are computed in."""
     return x if x.dtype == torch.float64 else x.float()

@@ -17,7 +17,7 @@ _WIDTHS = (256, 128, 64, 32)
 
 
 class UpBlock(nn.Module):
-    """Bilinear ×2, 1×1 convolution, ReLU, BN."""
+    """Block of bilinear ×2 interpolation, 1×1 convolution, ReLU and batch normalization."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -25,13 +25,13 @@ class UpBlock(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(B, in_channels, H, W)`` to ``(B, out_channels, 2H, 2W)``."""
-        # A 1×1 convolution commutes with interpolation, and costs a quarter before it.
+        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, 2H, 2W)``."""
+        # A 1×1 convolution commutes with interpolation and costs a quarter before it.
         return self.norm(F.relu(_double(self.conv(x))))
 
 
 class ImageBranch(nn.Module):
-    """Deepest feature (1/32) to an image of the input's size: reconstruction, denoising."""
+    """Branch from the deepest feature (1/32) to an image of the input's size: reconstruction, denoising."""
 
     def __init__(self, in_channels: int, image_channels: int) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class ImageBranch(nn.Module):
         self.head = nn.Conv2d(_WIDTHS[-1], image_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(B, C, H, W)`` to logits of the image ``(B, image_channels, 32H, 32W)``."""
+        """Map ``(B, C, H, W)`` to logits of the image ``(B, image_channels, 32H, 32W)``."""
         return _double(self.head(self.blocks(x)))
 
 
 class SuperResolutionBranch(nn.Module):
-    """Deepest feature of an image of half the size to the image: ends in a sub-pixel convolution (ESPCN, CVPR 2016)."""
+    """Branch from the deepest feature of a half-size image to the image, by sub-pixel convolution (ESPCN, CVPR 2016)."""
 
     def __init__(self, in_channels: int, image_channels: int) -> None:
         super().__init__()
@@ -58,12 +58,12 @@ class SuperResolutionBranch(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(B, C, H, W)`` to logits of the image ``(B, image_channels, 64H, 64W)``."""
+        """Map ``(B, C, H, W)`` to logits of the image ``(B, image_channels, 64H, 64W)``."""
         return F.pixel_shuffle(self.convolutions(_double(self.blocks(x))), 2)
 
 
 class RotationBranch(nn.Module):
-    """Which of six flips and quarter turns an image was turned by: global pooling and a perceptron of three layers."""
+    """Branch that predicts which of six flips and turns an image has: global pooling and a three-layer perceptron."""
 
     def __init__(self, in_channels: int, image_channels: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class RotationBranch(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(B, C, H, W)`` to logits ``(B, 6)``."""
+        """Map ``(B, C, H, W)`` to logits ``(B, 6)``."""
         return self.perceptron(x.mean((2, 3)))
 
 
@@ -90,7 +90,12 @@ BRANCHES: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def make_branch(name: str, in_channels: int, image_channels: int) -> nn.Module:
-    """The branch called ``name`` for a feature of ``in_channels``.
+    """Return the branch called ``name``.
+
+    Args:
+        name: key of :data:`BRANCHES`.
+        in_channels: number of channels of the deepest feature.
+        image_channels: number of channels of the image.
 
     Raises:
         GrataError: there is no such branch.

@@ -1,4 +1,4 @@
-"""Checkpoints of GraTa's authors, whose network has other names for the same tensors."""
+"""Conversion of checkpoints by GraTa's authors, whose network has other names for the same tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PREFIXES = {
     "rotation": "rotate_head",
     "super_resolution": "supres",
 }
-"""First letters of the reference's modules of each branch."""
+"""Prefix of the names of the reference's modules, by branch."""
 
 _BRANCH = f"branches\\.({'|'.join(_PREFIXES)})"
 _MODULES = {"up": "tr_conv", "skip": "x_conv", "norm": "bn", "conv": "conv"}
@@ -37,7 +37,7 @@ _NAMES: dict[str, Callable[..., str]] = {
     rf"{_BRANCH}\.(?:head|convolutions)\.(.+)": lambda branch, rest: f"{_PREFIXES[branch]}_head.{rest}",
     rf"{_BRANCH}\.perceptron\.(.+)": lambda branch, rest: f"{_PREFIXES[branch]}.{rest}",
 }
-"""The reference's name of our key, from the groups of the pattern that the key is."""
+"""Function from the groups of a pattern of our keys to the reference's name, by the pattern."""
 
 _DEPTHS = {
     ((2, 2, 2, 2), False): 18,
@@ -46,7 +46,7 @@ _DEPTHS = {
     ((3, 4, 23, 3), True): 101,
     ((3, 8, 36, 3), True): 152,
 }
-"""Depth of a ResNet by the blocks of its layers, and whether these are bottlenecks."""
+"""Depth of a ResNet by the number of blocks in each layer, and whether they are bottlenecks."""
 
 # An older layout wrapped the encoder's children in a Sequential.
 _SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -54,18 +54,17 @@ _SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "lay
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a checkpoint.
+    """A converted checkpoint.
 
     Attributes:
-        state: state dict of :class:`grata.networks.ResUNet`, complete.
-        depth: of the encoder.
-        in_channels: of the image.
+        state: complete state dict for :class:`grata.networks.ResUNet`.
+        depth: depth of the encoder.
+        in_channels: number of channels of the image.
         out_channels: number of segmentation channels.
-        branches: names of the auxiliary branches, in their order.
-        renamed: the reference's name of every tensor that was taken, by ours.
-        unmapped: reference names that nothing was taken from: the classifier ``res.fc.*``, and counters of batches
-            without a layer.
-        filled: our keys that the checkpoint had nothing for: counters of batches, set to 0.
+        branches: names of the auxiliary branches, in order.
+        renamed: reference's name of every tensor that was used, by our name.
+        unmapped: reference names that were not used: the classifier ``res.fc.*``, and batch counters without a layer.
+        filled: our names that the checkpoint lacks: batch counters, set to 0.
     """
 
     state: dict[str, torch.Tensor]
@@ -79,7 +78,7 @@ class Conversion:
 
     @property
     def network_def(self) -> dict[str, object]:
-        """What a bundle's ``network_def`` is to be."""
+        """Value for the key ``network_def`` of a bundle."""
         return {
             "_target_": "grata.networks.ResUNet",
             "depth": self.depth,
@@ -92,16 +91,18 @@ class Conversion:
 def convert_checkpoint(state: Mapping[str, object]) -> Conversion:
     """Convert a checkpoint of GraTa's authors (AAAI 2025) for :class:`grata.networks.ResUNet`.
 
-    Encoder, decoder and head are found by name. The modules inside a branch (``recon*``, ``denoise*``,
-    ``rotate_head*``, ``supres*``) are taken in the order of their definition, which ``torch.save`` keeps, and every
-    tensor's role and shape must be the one that comes next in ours.
+    Encoder, decoder and head are found by name. The modules of a branch (``recon*``, ``denoise*``, ``rotate_head*``,
+    ``supres*``) are matched in the order of their definition, which ``torch.save`` keeps: the role and shape of each
+    tensor must equal those of our next one.
 
     Args:
-        state: state dict, also nested under ``model``, ``state_dict`` or ``model_state_dict``, also with the prefix
-            ``module.`` of DataParallel; ``res.*`` named as torchvision's ResNet, or by the indices of a Sequential.
+        state: state dict, possibly nested under ``model``, ``state_dict`` or ``model_state_dict``, possibly with
+            DataParallel's prefix ``module.``. ``res.*`` is named as in torchvision's ResNet, or by the indices of a
+            Sequential.
 
     Raises:
-        GrataError: it is no such checkpoint, or not all of it has a place, or a place stays empty; names every key.
+        GrataError: this is not such a checkpoint, one of its tensors has no place, or a tensor of the network is
+            missing; the message names every key.
     """
     reference = _reference_keys(unwrap(state))
     depth, in_channels, out_channels, branches = _describe(reference)
@@ -137,21 +138,21 @@ def convert_checkpoint(state: Mapping[str, object]) -> Conversion:
 
 
 def to_reference_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict of a :class:`grata.networks.ResUNet` under the names of GraTa's reference implementation.
+    """Return the state dict of a :class:`grata.networks.ResUNet` with the names of GraTa's reference implementation.
 
     Raises:
-        GrataError: a key is not one of a ResUNet's.
+        GrataError: a key does not belong to a ResUNet.
     """
     return {_rename(key): value for key, value in state.items()}
 
 
 def _rename(key: str) -> str:
-    """Our key as the reference names it."""
+    """Return the reference's name for one of our keys."""
     for pattern, name in _NAMES.items():
         found = re.fullmatch(pattern, key)
         if found:
             return name(*found.groups())
-    raise GrataError(f"{key} is no key of a ResUNet. Give the state dict of a grata.networks.ResUNet.")
+    raise GrataError(f"{key} is not a key of a ResUNet. Give the state dict of a grata.networks.ResUNet.")
 
 
 def _reference_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -169,11 +170,11 @@ def _reference_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _describe(reference: dict[str, torch.Tensor]) -> tuple[int, int, int, list[str]]:
-    """Depth, channels of the image, of the segmentation, and branches of the reference's network."""
+    """Return depth, image channels, segmentation channels and branches of the reference's network."""
     first, last = reference.get("res.conv1.weight"), reference.get("seg_head.weight")
     if first is None or last is None or first.ndim != 4 or last.ndim != 4:
         raise GrataError(
-            "This is no checkpoint of the reference's ResUNet: it needs res.conv1.weight and seg_head.weight, and has "
+            "This is not a checkpoint of the reference's ResUNet: it needs res.conv1.weight and seg_head.weight, and has "
             f"{', '.join(reference)}."
         )
     blocks = {found.groups() for key in reference if (found := re.match(r"res\.layer(\d)\.(\d+)\.", key))}
@@ -181,7 +182,7 @@ def _describe(reference: dict[str, torch.Tensor]) -> tuple[int, int, int, list[s
     bottleneck = "res.layer1.0.conv3.weight" in reference
     if (counts, bottleneck) not in _DEPTHS:
         raise GrataError(
-            f"This encoder is no ResNet of known depth: its layers have {', '.join(map(str, counts))} "
+            f"This encoder is not a ResNet of known depth: its layers have {', '.join(map(str, counts))} "
             f"{'bottleneck' if bottleneck else 'basic'} blocks. Known: {', '.join(map(str, _DEPTHS.values()))}."
         )
     branches = [branch for branch, prefix in _PREFIXES.items() if any(_in_branch(key, prefix) for key in reference)]
@@ -189,13 +190,13 @@ def _describe(reference: dict[str, torch.Tensor]) -> tuple[int, int, int, list[s
 
 
 def _align(branch: str, reference: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, str]:
-    """The reference's key of every tensor of a branch but the counters, by ours: one by one in order of definition."""
+    """Return the reference's key for each tensor of a branch except counters, by ours, matched in order of definition."""
     theirs = [key for key in reference if _in_branch(key, _PREFIXES[branch]) and not key.endswith(COUNTER)]
     ours = [key for key in expected if key.startswith(f"branches.{branch}.") and not key.endswith(COUNTER)]
     for number, (mine, its) in enumerate(zip_longest(ours, theirs), 1):
         if _role(mine, expected) != _role(its, reference):
             raise GrataError(
-                f"The {branch} branch of this checkpoint is another: its tensor {number} is {its or 'missing'} "
+                f"The {branch} branch of this checkpoint differs from ours: its tensor {number} is {its or 'missing'} "
                 f"({_role(its, reference)}), ours is {mine or 'missing'} ({_role(mine, expected)}). Its keys: "
                 f"{', '.join(theirs)}. Remove them from the checkpoint to convert it without this branch."
             )
@@ -217,4 +218,4 @@ def _may_be_left(key: str) -> bool:
 def _refuse(faults: dict[str, list[str]]) -> None:
     details = "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
     if details:
-        raise GrataError(f"This checkpoint does not convert whole, so nothing was converted: {details}.")
+        raise GrataError(f"This checkpoint cannot be converted completely, so nothing was converted: {details}.")

@@ -1,4 +1,4 @@
-"""ResUNet's decoder without gradients: the same function, with half of the memory traffic."""
+"""ResUNet's decoder without gradients: the same function with half of the memory traffic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["can_fold", "decode"]
 
 
 def can_fold(network: ResUNet, y: torch.Tensor) -> bool:
-    """Whether :func:`decode` takes this map: no gradient is wanted, its channels lie innermost, and no hook waits."""
+    """Return whether :func:`decode` can run: no gradient is needed, the channels are innermost, and no hook is set."""
     if torch.is_grad_enabled() or y.is_contiguous() or not y.is_contiguous(memory_format=torch.channels_last):
         return False
     passed_by = [network.up, *(module for block in network.decoder for module in (block, block.up))]
@@ -25,16 +25,16 @@ def can_fold(network: ResUNet, y: torch.Tensor) -> bool:
 
 
 def decode(network: ResUNet, maps: list[torch.Tensor]) -> torch.Tensor:
-    """Logits ``(B, out_channels, H, W)`` from the encoder's maps, equal to the plain decoder's up to rounding.
+    """Return logits ``(B, out_channels, H, W)`` from the encoder's maps, equal to the plain decoder's up to rounding.
 
-    A transposed convolution of 2×2 with stride 2 is a 1×1 convolution to four times the channels and a shuffle of
-    pixels. So the batch normalization before it folds into its weights, once its statistics are known; and ReLU,
-    shuffle and concatenation are one pass, written into the concatenated map. The last shuffle is done on the logits,
+    A 2×2 transposed convolution with stride 2 is a 1×1 convolution to four times the channels, then a pixel shuffle.
+    The batch normalization before it therefore folds into its weights once its statistics are known, and ReLU, shuffle
+    and concatenation become one pass that writes into the concatenated map. The last shuffle is applied to the logits,
     which have the fewest channels.
 
     Args:
-        network: whose weights are taken; its normalization layers as they are at present.
-        maps: from :meth:`grata.networks.ResUNet.features`, ``channels_last``.
+        network: network whose weights and normalization layers are used.
+        maps: result of :meth:`grata.networks.ResUNet.features`, in ``channels_last``.
     """
     *skips, y = maps
     affine = None
@@ -50,7 +50,7 @@ def decode(network: ResUNet, maps: list[torch.Tensor]) -> torch.Tensor:
         y = block.norm(y) if affine is None else y
     up = _up(network.up, y, affine)
     batch, height, _, width, _, channels = up.shape
-    # The order of pixels is the same to normalization and 1×1 convolution.
+    # Normalization and 1×1 convolution do not depend on the order of pixels.
     unshuffled = up.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, 4 * width, channels).permute(0, 3, 1, 2)
     logits = network.head(F.relu(network.norm(unshuffled), inplace=True))
     logits = logits.reshape(batch, -1, height, width, 2, 2).permute(0, 1, 2, 4, 3, 5)
@@ -58,10 +58,11 @@ def decode(network: ResUNet, maps: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _up(layer: nn.ConvTranspose2d, y: torch.Tensor, affine: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-    """Transposed convolution of ``affine(y)`` as a view ``(B, H, 2, W, 2, C)``: at [h, a, w, b] pixel
-    (2h + a, 2w + b).
+    """Return the transposed convolution of ``affine(y)`` as a view ``(B, H, 2, W, 2, C)``.
+
+    Element [h, a, w, b] of a map is its pixel (2h + a, 2w + b).
     """
-    # (a, b, out, in)
+    # The axes are (a, b, out, in).
     weight = layer.weight.permute(2, 3, 1, 0)
     bias = layer.bias.expand(2, 2, -1)
     if affine is not None:

@@ -1,10 +1,11 @@
-"""Auxiliary heads for any network: they learn from an image alone, on the network's deepest feature."""
+"""Auxiliary heads for any network: self-supervised tasks on the network's deepest feature."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from monai.networks import eval_mode
@@ -19,7 +20,7 @@ from ..views import default_views
 __all__ = ["HEADS", "AuxiliaryHeads"]
 
 HEADS = ("rotation", "denoising")
-"""Names of the heads there are."""
+"""Names of all heads."""
 
 _WIDTHS = (256, 128, 64, 32)
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -28,16 +29,19 @@ _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class RotationHead(nn.Module):
-    """Which view an image is: global pooling and a perceptron of three layers (Sun et al. 2020, with GraTa's widths).
+    """Head that predicts the view of an image: global pooling and a three-layer perceptron (Sun et al. 2020).
 
-    Between the two the pooled feature is standardized by what it is on the source set. Where every image is normalized
-    by its own statistics, the means over an image hardly differ from one to the next, and a perceptron would not tell
-    them apart.
+    The widths are GraTa's. The pooled feature is standardized with its statistics on the source set: where every image
+    is normalized by its own statistics, pooled features hardly differ between images, and a perceptron could not
+    separate them.
 
     Args:
-        channels: of the feature.
-        views: how many classes.
+        channels: number of channels of the feature.
+        views: number of classes.
     """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
 
     def __init__(self, channels: int, views: int) -> None:
         super().__init__()
@@ -52,60 +56,60 @@ class RotationHead(nn.Module):
         )
 
     def forward(self, feature: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """``(B, C, ...)`` to logits ``(B, views)``, whatever ``size`` the image has."""
+        """Map ``(B, C, ...)`` to logits ``(B, views)``; ``size``, the spatial size of the image, is not used."""
         return self.perceptron((feature.flatten(2).mean(2) - self.mean) / self.deviation)
 
     def standardize(self, pooled: torch.Tensor) -> None:
-        """Take mean and deviation of each channel from pooled features ``(N, C)``; a constant one is only centred."""
+        """Set mean and deviation of each channel from pooled features ``(N, C)``; a constant channel is only centred."""
         deviation, mean = torch.std_mean(pooled, 0, correction=0)
         self.mean.copy_(mean)
         self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
 
 class DenoisingHead(nn.Module):
-    """The image from the feature: blocks of linear interpolation ×2, 1×1 convolution, ReLU and batch normalization.
+    """Head that predicts the image: blocks of linear ×2 interpolation, 1×1 convolution, ReLU and batch normalization.
 
     Args:
-        channels: of the feature.
-        image_channels: of the image.
-        spatial_dims: 1 to 3.
-        blocks: how many, 0 to 4.
+        channels: number of channels of the feature.
+        image_channels: number of channels of the image.
+        spatial_dims: number of spatial dimensions, 1 to 3.
+        blocks: number of blocks, 0 to 4.
     """
 
     def __init__(self, channels: int, image_channels: int, spatial_dims: int, blocks: int) -> None:
         super().__init__()
         convolution = _CONVOLUTIONS[spatial_dims]
         widths = (channels, *_WIDTHS[:blocks])
-        self.convolutions = nn.ModuleList(convolution(a, b, 1) for a, b in zip(widths, widths[1:]))
+        self.convolutions = nn.ModuleList(convolution(a, b, 1) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(_NORMS[spatial_dims](width) for width in widths[1:])
         self.last = convolution(widths[-1], image_channels, 1)
 
     def forward(self, feature: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """``(B, C, ...)`` to logits of the image ``(B, image_channels, *size)``."""
+        """Map ``(B, C, ...)`` to logits of the image ``(B, image_channels, *size)``."""
         y = feature
         for convolution, norm in zip(self.convolutions, self.norms):
             doubled = [min(2 * n, full) for n, full in zip(y.shape[2:], size)]
-            # A 1×1 convolution commutes with interpolation, and costs a fraction before it.
+            # A 1×1 convolution commutes with interpolation and costs a fraction before it.
             y = norm(F.relu(_resized(convolution(y), doubled)))
         return _resized(self.last(y), size)
 
 
 class AuxiliaryHeads:
-    """Heads on the deepest feature of a network, which itself stays as it is: its modules, its state dict, its hooks.
+    """Heads on the deepest feature of a network, which keeps its modules, its state dict and its hooks.
 
-    Made by :meth:`create` for training, or by :meth:`load` for use.
+    :meth:`create` makes heads for training, :meth:`load` heads for use.
 
     Args:
-        network: any network of 1 to 3 spatial dimensions that is no TorchScript.
-        saved: what the heads are, with their weights.
+        network: network of 1 to 3 spatial dimensions, not TorchScript.
+        saved: description of the heads, with their weights.
 
     Attributes:
-        names: which heads there are.
+        names: names of the heads.
         views: classes of the rotation head, in the order of its outputs.
-        modules: the heads, by name.
+        modules: heads by name.
 
     Raises:
-        GrataError: a scripted network, one without the feature, or weights that do not fit.
+        GrataError: the network is scripted or lacks the feature, or a head is not known.
 
     Example::
 
@@ -122,7 +126,7 @@ class AuxiliaryHeads:
         layers = dict(network.named_modules())
         if saved.feature not in layers:
             raise GrataError(
-                f"its heads hang on {saved.feature}, which this {type(network).__name__} does not have. "
+                f"its heads are attached to {saved.feature}, which this {type(network).__name__} does not have. "
                 "Prepare them for this network: python -m grata prepare.",
                 key="prepared",
             )
@@ -147,22 +151,22 @@ class AuxiliaryHeads:
         views: Sequence[str] | None = None,
         seed: int = 0,
     ) -> AuxiliaryHeads:
-        """Untrained heads, in training mode, on the deepest feature that the network makes of an image.
+        """Return untrained heads in training mode, on the deepest feature that the network computes from an image.
 
-        That is the output with the fewest positions among those shaped like a feature map; of several the one with the
-        most channels (a network may predict at low resolution, and logits tell little), of those the one that is
-        computed last. What is pooled to a single position is no map, and a module that runs more than once is passed
-        over.
+        That is the output with the fewest positions among those shaped like a feature map; among several the one with
+        the most channels (a network may predict at low resolution, and logits carry little information), and among
+        those the last one. An output pooled to a single position is not a map, and modules that run more than once are
+        skipped.
 
         Args:
-            network: left as it is; its device is that of ``image``.
-            image: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, as the network takes it.
-            names: which heads.
+            network: network on the device of ``image``; it is not changed.
+            image: input of the network, ``(B, C, H, W)`` or ``(B, C, D, H, W)``.
+            names: names of the heads.
             views: classes of the rotation head; None: :func:`grata.views.default_views` of the image.
-            seed: of the heads' first weights.
+            seed: seed of the heads' first weights.
 
         Raises:
-            GrataError: an unknown head, a scripted network, or one that has no such feature.
+            GrataError: a head is not known, or the network is scripted or has no such feature.
         """
         _check_not_scripted(network)
         feature, shape = _deepest_feature(network, image)
@@ -178,7 +182,7 @@ class AuxiliaryHeads:
             blocks=min(len(_WIDTHS), max(0, math.ceil(math.log2(stride)))),
             state={},
         )
-        # Layers draw their first weights from the global generator, which is put back.
+        # Layers draw their first weights from the global generator, which is restored.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             heads = cls(network, saved)
@@ -187,14 +191,14 @@ class AuxiliaryHeads:
 
     @classmethod
     def load(cls, network: nn.Module, saved: SavedHeads) -> AuxiliaryHeads:
-        """Trained heads, frozen and in evaluation mode, on the network's device.
+        """Return trained heads, frozen and in evaluation mode, on the network's device.
 
         Args:
-            network: that they were trained for.
-            saved: of :attr:`grata.prepared.Prepared.heads`.
+            network: network that the heads were trained for.
+            saved: value of :attr:`grata.prepared.Prepared.heads`.
 
         Raises:
-            GrataError: they do not fit the network, or are damaged.
+            GrataError: the heads do not fit the network, or are damaged.
         """
         with torch.random.fork_rng(devices=[]):
             heads = cls(network, saved)
@@ -203,7 +207,7 @@ class AuxiliaryHeads:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise GrataError(
-                f"the weights of its heads do not fit: {reason} Prepare them anew.", key="prepared"
+                f"the weights of its heads do not fit: {reason} Prepare them again.", key="prepared"
             ) from error
         heads.modules.requires_grad_(False).eval()
         parameter = next(network.parameters(), None)
@@ -212,18 +216,18 @@ class AuxiliaryHeads:
         return heads
 
     def saved(self) -> SavedHeads:
-        """What the heads are at present, on the CPU."""
+        """Return the heads with their present weights, on the CPU."""
         state = {name: value.detach().cpu().clone() for name, value in self.modules.state_dict().items()}
         return SavedHeads(**{**vars(self._saved), "state": state})
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The deepest feature ``(B, channels, ...)`` of ``x`` ``(B, C, ...)``; the network runs no further than that.
+        """Return the deepest feature ``(B, channels, ...)`` of ``x`` ``(B, C, ...)``; the network stops there.
 
         Raises:
-            GrataError: the network did not come to the feature.
+            GrataError: the network did not compute the feature.
         """
 
-        def stop(_: nn.Module, __: tuple, output: torch.Tensor) -> None:
+        def stop(_: nn.Module, __: tuple[object, ...], output: torch.Tensor) -> None:
             raise _ReachedError(output)
 
         handle = self._layer.register_forward_hook(stop)
@@ -234,12 +238,17 @@ class AuxiliaryHeads:
         finally:
             handle.remove()
         raise GrataError(
-            f"The network made a prediction without {self._saved.feature}, which the auxiliary heads hang on. Prepare "
-            "them for the network as it is now: python -m grata prepare."
+            f"The network made a prediction without {self._saved.feature}, which the auxiliary heads are attached to. "
+            "Prepare them for the network as it is now: python -m grata prepare."
         )
 
     def head(self, name: str, feature: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """Output of a head for a feature ``(B, channels, ...)`` of images of spatial ``size``.
+        """Return the output of a head.
+
+        Args:
+            name: name of the head.
+            feature: deepest feature ``(B, channels, ...)``.
+            size: spatial size of the images.
 
         Raises:
             GrataError: there is no such head.
@@ -252,14 +261,14 @@ class AuxiliaryHeads:
         return self.modules[name](feature, size)
 
     def branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Output of a head for ``x`` ``(B, C, ...)``; gradients flow into the network.
+        """Return the output of a head for an image; gradients flow into the network.
 
         Args:
-            name: of the head.
-            x: what it takes: a view, or a noisy image.
+            name: name of the head.
+            x: input of the network ``(B, C, ...)``: a view for the rotation head, a noisy image for the denoising head.
 
         Returns:
-            ``(B, views)`` of the rotation head, an image in logits ``(B, C, ...)`` of the denoising head.
+            Logits ``(B, views)`` from the rotation head, logits of an image ``(B, C, ...)`` from the denoising head.
 
         Raises:
             GrataError: there is no such head.
@@ -268,7 +277,7 @@ class AuxiliaryHeads:
 
 
 class _ReachedError(Exception):
-    """Ends a forward at the feature."""
+    """Signal that ends a forward at the feature."""
 
     def __init__(self, feature: torch.Tensor) -> None:
         super().__init__()
@@ -276,11 +285,11 @@ class _ReachedError(Exception):
 
 
 def _deepest_feature(network: nn.Module, image: torch.Tensor) -> tuple[str, torch.Size]:
-    """Name of the module that makes it, and its shape."""
+    """Return the name of the module that computes the feature, and the feature's shape."""
     runs: list[tuple[str, torch.Size]] = []
 
-    def watch(name: str):
-        def hook(_: nn.Module, __: tuple, output: object) -> None:
+    def watch(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def hook(_: nn.Module, __: tuple[object, ...], output: object) -> None:
             runs.append((name, output.shape if isinstance(output, torch.Tensor) else torch.Size()))
 
         return hook
@@ -296,7 +305,7 @@ def _deepest_feature(network: nn.Module, image: torch.Tensor) -> tuple[str, torc
     maps = [(name, shape) for name, shape in runs if times[name] == 1 and is_map(shape, image.shape)]
     if not maps:
         raise GrataError(
-            f"{type(network).__name__} has no feature map that auxiliary heads could hang on: none of its modules "
+            f"{type(network).__name__} has no feature map that auxiliary heads could be attached to: none of its modules "
             f"returns a tensor (B, C, ...) of {image.ndim - 2} spatial dimensions. Prepare without heads: --heads none."
         )
     return max(reversed(maps), key=lambda found: depth(found[1]))

@@ -1,4 +1,4 @@
-"""ResUNet: the U-Net with a ResNet encoder that GraTa was published with (AAAI 2025)."""
+"""ResUNet: the U-Net with a ResNet encoder from GraTa's experiments (AAAI 2025)."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _HEAD_WIDTH = 32
 
 
 class ResUNet(nn.Module):
-    """U-Net with a ResNet encoder, the network of GraTa's experiments (there with depth 34).
+    """U-Net with a ResNet encoder, the network of GraTa's experiments (with depth 34 there).
 
-    Encoder: ResNet without its classifier, features at 1/2 (after the first ReLU), 1/4, 1/8, 1/16 and 1/32. Decoder:
-    four blocks of 256 channels, ``BN(ReLU(concat(transposed convolution of the deeper map, 1×1 convolution of the
+    Encoder: a ResNet without its classifier, with features at 1/2 (after the first ReLU), 1/4, 1/8, 1/16 and 1/32.
+    Decoder: four blocks of 256 channels, ``BN(ReLU(concat(transposed convolution of the deeper map, 1×1 convolution of the
     skip)))``, then a transposed convolution to 32 channels, BN, ReLU and the 1×1 head. The keys of ``encoder`` are
     those of torchvision's ResNet.
 
     Args:
         out_channels: number of segmentation channels.
-        in_channels: of the image.
-        depth: of the ResNet: 18, 34, 50, 101 or 152.
-        branches: names of auxiliary branches on the deepest feature, see :data:`grata.networks.BRANCHES`; they are
-            called by :meth:`branch`, the forward does not run them.
+        in_channels: number of channels of the image.
+        depth: depth of the ResNet: 18, 34, 50, 101 or 152.
+        branches: names of auxiliary branches on the deepest feature, see :data:`grata.networks.BRANCHES`. They run in
+            :meth:`branch`, not in the forward.
 
     Raises:
-        GrataError: unknown depth or branch.
+        GrataError: the depth or a branch is not known.
 
     Example::
 
@@ -73,7 +73,7 @@ class ResUNet(nn.Module):
         self.branches = nn.ModuleDict({name: make_branch(name, deepest, in_channels) for name in branches})
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Encoder features of ``x`` ``(B, C, H, W)``, from 1/2 to 1/32 of its resolution.
+        """Return the encoder's features of ``x`` ``(B, C, H, W)``, from 1/2 to 1/32 of its resolution.
 
         Raises:
             GrataError: a side is not a multiple of 32.
@@ -83,16 +83,17 @@ class ResUNet(nn.Module):
         encoder = self.encoder
         first = encoder.act(encoder.bn1(encoder.conv1(x)))
         maps = [first, encoder.layer1(encoder.maxpool(first))]
-        # TorchScript loops over no tuple of layers.
+        # TorchScript cannot loop over a tuple of layers.
         maps.append(encoder.layer2(maps[-1]))
         maps.append(encoder.layer3(maps[-1]))
         maps.append(encoder.layer4(maps[-1]))
         return maps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits ``(B, out_channels, H, W)`` of images ``(B, in_channels, H, W)``, H and W multiples of 32."""
+        """Map images ``(B, in_channels, H, W)``, H and W multiples of 32, to logits ``(B, out_channels, H, W)``."""
         maps = self.features(x)
-        if not torch.jit.is_scripting():
+        # Two conditions: TorchScript leaves out only the block of a plain is_scripting().
+        if not torch.jit.is_scripting():  # noqa: SIM102
             if can_fold(self, maps[-1]):
                 return decode(self, maps)
         y = maps.pop()
@@ -101,14 +102,14 @@ class ResUNet(nn.Module):
         return self.head(F.relu(self.norm(self.up(y)), inplace=True))
 
     def branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Output of an auxiliary branch for ``x`` ``(B, C, H, W)``: an image in logits, or the logits of the rotation.
+        """Return the output of an auxiliary branch: the logits of an image, or the logits of the rotation.
 
         Args:
-            name: of the branch.
-            x: what the branch takes: the image, a noisy one, one of half the size, or a view.
+            name: name of the branch.
+            x: input of the branch ``(B, C, H, W)``: the image, a noisy one, one of half the size, or a view.
 
         Raises:
-            GrataError: the network was made without this branch.
+            GrataError: the network does not have this branch.
         """
         if name not in self.branches:
             raise GrataError(
@@ -122,17 +123,17 @@ def _check_size(x: torch.Tensor) -> None:
     height, width = x.shape[-2:]
     if height % 32 or width % 32 or not height or not width:
         raise GrataError(
-            f"ResUNet takes images whose sides are multiples of 32, got {height}×{width}. Choose such an image_size."
+            f"ResUNet takes images whose sides are multiples of 32, got {height}×{width}. Choose another image_size."
         )
 
 
 class DecoderBlock(nn.Module):
-    """``BN(ReLU(concat(up(y), project(skip))))``, half of the channels from either.
+    """Decoder block ``BN(ReLU(concat(up(y), project(skip))))``, with half of the channels from each input.
 
     Args:
-        in_channels: of the deeper map.
-        skip_channels: of the encoder's map at twice the resolution.
-        out_channels: of the result.
+        in_channels: number of channels of the deeper map.
+        skip_channels: number of channels of the encoder's map at twice the resolution.
+        out_channels: number of channels of the result.
     """
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
@@ -142,5 +143,5 @@ class DecoderBlock(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, y: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        """``(B, in_channels, H, W)`` and ``(B, skip_channels, 2H, 2W)`` to ``(B, out_channels, 2H, 2W)``."""
+        """Map ``(B, in_channels, H, W)`` and ``(B, skip_channels, 2H, 2W)`` to ``(B, out_channels, 2H, 2W)``."""
         return self.norm(F.relu(torch.cat([self.up(y), self.skip(skip)], 1), inplace=True))

@@ -1,9 +1,10 @@
-"""Source weights: loaded whole or not at all."""
+"""Source weights, loaded completely or not at all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ __all__ = ["COUNTER", "check_fit", "load_encoder", "load_source", "read_state", 
 _NESTS = ("model", "state_dict", "model_state_dict", "network")
 _MEMORY_FORMATS = ("preserve_format", "contiguous_format", "channels_last", "channels_last_3d")
 COUNTER = "num_batches_tracked"
+"""Last part of the key of a normalization layer's batch counter."""
 
 
 def load_source(
@@ -23,22 +25,22 @@ def load_source(
     device: str | torch.device,
     memory_format: str = "preserve_format",
 ) -> nn.Module:
-    """The source network on ``device``.
+    """Return the source network with its weights on ``device``.
 
-    The network keeps its own number format: weights that lie on the disk in float16 are rounded float32 weights
-    afterwards.
+    The network keeps its own number format: weights stored in float16 become float32 weights, rounded as stored.
 
     Args:
-        network_def: the network that the weights belong to; None for a TorchScript network, which is taken as it is.
-        weights: a state dict (``.pt``, also nested under ``model`` or ``state_dict``), or a scripted network (``.ts``);
-            or a list of state dicts that are the network together, e.g. ``model.pt`` and the auxiliary ``branches.pt``.
-        device: where the network is to lie.
-        memory_format: ``channels_last`` for a 2D network whose convolutions are to run with the channels innermost:
-            the same numbers up to rounding, in half the time on a CPU; ``contiguous_format``; or ``preserve_format``.
+        network_def: network that the weights belong to; None for a TorchScript network, which is used as it is.
+        weights: file of a state dict (``.pt``, possibly nested under ``model`` or ``state_dict``) or of a scripted
+            network (``.ts``), or a list of state dicts that form the network together, such as ``model.pt`` and the
+            auxiliary ``branches.pt``.
+        device: device of the network.
+        memory_format: ``channels_last``, which runs the convolutions of a 2D network in half the time on a CPU and
+            gives the same numbers up to rounding; ``channels_last_3d``, ``contiguous_format`` or ``preserve_format``.
 
     Raises:
-        GrataError: unknown memory format, a file is missing or unreadable, two files hold the same key, or the weights
-            do not fit ``network_def`` exactly.
+        GrataError: the memory format is not known or does not fit the network, a file is missing or unreadable, two
+            files hold the same key, or the weights do not fit ``network_def`` exactly.
     """
     if memory_format not in _MEMORY_FORMATS:
         raise GrataError(f"must be one of {', '.join(_MEMORY_FORMATS)}, got {memory_format!r}.", key="memory_format")
@@ -52,18 +54,19 @@ def load_source(
             )
     scripts = [path for path in paths if path.suffix == ".ts"]
     if scripts and len(paths) > 1:
-        raise GrataError(f"{scripts[0]} is a whole network (TorchScript), it stands alone.", key="weights")
+        raise GrataError(f"{scripts[0]} is a whole network (TorchScript). Name it alone.", key="weights")
     if scripts:
         return _formatted(_load_script(scripts[0], network_def, device), memory_format)
+    if network_def is None:
+        read_state(paths[0])  # which explains a file of another kind, such as a TorchScript file that is not named .ts
+        raise GrataError(f"{paths[0]} holds only weights. Give the network that they belong to.", key="network_def")
     state: dict[str, torch.Tensor] = {}
     for path in paths:
         part = read_state(path)
-        if network_def is None:
-            raise GrataError(f"{path} holds weights alone. Give the network that they belong to.", key="network_def")
         twice = sorted(state.keys() & part.keys())
         if twice:
             raise GrataError(
-                f"{path} holds {len(twice)} weights that a file before it holds too, e.g. {twice[0]}. Name "
+                f"{path} holds {len(twice)} weights that an earlier file holds too, e.g. {twice[0]}. Name "
                 "only files that are parts of one network.",
                 key="weights",
             )
@@ -75,7 +78,8 @@ def load_source(
 
 def _formatted(network: nn.Module, memory_format: str) -> nn.Module:
     try:
-        return network.to(memory_format=getattr(torch, memory_format))
+        # torch's stubs declare this argument for 4D tensors only, without the formats of a whole module.
+        return cast(nn.Module, cast(Any, network).to(memory_format=getattr(torch, memory_format)))
     except RuntimeError as error:
         raise GrataError(
             f"{memory_format} does not fit this {type(network).__name__} ({_first_line(error)}) "
@@ -87,26 +91,27 @@ def _formatted(network: nn.Module, memory_format: str) -> nn.Module:
 def load_encoder(network: nn.Module, path: str | Path) -> list[str]:
     """Load ImageNet weights of a ResNet, with torchvision's keys (``resnet34-*.pth``), into ``network.encoder``.
 
-    Everything has to fit exactly but the classifier, and the counters of batches, which older files do not have.
+    Everything must fit exactly except the classifier and the batch counters, which older files lack.
 
     Args:
-        network: a :class:`grata.networks.ResUNet` of the same depth, for images of three channels.
-        path: the state dict.
+        network: :class:`grata.networks.ResUNet` of the same depth, for images of three channels.
+        path: file of the state dict.
 
     Returns:
-        Keys of the file that were not taken: those of the classifier (``fc.*``).
+        Keys of the file that were not used: those of the classifier (``fc.*``).
 
     Raises:
-        GrataError: the network has no encoder or takes another number of channels, the file is unreadable or of
-            another network.
+        GrataError: the network has no encoder or takes another number of channels, or the file is unreadable or
+            belongs to another network.
     """
     encoder = getattr(network, "encoder", None)
-    if not isinstance(getattr(encoder, "conv1", None), nn.Conv2d):
+    first = getattr(encoder, "conv1", None)
+    if not isinstance(encoder, nn.Module) or not isinstance(first, nn.Conv2d):
         raise GrataError(f"{type(network).__name__} has no ResNet encoder. Use grata.networks.ResUNet.")
-    if encoder.conv1.in_channels != 3:
+    if first.in_channels != 3:
         raise GrataError(
             "ImageNet weights are for images of 3 channels, this network takes "
-            f"{encoder.conv1.in_channels}. Set in_channels to 3 and repeat or choose channels in the preprocessing, or "
+            f"{first.in_channels}. Set in_channels to 3 and repeat or choose channels in the preprocessing, or "
             "train without ImageNet weights.",
             key="network_def#in_channels",
         )
@@ -121,22 +126,22 @@ def load_encoder(network: nn.Module, path: str | Path) -> list[str]:
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in a file, also nested under ``model``, ``state_dict``, ...; code in it is never run.
+    """Return the state dict in a file, possibly nested under ``model``, ``state_dict``, ...; its code is never run.
 
     Raises:
-        GrataError: there is no such file, it is damaged, or holds other things than tensors.
+        GrataError: the file does not exist, is damaged, or holds anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise GrataError(f"{path} is no file.", key="weights")
+        raise GrataError(f"{path} is not a file.", key="weights")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    # A file of another kind can end in any exception; torch's own text advises to allow pickles, which run code.
+    # Another kind of file can raise anything; torch's own text advises to allow pickles, which can run code.
     except Exception as error:
         raise GrataError(
             f"{path} cannot be read as a state dict: it is damaged, a TorchScript file (name it .ts), or "
             "holds Python objects, which are never loaded because they can run code. Give a file written by "
-            "torch.save(network.state_dict(), ...), or copy it anew.",
+            "torch.save(network.state_dict(), ...), or copy it again.",
             key="weights",
         ) from error
     try:
@@ -146,10 +151,10 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def unwrap(state: object) -> dict[str, torch.Tensor]:
-    """The state dict itself: out of ``model``, ``state_dict``, ``model_state_dict`` or ``network``.
+    """Return the state dict itself, taken out of ``model``, ``state_dict``, ``model_state_dict`` or ``network``.
 
     Raises:
-        GrataError: something in it is no tensor, or there is nothing in it.
+        GrataError: one of its values is not a tensor, or it is empty.
     """
     while isinstance(state, Mapping):
         nested = next((state[key] for key in _NESTS if isinstance(state.get(key), Mapping)), None)
@@ -160,13 +165,26 @@ def unwrap(state: object) -> dict[str, torch.Tensor]:
         raise GrataError(f"This is a {type(state).__name__}, not a state dict.")
     others = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if others or not state:
-        reason = f"{others[0]!r} is no tensor, and nothing lies under {', '.join(_NESTS)}" if others else "it is empty"
-        raise GrataError(f"This is no state dict: {reason}.")
+        reason = (
+            f"{others[0]!r} is not a tensor, and there is no {', '.join(_NESTS[:-1])} or {_NESTS[-1]}"
+            if others
+            else "it is empty"
+        )
+        raise GrataError(f"This is not a state dict: {reason}.")
     return dict(state)
 
 
 def check_fit(state: Mapping[str, torch.Tensor], network_def: nn.Module, source: str) -> None:
-    """Raise :class:`GrataError` unless ``state``, which came from ``source``, fits ``network_def`` exactly."""
+    """Check that a state dict fits a network exactly.
+
+    Args:
+        state: state dict.
+        network_def: network.
+        source: files that the state dict came from, for the message.
+
+    Raises:
+        GrataError: a key is missing or unknown, or a tensor has another shape.
+    """
     expected = network_def.state_dict()
     missing = [key for key in expected if key not in state]
     unknown = [key for key in state if key not in expected]
@@ -201,7 +219,7 @@ def _load_script(path: Path, network_def: nn.Module | None, device: str | torch.
 def _paths(weights: object) -> list[Path]:
     names = [weights] if isinstance(weights, str | Path) else weights
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str | Path) for name in names):
-        raise GrataError(f"name a file or a list of files, got {weights!r}.", key="weights")
+        raise GrataError(f"must be a file or a list of files, got {weights!r}.", key="weights")
     return [Path(name) for name in names]
 
 

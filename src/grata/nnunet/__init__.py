@@ -1,4 +1,4 @@
-"""Adapt a trained nnU-Net v2: its own preprocessing and predictor, with a method in between."""
+"""Adaptation of a trained nnU-Net v2, between nnU-Net's own preprocessing and predictor."""
 
 from .description import describe
 from .model import TrainedModel, load_model

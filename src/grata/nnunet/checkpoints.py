@@ -1,4 +1,4 @@
-"""nnU-Net's checkpoints, read without running what a pickle may hold."""
+"""Checkpoints of nnU-Net, read without running code from their pickles."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["Checkpoint", "read_checkpoint"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a prediction needs of a checkpoint of nnU-Net's.
+    """The parts of an nnU-Net checkpoint that a prediction needs.
 
     Attributes:
         weights: state dict of the network.
         trainer: name of the trainer class, which builds the network.
         configuration: name of the configuration in the plans, e.g. ``3d_fullres``.
-        mirror_axes: spatial axes that the network was trained to be mirrored along; None: it was not.
+        mirror_axes: spatial axes of the mirroring that the network was trained with; None: no mirroring.
     """
 
     weights: dict[str, torch.Tensor]
@@ -32,28 +32,28 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint without executing pickled code.
+    """Read a checkpoint without running pickled code.
 
     Args:
-        path: e.g. ``fold_0/checkpoint_final.pth``.
+        path: path of the checkpoint, e.g. ``fold_0/checkpoint_final.pth``.
 
     Raises:
-        GrataError: it cannot be read, is none of nnU-Net's, or needs more than tensors, plain values and numbers of
-            NumPy.
+        GrataError: the file cannot be read, is not a checkpoint of nnU-Net, or holds more than tensors, plain values
+            and NumPy numbers.
     """
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise GrataError(f"{path}: cannot be read ({error.strerror}).") from error
-    # A damaged archive or pickle raises any of many kinds of exception.
+        raise GrataError(f"{path}: it cannot be read ({error.strerror}). Check its name and permissions.") from error
+    # A damaged archive or pickle can raise almost any exception.
     except Exception as error:
         if needed := re.search(r"GLOBAL (\S+)", str(error)):
             raise GrataError(
-                f"{path}: it needs {needed[1]} to be loaded, which nnU-Net's own checkpoints do not, and which could "
-                "run code. It was not loaded. Ask whoever made it for one that holds weights and plain values alone."
+                f"{path}: it needs {needed[1]}, which could run code and which nnU-Net's own checkpoints do not need. "
+                "It was not loaded. Ask its author for a checkpoint of weights and plain values alone."
             ) from error
-        raise GrataError(f"{path}: is damaged, or no checkpoint. Copy it again.") from error
+        raise GrataError(f"{path}: it is damaged or not a checkpoint. Copy it again.") from error
     try:
         axes = content.get("inference_allowed_mirroring_axes")
         return Checkpoint(
@@ -63,4 +63,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             mirror_axes=None if axes is None else tuple(int(axis) for axis in axes),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise GrataError(f"{path}: is no checkpoint of nnU-Net v2. Name one by checkpoint_name.") from error
+        raise GrataError(
+            f"{path}: it is not a checkpoint of nnU-Net v2. Name another one by checkpoint_name."
+        ) from error

@@ -1,4 +1,4 @@
-"""What can be told of a trained-model folder before anything is predicted with it."""
+"""Description of a trained-model folder before any prediction."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ __all__ = ["describe"]
 def describe(
     model_folder: str | Path, folds: int | str | Sequence[int | str] | None = None, checkpoint_name: str = CHECKPOINT
 ) -> dict[str, Any]:
-    """Tell what a trained-model folder of nnU-Net v2 holds, and why it would be refused; nothing is raised for that.
+    """Describe a trained-model folder of nnU-Net v2, and report why it would be refused instead of raising an error.
 
     Args:
-        model_folder, folds, checkpoint_name: as for :func:`grata.nnunet.predict`.
+        model_folder, folds, checkpoint_name: see :func:`grata.nnunet.predict`.
 
     Returns:
-        ``refused``: reasons, empty when it can be adapted. As far as the files could be read: ``folds``, ``trainer``,
-        ``configuration``, ``spatial_dims``, ``spacing`` (mm, in nnU-Net's order of axes), ``patch_size``, ``channels``
-        (names), ``labels`` (names), ``classes`` (output channels), ``activation``, ``views`` (default weak views);
-        ``network`` (class), ``normalization`` (count of layers by kind), ``parameters`` (how many numbers can be
-        adapted) and ``attached`` (how many of them are attached first, since the network's layers have none).
+        ``refused``: reasons, empty if the model can be adapted. As far as the files could be read: ``folds``,
+        ``trainer``, ``configuration``, ``spatial_dims``, ``spacing`` (mm, in nnU-Net's order of axes), ``patch_size``,
+        ``channels`` (names), ``labels`` (names), ``classes`` (number of output channels), ``activation``, ``views``
+        (default weak views), ``network`` (class), ``normalization`` (number of layers by kind), ``parameters`` (number
+        of values that can be adapted) and ``attached`` (number of those that are attached first, because the network's
+        layers have none).
     """
-    told: dict[str, Any] = {"refused": []}
+    found: dict[str, Any] = {"refused": []}
     try:
         model = load_model(model_folder, folds, checkpoint_name)
         configuration, checkpoint = model.configuration, model.checkpoint
     except GrataError as error:
-        told["refused"].append(str(error))
-        return told
+        found["refused"].append(str(error))
+        return found
     spatial_dims = len(configuration.patch_size)
-    told |= {
+    found |= {
         "folds": list(model.checkpoints),
         "trainer": checkpoint.trainer,
         "configuration": checkpoint.configuration,
@@ -54,14 +55,14 @@ def describe(
     try:
         model.check()
     except GrataError as error:
-        told["refused"].append(str(error))
+        found["refused"].append(str(error))
     try:
         networks = [model.network(fold) for fold in model.checkpoints]
-        told["network"] = type(networks[0]).__name__
-        told["normalization"] = dict(Counter(kind for _, kind, _ in normalization_layers(networks[0])))
+        found["network"] = type(networks[0]).__name__
+        found["normalization"] = dict(Counter(kind for _, kind, _ in normalization_layers(networks[0])))
         attached = ensure_affine(networks[0])
-        told["attached"] = attached.count if attached else 0
-        told["parameters"] = sum(p.numel() for p in collect_affine_parameters(networks[0]).values())
+        found["attached"] = attached.count if attached else 0
+        found["parameters"] = sum(p.numel() for p in collect_affine_parameters(networks[0]).values())
     except GrataError as error:
-        told["refused"].append(str(error))
-    return told
+        found["refused"].append(str(error))
+    return found

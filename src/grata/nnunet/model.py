@@ -1,4 +1,4 @@
-"""A trained-model folder of nnU-Net v2: what it holds, and its networks."""
+"""A trained-model folder of nnU-Net v2 and its networks."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 __all__ = ["CHECKPOINT", "TrainedModel", "load_model"]
 
 CHECKPOINT = "checkpoint_final.pth"
-"""What nnU-Net calls the checkpoint at the end of a training."""
+"""Name of nnU-Net's checkpoint at the end of a training."""
 
 _PACKAGES = ("torch", "dynamic_network_architectures", "nnunetv2")
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """One trained configuration, with the checkpoints of some of its folds.
+    """One trained configuration with the checkpoints of some of its folds.
 
     Attributes:
-        folder: that holds ``plans.json`` and ``dataset.json``.
+        folder: folder of ``plans.json`` and ``dataset.json``.
         plans: nnU-Net's manager of the plans.
         dataset: content of ``dataset.json``.
-        checkpoints: by fold; the first says what the trainer and the configuration are, as nnU-Net has it.
+        checkpoints: checkpoint of each fold; as in nnU-Net, the first one names the trainer and the configuration.
     """
 
     folder: Path
@@ -46,18 +46,18 @@ class TrainedModel:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """That of the first fold."""
+        """Checkpoint of the first fold."""
         return next(iter(self.checkpoints.values()))
 
     @property
     def configuration(self) -> ConfigurationManager:
-        """nnU-Net's manager of the configuration that was trained."""
+        """nnU-Net's manager of the trained configuration."""
         try:
             return self.plans.get_configuration(self.checkpoint.configuration)
         except (RuntimeError, ValueError) as error:
             raise GrataError(
                 f"{self.folder / 'plans.json'}: it has no configuration {self.checkpoint.configuration}, with which "
-                "the checkpoint was trained. Put the plans of that training back."
+                "the checkpoint was trained. Use the plans of that training."
             ) from error
 
     @property
@@ -72,24 +72,31 @@ class TrainedModel:
 
     @property
     def channels(self) -> int:
-        """How many files an image has, one a channel."""
+        """Number of files of an image, one per channel."""
         return len(self.dataset.get("channel_names") or self.dataset["modality"])
 
     def check(self) -> None:
-        """Raise :class:`GrataError` for a model that cannot be adapted."""
+        """Check that the model can be adapted.
+
+        Raises:
+            GrataError: the model is the second stage of a cascade.
+        """
         if previous := self.configuration.previous_stage_name:
             raise GrataError(
-                f"{self.folder}: {self.checkpoint.configuration} is the second stage of a cascade. Beside the image it "
-                f"is given the segmentation of {previous}, which the views of adaptation would blur and brighten like "
-                "an image. Adapt a model of 3d_fullres, 3d_lowres or 2d."
+                f"{self.folder}: {self.checkpoint.configuration} is the second stage of a cascade. Its input contains "
+                f"the segmentation of {previous}, which the views of adaptation would blur and brighten like an image. "
+                "Adapt a model of 3d_fullres, 3d_lowres or 2d."
             )
 
     def network(self, fold: str) -> nn.Module:
-        """The network of a fold with its weights, on the CPU, in evaluation mode.
+        """Return the network of a fold with its weights, on the CPU, in evaluation mode.
+
+        Args:
+            fold: key of ``checkpoints``.
 
         Raises:
-            GrataError: its trainer is not installed, the plans name what is no part of a network, or the weights are of
-                another network.
+            GrataError: the trainer is not installed, the plans name something that is not a part of a network, or the
+                weights belong to another network.
         """
         from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
         from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -97,24 +104,24 @@ class TrainedModel:
         name, configuration = self.checkpoint.trainer, self.configuration
         try:
             trainer = recursive_find_trainer_class_by_name(name)
-        # The search imports one trainer after the other, with all that each of them imports.
+        # The search imports one trainer after the other, and each of them may fail in any way.
         except Exception as error:
             if str(error).startswith("Could not find"):
                 raise GrataError(
                     f"{self.folder}: it was trained with {name}, which is not among the trainers of the installed "
-                    "nnU-Net. Install the package that has it, or name its folder in nnU-Net's variable "
+                    "nnU-Net. Install the package that has it, or name its folder in nnU-Net's environment variable "
                     "nnUNet_extTrainer."
                 ) from error
             raise GrataError(
-                f"{self.folder}: it was trained with {name}, and nnU-Net fails in looking for it "
-                f"({type(error).__name__}: {error}). Put the package right that this is about."
+                f"{self.folder}: it was trained with {name}, and nnU-Net's search for it failed "
+                f"({type(error).__name__}: {error}). Repair the package that the error names."
             ) from error
         self._check_architecture(configuration)
         channels = determine_num_input_channels(self.plans, configuration, self.dataset)
         heads = self.labels.num_segmentation_heads
         described: tuple[Any, ...] = (self.plans, configuration)
         if "plans_manager" not in inspect.signature(trainer.build_network_architecture).parameters:
-            # as trainers were written for nnU-Net before 2.7
+            # Trainers for nnU-Net before 2.7 take these instead of the managers.
             described = (
                 configuration.network_arch_class_name,
                 configuration.network_arch_init_kwargs,
@@ -131,18 +138,18 @@ class TrainedModel:
         return network.eval()
 
     def _check_architecture(self, configuration: ConfigurationManager) -> None:
-        """nnU-Net imports and calls what the plans name: nothing but parts of networks must be among it."""
+        """Check that the plans name only parts of networks, because nnU-Net imports and calls what they name."""
         arguments = configuration.network_arch_init_kwargs
         required = [arguments.get(key) for key in configuration.network_arch_init_kwargs_req_import]
         for name in (configuration.network_arch_class_name, *required):
             if name is None:
                 continue
-            # looking a name up imports its module, from the working directory too
+            # Looking up a name imports its module, from the working directory too.
             known = isinstance(name, str) and name.partition(".")[0] in _PACKAGES
             found = pydoc.locate(name) if known else None
             if not known or not (found is None or (isinstance(found, type) and issubclass(found, nn.Module))):
                 raise GrataError(
-                    f"{self.folder / 'plans.json'}: its architecture names {name}, which is no part of a network in "
+                    f"{self.folder / 'plans.json'}: its architecture names {name}, which is not a part of a network in "
                     f"{', '.join(_PACKAGES)}. It was not called. Use the plans that nnU-Net wrote."
                 )
 
@@ -153,10 +160,10 @@ def load_model(
     """Read a trained-model folder.
 
     Args:
-        folder: ``<trainer>__<plans>__<configuration>`` of nnU-Net's results.
-        folds: which of its folds, e.g. ``0``, ``[0, 1]`` or ``all``; None: every numbered one that holds the
-            checkpoint, else ``all``.
-        checkpoint_name: of the file in the folder of a fold.
+        folder: folder ``<trainer>__<plans>__<configuration>`` of nnU-Net's results.
+        folds: folds to read, e.g. ``0``, ``[0, 1]`` or ``all``; None: every numbered fold that has the checkpoint, or
+            else ``all``.
+        checkpoint_name: name of the checkpoint's file in the folder of a fold.
 
     Raises:
         GrataError: nnU-Net is not installed, or a file is missing or damaged.
@@ -176,14 +183,14 @@ def _folds(folder: Path, folds: int | str | Sequence[int | str] | None, checkpoi
     found = sorted((name for name in found if name.isdecimal()), key=int) + ["all"] * ("all" in found)
     if not found:
         raise GrataError(
-            f"{folder}: no fold holds {checkpoint_name}. Give the folder that fold_0 is in, or the checkpoint's name "
+            f"{folder}: no fold has a {checkpoint_name}. Give the folder that contains fold_0, or name the checkpoint "
             "by checkpoint_name."
         )
     if folds is None:
         return [name for name in found if name != "all"] or found
     names = [str(fold) for fold in (folds if isinstance(folds, list | tuple) else [folds])]
     if not names or len(set(names)) < len(names):
-        raise GrataError(f"name at least one, and each once, got {folds!r}.", key="folds")
+        raise GrataError(f"must name at least one fold, and each once, got {folds!r}.", key="folds")
     if missing := [name for name in names if name not in found]:
         raise GrataError(
             f"{folder} has no fold {missing[0]} with {checkpoint_name}; it has {', '.join(found)}.", key="folds"
@@ -196,13 +203,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GrataError(
-            f"{path}: cannot be read ({error.strerror}). Give a trained-model folder of nnU-Net v2, which holds "
+            f"{path}: it cannot be read ({error.strerror}). Give a trained-model folder of nnU-Net v2, which holds "
             "plans.json, dataset.json and fold_0, ..."
         ) from error
     except ValueError as error:
-        raise GrataError(f"{path}: is no JSON ({error}). Copy it again.") from error
+        raise GrataError(f"{path}: it is not JSON ({error}). Copy it again.") from error
     if not isinstance(content, dict):
-        raise GrataError(f"{path}: holds a {type(content).__name__}, not a mapping. Copy it again.")
+        raise GrataError(f"{path}: it holds a {type(content).__name__}, not a mapping. Copy it again.")
     return content
 
 
@@ -210,4 +217,4 @@ def _require_nnunet() -> None:
     try:
         importlib.import_module("nnunetv2")
     except ImportError as error:
-        raise GrataError('nnU-Net v2 is not installed. Install it by: pip install "grata[nnunet]".') from error
+        raise GrataError('nnU-Net v2 is not installed. Install it: pip install "grata[nnunet]".') from error

@@ -1,4 +1,4 @@
-"""nnU-Net's predictor, with networks that adapt to each image before it predicts it."""
+"""nnU-Net's predictor with networks that adapt to each image before its prediction."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ __all__ = ["AdaptedPredictor", "mirror_views"]
 
 
 class AdaptedPredictor:
-    """Adapts to a preprocessed image and predicts it; windows, mirroring and their weights are nnU-Net's own.
+    """A predictor that adapts to a preprocessed image first; windows, mirroring and their weights are nnU-Net's own.
 
-    Each fold has its own network and its own method; their logits are averaged as nnU-Net averages them. What nnU-Net
-    knows is the default of a method's settings: the activation from the labels (softmax; sigmoid for regions), the weak
-    views from the axes that the network was trained to be mirrored along, and a strong view on the scale of the image,
-    since nnU-Net's images are z-scores.
+    Each fold has its own network and its own method, and their logits are averaged as nnU-Net averages them. nnU-Net
+    provides the defaults of a method's settings: the activation by the labels (softmax; sigmoid for regions), the weak
+    views by the axes of the mirroring in training, and a strong view on the scale of the image, because nnU-Net's
+    images are z-scores.
 
     Args:
-        model: as :func:`grata.nnunet.load_model` reads it.
+        model: model that :func:`grata.nnunet.load_model` has read.
         method: name of the method.
-        settings: of the method.
-        windows: which windows of an image a method adapts to, a :class:`grata.handlers.WindowSelection` or its
-            settings; without a batch size of its own it is that of the training, by the plans.
-        affine: what to do about normalization layers without affine parameters, see
+        settings: settings of the method.
+        windows: selection of windows to adapt to: a :class:`grata.handlers.WindowSelection` or its settings. Without a
+            batch size, the batch size of the training is taken from the plans.
+        affine: treatment of normalization layers without affine parameters, see
             :func:`grata.normalization.ensure_affine`.
-        seed: of the methods' generators.
-        device: to compute on.
-        tile_step_size: of the windows, as a part of their size.
-        use_mirroring: predict mirrored images as well, as nnU-Net does.
+        seed: seed of the methods' random generators.
+        device: device to compute on.
+        tile_step_size: step between windows, as a fraction of their size.
+        use_mirroring: whether to predict mirrored images as well, as nnU-Net does.
 
     Attributes:
-        methods: by fold.
+        methods: method of each fold.
 
     Raises:
         GrataError: the model or the method is refused.
@@ -66,7 +66,7 @@ class AdaptedPredictor:
         self.windows = window_selection(windows)
         self.device = torch.device(device)
         settings, common = dict(settings or {}), {"activation": model.activation, "seed": seed}
-        # other methods have settings of the same names that mean something else
+        # Settings of these names mean something else in other methods.
         if issubclass(METHODS.get(method, Method), GradientMethod):
             strong_view = {"output_range": "input"}
             if isinstance(settings.get("strong_view"), Mapping):
@@ -77,7 +77,7 @@ class AdaptedPredictor:
         for fold in model.checkpoints:
             network = model.network(fold).to(self.device)
             self.methods[fold] = create(method, network, settings, affine, **common)
-        # It tells on the terminal that a CPU is no CUDA device.
+        # nnU-Net prints a remark when the device is a CPU.
         with contextlib.redirect_stdout(io.StringIO()):
             self._predictor = nnUNetPredictor(
                 tile_step_size=tile_step_size,
@@ -100,21 +100,21 @@ class AdaptedPredictor:
         """Let the method of a fold adapt to one image.
 
         Args:
-            fold: a key of ``methods``.
-            data: preprocessed by nnU-Net, ``(C, X, Y, Z)``; a 2D image has ``X`` = 1.
-            site: where it comes from, for reset policies that ask for it.
+            fold: key of ``methods``.
+            data: image ``(C, X, Y, Z)``, preprocessed by nnU-Net; a 2D image has ``X`` = 1.
+            site: site of the image, for reset policies that need it.
 
         Returns:
             The record of each call of ``method.adapt``.
         """
         method = self.methods[fold]
-        # as nnU-Net predicts
+        # nnU-Net predicts with the same autocast.
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             method.begin_case(site)
             return [method.adapt(batch, same_case=True) for batch in self._batches(method, data)]
 
     def _batches(self, method: Method, data: torch.Tensor) -> list[torch.Tensor]:
-        """Windows to adapt to, padded and placed as those that are predicted: ``(N, C, *patch_size)``."""
+        """Return batches of windows ``(N, C, *patch_size)`` to adapt to, padded and placed as in the prediction."""
         from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
         configuration = self.model.configuration
@@ -126,7 +126,7 @@ class AdaptedPredictor:
 
         if not method.learns or len(places) == 1:
             return [crop(places[:1])]
-        # numbers, since small tensors that are kept would hold the heap open around each window's memory
+        # Numbers, because small tensors between large ones would keep the heap from shrinking.
         entropy = [method.uncertainty(crop([place])).item() for place in places]
         chosen = [places[i] for i in self.windows.choose(entropy, method.generator)]
         size = self.windows.batch_size or configuration.batch_size
@@ -134,19 +134,22 @@ class AdaptedPredictor:
 
     @torch.inference_mode()
     def logits(self, data: torch.Tensor) -> torch.Tensor:
-        """What the networks, as they are at present, say of a preprocessed image: logits ``(heads, X, Y, Z)``, mean
-        over the folds.
+        """Return the logits ``(heads, X, Y, Z)`` of the networks in their present state, mean over the folds.
+
+        Args:
+            data: image ``(C, X, Y, Z)``, preprocessed by nnU-Net.
 
         Raises:
-            GrataError: they are not all finite.
+            GrataError: the logits are not all finite.
         """
-        total = None
+        total: torch.Tensor | None = None
         for method in self.methods.values():
             self._predictor.network = method.network
-            # It loads what is listed before it predicts; the network is to predict as it is.
+            # nnU-Net loads this list before it predicts, and the network must predict as it is.
             self._predictor.list_of_parameters = [method.network.state_dict()]
             logits = self._predictor.predict_logits_from_preprocessed_data(data)
             total = logits if total is None else total.add_(logits)
+        assert total is not None  # a model has at least one fold
         if len(self.methods) > 1:
             total /= len(self.methods)
         check_finite([total])
@@ -154,16 +157,16 @@ class AdaptedPredictor:
 
 
 def mirror_views(axes: Sequence[int] | None, spatial_dims: int) -> list[str]:
-    """Names of the weak views that mirror along no other axes than these: nnU-Net's own test-time augmentation.
+    """Return the names of the weak views that mirror along these axes only, as nnU-Net's test-time augmentation does.
 
     Args:
-        axes: counted from the first spatial axis.
-        spatial_dims: of the network: 2 or 3.
+        axes: axes, counted from the first spatial axis; None: none.
+        spatial_dims: number of spatial dimensions of the network, 2 or 3.
     """
     allowed = {axis - spatial_dims for axis in axes or ()}
     names = []
     for view in VIEWS.values():
-        # half a turn mirrors both axes of its plane
+        # Half a turn mirrors both axes of its plane.
         mirrored = {*view.flips, *(view.plane if view.turns else ())}
         if not view.quarter_turn and mirrored <= allowed:
             names.append(view.name)

@@ -1,4 +1,4 @@
-"""A whole run over a folder of images: faults stay with their case, files are named as nnU-Net names them."""
+"""A run over a folder of images: a fault affects only its case, and files have nnU-Net's names."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
 from ..handlers import Journal
 from ..handlers.steps import merged_record
 from ..handlers.windows import WindowSelection
-from ..methods.predictive import check_positive
 from ..report import format_summary, write_summary
-from ..workflows.configuration import check_device, explain
+from ..settings import check_flag, check_number
+from ..workflows.configuration import check_device, checked, explain
 from .model import CHECKPOINT, TrainedModel, load_model
 from .predictor import AdaptedPredictor
 
@@ -52,38 +52,40 @@ def predict(
     overwrite: bool = True,
     traceback: bool = False,
 ) -> int:
-    """Adapt a trained nnU-Net to each image of a folder, and predict it; with method ``source`` exactly as nnU-Net.
+    """Adapt a trained nnU-Net to each image of a folder and predict it; method ``source`` predicts exactly as nnU-Net.
 
-    The images are taken in the order of their names, and each goes on from what the one before left, unless the method
-    says otherwise. One that fails is reported, leaves no trace in the networks, and the next one is taken up.
+    Images are taken in the order of their names. Each goes on from the parameters that the one before left, unless the
+    method resets them. An image that fails is reported and leaves no trace in the networks; the run goes on with the
+    next one.
 
     Args:
-        model_folder: trained-model folder of nnU-Net v2: ``plans.json``, ``dataset.json``, ``fold_0``, ...
-        input: folder of images, named ``<case>_0000<ending>``, with one file a channel.
-        output: folder for ``<case><ending>``; also ``journal.jsonl`` with a line for each case and fold (see
-            :class:`grata.handlers.AdaptationHandler`), ``summary.json``, and what nnU-Net needs for postprocessing.
+        model_folder: trained-model folder of nnU-Net v2 with ``plans.json``, ``dataset.json``, ``fold_0``, ...
+        input: folder of images named ``<case>_0000<ending>``, with one file per channel.
+        output: folder for ``<case><ending>``, for ``journal.jsonl`` with a line for each case and fold (see
+            :class:`grata.handlers.AdaptationHandler`), for ``summary.json``, and for the files that nnU-Net's
+            postprocessing needs.
         method: name of the method, see ``python -m grata methods``.
-        settings: of the method, e.g. ``{"lr": 1e-3}``.
-        windows: which windows of an image it adapts to, see :class:`grata.handlers.WindowSelection`.
-        folds: whose networks to use; None: every numbered one, else ``all``.
-        checkpoint_name: of the file in the folder of a fold.
-        affine: what to do about normalization layers without affine parameters, see
+        settings: settings of the method, e.g. ``{"lr": 1e-3}``.
+        windows: selection of windows to adapt to, see :class:`grata.handlers.WindowSelection`.
+        folds: folds whose networks are used; None: every numbered fold, or else ``all``.
+        checkpoint_name: name of the checkpoint's file in the folder of a fold.
+        affine: treatment of normalization layers without affine parameters, see
             :func:`grata.normalization.ensure_affine`.
-        seed: of the methods' generators.
-        site: where the images come from, for the journal, the bank and reset policies that ask for it.
-        bank: folder that keeps what is learnt for each site, which goes on from where it stood, also in another run: an
-            :class:`grata.adapters.AdapterBank` for each fold, ``fold_0`` and so on. It needs a ``site``, since images
-            tell nothing of their scanner here.
-        device: to compute on; None: CUDA where there is one, else the CPU.
-        tile_step_size: of nnU-Net's windows, as a part of their size.
-        use_mirroring: predict mirrored images as well, as nnU-Net does.
-        save_probabilities: also write ``<case>.npz`` and ``<case>.pkl``, as nnU-Net does.
-        overwrite: predict every case again; False: leave out those whose outputs are there. What was adapted then is
-            not gone on from, but for what a bank kept.
-        traceback: show the Python traceback of each fault.
+        seed: seed of the methods' random generators.
+        site: site of the images, for the journal, the bank and reset policies that need it.
+        bank: folder of the adaptations by site, which go on from their last state, also in another run: one
+            :class:`grata.adapters.AdapterBank` per fold, in ``fold_0`` and so on. It needs a ``site``, because these
+            images carry no metadata of their scanner.
+        device: device to compute on; None: CUDA if there is one, or else the CPU.
+        tile_step_size: step between nnU-Net's windows, as a fraction of their size.
+        use_mirroring: whether to predict mirrored images as well, as nnU-Net does.
+        save_probabilities: whether to write ``<case>.npz`` and ``<case>.pkl`` too, as nnU-Net does.
+        overwrite: whether to predict cases again whose outputs exist. If False, the parameters adapted to those cases
+            are not used, except for those that a bank kept.
+        traceback: whether to show the Python traceback of each fault.
 
     Returns:
-        0 when every case was finished, 1 when there were faults.
+        Exit status: 0 if every case was finished, 1 if there were faults.
 
     Raises:
         GrataError: nnU-Net is not installed, the model or the method is refused, there is no image, or the output
@@ -92,17 +94,16 @@ def predict(
     started = time.perf_counter()
     flags = {"use_mirroring": use_mirroring, "save_probabilities": save_probabilities, "overwrite": overwrite}
     for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise GrataError(f"must be true or false, got {flag!r}.", key=name)
+        checked(check_flag, flag, name)
     if bank is not None and not site:
-        raise GrataError("it keeps what is learnt by site. Name the one that the images come from by site.", key="bank")
-    check_positive("tile_step_size", tile_step_size, high=1.0)
+        raise GrataError("the bank keeps one adaptation per site. Give the site of the images by site.", key="bank")
+    checked(lambda value: check_number(value, above=0, at_most=1), tile_step_size, "tile_step_size")
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
     cases, faults = _find_cases(Path(input), model)
     output = check_output_dir(output)
     if output.resolve() == Path(input).resolve():
-        raise GrataError("it is the folder of the images. Name another one.", key="output")
+        raise GrataError("must not be the folder of the images. Name another folder.", key="output")
     remove_leftovers(output)
     predictor = AdaptedPredictor(model, method, settings, windows, affine, seed, device, tile_step_size, use_mirroring)
     given = {
@@ -118,7 +119,7 @@ def predict(
     done = set() if overwrite else {case for case in cases if run.is_done(case)}
     run.start({case: files for case, files in cases.items() if case not in done})
     faults += run.faults
-    summary = {
+    summary: dict[str, Any] = {
         "method": method,
         "version": __version__,
         "cases_found": len({*cases, *(fault.case for fault in faults)}),
@@ -135,7 +136,7 @@ def predict(
 
 
 class _Run:
-    """Cases one after the other."""
+    """A run over the cases, one after the other."""
 
     def __init__(
         self,
@@ -160,12 +161,16 @@ class _Run:
         self._ending = self.model.dataset["file_ending"]
 
     def is_done(self, case: str) -> bool:
-        """Whether all outputs of a case are there."""
+        """Return whether all outputs of a case exist."""
         endings = [self._ending, *([".npz"] if self.save_probabilities else [])]
         return all((self.output / f"{case}{ending}").is_file() for ending in endings)
 
     def start(self, cases: Mapping[str, list[Path]]) -> None:
-        """Adapt to each case and predict it."""
+        """Adapt to each case and predict it.
+
+        Args:
+            cases: files of each case, in the order of the channels.
+        """
         # nnU-Net's ensembling and postprocessing look for these beside the predictions.
         for name, content in (("dataset.json", self.model.dataset), ("plans.json", self.model.plans.plans)):
             with atomic_write(self.output / name) as temporary:
@@ -178,8 +183,7 @@ class _Run:
                 self._case(case, files)
             except OutputError:
                 raise
-            # Readers, nnU-Net and networks can raise anything.
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (readers, nnU-Net and networks can raise anything)
                 if self.traceback:
                     tracebacks.print_exception(error)
                 self.faults.append(Fault(case, explain(error, "--traceback true")))
@@ -225,13 +229,14 @@ class _Run:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise GrataError(
                 f"{', '.join(file.name for file in files)}: nnU-Net cannot read or preprocess it ({reason}). Check "
-                "that each file opens, and that the channels are of one size and place."
+                "that each file opens, and that all channels have the same size and position."
             ) from error
         return torch.from_numpy(data).to(torch.float32), properties
 
     def _finish(self, case: str, logits: torch.Tensor, properties: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-        """Export a case as nnU-Net does, keep what it taught, and only then let its segmentation take its name, which
-        says that all of it is done: a finished case is never missing in the bank.
+        """Export a case as nnU-Net does, keep its adaptation, and only then give its segmentation its final name.
+
+        The final name marks the case as finished, so a finished case is never missing in the bank.
         """
         from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
@@ -258,7 +263,7 @@ class _Run:
 
 
 def _find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]], list[Fault]]:
-    """Files of each case in the order of their channels, and what is wrong with others."""
+    """Return the files of each case in the order of the channels, and the faults of other files."""
     ending, channels = model.dataset["file_ending"], range(model.channels)
     try:
         files = sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != ".")
@@ -274,7 +279,7 @@ def _find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]
             found.setdefault(numbered[1], {})[int(numbered[2])] = file
         else:
             faults.append(
-                Fault(name, f"{file.name}: nnU-Net asks for the channel's number. Call it {name}_0000{ending}.")
+                Fault(name, f"{file.name}: the channel's number is missing. Rename it to {name}_0000{ending}.")
             )
     for case, given in found.items():
         if set(given) != set(channels):
@@ -284,5 +289,7 @@ def _find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]
     bad = {fault.case for fault in faults}
     cases = {case: [given[channel] for channel in channels] for case, given in found.items() if case not in bad}
     if not cases and not faults:
-        raise GrataError(f"{folder} holds no image that is called <case>_0000{ending}.", key="input")
+        raise GrataError(
+            f"{folder} has no image named <case>_0000{ending}. Name the folder of the images.", key="input"
+        )
     return cases, faults

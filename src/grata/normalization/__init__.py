@@ -1,6 +1,6 @@
 """Normalization layers: find them, collect their affine parameters, choose their statistics."""
 
-from .affine import batch_norm_layers, collect_affine_parameters, normalization_layers
+from .affine import TrackedNorm, batch_norm_layers, collect_affine_parameters, normalization_layers
 from .attached import AFFINE, AttachedAffine, attach_affine, ensure_affine
 from .features import deepest_feature
 from .rules import RULES, Rule
@@ -14,6 +14,7 @@ __all__ = [
     "BatchStatistics",
     "Rule",
     "ScriptedNetwork",
+    "TrackedNorm",
     "attach_affine",
     "batch_norm_layers",
     "channel_affine",

@@ -1,19 +1,23 @@
-"""Which layers of a network normalize, and which of their parameters can be adapted."""
+"""Normalization layers of a network, and those of their parameters that can be adapted."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import GrataError
 
 __all__ = [
     "ATTACHED",
+    "BATCH_NORM",
+    "INSTANCE_NORM",
     "ChannelAffine",
+    "TrackedNorm",
     "batch_norm_layers",
     "collect_affine_parameters",
     "keeps_own_forward",
@@ -22,13 +26,12 @@ __all__ = [
 ]
 
 ATTACHED = "attached_affine"
-"""Name under which a normalization layer has a :class:`ChannelAffine`."""
+"""Name of the attribute that holds the :class:`ChannelAffine` of a normalization layer."""
 
 BATCH_NORM = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 INSTANCE_NORM = ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d")
-OTHER_NORM = ("GroupNorm", "LayerNorm")
 
-_BASES = {
+_BASES: dict[str, type[nn.Module]] = {
     "BatchNorm1d": nn.BatchNorm1d,
     "BatchNorm2d": nn.BatchNorm2d,
     "BatchNorm3d": nn.BatchNorm3d,
@@ -41,60 +44,104 @@ _BASES = {
 }
 
 
-def layer_kind(module: nn.Module) -> str | None:
-    """Name of the torch normalization class that ``module`` is (or derives from), None for any other layer.
+class TrackedNorm(nn.Module):
+    """Type of a batch or instance normalization layer with running statistics.
 
-    A TorchScript module has lost its Python class and is recognised by its original name.
+    For annotations only: the layers are of torch's classes, and ``nn.Module`` does not declare these attributes.
+
+    Attributes:
+        running_mean: mean of each channel in the source data, ``(C,)``.
+        running_var: variance of each channel in the source data, ``(C,)``.
+        weight: scale of each channel; None without affine parameters.
+        bias: shift of each channel; None without affine parameters.
+        affine: whether there are affine parameters.
+        eps: number that is added to the variance.
+        num_features: number of channels C.
+        track_running_stats: whether the layer keeps running statistics.
+    """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    affine: bool
+    eps: float
+    num_features: int
+    track_running_stats: bool
+
+
+def layer_kind(module: nn.Module) -> str | None:
+    """Return the name of torch's normalization class that a module is or derives from; None for any other module.
+
+    A TorchScript module has lost its Python class: its original name is used.
     """
     original_name = getattr(module, "original_name", None)
-    if original_name in _BASES:
+    if isinstance(original_name, str) and original_name in _BASES:
         return original_name
     return next((kind for kind, base in _BASES.items() if isinstance(module, base)), None)
 
 
 def keeps_own_forward(layer: nn.Module, kind: str) -> bool:
-    """Whether ``layer`` is of a class that does more, or other things, than the torch class ``kind`` it derives
-    from.
-    """
+    """Return whether the class of ``layer`` has another forward than torch's class ``kind`` that it derives from."""
     return type(layer).forward is not _BASES[kind].forward
 
 
 def normalization_layers(network: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Yield ``(name, kind, layer)`` for every normalization layer of ``network``, with or without affine parameters."""
+    """Yield every normalization layer of a network, with or without affine parameters.
+
+    Yields:
+        ``(name, kind, layer)``: the name in ``network.named_modules()``, the name of torch's class, and the layer.
+    """
     for name, module in network.named_modules():
         kind = layer_kind(module)
         if kind is not None:
             yield name, kind, module
 
 
-def batch_norm_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield ``(name, layer)`` for every batch normalization layer of ``network`` that keeps running statistics."""
+def batch_norm_layers(network: nn.Module) -> Iterator[tuple[str, TrackedNorm]]:
+    """Yield ``(name, layer)`` for every batch normalization layer of a network that keeps running statistics."""
     for name, kind, layer in normalization_layers(network):
         if kind in BATCH_NORM and getattr(layer, "running_mean", None) is not None:
-            yield name, layer
+            yield name, cast(TrackedNorm, layer)
 
 
 class ChannelAffine(nn.Module):
-    """Scale and shift ``y·weight + bias`` of what a normalization layer puts out, the identity at first.
+    """Scale and shift ``y·weight + bias`` of the output ``y`` of a normalization layer, at first the identity.
 
-    It belongs to the adaptation, not to the weights: no state dict has it, and none that is loaded changes it.
+    They belong to the adaptation, not to the weights: they are not in any state dict, and loading one does not change
+    them.
 
     Args:
-        layer: that has none of its own; a LayerNorm gets one for each element, the others for each channel.
-        like: of the dtype and device that they are to have.
+        layer: normalization layer without affine parameters. A LayerNorm gets one scale and one shift for each element,
+            any other layer one for each channel.
+        like: tensor with the dtype and device of the parameters.
+
+    Attributes:
+        weight: scale, 1 at first.
+        bias: shift, 0 at first.
+        handle: handle of the hook that applies them; None before it is registered.
     """
 
     def __init__(self, layer: nn.Module, like: torch.Tensor) -> None:
         super().__init__()
         self._elements = isinstance(layer, nn.LayerNorm)
-        channels = layer.num_channels if isinstance(layer, nn.GroupNorm) else getattr(layer, "num_features", None)
-        shape = layer.normalized_shape if self._elements else (channels,)
+        self.handle: RemovableHandle | None = None
+        if isinstance(layer, nn.LayerNorm):
+            shape = tuple(layer.normalized_shape)
+        elif isinstance(layer, nn.GroupNorm):
+            shape = (layer.num_channels,)
+        else:
+            shape = (cast(TrackedNorm, layer).num_features,)
         with torch.inference_mode(False):
             self.weight = nn.Parameter(torch.ones(shape, dtype=like.dtype, device=like.device))
             self.bias = nn.Parameter(torch.zeros(shape, dtype=like.dtype, device=like.device))
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
-        """Of the same shape and dtype as ``y``, ``(B, C, ...)``; of a LayerNorm ``(..., *normalized_shape)``."""
+        """Return ``y·weight + bias`` in the dtype of ``y``.
+
+        Args:
+            y: output of the layer, ``(B, C, ...)``; for a LayerNorm ``(..., *normalized_shape)``.
+        """
         shape = self.weight.shape if self._elements else [-1] + [1] * (y.ndim - 2)
         return torch.addcmul(self.bias.view(shape), y, self.weight.view(shape)).to(y.dtype)
 
@@ -106,13 +153,19 @@ class ChannelAffine(nn.Module):
 
 
 def collect_affine_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Weight and bias of every normalization layer, by their name in ``network.named_parameters()``.
+    """Return weight and bias of every normalization layer.
 
-    Covers BatchNorm1d/2d/3d, SyncBatchNorm, InstanceNorm1d/2d/3d, GroupNorm and LayerNorm, and what
-    :func:`grata.normalization.attach_affine` gave them.
+    The layers are BatchNorm1d/2d/3d, SyncBatchNorm, InstanceNorm1d/2d/3d, GroupNorm and LayerNorm. The parameters that
+    :func:`grata.normalization.attach_affine` gave them are included.
+
+    Args:
+        network: network to adapt.
+
+    Returns:
+        The parameters by their names in ``network.named_parameters()``; one that several layers share appears once.
 
     Raises:
-        GrataError: when there is none; the message tells which layers the network has.
+        GrataError: there are none; the message lists the layers that the network has.
     """
     parameters: dict[str, nn.Parameter] = {}
     for name, layer in network.named_modules():
@@ -120,7 +173,7 @@ def collect_affine_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
             continue
         for part in ("weight", "bias"):
             parameter = getattr(layer, part, None)
-            # Layers may share a parameter: it is one, and takes one step.
+            # a parameter that layers share takes one step, not several
             if parameter is not None and all(parameter is not known for known in parameters.values()):
                 parameters[f"{name}.{part}" if name else part] = parameter
     if parameters:
@@ -130,8 +183,8 @@ def collect_affine_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     if counts:
         found = ", ".join(f"{n} {kind} without affine parameters" for kind, n in sorted(counts.items()))
         advice = (
-            "Attach some, which leaves the prediction as it is: affine=auto, or in Python "
-            "grata.normalization.attach_affine(network). A TorchScript network takes none: use the Python network."
+            "Attach some with affine=auto, or in Python with grata.normalization.attach_affine(network); the "
+            "prediction stays the same. A TorchScript network takes none: use the Python network."
         )
     else:
         counts = Counter(
@@ -140,5 +193,5 @@ def collect_affine_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
         found = "no normalization layer, only " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common(6))
     raise GrataError(
         f"{getattr(network, 'original_name', type(network).__name__)} has nothing to adapt: it needs normalization "
-        f"layers with affine parameters (weight, bias), and has {found}. {advice}"
+        f"layers with affine parameters (weight, bias), but has {found}. {advice}"
     )

@@ -1,4 +1,4 @@
-"""Scale and shift for normalization layers that have none: something to adapt where the source network has nothing."""
+"""Scale and shift for normalization layers without affine parameters, so that there is something to adapt."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from .affine import ATTACHED, ChannelAffine, keeps_own_forward, normalization_la
 __all__ = ["AFFINE", "AttachedAffine", "attach_affine", "ensure_affine"]
 
 AFFINE = ("auto", "own", "attach")
-"""Where the affine parameters that are adapted come from, see :func:`ensure_affine`."""
+"""Choices for the origin of the adapted affine parameters, see :func:`ensure_affine`."""
 
 _PARTS = ("weight", "bias")
 
 
 class AttachedAffine:
-    """What :func:`attach_affine` has attached to a network.
+    """Affine parameters that :func:`attach_affine` has attached to a network.
+
+    Args:
+        layers: normalization layers with a :class:`ChannelAffine`, by name.
 
     Attributes:
-        names: of the attached parameters, in the order of the network.
-        count: how many numbers they hold.
+        names: names of the attached parameters, in the order of the network.
+        count: number of values that they hold together.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
@@ -32,7 +35,10 @@ class AttachedAffine:
         self.count = sum(p.numel() for layer in self._layers.values() for p in getattr(layer, ATTACHED).parameters())
 
     def detach(self) -> None:
-        """Take all of it away: the network is the source network again, exactly. A second time does nothing."""
+        """Remove all attached parameters, so that the network is exactly the source network again.
+
+        A second call does nothing.
+        """
         for layer in self._layers.values():
             getattr(layer, ATTACHED).handle.remove()
             delattr(layer, ATTACHED)
@@ -40,28 +46,29 @@ class AttachedAffine:
 
 
 def attach_affine(network: nn.Module) -> AttachedAffine:
-    """Attach a scale of 1 and a shift of 0 of each channel behind the normalization layers that have neither.
+    """Attach a scale of 1 and a shift of 0 for each channel to the normalization layers that have neither.
 
-    Until they are adapted the network predicts as before, to the last bit, on every device and in every precision.
+    Until they are adapted, the network predicts the same to the last bit, on every device and in every precision.
     :func:`collect_affine_parameters` finds them like a network's own, so that all methods adapt them. They belong to
-    the adaptation, not to the weights: ``network.state_dict()`` is as before, and a checkpoint of the source network
-    loads strictly, before or after, and leaves them alone; a method's state has them. A deep copy has its own.
+    the adaptation, not to the weights: ``network.state_dict()`` does not contain them, and a checkpoint of the source
+    network loads strictly at any time and does not change them. The state of a method contains them. A deep copy of
+    the network has its own.
 
     Args:
-        network: its BatchNorm, SyncBatchNorm, InstanceNorm, GroupNorm and LayerNorm without weight and bias get them,
-            in place. Left out are classes with a forward of their own, whose output may be more than the normalized
-            input, and what was attached to before.
+        network: network to change in place. Its BatchNorm, SyncBatchNorm, InstanceNorm, GroupNorm and LayerNorm without
+            weight and bias get them. Layers that have them attached already are left out, and so are classes with a
+            forward of their own, whose output may be more than the normalized input.
 
     Returns:
-        All that is attached, now or before.
+        All attached parameters, those of earlier calls included.
 
     Raises:
-        GrataError: a TorchScript network, or there is no such layer.
+        GrataError: the network is or contains a TorchScript network, or it has no such layer.
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise GrataError(
-            "nothing can be attached to the normalization layers of a TorchScript network, whose code is "
-            "fixed. Give the Python network and its weights instead.",
+            "nothing can be attached to the normalization layers of a TorchScript network, because its code is fixed. "
+            "Give the Python network and its weights instead.",
             key="affine",
         )
     like = next((p for p in network.parameters() if torch.is_floating_point(p)), torch.empty(0))
@@ -74,26 +81,26 @@ def attach_affine(network: nn.Module) -> AttachedAffine:
     attached = {name: layer for name, _, layer in layers if hasattr(layer, ATTACHED)}
     if not attached:
         raise GrataError(
-            f"{type(network).__name__} has no normalization layer without affine parameters to attach some "
-            "to. Use affine=own to adapt those that it has, or method source.",
+            f"{type(network).__name__} has no normalization layer without affine parameters, so there is nothing to "
+            "attach them to. Use affine=own to adapt those that it has, or method source.",
             key="affine",
         )
     return AttachedAffine(attached)
 
 
 def ensure_affine(network: nn.Module, affine: str = "auto") -> AttachedAffine | None:
-    """Let a network have affine parameters to adapt.
+    """Make sure that a network has affine parameters to adapt, by attaching some where needed.
 
     Args:
-        network: the source network.
-        affine: ``auto``: attach some where the network has none at all, and could; ``own``: never attach any;
-            ``attach``: to every normalization layer that has none, also in a network that has some.
+        network: source network.
+        affine: ``auto``: attach some if no normalization layer has any, and some layer can take them; ``own``: never
+            attach any; ``attach``: attach them to every normalization layer that has none, even if others have some.
 
     Returns:
-        What is attached; None: nothing.
+        The attached parameters; None where nothing is attached.
 
     Raises:
-        GrataError: ``affine`` is none of these, or ``attach`` finds nothing to attach to.
+        GrataError: ``affine`` is another value, or ``attach`` finds nothing to attach to.
     """
     if affine not in AFFINE:
         raise GrataError(f"must be one of {', '.join(AFFINE)}, got {affine!r}.", key="affine")

@@ -1,4 +1,4 @@
-"""The deepest feature of a network, whatever its architecture."""
+"""Deepest feature map of a network, for any architecture."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ __all__ = ["deepest_feature", "depth", "is_map"]
 
 
 def is_map(shape: Sequence[int], image: Sequence[int]) -> bool:
-    """Whether an output ``shape`` is a feature map of images of shape ``image``, both ``(B, C, ...)``.
+    """Return whether an output is a feature map of the images.
 
-    What is pooled to a single position is none.
+    It has as many dimensions and samples as the images, at most as many positions, and more than one: what is pooled
+    to a single position is not a map.
+
+    Args:
+        shape: shape of the output.
+        image: shape of the images, ``(B, C, ...)``.
     """
     if len(shape) != len(image) or shape[0] != image[0]:
         return False
@@ -26,28 +31,33 @@ def is_map(shape: Sequence[int], image: Sequence[int]) -> bool:
 
 
 def depth(shape: Sequence[int]) -> tuple[int, int]:
-    """What the deepest of all feature maps is the largest by: the fewest positions, of several the most channels.
+    """Return the depth of a feature map, for comparison: fewer positions are deeper, then more channels.
 
-    A network may predict at low resolution, and logits tell little. Of maps as deep the last one counts.
+    Channels count because a network may predict at low resolution, and logits say less than features. Among maps of
+    equal depth, callers take the last one.
+
+    Args:
+        shape: shape of the feature map, ``(B, C, ...)``.
     """
     return -math.prod(shape[2:]), shape[1]
 
 
 @contextlib.contextmanager
 def deepest_feature(network: nn.Module, image: Sequence[int]) -> Iterator[Callable[[], torch.Tensor]]:
-    """Watch for the deepest feature among the outputs of all modules, see :func:`depth`.
+    """Watch the outputs of all modules for the deepest feature map, see :func:`depth`.
 
     Args:
-        network: whose forward runs inside the ``with`` block; it has no hooks of ours afterwards.
+        network: network whose forward runs inside the ``with`` block; the hooks are removed at its end.
         image: shape of the images, ``(B, C, H, W)`` or ``(B, C, D, H, W)``.
 
     Yields:
-        A function that gives the feature ``(B, F, ...)`` of the last forward.
+        A function that returns the deepest feature map ``(B, F, ...)``; after several forwards, that of the last one.
 
     Raises:
-        GrataError: by that function, when no module gave a feature map; a TorchScript network cannot be watched.
+        GrataError: raised by that function if no module returned a feature map, as with a TorchScript network, whose
+            modules cannot be watched.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, torch.Tensor] = {}
 
     def watch(module: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(output, torch.Tensor) or not is_map(output.shape, image):
@@ -58,8 +68,8 @@ def deepest_feature(network: nn.Module, image: Sequence[int]) -> Iterator[Callab
     def feature() -> torch.Tensor:
         if not found:
             raise GrataError(
-                f"{type(network).__name__} shows no feature maps: no module of it gives an output of {len(image)} "
-                "dimensions. A TorchScript network cannot be looked into; use the Python network."
+                f"{type(network).__name__} shows no feature maps: none of its modules returns a tensor of {len(image)} "
+                "dimensions. A TorchScript network cannot be looked into. Use the Python network."
             )
         return found["feature"]
 

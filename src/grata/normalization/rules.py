@@ -1,30 +1,40 @@
-"""Rules for the statistics of batch normalization that several methods share."""
+"""Rules for the statistics of batch normalization, shared by several methods."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
 
 from ..errors import GrataError
+from .affine import TrackedNorm
 
-__all__ = ["RULES", "Rule", "check_size", "instance_mix", "median_statistics", "sample_statistics"]
+__all__ = ["RULES", "Rule", "check_size", "instance_mix", "median_statistics", "running_statistics"]
 
-Rule = Callable[[nn.Module, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""``rule(layer, x)``: mean and variance to normalize ``x`` ``(B, C, ...)`` by, float32 at least, each ``(C,)`` for the
-whole batch or ``(B, C)`` for every sample; ``layer`` has ``running_mean``, ``running_var`` ``(C,)`` of the source."""
+Rule = Callable[[TrackedNorm, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Function ``rule(layer, x)`` that returns the mean and the variance by which a layer normalizes its input ``x``.
+
+``x`` is ``(B, C, ...)`` in float32 or float64. Mean and variance are ``(C,)`` for the whole batch or ``(B, C)`` for
+each sample. ``layer.running_mean`` and ``layer.running_var``, ``(C,)``, are those of the source."""
+
+
+def running_statistics(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the running mean and variance ``(C,)`` of a batch normalization layer that keeps them."""
+    tracked = cast(TrackedNorm, layer)
+    return tracked.running_mean, tracked.running_var
 
 
 def check_size(x: torch.Tensor, samples: bool = False) -> None:
-    """Refuse what has no statistics but those that make every value zero.
+    """Check that there is more than one value per channel: a single one would be normalized to zero.
 
     Args:
-        x: ``(B, C, ...)``.
-        samples: whether each sample is to have statistics of its own.
+        x: input of a normalization layer, ``(B, C, ...)``.
+        samples: whether each sample has its own statistics, instead of the whole batch.
 
     Raises:
-        GrataError: there is a single value of each channel.
+        GrataError: there is a single value per channel.
     """
     if x[0, 0].numel() == 1 and (samples or len(x) == 1):
         raise GrataError(
@@ -34,20 +44,22 @@ def check_size(x: torch.Tensor, samples: bool = False) -> None:
 
 
 def sample_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance (biased) of each channel of each sample of ``x`` ``(B, C, ...)``: ``(B, C)`` each."""
+    """Return mean and biased variance, each ``(B, C)``, of every channel of every sample of ``x`` ``(B, C, ...)``."""
     flat = x.flatten(2)
     variance, mean = torch.var_mean(flat, 2, correction=0)
     return mean, variance
 
 
 def instance_mix(weight: float) -> Rule:
-    """``weight`` of each sample's own statistics in those of the source: ``(B, C)``, whatever else is in the batch.
+    """Return the rule ``weight·sample's statistics + (1 − weight)·source's statistics``.
+
+    Its mean and variance are ``(B, C)``: those of a sample do not depend on the rest of the batch.
 
     Args:
-        weight: 0 to 1.
+        weight: weight of the sample's statistics, 0 to 1.
     """
 
-    def rule(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def rule(layer: TrackedNorm, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if weight == 1.0:
             check_size(x, samples=True)
         mean, variance = sample_statistics(x)
@@ -59,10 +71,17 @@ def instance_mix(weight: float) -> Rule:
     return rule
 
 
-def median_statistics(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The median of each channel over batch and space, and the mean squared deviation from it: ``(C,)`` each.
+def median_statistics(layer: TrackedNorm, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the median of each channel over batch and space, and the mean squared deviation from it, each ``(C,)``.
 
-    Of an even number of values the lower of the two in the middle is taken.
+    This is a :data:`Rule`. The median of an even number of values is the lower of the two in the middle.
+
+    Args:
+        layer: normalization layer; not used.
+        x: input of the layer, ``(B, C, ...)``.
+
+    Raises:
+        GrataError: there is a single value per channel.
     """
     check_size(x)
     values = x.transpose(0, 1).flatten(1)
@@ -71,4 +90,4 @@ def median_statistics(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 RULES: dict[str, Rule] = {"median": median_statistics}
-"""Rules by the name that configs use, where a weight of the batch's statistics may stand."""
+"""Rules by the names that configurations use in place of a weight of the batch's statistics."""

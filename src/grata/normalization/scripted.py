@@ -1,8 +1,8 @@
-"""TorchScript networks, whose normalization cannot be replaced but can be switched."""
+"""TorchScript networks, whose normalization layers cannot be replaced, but switched to the batch's statistics."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,21 +14,22 @@ __all__ = ["ScriptedNetwork", "switchable"]
 
 
 def switchable(network: nn.Module) -> nn.Module:
-    """``network``, a TorchScript one wrapped so that its statistics can be switched."""
+    """Return a network, wrapped in a :class:`ScriptedNetwork` if it is a TorchScript network."""
     return ScriptedNetwork(network) if isinstance(network, torch.jit.ScriptModule) else network
 
 
 class ScriptedNetwork(nn.Module):
-    """A scripted network that can normalize by the batch's statistics in evaluation mode.
+    """TorchScript network that can normalize by the batch's statistics in evaluation mode.
 
-    A scripted layer chooses its statistics by its training flag; while the flag is set it also moves its running
-    statistics, which are therefore exchanged for copies during each forward.
+    A scripted layer chooses its statistics by its training flag. While the flag is set, the layer also updates its
+    running statistics; therefore copies take their place during each forward.
 
     Args:
-        scripted: from ``torch.jit.script`` or ``torch.jit.load``.
+        scripted: network from ``torch.jit.script`` or ``torch.jit.load``.
 
     Attributes:
-        use_batch_statistics: whether layers with running statistics use the batch's instead.
+        scripted: the network given.
+        use_batch_statistics: whether layers with running statistics use the batch's statistics instead.
     """
 
     def __init__(self, scripted: torch.jit.ScriptModule) -> None:
@@ -40,7 +41,7 @@ class ScriptedNetwork(nn.Module):
             for name, kind, layer in normalization_layers(scripted)
             if kind in BATCH_NORM + INSTANCE_NORM and getattr(layer, "running_mean", None) is not None
         }
-        self._layers = list(layers.values())
+        self._layers = [cast(torch.jit.ScriptModule, layer) for layer in layers.values()]
         self._unknown = {
             name: getattr(module, "original_name", type(module).__name__)
             for name, module in scripted.named_modules()
@@ -48,18 +49,21 @@ class ScriptedNetwork(nn.Module):
         }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ScriptedNetwork:
-        """Refused: torch copies a scripted network without the parts that are held on to here."""
-        raise GrataError("A method cannot be copied together with its TorchScript network: load the file once more.")
+        """Refuse the copy: torch copies a scripted network without the layers that this object refers to."""
+        raise GrataError("A method cannot be copied together with its TorchScript network. Load the file once more.")
 
     def check_switchable(self) -> None:
-        """Raise :class:`GrataError` where a layer's statistics cannot be switched.
+        """Check that the statistics of all layers can be switched.
 
-        Tracing turned the choice of statistics into a constant, and a layer of an unknown class may keep statistics in
+        Tracing makes the choice of statistics a constant, and a layer of an unknown class may use its statistics in
         another way.
+
+        Raises:
+            GrataError: the network was traced, or has running statistics in a layer of an unknown class.
         """
         for name, kind in self._unknown.items():
             raise GrataError(
-                f"{name} of this TorchScript network is a {kind}, not one of torch's normalization layers: adapt the "
+                f"{name} of this TorchScript network is a {kind}, not one of torch's normalization layers. Adapt the "
                 "Python network instead, or use method source."
             )
         if any("training" not in layer.code for layer in self._layers):
@@ -69,7 +73,7 @@ class ScriptedNetwork(nn.Module):
             )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the scripted network's."""
+        """Return the output of the scripted network."""
         if not self.use_batch_statistics:
             return self.scripted(*args, **kwargs)
         flags = [layer.training for layer in self._layers]
@@ -77,7 +81,7 @@ class ScriptedNetwork(nn.Module):
         try:
             for layer, kept in zip(self._layers, buffers):
                 layer.train()
-                # copies take the update: autograd keeps hold of them until the backward pass
+                # new copies each time, because autograd needs them unchanged until the backward pass
                 for name, buffer in kept.items():
                     setattr(layer, name, buffer.clone())
             return self.scripted(*args, **kwargs)

@@ -1,17 +1,18 @@
-"""Statistics of batch normalization at test time: those of the batch, a mix with those of the source, or by a rule."""
+"""Statistics of batch normalization at test time: those of the batch, a mix with the source's, or those of a rule."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ..errors import GrataError
-from .affine import BATCH_NORM, INSTANCE_NORM, keeps_own_forward, layer_kind, normalization_layers
+from .affine import BATCH_NORM, INSTANCE_NORM, TrackedNorm, keeps_own_forward, layer_kind, normalization_layers
 from .rules import RULES, Rule, check_size
 from .scripted import ScriptedNetwork
 
@@ -19,23 +20,30 @@ __all__ = ["BatchStatistics", "channel_affine", "check_running_statistics"]
 
 
 class BatchStatistics:
-    """Makes every layer of ``network`` that keeps running statistics normalize by the batch instead.
+    """Switch of a network's normalization layers from their running statistics to those of the batch.
 
-    ``mean = mix·batch_mean + (1 − mix)·running_mean``, the same for the variance. With ``mix=1`` (prediction-time
-    batch normalization, Nado et al. 2020) the running statistics play no part; gradients flow through the batch's part.
-    The running statistics themselves are never changed, train or eval mode makes no difference, and the state dict
-    keeps its keys. With several processes each normalizes by its own batch.
+    .. code-block:: text
+
+        mean     = mix·batch_mean + (1 − mix)·running_mean
+        variance = mix·batch_variance + (1 − mix)·running_variance
+
+    ``mix=1`` is prediction-time batch normalization (Nado et al. 2020). Gradients flow through the batch's part. The
+    running statistics are never changed, train and eval mode make no difference, and the state dict keeps its keys.
+    With several processes, each normalizes by its own batch. Nothing changes before :meth:`attach`.
 
     Args:
-        network: searched for BatchNorm1d/2d/3d, SyncBatchNorm and InstanceNorm with running statistics. A
-            :class:`ScriptedNetwork` and layers that derive from these classes with a forward of their own (one that
-            holds the activation as well) know only 0 and 1.
-        mix: weight of the batch's statistics, 0 to 1; or for batch normalization alone a :data:`Rule`, or the name of
-            one (``median``).
+        network: network with BatchNorm1d/2d/3d, SyncBatchNorm or InstanceNorm layers that keep running statistics;
+            other layers are left as they are. A :class:`ScriptedNetwork`, and layers that derive from these classes
+            with a forward of their own (for example with the activation inside), take a ``mix`` of 0 or 1 only.
+        mix: weight of the batch's statistics, 0 to 1. For batch normalization also a :data:`Rule` or the name of one
+            (``median``).
+
+    Attributes:
+        mix: weight or rule at present.
 
     Raises:
-        GrataError: ``mix`` outside 0..1, or a mix or a rule for such a network or layer, a rule for InstanceNorm, a
-            traced network, or a scripted part of a Python network.
+        GrataError: ``mix`` is out of range, the network or a layer does not take it, the network was traced, or a part
+            of a Python network is a TorchScript network.
     """
 
     def __init__(self, network: nn.Module, mix: float | Rule | str = 1.0) -> None:
@@ -46,10 +54,10 @@ class BatchStatistics:
                 f"must be a number between 0 (source) and 1 (batch), or one of {', '.join(RULES)}, got {mix!r}.",
                 key="batch_statistics",
             )
-        self.mix = mix if callable(mix) else float(mix)
+        self.mix: float | Rule = mix if callable(mix) else float(mix)
         self._network = network
         self._layers = [
-            (name, kind, layer)
+            (name, kind, cast(TrackedNorm, layer))
             for name, kind, layer in normalization_layers(network)
             if kind in BATCH_NORM + INSTANCE_NORM and getattr(layer, "running_mean", None) is not None
         ]
@@ -57,73 +65,75 @@ class BatchStatistics:
         self._check(self.mix)
 
     def _check(self, mix: float | Rule) -> None:
-        """Raise :class:`GrataError` where a layer does not take ``mix``."""
+        """Check that all layers take ``mix``."""
         if not self._layers or mix == 0.0:
             return
         if isinstance(self._network, ScriptedNetwork):
             self._network.check_switchable()
             if mix != 1.0:
                 raise GrataError(
-                    "A TorchScript network can use the batch's statistics or the source's, neither a mix of them nor "
-                    "others: use the Python network (model.pt) instead of model.ts, or a method that takes the "
+                    "A TorchScript network can use the batch's statistics or the source's, but neither a mix of them "
+                    "nor others. Use the Python network (model.pt) instead of model.ts, or a method that takes the "
                     "batch's, such as ptbn, tent or grata with batch_statistics 1."
                 )
             return
         for name, kind, layer in self._layers:
             if isinstance(layer, torch.jit.ScriptModule):
                 raise GrataError(
-                    f"{name} belongs to a TorchScript network inside a Python one, where its statistics cannot be "
-                    "chosen: give the TorchScript network itself, or use method source."
+                    f"{name} belongs to a TorchScript network inside a Python one, so its statistics cannot be chosen. "
+                    "Give the TorchScript network itself, or use method source."
                 )
             if callable(mix) and kind in INSTANCE_NORM:
                 raise GrataError(
-                    f"{name} is an {kind} with running statistics: rules of batch normalization do not fit it. Use "
+                    f"{name} is an {kind} with running statistics, and rules are for batch normalization only. Use "
                     "method source, ptbn or grata."
                 )
             if mix != 1.0 and keeps_own_forward(layer, kind):
                 raise GrataError(
                     f"{name} is a {type(layer).__name__}, a {kind} with a forward of its own: it can use the batch's "
-                    "statistics, not a mix with the source's. Use a method that takes the batch's, such as ptbn, tent "
-                    "or grata with batch_statistics 1."
+                    "statistics, but not a mix with the source's. Use a method that takes the batch's, such as ptbn, "
+                    "tent or grata with batch_statistics 1."
                 )
 
     @property
-    def layers(self) -> list[nn.Module]:
-        """The layers that keep running statistics, in the order of the network."""
+    def layers(self) -> list[TrackedNorm]:
+        """Layers that keep running statistics, in the order of the network."""
         return [layer for _, _, layer in self._layers]
 
     def attach(self) -> None:
-        """Use the batch's statistics from the next forward on. Attaching twice is the same as once.
+        """Normalize by :attr:`mix` from the next forward on. A second call does nothing.
 
         Raises:
-            GrataError: the layers belong to another method at present.
+            GrataError: another method is using the layers.
         """
         if self._attached:
             return
         scripted = isinstance(self._network, ScriptedNetwork)
         if not scripted and any("forward" in vars(layer) for layer in self.layers):
-            raise GrataError("The network is being adapted by another method: call that method's restore() first.")
+            raise GrataError("The network is being adapted by another method. Call that method's restore() first.")
         self._put()
         self._attached = True
 
     def _put(self) -> None:
-        """Make the layers normalize by the present ``mix``."""
+        """Make the layers normalize by ``self.mix``."""
         if isinstance(self._network, ScriptedNetwork):
             self._network.use_batch_statistics = self.mix == 1.0
             return
         for _, kind, layer in self._layers:
-            forward = _ruled if callable(self.mix) else _forward(kind, layer)
-            layer.forward = partial(forward, layer, self.mix)
+            if callable(self.mix):
+                layer.forward = partial(_ruled, layer, self.mix)
+            else:
+                layer.forward = partial(_forward(kind, layer), layer, self.mix)
 
     @contextlib.contextmanager
     def using(self, mix: float | Rule) -> Iterator[None]:
-        """Other statistics for the time of a ``with`` block, while attached.
+        """Normalize by another mix or rule during a ``with`` block, between :meth:`attach` and :meth:`detach`.
 
         Args:
-            mix: as in the constructor.
+            mix: weight of the batch's statistics, 0 to 1, or a rule.
 
         Raises:
-            GrataError: a layer does not take it.
+            GrataError: the network or a layer does not take it.
         """
         self._check(mix)
         present, self.mix = self.mix, mix
@@ -135,7 +145,7 @@ class BatchStatistics:
             self._put()
 
     def detach(self) -> None:
-        """Back to the layers' own behaviour, exactly."""
+        """Give the layers their own behaviour back, exactly. A second call does nothing."""
         if isinstance(self._network, ScriptedNetwork):
             self._network.use_batch_statistics = False
         elif self._attached:
@@ -145,7 +155,16 @@ class BatchStatistics:
 
 
 def check_running_statistics(name: str, network: nn.Module, statistics: BatchStatistics) -> None:
-    """Raise :class:`GrataError` where ``network`` keeps no running statistics that method ``name`` could work on."""
+    """Check that a network keeps running statistics, for a method that works on them.
+
+    Args:
+        name: name of the method, for the message.
+        network: network given to the method, for the message.
+        statistics: statistics of this network.
+
+    Raises:
+        GrataError: no layer keeps running statistics.
+    """
     if not statistics.layers:
         kinds = sorted({kind for _, kind, _ in normalization_layers(network)}) or ["none"]
         raise GrataError(
@@ -155,51 +174,59 @@ def check_running_statistics(name: str, network: nn.Module, statistics: BatchSta
 
 
 def channel_affine(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Scale and shift ``(C,)`` of each channel that a batch normalization ``layer`` would apply to ``x``.
+    """Return the scale and shift of each channel that a batch normalization layer would apply to its input.
 
-    For a caller that folds them into what follows. Nothing is changed, and no gradient flows.
+    The layer's output is ``x·scale + shift``, so that a caller can fold both into the next layer. The layer is not
+    changed, and no gradient flows.
+
+    Args:
+        layer: any layer.
+        x: input of the layer, ``(B, C, ...)``.
 
     Returns:
-        None where the layer does anything else: another class, hooks, statistics that are being trained.
+        Scale and shift, each ``(C,)``; None where the layer does anything else: it is of another class, has hooks, or
+        is updating its statistics.
     """
     kind = layer_kind(layer)
     if kind not in BATCH_NORM or keeps_own_forward(layer, kind) or layer._forward_hooks or layer._forward_pre_hooks:
         return None
-    forward = vars(layer).get("forward")
+    norm = cast(TrackedNorm, layer)
+    forward = vars(norm).get("forward")
     if forward is None:
-        if layer.training or layer.running_mean is None:
+        if norm.training or norm.running_mean is None:
             return None
         mix = 0.0
     elif isinstance(forward, partial) and forward.func is _batch_norm:
         mix = forward.args[1]
     else:
         return None
-    mean, variance = layer.running_mean, layer.running_var
+    mean, variance = norm.running_mean, norm.running_var
     if mix == 1.0:
         check_size(x)
     if mix > 0.0:
-        # Without running statistics to update, it gives those of the batch.
+        # without running statistics to update, torch returns those of the batch
         batch_mean, batch_variance = torch.batch_norm_update_stats(x.detach(), None, None, 0.0)
         mean = batch_mean if mix == 1.0 else mix * batch_mean + (1 - mix) * mean
         variance = batch_variance if mix == 1.0 else mix * batch_variance + (1 - mix) * variance
-    scale = torch.rsqrt(variance + layer.eps)
-    if layer.affine:
-        scale = scale * layer.weight.detach()
-        return scale, layer.bias.detach() - mean * scale
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.affine:
+        assert norm.weight is not None and norm.bias is not None
+        scale = scale * norm.weight.detach()
+        return scale, norm.bias.detach() - mean * scale
     return scale, -mean * scale
 
 
-def _forward(kind: str, layer: nn.Module) -> Callable[[nn.Module, float, torch.Tensor], torch.Tensor]:
+def _forward(kind: str, layer: TrackedNorm) -> Callable[[TrackedNorm, float, torch.Tensor], torch.Tensor]:
     if keeps_own_forward(layer, kind):
         return _own_forward
     return _batch_norm if kind in BATCH_NORM else _instance_norm
 
 
-def _own_forward(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
-    """The forward of the layer's own class; without running statistics at hand it takes the batch's."""
+def _own_forward(layer: TrackedNorm, mix: float, x: torch.Tensor) -> torch.Tensor:
+    """Run the forward of the layer's own class, for ``mix=1`` without running statistics: it then uses the batch's."""
     if mix == 0.0:
         return type(layer).forward(layer, x)
-    names = [name for name in ("running_mean", "running_var") if name in layer._buffers]
+    names: list[str] = [name for name in ("running_mean", "running_var") if name in layer._buffers]
     kept = {name: layer._buffers[name] for name in names}
     tracked, training = layer.track_running_stats, layer.training
     try:
@@ -208,7 +235,7 @@ def _own_forward(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
         return type(layer).forward(layer, x)
     except (TypeError, AttributeError, RuntimeError) as error:
         raise GrataError(
-            f"{type(layer).__name__} has a forward of its own that needs running statistics: it cannot use the "
+            f"{type(layer).__name__} has a forward of its own that needs running statistics, so it cannot use the "
             f"batch's. Use method source. ({type(error).__name__}: {error})"
         ) from error
     finally:
@@ -216,7 +243,7 @@ def _own_forward(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
         layer.track_running_stats, layer.training = tracked, training
 
 
-def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
+def _batch_norm(layer: TrackedNorm, mix: float, x: torch.Tensor) -> torch.Tensor:
     if mix == 1.0:
         check_size(x)
         return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
@@ -228,22 +255,18 @@ def _batch_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
     mean = mix * batch.mean(dims) + (1 - mix) * layer.running_mean
     variance = mix * batch.var(dims, unbiased=False) + (1 - mix) * layer.running_var
     y = (batch - mean.view(shape)) * torch.rsqrt(variance.view(shape) + layer.eps)
-    if layer.affine:
-        y = y * layer.weight.view(shape) + layer.bias.view(shape)
-    return y.to(x.dtype)
+    return _scaled(layer, y).to(x.dtype)
 
 
-def _ruled(layer: nn.Module, rule: Rule, x: torch.Tensor) -> torch.Tensor:
+def _ruled(layer: TrackedNorm, rule: Rule, x: torch.Tensor) -> torch.Tensor:
     exact = _at_least_float32(x)
     mean, variance = rule(layer, exact)
     shape = [-1, x.shape[1]] + [1] * (x.ndim - 2)
     y = (exact - mean.reshape(shape)) * torch.rsqrt(variance.reshape(shape) + layer.eps)
-    if layer.affine:
-        y = y * layer.weight.view(shape) + layer.bias.view(shape)
-    return y.to(x.dtype)
+    return _scaled(layer, y).to(x.dtype)
 
 
-def _instance_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tensor:
+def _instance_norm(layer: TrackedNorm, mix: float, x: torch.Tensor) -> torch.Tensor:
     if mix == 1.0:
         return F.instance_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
     n, c = x.shape[:2]
@@ -253,10 +276,16 @@ def _instance_norm(layer: nn.Module, mix: float, x: torch.Tensor) -> torch.Tenso
     mean = mix * flat.mean(2) + (1 - mix) * layer.running_mean
     variance = mix * flat.var(2, unbiased=False) + (1 - mix) * layer.running_var
     y = (instances - mean.view(shape)) * torch.rsqrt(variance.view(shape) + layer.eps)
-    if layer.affine:
-        affine_shape = [1, c] + [1] * (x.ndim - 2)
-        y = y * layer.weight.view(affine_shape) + layer.bias.view(affine_shape)
-    return y.to(x.dtype)
+    return _scaled(layer, y).to(x.dtype)
+
+
+def _scaled(layer: TrackedNorm, y: torch.Tensor) -> torch.Tensor:
+    """Apply the layer's own scale and shift, if it has them, to the normalized ``y``."""
+    if not layer.affine:
+        return y
+    assert layer.weight is not None and layer.bias is not None
+    shape = [1, -1] + [1] * (y.ndim - 2)
+    return y * layer.weight.view(shape) + layer.bias.view(shape)
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:

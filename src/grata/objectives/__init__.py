@@ -1,4 +1,4 @@
-"""Self-supervised losses, one file each."""
+"""Self-supervised losses, one file each, and how well predictions of several views agree."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ BRANCH_LOSSES: dict[str, Callable[[Branch, torch.Tensor, torch.Generator], torch
     "denoising": denoising_loss,
     "super_resolution": super_resolution_loss,
 }
-"""Objectives that need an auxiliary branch of the same name: ``loss(branch, images, generator)``."""
+"""Losses ``loss(branch, images, generator)`` that need an auxiliary branch, by the name of that branch."""
 
 __all__ = [
     "ACTIVATIONS",

@@ -1,4 +1,4 @@
-"""How well the predictions of several views of one image agree: a measure of quality that needs no label."""
+"""Agreement of the predictions for several views of one image: a measure of quality without labels."""
 
 from __future__ import annotations
 
@@ -11,23 +11,29 @@ __all__ = ["view_agreement"]
 
 
 def view_agreement(predictions: Iterable[torch.Tensor], background: bool = False) -> float:
-    """Mean soft Dice ``2·Σpq / (Σp² + Σq²)`` over all pairs of views, channels and samples: 0 to 1, all equal.
+    """Return the mean soft Dice of all pairs of views.
 
-    Predictions that agree need not be right, but those that disagree cannot all be.
+    .. code-block:: text
+
+        dice(p, q) = 2·Σ_i p_i·q_i / (Σ_i p_i² + Σ_i q_i²)      over the voxels i of one channel of one sample
+
+    The mean is over pairs of views, samples and channels. Predictions that agree may still be wrong; of predictions
+    that disagree, at most one is right.
 
     Args:
-        predictions: of each view the probabilities ``(B, C, ...)``, mapped back onto the image's grid; taken one after
-            the other, and all kept, because every pair is compared.
-        background: whether channel 0 is background, which agrees on every image, and is left out.
+        predictions: probabilities ``(B, C, ...)`` of each view, mapped back onto the image's grid. They are taken one
+            after the other, and all are kept, because every pair is compared.
+        background: whether channel 0 is background. It agrees on every image, and is then left out.
 
     Returns:
-        The mean; a pair of channels that are both zero counts as 1. NaN when there are not two views.
+        The mean, from 0 to 1 (all views equal). Two channels that are zero everywhere count as 1. NaN with fewer than
+        two views.
     """
     maps: list[torch.Tensor] = []
     energy: list[torch.Tensor] = []
     dice: list[torch.Tensor] = []
     for p in predictions:
-        # of a turned view this is a copy: it alone is held on to
+        # for a turned view this is a copy, so that the turned prediction itself can be freed
         p = p.flatten(2)[:, int(background) :]
         of_p = (p * p).sum(-1)
         for q, of_q in zip(maps, energy):

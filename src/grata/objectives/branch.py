@@ -1,4 +1,4 @@
-"""How an objective reaches the auxiliary branches of a network."""
+"""Access of an objective to the auxiliary branches of a network."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from ..errors import GrataError
 __all__ = ["Branch", "check_branch"]
 
 Branch = Callable[[str, torch.Tensor], torch.Tensor]
-"""``branch(name, x)``: output of the auxiliary branch ``name`` for ``x``; see :meth:`grata.networks.ResUNet.branch`."""
+"""Function ``branch(name, x)`` that returns the output of the auxiliary branch ``name`` for the images ``x``, such as
+:meth:`grata.networks.ResUNet.branch`."""
 
 
 def check_branch(network: nn.Module, name: str) -> None:
-    """Raise :class:`GrataError` unless ``network`` has the branch that the objective ``name`` needs."""
+    """Check that a network has the auxiliary branch that an objective needs.
+
+    Args:
+        network: network to adapt.
+        name: name of the objective and of its branch, one of :data:`grata.objectives.BRANCH_LOSSES`.
+
+    Raises:
+        GrataError: the network has no such branch.
+    """
     branches = getattr(network, "branches", None)
     if branches is None or not callable(getattr(network, "branch", None)):
         raise GrataError(
-            f"objective {name} needs a network with a {name} branch, which {type(network).__name__} is not made "
-            "for. Use grata.networks.ResUNet with branches, or an objective without: entropy, consistency."
+            f"objective {name} needs a network with a {name} branch, and {type(network).__name__} is not made for "
+            "branches. Use grata.networks.ResUNet with branches, or an objective without one: entropy, consistency."
         )
     if name not in branches:
         raise GrataError(
             f"objective {name} needs a {name} branch, and this network has {', '.join(branches) or 'none'}. Name it in "
-            "network_def#branches and give weights that were trained with it."
+            "network_def#branches, and give weights that were trained with it."
         )

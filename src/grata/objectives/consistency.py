@@ -1,4 +1,4 @@
-"""Consistency of a view's prediction with a pseudo-label."""
+"""Consistency of a prediction with a pseudo-label."""
 
 from __future__ import annotations
 
@@ -11,13 +11,25 @@ __all__ = ["consistency_loss"]
 
 
 def consistency_loss(logits: torch.Tensor, pseudo_label: torch.Tensor, activation: str) -> torch.Tensor:
-    """Cross-entropy of ``logits`` to a soft pseudo-label, no gradient through the pseudo-label.
+    """Return the cross-entropy of a prediction ``p`` to a soft pseudo-label ``q`` (GraTa, AAAI 2025).
+
+    .. code-block:: text
+
+        sigmoid:  −mean [q·log p + (1 − q)·log(1 − p)]      over samples, channels and voxels
+        softmax:  −mean Σ_c q_c·log p_c                     over samples and voxels
+
+    No gradient flows through the pseudo-label.
 
     Args:
-        logits: ``(B, C, ...)``.
-        pseudo_label: probabilities of the same shape.
-        activation: ``sigmoid``: binary cross-entropy, mean over everything (GraTa, AAAI 2025);
-            ``softmax``: cross-entropy over classes, mean over samples and voxels.
+        logits: logits of the prediction, ``(B, C, ...)``.
+        pseudo_label: probabilities of the same shape, 0 to 1.
+        activation: ``sigmoid`` or ``softmax``.
+
+    Returns:
+        The loss, a scalar of at least 0; it is least where ``p = q``.
+
+    Raises:
+        GrataError: another activation.
     """
     check_activation(activation)
     target = pseudo_label.detach()

@@ -1,4 +1,4 @@
-"""Denoising of the image by an auxiliary branch."""
+"""Denoising of the images by an auxiliary branch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ __all__ = ["denoising_loss"]
 
 
 def denoising_loss(branch: Branch, x: torch.Tensor, generator: torch.Generator, std: float = 0.1) -> torch.Tensor:
-    """Mean squared error of ``sigmoid(denoising branch of x + noise)`` to ``x`` (GraTa's ablation, AAAI 2025).
+    """Return ``mean (sigmoid(branch(x + n)) − x)²`` with ``n ~ N(0, std²)`` (ablation of GraTa, AAAI 2025).
 
     Args:
-        branch: runs an auxiliary branch.
-        x: ``(B, C, H, W)`` in 0..1, as the sigmoid is.
-        generator: draws the noise, on the CPU.
-        std: standard deviation of the Gaussian noise.
+        branch: function that runs the branch ``denoising``; its output has the shape of ``x``.
+        x: images ``(B, C, H, W)`` or ``(B, C, D, H, W)``, 0 to 1 like the sigmoid.
+        generator: random generator of the noise, on the CPU.
+        std: standard deviation of the noise.
+
+    Returns:
+        The loss, a scalar; from 0 to 1 for images from 0 to 1.
     """
     noise = torch.randn(x.shape, generator=generator).to(x)
     return F.mse_loss(branch("denoising", x + std * noise).sigmoid(), x)

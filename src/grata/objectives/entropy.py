@@ -1,4 +1,4 @@
-"""Entropy minimization: a network that is sure of its prediction has a low entropy (TENT, ICLR 2021)."""
+"""Entropy of a prediction, which is low where the network is sure (TENT, ICLR 2021)."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ from .activation import check_activation
 __all__ = ["ENTROPIES", "entropy_loss", "entropy_map"]
 
 ENTROPIES = ("plogp", "binary")
+"""Kinds of entropy, see :func:`entropy_map`."""
 
 
 def entropy_map(logits: torch.Tensor, activation: str, kind: str = "plogp") -> torch.Tensor:
-    """Entropy (nats) at every voxel, summed over channels.
+    """Return the entropy at every voxel in nats, summed over the channels.
+
+    .. code-block:: text
+
+        softmax, plogp:   −Σ_c p_c·log p_c
+        sigmoid, plogp:   −Σ_c p_c·log(p_c + 1e-6)                          as in GraTa's reference code
+        sigmoid, binary:  −Σ_c [p_c·log p_c + (1 − p_c)·log(1 − p_c)]       entropy of each channel's Bernoulli
+
+    For sigmoid, ``plogp`` leaves out the term of the complement; it is highest at ``p = 1/e`` instead of 1/2.
 
     Args:
-        logits: ``(B, C, ...)``.
+        logits: logits ``(B, C, ...)``.
         activation: ``sigmoid`` or ``softmax``.
-        kind: ``plogp``: ``−Σ_c p log(p + 1e-6)`` for sigmoid, as GraTa's reference has it (the term of the complement
-            is left out), and the exact ``−Σ_c p log p`` for softmax; ``binary``: the full binary entropy
-            ``−Σ_c [p log p + (1−p) log(1−p)]`` of each channel, for sigmoid only.
+        kind: ``plogp`` or ``binary``; ``binary`` is for sigmoid only.
 
     Returns:
-        ``(B, ...)``, non-negative up to the 1e-6.
+        Entropy ``(B, ...)``: 0 to ln C for softmax, −1e-6·C to C/e for sigmoid with ``plogp``, 0 to C·ln 2 for
+        ``binary``.
 
     Raises:
-        GrataError: unknown kind, or ``binary`` with softmax.
+        GrataError: another activation or kind, or ``binary`` with softmax.
     """
     check_activation(activation)
     if kind not in ENTROPIES:
         raise GrataError(f"must be one of {', '.join(ENTROPIES)}, got {kind!r}.", key="entropy")
     if activation == "softmax":
         if kind == "binary":
-            raise GrataError("entropy=binary is for activation=sigmoid; softmax classes have entropy=plogp.")
+            raise GrataError("binary is for activation sigmoid only. Use plogp with softmax.", key="entropy")
         log_p = logits.log_softmax(1)
         return -(log_p.exp() * log_p).sum(1)
     p = logits.sigmoid()
@@ -44,5 +52,17 @@ def entropy_map(logits: torch.Tensor, activation: str, kind: str = "plogp") -> t
 
 
 def entropy_loss(logits: torch.Tensor, activation: str, kind: str = "plogp") -> torch.Tensor:
-    """Mean over samples and voxels of :func:`entropy_map`."""
+    """Return the mean of :func:`entropy_map` over samples and voxels.
+
+    Args:
+        logits: logits ``(B, C, ...)``.
+        activation: ``sigmoid`` or ``softmax``.
+        kind: ``plogp`` or ``binary``.
+
+    Returns:
+        The loss in nats, a scalar.
+
+    Raises:
+        GrataError: another activation or kind, or ``binary`` with softmax.
+    """
     return entropy_map(logits, activation, kind).mean()

@@ -1,4 +1,4 @@
-"""Reconstruction of the image from the network's deepest feature."""
+"""Reconstruction of the images by an auxiliary branch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ __all__ = ["reconstruction_loss"]
 
 
 def reconstruction_loss(branch: Branch, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Mean squared error of ``sigmoid(reconstruction branch of x)`` to ``x`` (GraTa's ablation, AAAI 2025).
+    """Return ``mean (sigmoid(branch(x)) − x)²`` (ablation of GraTa, AAAI 2025).
 
     Args:
-        branch: runs an auxiliary branch.
-        x: ``(B, C, H, W)`` in 0..1, as the sigmoid is.
-        generator: not drawn from.
+        branch: function that runs the branch ``reconstruction``; its output has the shape of ``x``.
+        x: images ``(B, C, H, W)``, 0 to 1 like the sigmoid.
+        generator: not used; it is here because all losses of branches are called alike.
+
+    Returns:
+        The loss, a scalar; from 0 to 1 for images from 0 to 1.
     """
     return F.mse_loss(branch("reconstruction", x).sigmoid(), x)

@@ -1,4 +1,4 @@
-"""Super-resolution of an image of half the size by an auxiliary branch."""
+"""Super-resolution of images of half the size by an auxiliary branch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ __all__ = ["super_resolution_loss"]
 
 
 def super_resolution_loss(branch: Branch, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Mean squared error of ``sigmoid(super-resolution branch of x at half the size)`` to ``x`` (GraTa's ablation).
+    """Return ``mean (sigmoid(branch(half(x))) − x)²`` (ablation of GraTa, AAAI 2025).
+
+    ``half`` takes the mean of every 2×2 pixels.
 
     Args:
-        branch: runs an auxiliary branch.
-        x: ``(B, C, H, W)`` in 0..1, as the sigmoid is; halved by averaging 2×2 pixels, so H and W must be twice what
-            the network takes.
-        generator: not drawn from.
+        branch: function that runs the branch ``super_resolution``; its output has twice the size of its input.
+        x: images ``(B, C, H, W)``, 0 to 1 like the sigmoid; H and W are twice a size that the network takes.
+        generator: not used; it is here because all losses of branches are called alike.
+
+    Returns:
+        The loss, a scalar; from 0 to 1 for images from 0 to 1.
     """
     return F.mse_loss(branch("super_resolution", F.avg_pool2d(x, 2)).sigmoid(), x)

@@ -1,4 +1,4 @@
-"""What methods need of the source set, taken from it once: ``python -m grata prepare``."""
+"""Preparation: what methods need from the source set, taken once by ``python -m grata prepare``."""
 
 from .run import prepare
 

@@ -1,4 +1,4 @@
-"""Diagonal Fisher information: which parameters the source set depends on (EATA, Niu et al., ICML 2022)."""
+"""Diagonal Fisher information: how much predictions on the source set depend on each parameter (EATA, ICML 2022)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["pseudo_label_loss", "squared_gradient"]
 
 
 def pseudo_label_loss(logits: torch.Tensor, activation: str) -> torch.Tensor:
-    """Cross-entropy of a prediction to its own hard labels.
+    """Return the cross-entropy of a prediction to its own hard labels.
 
     Args:
-        logits: ``(B, C, ...)``.
-        activation: ``softmax``: the labels are the most probable classes, mean over pixels; ``sigmoid``: the channels
-            above 0.5, mean over pixels and channels.
+        logits: logits ``(B, C, ...)``.
+        activation: ``softmax``: the labels are the most probable classes, and the mean is taken over pixels;
+            ``sigmoid``: the labels are the channels above 0.5, and the mean is taken over pixels and channels.
     """
     if activation == "softmax":
         return F.cross_entropy(logits, logits.detach().argmax(1))
@@ -32,13 +32,16 @@ def squared_gradient(
     parameters: Mapping[str, nn.Parameter],
     activation: str,
 ) -> dict[str, torch.Tensor]:
-    """One image's part of the Fisher information: the squared gradient of :func:`pseudo_label_loss`, by parameter.
+    """Return one image's part of the Fisher information: the squared gradient of :func:`pseudo_label_loss`.
 
     Args:
-        forward: from images to logits; batch statistics are the caller's matter.
-        images: ``(N, C, ...)``, the windows of one image, which are one batch.
-        parameters: they require gradients. One that the prediction does not depend on is left out.
+        forward: function from images to logits; the caller sets the batch statistics.
+        images: windows of one image ``(N, C, ...)``, which form one batch.
+        parameters: parameters that require gradients, by name.
         activation: ``softmax`` or ``sigmoid``.
+
+    Returns:
+        Squared gradients on the CPU by name, without parameters that the prediction does not depend on.
 
     Raises:
         GrataError: the gradient is not finite.

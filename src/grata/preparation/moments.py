@@ -1,4 +1,4 @@
-"""Size, centroid and spread of what is segmented (the shape moments of TTAS, Bateson et al. 2022)."""
+"""Size, centroid and spread of segmented structures (the shape moments of TTAS, Bateson et al. 2022)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ __all__ = ["ShapeMoments", "channel_masks"]
 
 
 def channel_masks(label: torch.Tensor, channels: int, activation: str, regions: list[Region]) -> torch.Tensor:
-    """Foreground of each output channel.
+    """Return the foreground mask of each output channel.
 
     Args:
         label: label maps ``(N, 1, ...)``.
-        channels: how many the network has.
-        activation: ``softmax``: channel v is label value v; ``sigmoid``: channel i is segment i with what it includes.
-        regions: of the segments.
+        channels: number of output channels of the network.
+        activation: ``softmax``: channel v is label value v; ``sigmoid``: channel i is segment i with the values that it
+            includes.
+        regions: regions of the segments.
 
     Returns:
-        ``(N, channels, ...)`` of 0 and 1 in float64.
+        Masks ``(N, channels, ...)`` of 0 and 1 in float64.
 
     Raises:
-        GrataError: channels and segments do not belong together.
+        GrataError: the channels do not match the segments.
     """
     if activation == "softmax":
         values = [[value] for value in range(channels)]
         over = max((value for region in regions for value in region.values), default=0)
         if over >= channels:
             raise GrataError(
-                f"there is a value {over}, and the network has {channels} channels, of the values 0 to "
+                f"hold the value {over}, but the network has {channels} channels, for the values 0 to "
                 f"{channels - 1}. Correct the segments, or activation.",
                 key="segments",
             )
@@ -41,8 +42,8 @@ def channel_masks(label: torch.Tensor, channels: int, activation: str, regions: 
         values = [list(region.values) for region in regions]
         if len(values) != channels:
             raise GrataError(
-                f"there are {len(values)}, and the network has {channels} channels, of one segment each with "
-                "activation sigmoid. Correct the segments, or activation.",
+                f"are {len(values)}, but the network has {channels} channels, one per segment with activation "
+                "sigmoid. Correct the segments, or activation.",
                 key="segments",
             )
     whole = label.round().long()[:, 0]
@@ -50,7 +51,7 @@ def channel_masks(label: torch.Tensor, channels: int, activation: str, regions: 
 
 
 class ShapeMoments:
-    """Means over images of each channel's share, centroid and spread; an image counts once, whatever its windows."""
+    """Means over images of each channel's size, centroid and spread; every image counts once, with any number of windows."""
 
     def __init__(self) -> None:
         self._sizes: list[torch.Tensor] = []
@@ -58,24 +59,24 @@ class ShapeMoments:
         self._spreads: list[torch.Tensor] = []
 
     def add(self, masks: torch.Tensor) -> None:
-        """One image's windows ``(N, C, ...)`` of 0 and 1; a channel without foreground has no part in its moments."""
+        """Add one image's windows ``(N, C, ...)`` of 0 and 1; centroid and spread leave out channels without foreground."""
         sizes, *moments = soft_moments(masks)
         self._sizes.append(sizes.mean(0).cpu())
-        # An empty channel is nowhere: nanmean passes its windows over.
+        # An empty channel has no centroid: nanmean skips its windows.
         centroid, spread = (moment.masked_fill(sizes[..., None] == 0, math.nan).nanmean(0).cpu() for moment in moments)
         self._centroids.append(centroid)
         self._spreads.append(spread)
 
     @property
     def images(self) -> int:
-        """How many there were."""
+        """Number of images."""
         return len(self._sizes)
 
     def class_sizes(self) -> torch.Tensor:
-        """``(C,)``, float32."""
+        """Return the mean size of each channel, ``(C,)`` in float32."""
         return torch.stack(self._sizes).mean(0).float()
 
     def moments(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Centroid and spread, each ``(C, spatial dims)`` in float32; None where a channel never has any foreground."""
+        """Return centroid and spread, each ``(C, spatial dims)`` in float32; None if a channel never has foreground."""
         centroid, spread = (torch.stack(found).nanmean(0).float() for found in (self._centroids, self._spreads))
         return None if centroid.isnan().any() else (centroid, spread)

@@ -1,6 +1,6 @@
 """The command ``python -m grata prepare``: from a bundle and its source set to one small file.
 
-It stands beside the benchmark, whose reading of bundles, images and label maps it shares.
+It shares the benchmark's reading of bundles, images and label maps.
 """
 
 from __future__ import annotations
@@ -43,28 +43,29 @@ def prepare(
     seed: int = 0,
     **overrides: Any,
 ) -> int:
-    """Take from the source set what methods need beyond images, and write it to one file.
+    """Take what methods need beyond images from the source set, and write it to one file.
 
-    What cannot be prepared, as class sizes without labels, is said and left out. The images are held in memory.
+    What cannot be prepared, such as class sizes without labels, is reported and left out. All images are kept in memory.
 
     Args:
         bundle: folder of the bundle.
-        dataset_dir: images of the source set; not a target site's.
-        labels_dir: their label maps, where they are not found beside them.
-        output: the file to write, relative to the bundle.
-        images: at most so many, evenly spaced over the sorted cases; None: all.
-        val_stride: every so-many-th of the sorted cases, the first among them, was held out of the network's training
-            and is left out, as ``val_stride`` of ``configs/train.yaml`` has it; 0: none was.
-        heads: which auxiliary heads to train: ``rotation``, ``denoising``, as a list or separated by commas; ``none``.
-        epochs: of their training.
-        seed: of their training.
-        overrides: keys of ``configs/adapt.yaml``, nested ones by ``#``.
+        dataset_dir: folder of the source set's images, not of a target site's.
+        labels_dir: folder of the label maps, if they are not found beside the images.
+        output: file to write, relative to the bundle.
+        images: maximum number of images, evenly spaced over the sorted cases; None: all.
+        val_stride: step between the sorted cases, from the first on, that were held out of the network's training and
+            are left out here too, as ``val_stride`` in ``configs/train.yaml``; 0: none.
+        heads: names of the auxiliary heads to train, ``rotation`` and ``denoising``, as a list or separated by commas;
+            or ``none``.
+        epochs: number of epochs of the heads' training.
+        seed: seed of the heads' training.
+        overrides: values for keys of ``configs/adapt.yaml``, nested keys joined by ``#``.
 
     Returns:
-        0 when every image was used, 1 when one could not be: it is reported, and the file made of the others.
+        0 if every image was used, 1 if one could not be used: it is reported, and the file is made from the others.
 
     Raises:
-        GrataError: the bundle, an argument or the folder is refused, or no image at all could be used.
+        GrataError: the bundle, an argument or the folder is refused, or no image could be used.
     """
     quiet()
     names = _head_names(heads)
@@ -77,11 +78,13 @@ def prepare(
     cases = opened.cases(None, labelled=False)
     cases = _evenly([case for n, case in enumerate(cases) if not val_stride or n % val_stride], images)
     if not cases:
-        raise GrataError(f"{val_stride} leaves no image. Give that of the network's training, or 0.", key="val_stride")
+        raise GrataError(
+            f"{val_stride} leaves no image. Give the value from the network's training, or 0.", key="val_stride"
+        )
     preparation = _Preparation(opened)
     faults = []
     for case in tqdm(cases, desc="prepare", unit="image"):
-        # One image that cannot be read must not end the run; a configuration can call anything, and raises anything.
+        # One unreadable image must not end the run, and a configuration can call anything, which can raise anything.
         try:
             preparation.add(case)
         except Exception as error:
@@ -104,7 +107,7 @@ def prepare(
 
 
 class _Preparation:
-    """Images in, one after the other; then all that they give."""
+    """Collects what images give, one after the other, and makes one :class:`~grata.prepared.Prepared` from it."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.remarks: list[str] = []
@@ -114,13 +117,12 @@ class _Preparation:
         self._fisher: dict[str, torch.Tensor] = {}
         self._activation, self._inferer, self._regions = bundle.activation, bundle.inferer, bundle.regions
         check_inferer(self._inferer)
-        # A network draws its first weights from the global generator, which is put back.
+        # A network draws its first weights from the global generator, which is restored.
         with torch.random.fork_rng(devices=[]):
             self._given = bundle.make_network().eval()
         for parameter in self._given.parameters():
             parameter.requires_grad_(False)
-        scripted = isinstance(self._given, torch.jit.ScriptModule)
-        self._network: nn.Module = ScriptedNetwork(self._given) if scripted else self._given
+        self._network = ScriptedNetwork(self._given) if isinstance(self._given, torch.jit.ScriptModule) else self._given
         self._statistics = BatchStatistics(self._network, 1.0)
         self._parameters: dict[str, nn.Parameter] = {}
         try:
@@ -129,10 +131,10 @@ class _Preparation:
             self.remarks.append(f"Fisher information left out: {error}")
 
     def add(self, case: Case) -> None:
-        """One image, or nothing of it.
+        """Add one image completely, or not at all.
 
         Raises:
-            GrataError: it cannot be used.
+            GrataError: the image cannot be used.
         """
         if "fault" in case:
             raise GrataError(case["fault"])
@@ -155,15 +157,15 @@ class _Preparation:
         self.images.append(windows.cpu())
 
     def finish(self, heads: Sequence[str], epochs: int, seed: int) -> Prepared:
-        """All that the images give; the heads are trained now."""
+        """Train the heads, and return everything that was prepared."""
         sizes = moments = None
         unlabelled = len(self.images) - self._moments.images
         if self._moments.images:
             sizes, moments = self._moments.class_sizes(), self._moments.moments()
             if moments is None:
-                self.remarks.append("Centroid and spread left out: there is a segment that no label map holds.")
+                self.remarks.append("Centroid and spread left out: no label map holds one of the segments.")
             if unlabelled:
-                self.remarks.append(f"{unlabelled} images have no label: class sizes and moments are of the others.")
+                self.remarks.append(f"{unlabelled} images have no label: class sizes and moments come from the others.")
         else:
             self.remarks.append(
                 "Class sizes, centroid and spread left out: no image has a label. Name their folder by labels_dir."
@@ -196,7 +198,7 @@ class _Preparation:
             self._statistics.detach()
 
     def _forward(self, windows: torch.Tensor) -> tuple[dict[str, torch.Tensor], int]:
-        """The image's part of the Fisher information, and how many channels the network has."""
+        """Return the image's part of the Fisher information, and the number of the network's channels."""
         channels = 0
 
         def logits(x: torch.Tensor) -> torch.Tensor:
@@ -220,7 +222,7 @@ class _Preparation:
             self._statistics.detach()
 
     def _predicted_foreground(self, image: torch.Tensor) -> torch.Tensor:
-        """``(1, 1, ...)``; the source network knows its own site."""
+        """Return the foreground ``(1, 1, ...)`` that the source network predicts on its own site."""
         with torch.no_grad():
             probabilities = activate(self._inferer(image, self._logits).float(), self._activation)
         if self._activation == "softmax":
@@ -232,7 +234,7 @@ class _Preparation:
 
 
 def _head_names(heads: str | Sequence[str] | None) -> tuple[str, ...]:
-    # The command line makes a tuple of what commas separate.
+    # The command line turns names separated by commas into a tuple.
     names = heads.split(",") if isinstance(heads, str) else heads or ()
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise GrataError(f"must be {', '.join(HEADS)} or none, got {heads!r}.", key="heads")

@@ -1,4 +1,4 @@
-"""Train auxiliary heads on the source set, the network frozen."""
+"""Training of auxiliary heads on the source set, with a frozen network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["train_heads"]
 _BATCH = 4
 _LEARNING_RATE = 1e-3
 _HELD_OUT = 5
-"""Every so-many-th image."""
+"""Step between the images that are held out of the training."""
 
 
 def train_heads(
@@ -30,21 +30,21 @@ def train_heads(
     seed: int,
     device: torch.device,
 ) -> tuple[SavedHeads, dict[str, dict[str, float]]]:
-    """Train heads by Adam at 1e-3, batches of at most four of one shape; every fifth image is held out.
+    """Train heads with Adam at 1e-3, in batches of at most four samples of one shape; every fifth image is held out.
 
-    The network normalizes each image by itself: that is how it meets the images in adaptation.
+    The network normalizes each image by its own statistics, as it does during adaptation.
 
     Args:
-        network: frozen, in evaluation mode, batch statistics as in adaptation.
-        images: of the source set, each its windows ``(N, C, ...)``.
-        names: which heads: ``rotation``, ``denoising``.
-        epochs: over all images.
-        seed: of first weights, order, views and noise.
-        device: of the network.
+        network: frozen network in evaluation mode, with batch statistics as in adaptation.
+        images: images of the source set, each as its windows ``(N, C, ...)``.
+        names: names of the heads: ``rotation``, ``denoising``.
+        epochs: number of passes over all images.
+        seed: seed of first weights, order, views and noise.
+        device: device of the network.
 
     Returns:
-        The heads, and for each its mean loss in the first and the last epoch; for ``rotation`` also the accuracy over
-        all views of the images held out, where there are at least two images.
+        The heads, and for each head its mean loss in the first and the last epoch; for ``rotation`` also the accuracy
+        over all views of the images held out, if there are at least two images.
 
     Raises:
         GrataError: the network cannot have heads.
@@ -98,13 +98,13 @@ def _drawn(names: Sequence[str], generator: torch.Generator) -> str:
 
 
 def _common_views(images: Sequence[torch.Tensor]) -> list[str]:
-    """The default views that suit every image."""
+    """Return the default views that every image allows."""
     names = [[view.name for view in default_views(shape)] for shape in {tuple(x.shape[2:]) for x in images}]
     return [name for name in names[0] if all(name in others for others in names)]
 
 
 def _batches(samples: Sequence[torch.Tensor], generator: torch.Generator) -> list[list[int]]:
-    """Indices of samples of one shape each, in random order."""
+    """Return batches of indices of samples of the same shape, in random order."""
     by_shape: dict[torch.Size, list[int]] = defaultdict(list)
     for index in torch.randperm(len(samples), generator=generator).tolist():
         by_shape[samples[index].shape].append(index)

@@ -1,4 +1,4 @@
-"""What the network sees of an image: the whole of it, or the inferer's windows with the largest foreground."""
+"""The parts of an image that the network gets: the whole image, or the inferer's windows with the largest foreground."""
 
 from __future__ import annotations
 
@@ -11,38 +11,43 @@ from monai.utils import PytorchPadMode
 
 from ..errors import GrataError
 
-__all__ = ["MOST_WINDOWS", "check_inferer", "foreground_windows"]
+__all__ = ["check_inferer", "foreground_windows"]
 
-MOST_WINDOWS = 2
-"""Of each image."""
+_MOST_WINDOWS = 2
+"""Maximum number of windows taken from one image."""
 
 
 def check_inferer(inferer: Inferer) -> None:
-    """Raise :class:`GrataError` for an inferer of which it is not known what it shows the network."""
+    """Check that it is known which parts of an image an inferer passes to the network.
+
+    Raises:
+        GrataError: the inferer is of another class.
+    """
     if not isinstance(inferer, SimpleInferer | SlidingWindowInferer):
         raise GrataError(
-            f"{type(inferer).__name__} is not one that adaptation knows; "
-            "use SimpleInferer, SlidingWindowInferer or SliceInferer.",
+            f"{type(inferer).__name__} is not supported. Use SimpleInferer, SlidingWindowInferer or SliceInferer.",
             key="inferer",
         )
 
 
 def foreground_windows(
-    image: torch.Tensor, label: torch.Tensor, inferer: Inferer, most: int = MOST_WINDOWS
+    image: torch.Tensor, label: torch.Tensor, inferer: Inferer, most: int = _MOST_WINDOWS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut an image and its label map into what the network is given.
+    """Cut an image and its label map into the parts that the network gets.
+
+    Where a window reaches over the image's edge, the image is padded as the inferer pads it, and the label with
+    background.
 
     Args:
-        image: ``(1, C, ...)``.
-        label: ``(1, 1, ...)`` on the same grid, 0 background. Where a window reaches over the image's edge the image is
-            padded as the inferer does it, the label by background.
-        inferer: ``SimpleInferer``: the whole image. ``SlidingWindowInferer``: its windows.
-        most: how many windows at most, those with the largest foreground; of equal ones the first.
+        image: image ``(1, C, ...)``.
+        label: label map ``(1, 1, ...)`` on the same grid, 0 is background.
+        inferer: ``SimpleInferer`` for the whole image, or ``SlidingWindowInferer`` for its windows.
+        most: maximum number of windows. Those with the largest foreground are taken; among equals the first.
 
     Returns:
         Images ``(N, C, ...)`` and label maps ``(N, 1, ...)``, in the inferer's order.
     """
-    if isinstance(inferer, SimpleInferer):
+    if not isinstance(inferer, SlidingWindowInferer):
         return image, label
     of_labels = copy.copy(inferer)
     of_labels.padding_mode, of_labels.cval = PytorchPadMode.CONSTANT, 0.0
@@ -59,7 +64,7 @@ def _cut(volume: torch.Tensor, inferer: Inferer, chosen: set[int]) -> torch.Tens
 
 
 def _visit(volume: torch.Tensor, inferer: Inferer, visitor: Callable[[int, torch.Tensor], None]) -> None:
-    """Show ``visitor`` each window ``(C, ...)``: the inferer itself cuts them, so that they are those it predicts."""
+    """Call ``visitor`` with each window ``(C, ...)``, cut by the inferer itself so that they are those it predicts."""
     count = 0
 
     def look(batch: torch.Tensor, *_: object) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What is read after a run: scores, figures and the summary."""
+"""Results of a run for a person to read: scores, volumes, figures and the summary."""
 
 from .contact_sheet import contact_sheet
 from .overview_figure import overview_figure

@@ -1,4 +1,4 @@
-"""One page a case: where the organ is, what each segmentation says, and where they differ."""
+"""Figure of a case on one page: the organ, the outline of each segmentation, and where they differ."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
@@ -27,8 +28,8 @@ from ..files import atomic_write
 
 __all__ = ["contact_sheet"]
 
-# Okabe and Ito's colours, which stay apart under the common colour blindnesses. Lines are drawn in this order, a broad
-# one first and a broken one last: where outlines coincide each one still shows.
+# Okabe and Ito's colours, which people with a colour vision deficiency can distinguish. Lines are drawn in this order,
+# the broad one first and the dashed one last, so that each can be seen where outlines coincide.
 _LINES: dict[str, dict[str, Any]] = {
     "label": {"color": "#009E73", "linewidth": 3.6},
     "adapted": {"color": "#56B4E9", "linewidth": 1.9},
@@ -63,25 +64,26 @@ def contact_sheet(
 ) -> None:
     """Draw a case and its segmentations as PNG, 1800 pixels wide; equal inputs give equal bytes.
 
-    A volume is shown in three orthogonal planes, each with and without outlines, through the largest cross-sections of
-    what is outlined, and in up to 12 slices cropped around it: along the axis of the thickest voxels, or the organ's
-    longest one where the voxels are nearly cubes. A 2D image is shown whole, with and without outlines, and enlarged.
-    Where both ``"source"`` and ``"adapted"`` are given, the voxels that they disagree about are filled.
+    A volume is shown in three orthogonal planes through the largest cross-sections of the outlined structures, each
+    with and without outlines. Up to 12 slices, cropped around the structures, follow: along the axis of the thickest
+    voxels, or along the longest axis of the structures where the voxels are nearly cubes. A 2D image is shown as a
+    whole, with and without outlines, and enlarged. Where both ``"source"`` and ``"adapted"`` are given, the voxels in
+    which they differ are filled.
 
     Args:
-        image: intensities of shape ``(H, W, D)`` or ``(H, W)``, or colours of shape ``(H, W, 3)``, in any range: grey
-            values are stretched from their 1st to their 99th percentile around what is outlined, colours from 0 to
-            their largest value, which keeps their hue. Not finite ones are shown black.
-        outlines: integer label maps on the image's grid by name, background 0; ``"source"``, ``"adapted"`` and
+        image: intensities of shape ``(H, W, D)`` or ``(H, W)``, or colours of shape ``(H, W, 3)``, in any range. Grey
+            values are scaled from their 1st to their 99th percentile around the outlined structures, colours from 0 to
+            their largest value, which keeps their hue. Values that are not finite are shown black.
+        outlines: integer label maps on the image's grid by name, background 0. ``"source"``, ``"adapted"`` and
             ``"label"`` have their own colours.
-        path: the file, in a folder that exists; an older one is replaced.
-        title: heading; it is put on one line, and its middle left out where it is too long for that.
-        spacing: distance between neighbouring voxels along each axis, in mm, ones for a picture; its length tells a
-            colour image from a volume of three slices.
-        axcodes: for a volume, where its axes point in the patient, as :func:`nibabel.aff2axcodes` gives it: it is then
-            turned into the radiological view (patient's left on the right) and lettered. Without, the first axis points
-            down, the second to the right and the third up. Captions count voxels along the axes i, j, k as given,
-            from 0.
+        path: file to write, in a folder that exists; an existing file is replaced.
+        title: heading, shown on one line; the middle of a long one is left out.
+        spacing: distance between neighbouring voxels along each axis, in mm; ones for a picture. Its length
+            distinguishes a colour image from a volume of three slices.
+        axcodes: directions of a volume's axes in the patient, as :func:`nibabel.aff2axcodes` gives them. With them, the
+            volume is turned into the radiological view (patient's left on the right) and lettered. Without them, the
+            first axis points down, the second to the right and the third up. Captions count voxels along the axes i, j,
+            k as given, from 0.
 
     Raises:
         GrataError: the shapes of image, outlines and spacing do not fit together, or the file cannot be written.
@@ -90,10 +92,16 @@ def contact_sheet(
     maps = {name: convert_to_numpy(values) for name, values in outlines.items()}
     dims = len(spacing)
     if dims not in (2, 3) or pixels.shape[dims:] not in ((), (3,)) or (dims == 3 and pixels.ndim != 3):
-        raise GrataError(f"{title}: an image of shape {pixels.shape} with spacing {spacing} has no contact sheet.")
+        raise GrataError(
+            f"{title}: an image of shape {pixels.shape} with spacing {tuple(spacing)} cannot be drawn. Give a "
+            "volume and three distances, or a 2D image and two."
+        )
     for name, values in maps.items():
         if values.shape != pixels.shape[:dims]:
-            raise GrataError(f"{title}: outline {name!r} has shape {values.shape}, but the image {pixels.shape}.")
+            raise GrataError(
+                f"{title}: the outline {name!r} has shape {values.shape}, but the image {pixels.shape}. Give a label "
+                "map on the voxels of the image."
+            )
 
     volume = _Grid(pixels, maps, tuple(float(mm) for mm in spacing))
     if dims == 3:
@@ -108,7 +116,16 @@ def contact_sheet(
 
 @dataclass(frozen=True)
 class _Grid:
-    """An image and its label maps; ``axes`` and ``flipped`` say which axis of the file each one was."""
+    """An image and its label maps, possibly turned.
+
+    Attributes:
+        pixels: image, (H, W[, D]) or (H, W, 3).
+        outlines: label maps by name.
+        spacing: distance between neighbouring voxels along each axis, in mm.
+        axes: name of each axis in the file.
+        flipped: whether each axis runs against the file's.
+        lettered: whether directions in the patient are known and lettered.
+    """
 
     pixels: np.ndarray
     outlines: Mapping[str, np.ndarray]
@@ -128,7 +145,15 @@ class _Grid:
 
 @dataclass(frozen=True)
 class _Panel:
-    """A plane as it is drawn, first axis down, second to the right; ``edges`` letters the left and the upper edge."""
+    """A plane as it is drawn, its first axis down and its second to the right.
+
+    Attributes:
+        pixels: image, (rows, columns) or (rows, columns, 3).
+        outlines: label maps by name.
+        spacing: distance between rows and between columns, in mm.
+        caption: text above the plane.
+        edges: letters at the left and at the upper edge.
+    """
 
     pixels: np.ndarray
     outlines: Mapping[str, np.ndarray]
@@ -148,7 +173,7 @@ def _displayed(volume: _Grid, axcodes: Sequence[str]) -> _Grid:
             nib.orientations.axcodes2ornt(tuple(axcodes)), nib.orientations.axcodes2ornt(_DISPLAY)
         )
     except (ValueError, KeyError, IndexError) as error:
-        raise GrataError(f"axcodes {tuple(axcodes)} are no three directions such as R, A, S.") from error
+        raise GrataError(f"must be three directions such as R, A, S, got {tuple(axcodes)}.", key="axcodes") from error
     source_axis = np.argsort(turn[:, 0])
     return _Grid(
         nib.orientations.apply_orientation(volume.pixels, turn),
@@ -161,7 +186,7 @@ def _displayed(volume: _Grid, axcodes: Sequence[str]) -> _Grid:
 
 
 def _plane(volume: _Grid, axis: int, index: int, view: bool = False) -> _Panel:
-    """The plane across ``axis``: the third axis, where it lies in the plane, points up."""
+    """Return the plane across ``axis``; the third axis, where it lies in the plane, points up."""
     down, right = {0: (2, 1), 1: (2, 0), 2: (0, 1)}[axis]
 
     def cut(values: np.ndarray) -> np.ndarray:
@@ -184,7 +209,7 @@ def _plane(volume: _Grid, axis: int, index: int, view: bool = False) -> _Panel:
 
 
 def _with_bare(panel: _Panel) -> list[_Panel]:
-    """The panel, and before it the same without outlines where it has any to hide the anatomy."""
+    """Return the panel without outlines, and then with them if there are any."""
     bare = replace(panel, outlines={})
     return [bare, panel] if any(values.any() for values in panel.outlines.values()) else [bare]
 
@@ -206,7 +231,7 @@ def _volume_rows(volume: _Grid) -> list[list[_Panel]]:
 
 
 def _plane_rows(plane: _Grid) -> list[list[_Panel]]:
-    spacing = plane.spacing[:2]
+    spacing = plane.spacing[0], plane.spacing[1]
     row = _with_bare(_Panel(plane.pixels, plane.outlines, spacing, "whole image"))
     region = _region(plane, plane.mask())
     enlarged = plane.crop(region)
@@ -224,7 +249,7 @@ def _slice_axis(volume: _Grid, mask: np.ndarray) -> int:
 
 
 def _region(grid: _Grid, mask: np.ndarray) -> tuple[slice, ...]:
-    """The box around what is outlined, with context on every side; the whole grid where nothing is."""
+    """Return the box around the outlined structures, with a margin; the whole grid where nothing is outlined."""
     if not mask.any():
         return (slice(None),) * mask.ndim
     spans = [(int(found.min()), int(found.max()) + 1) for found in np.nonzero(mask)]
@@ -246,14 +271,14 @@ def _window(grid: _Grid) -> tuple[float, float]:
 
 
 def _lines(outlines: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """How each outline is drawn, in the order they are drawn."""
+    """Return the style of each outline, in the order of drawing."""
     others = cycle(_OTHER_COLOURS)
     known = {name: line for name, line in _LINES.items() if name in outlines}
     return known | {name: {"color": next(others), "linewidth": 1.1} for name in outlines if name not in known}
 
 
 def _sizes(grid: _Grid) -> str:
-    """How much each map outlines, and how much adaptation changed, in words."""
+    """Return in words how much each map outlines, and how much adaptation changed."""
 
     def size(mask: np.ndarray) -> str:
         count = int(mask.sum())
@@ -278,16 +303,9 @@ def _draw(
     footnote: str,
 ) -> Figure:
     columns = max(map(len, rows))
-    heights = [
-        min(
-            (len(row) / columns * (_WIDTH - _GAP) - len(row) * _GAP) / sum(panel.width_per_height for panel in row),
-            _TALLEST_ROW,
-        )
-        for row in rows
-    ]
+    heights = [_row_height(row, columns) for row in rows]
     total = _HEADER + sum(heights) + len(rows) * (_CAPTION + _GAP) + _FOOTER
     figure = Figure(figsize=(_WIDTH, total))
-
     bottom = total - _HEADER
     for row, height in zip(rows, heights, strict=True):
         bottom -= _CAPTION + height
@@ -298,21 +316,35 @@ def _draw(
             _draw_panel(axes, panel, window, lines)
             left += width + _GAP
         bottom -= _GAP
+    style: dict[str, Any] = {"color": _TEXT, "va": "center", "parse_math": False}
+    figure.text(_GAP / _WIDTH, 1 - 0.22 / total, _heading(title), fontsize=14, fontweight="bold", **style)
+    figure.text(_GAP / _WIDTH, 0.17 / total, footnote, fontsize=10, **style)
+    _draw_legend(figure, lines, (_GAP / _WIDTH, 1 - 0.55 / total))
+    return figure
 
-    heading = {"x": _GAP / _WIDTH, "color": _TEXT, "va": "center", "parse_math": False}
+
+def _row_height(row: Sequence[_Panel], columns: int) -> float:
+    """Return the height in inches at which a row of panels takes its part of the page's width."""
+    width = len(row) / columns * (_WIDTH - _GAP) - len(row) * _GAP
+    return min(width / sum(panel.width_per_height for panel in row), _TALLEST_ROW)
+
+
+def _heading(title: str) -> str:
     title = " ".join(title.split())
     if len(title) > _LONGEST_TITLE:
         title = f"{title[: _LONGEST_TITLE // 2]}…{title[-_LONGEST_TITLE // 2 :]}"
-    figure.text(y=1 - 0.22 / total, s=title, fontsize=14, fontweight="bold", **heading)
-    figure.text(y=0.17 / total, s=footnote, fontsize=10, **heading)
-    handles = [Line2D([], [], label=name, **line) for name, line in reversed(lines.items())]
+    return title
+
+
+def _draw_legend(figure: Figure, lines: Mapping[str, Mapping[str, Any]], place: tuple[float, float]) -> None:
+    handles: list[Artist] = [Line2D([], [], label=name, **line) for name, line in reversed(list(lines.items()))]
     if {"source", "adapted"} <= lines.keys():
         handles.append(Patch(facecolor=_CHANGED, label="source and adapted differ"))
     if handles:
         figure.legend(
             handles=handles,
             loc="center left",
-            bbox_to_anchor=(_GAP / _WIDTH, 1 - 0.55 / total),
+            bbox_to_anchor=place,
             ncols=len(handles),
             frameon=False,
             fontsize=10,
@@ -320,7 +352,6 @@ def _draw(
             borderpad=0,
             borderaxespad=0,
         )
-    return figure
 
 
 def _draw_panel(axes: Axes, panel: _Panel, window: tuple[float, float], lines: Mapping[str, Mapping[str, Any]]) -> None:
@@ -338,13 +369,13 @@ def _draw_panel(axes: Axes, panel: _Panel, window: tuple[float, float], lines: M
         for rows, columns in _contours(panel.outlines[name]) if name in panel.outlines else ():
             axes.plot(columns, rows, scalex=False, scaley=False, **line)
     rim = [withStroke(linewidth=2, foreground=_PAPER)]
-    letter = {"transform": axes.transAxes, "color": _TEXT, "fontsize": 9, "path_effects": rim}
+    letter: dict[str, Any] = {"transform": axes.transAxes, "color": _TEXT, "fontsize": 9, "path_effects": rim}
     axes.text(0.02, 0.5, panel.edges[0], ha="left", va="center", **letter)
     axes.text(0.5, 0.98, panel.edges[1], ha="center", va="top", **letter)
 
 
 def _contours(labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for value in np.unique(labels[labels != 0]):
-        # Padding closes the contours of what touches the edge of the plane.
+        # Padding closes contours that touch the edge of the plane.
         for contour in find_contours(np.pad(labels == value, 1).astype(float), 0.5):
             yield contour[:, 0] - 1, contour[:, 1] - 1

@@ -1,4 +1,4 @@
-"""One page a run: the Dice of every case, before and after adaptation."""
+"""Figure of a run on one page: the Dice of every case before and after adaptation."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ _BESIDE = 0.16
 
 
 def overview_figure(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw Dice by variant for every case, joined by lines, with means and 95 % bootstrap intervals, as PNG.
+    """Draw the Dice of every case by variant as PNG, with means and their 95 % bootstrap intervals.
 
-    One panel a site (rows) and class (columns). A line's colour says whether the case's Dice rose or fell.
+    Each site is a row of panels, each class a column. A line joins the dots of one case; its colour shows whether the
+    Dice rose or fell.
 
     Args:
-        rows: as for :func:`~grata.report.write_scores`; variants are drawn in the order of their first row, cases
-            without a Dice are left out.
-        path: the file, in a folder that exists; an older one is replaced.
+        rows: score rows, as for :func:`~grata.report.write_scores`. Variants are drawn in the order of their first row;
+            cases without a Dice are left out.
+        path: file to write, in a folder that exists; an existing file is replaced.
 
     Raises:
         GrataError: there are no scores, or the file cannot be written.
     """
     rows = list(rows)
     if not rows:
-        raise GrataError(f"{path}: there are no scores to draw.")
+        raise GrataError(f"{path}: there are no scores to draw. Give labels, or leave the figure out.")
     summary = {(row["site"], row["class"], row["variant"]): row for row in summarise_scores(rows)}
     sites, classes, variants = (list(dict.fromkeys(row[key] for row in rows)) for key in ("site", "class", "variant"))
 
@@ -85,7 +86,7 @@ def _draw_means(axes: Axes, summaries: list[Mapping[str, Any] | None]) -> None:
     for position, row in enumerate(summaries):
         if row is None or not math.isfinite(row["dice"]):
             continue
-        # The first variant's mean stands left of its dots, clear of the lines that leave them to the right.
+        # The first variant's mean is drawn left of its dots, because lines leave them to the right.
         side = 1 if position else -1
         place = position + side * _BESIDE
         axes.plot(place, row["dice"], "D", color=_MEAN, markersize=5)

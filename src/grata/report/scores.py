@@ -1,4 +1,4 @@
-"""Overlap and surface distance per case and class, as a table on disk and as means with bootstrap intervals."""
+"""Overlap and surface distances per case and class, as a CSV table and as means with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .tables import write_table
 __all__ = ["MEAN_CLASS", "SOURCE", "case_scores", "read_scores", "summarise_scores", "write_scores"]
 
 MEAN_CLASS = "mean"
-"""The class under which a summary gives the mean over all classes of a case."""
+"""Class name of a summary's mean over all classes of a case."""
 
 SOURCE = "source"
-"""The variant that every other one is compared with, case by case."""
+"""Variant that every other variant is compared with, case by case."""
 
 _METRICS = ("dice", "hd95", "assd")
 _COLUMNS = ("case", "site", "variant", "class", *_METRICS, "unit")
@@ -43,23 +43,28 @@ def case_scores(
 ) -> list[dict[str, Any]]:
     """Score one segmentation against its label.
 
-    A structure that neither map has cannot be scored: all three values are nan. One that only one of the maps has was
-    missed or made up: Dice is 0 and both distances are inf. (MONAI leaves a made-up structure out of the Dice mean;
-    here it counts.)
+    A structure that is in neither map cannot be scored: all three values are nan. A structure that is in only one of
+    the maps was missed or is false: Dice is 0 and both distances are inf. (MONAI leaves a false structure out of its
+    mean Dice; here it counts.)
 
     Args:
-        prediction: label map of shape ``(H, W)`` or ``(H, W, D)``.
-        label: label map of the same shape.
+        prediction: predicted label map of shape ``(H, W)`` or ``(H, W, D)``.
+        label: true label map of the same shape.
         class_names: name of each label value, without the background 0.
         spacing: distance between neighbouring voxels along each axis, in mm; None for a picture, whose pixels have no
-            size: its distances are in pixels.
-        includes: for a label value, the further ones that its class takes in.
+            size and whose distances are in pixels.
+        includes: further label values that belong to a class too, by the label value of the class.
 
     Returns:
-        One dict a class, in the order of ``class_names``: ``class``; ``dice``, 0 to 1; ``hd95``, the larger of the two
-        directed 95th percentiles of the distance between the surfaces; ``assd``, the mean distance over the voxels of
-        both surfaces; ``unit`` of the distances, ``"mm"`` or ``"px"``. Surfaces are the voxels that a face neighbour
-        outside the class touches.
+        One dict per class, in the order of ``class_names``:
+
+        - ``class``: name of the class;
+        - ``dice``: Dice, 0 to 1;
+        - ``hd95``: larger of the two directed 95th percentiles of the distance between the surfaces;
+        - ``assd``: mean distance over the voxels of both surfaces;
+        - ``unit``: unit of the distances, ``"mm"`` or ``"px"``.
+
+        A surface consists of the voxels that have a face neighbour outside the class.
 
     Raises:
         GrataError: the shapes differ, the spacing does not fit them, or a map holds a value without a name.
@@ -70,43 +75,47 @@ def case_scores(
     }
     shapes = {name: values.shape for name, values in maps.items()}
     if shapes["segmentation"] != shapes["label"]:
-        raise GrataError(f"The label has shape {shapes['label']}, but the segmentation {shapes['segmentation']}.")
+        raise GrataError(
+            f"The label has shape {shapes['label']}, but the segmentation {shapes['segmentation']}. Give two maps of "
+            "the same scan."
+        )
     unit, spacing = ("px", [1.0] * len(shapes["label"])) if spacing is None else (_MM, spacing)
     includes = includes or {}
     if len(spacing) != len(shapes["label"]) or not all(math.isfinite(mm) and mm > 0 for mm in spacing):
-        raise GrataError(f"The spacing {tuple(spacing)} does not fit a label of shape {shapes['label']}.")
+        raise GrataError(
+            f"must be one distance above 0 per axis of a label of shape {shapes['label']}, got {tuple(spacing)}.",
+            key="spacing",
+        )
     for name, values in maps.items():
         unknown = np.unique(values[~np.isin(values, [0, *class_names, *chain(*includes.values())])])
         if unknown.size:
             raise GrataError(
-                f"The {name} holds the values {', '.join(f'{value:g}' for value in unknown.tolist())}, "
-                f"which have no class; the classes are {dict(class_names)} and 0 is background."
+                f"The {name} holds the values {', '.join(f'{value:g}' for value in unknown.tolist())}, which have no "
+                f"class. The classes are {dict(class_names)}, and 0 is background. Correct the map or the classes."
             )
-    return [
-        {
-            "class": name,
-            **_class_scores(*(np.isin(values, [value, *includes.get(value, ())]) for values in maps.values()), spacing),
-            "unit": unit,
-        }
-        for value, name in class_names.items()
-    ]
+    rows = []
+    for value, name in class_names.items():
+        found, real = (np.isin(values, [value, *includes.get(value, ())]) for values in maps.values())
+        rows.append({"class": name, **_class_scores(found, real, spacing), "unit": unit})
+    return rows
 
 
 def _class_scores(prediction: np.ndarray, label: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
     found, real = bool(prediction.any()), bool(label.any())
-    # MONAI warns here, and its 95th percentile of infinite distances is nan by interpolation.
+    # MONAI would warn of an empty mask, and interpolate infinite distances to a 95th percentile of nan.
     if not (found and real):
         return dict.fromkeys(_METRICS, math.nan) if found == real else {"dice": 0.0, "hd95": math.inf, "assd": math.inf}
     y_pred, y = (torch.as_tensor(mask[None, None]).float() for mask in (prediction, label))
-    pair = {"y_pred": y_pred, "y": y, "include_background": True}
-    distances = [float(distance) for distance in spacing]
+    mm = [float(distance) for distance in spacing]
     with warnings.catch_warnings():
         # MONAI 1.6 calls its own function with an argument that it deprecates.
         warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
         return {
-            "dice": compute_dice(**pair).item(),
-            "hd95": compute_hausdorff_distance(**pair, percentile=95, spacing=distances).item(),
-            "assd": compute_average_surface_distance(**pair, symmetric=True, spacing=distances).item(),
+            "dice": compute_dice(y_pred, y, include_background=True).item(),
+            "hd95": compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=mm).item(),
+            "assd": compute_average_surface_distance(
+                y_pred, y, include_background=True, symmetric=True, spacing=mm
+            ).item(),
         }
 
 
@@ -114,10 +123,10 @@ def write_scores(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     """Write score rows as CSV, whole or not at all.
 
     Args:
-        rows: ``case``, ``site``, ``variant``, ``class``, ``dice``, ``hd95``, ``assd`` and ``unit`` of the two distances
-            (``"mm"`` where it is not given), written in the order given, numbers with six decimals, missing ones as
-            ``nan`` and ``inf``.
-        path: the file, in a folder that exists; an older one is replaced.
+        rows: dicts with ``case``, ``site``, ``variant``, ``class``, ``dice``, ``hd95``, ``assd`` and, optionally,
+            ``unit`` of the two distances (default ``"mm"``), written in the order given. Numbers have six decimals;
+            undefined ones are written as ``nan``, infinite ones as ``inf``.
+        path: file to write, in a folder that exists; an existing file is replaced.
 
     Raises:
         GrataError: the file cannot be written.
@@ -127,7 +136,7 @@ def write_scores(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def read_scores(path: str | Path) -> list[dict[str, Any]]:
-    """Read what :func:`write_scores` wrote.
+    """Read a table that :func:`write_scores` wrote.
 
     Raises:
         GrataError: the file cannot be read, or is not such a table.
@@ -140,29 +149,35 @@ def read_scores(path: str | Path) -> list[dict[str, Any]]:
             raise ValueError(f"its columns are not {','.join(_COLUMNS)}")
         return [{**row, **{metric: float(row[metric]) for metric in _METRICS}} for row in rows]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise GrataError(f"{path}: cannot be read as a table of scores: {error}.") from error
+        raise GrataError(
+            f"{path} cannot be read as a table of scores: {error}. Give the scores.csv of a run."
+        ) from error
 
 
 def summarise_scores(rows: Iterable[Mapping[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
-    """Means over cases, with 95 % percentile bootstrap intervals over cases (10 000 resamples).
+    """Return means over cases, with 95 % percentile bootstrap intervals over cases (10 000 resamples).
 
     Args:
-        rows: as for :func:`write_scores`.
-        seed: every interval is drawn with its own generator of this seed, so that it depends on its cases alone.
+        rows: score rows, as for :func:`write_scores`.
+        seed: seed of the bootstrap. Each interval has a generator of its own, so that it depends only on its cases.
 
     Returns:
-        One dict for each site, variant and class in the order of their first row, the mean over classes (class
-        ``"mean"``) last in its site and variant. What does not exist is nan; an interval needs two cases.
+        One dict for each site, variant and class, in the order of their first row; the mean over classes (class
+        ``"mean"``) comes last for its site and variant. Undefined numbers are nan; an interval needs two cases.
 
-        - ``site``, ``variant``, ``class``, and ``cases``, how many there are;
+        - ``site``, ``variant``, ``class``;
+        - ``cases``: number of cases;
         - ``dice``, ``dice_low``, ``dice_high``: mean and interval over the cases whose Dice is defined;
-        - ``hd95``, ``assd``: means over the finite distances, in ``unit``, and ``distances_left_out``, how many were
-          not; where some cases are measured in mm and others in pixels, all are left out and ``unit`` is empty;
-        - ``pairs``, ``difference``, ``difference_low``, ``difference_high``: Dice minus the Dice of the variant
-          ``"source"`` in the same case, mean and interval, for every other variant where there is a source.
+        - ``hd95``, ``assd``: means over the finite distances;
+        - ``unit``: unit of the distances. Where some cases are measured in mm and others in pixels, it is empty and all
+          distances are left out;
+        - ``distances_left_out``: number of cases whose distances are left out;
+        - ``pairs``, ``difference``, ``difference_low``, ``difference_high``: number of cases that the variant
+          ``"source"`` has too, and mean and interval of the Dice minus that of ``"source"`` in the same case, for every
+          other variant.
 
-        A case's mean over classes leaves out classes that neither map has, and is infinite for the distances when a
-        class was missed.
+        A case's mean over classes leaves out classes that are in neither map. Its distances are infinite where a class
+        was missed.
 
     Raises:
         GrataError: a case has two rows for one site, variant and class.
@@ -174,8 +189,8 @@ def summarise_scores(rows: Iterable[Mapping[str, Any]], seed: int = 0) -> list[d
         cases = table.setdefault((row["site"], row["variant"]), {}).setdefault(row["class"], {})
         if row["case"] in cases:
             raise GrataError(
-                f"Case {row['case']} has two scores for site {row['site']!r}, variant {row['variant']}, "
-                f"class {row['class']}: give every case its own name."
+                f"Case {row['case']} has two scores for site {row['site']!r}, variant {row['variant']}, class "
+                f"{row['class']}. Give every case its own name."
             )
         cases[row["case"]] = np.array([row[metric] for metric in _METRICS], dtype=float)
     for classes in table.values():
@@ -198,7 +213,7 @@ def _mean_over_classes(classes: Mapping[str, Mapping[str, np.ndarray]]) -> dict[
     for cases in classes.values():
         for case, values in cases.items():
             per_case.setdefault(case, []).append(values)
-    # A structure that neither map has makes all three of its values nan.
+    # A structure that is in neither map has a Dice of nan.
     scored = {case: [v for v in values if not np.isnan(v[0])] for case, values in per_case.items()}
     return {case: np.mean(v, axis=0) if v else np.full(len(_METRICS), math.nan) for case, v in scored.items()}
 
@@ -229,7 +244,7 @@ def _comparison(cases: Mapping[str, np.ndarray], source: Mapping[str, np.ndarray
 def _mean_and_interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
     if len(values) < 2:
         return (float(values[0]) if len(values) else math.nan), math.nan, math.nan
-    # SciPy before 1.15 knows the generator by this name only, and later ones still take it.
+    # SciPy before 1.15 has only this name for the generator, and later versions still accept it.
     interval = bootstrap(
         (values,),
         np.mean,

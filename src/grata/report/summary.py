@@ -1,4 +1,4 @@
-"""What a run did, for programs (``summary.json``) and for the person at the terminal."""
+"""Summary of a run, for programs (``summary.json``) and for the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ __all__ = ["Fault", "format_summary", "write_summary"]
 
 
 class Fault(Protocol):
-    """A case that could not be finished: ``case`` names it, ``message`` says what is wrong and what to do."""
+    """A case that could not be finished.
+
+    Attributes:
+        case: id of the case.
+        message: what is wrong and what to do about it.
+    """
 
     @property
     def case(self) -> str: ...
@@ -39,19 +44,19 @@ def write_summary(
 ) -> None:
     """Write the outcome of a run as JSON, whole or not at all.
 
-    Two runs that did the same differ in the key ``timing`` alone. A number that is not finite becomes null, and what
-    JSON has no type for (a path, a device) its text.
+    Two runs with the same results differ only in the key ``timing``. A number that is not finite becomes null, and a
+    value without a JSON type (a path, a device) becomes its text.
 
     Args:
-        path: the file, in a folder that exists; an older one is replaced.
+        path: file to write, in a folder that exists; an existing file is replaced.
         method: name of the adaptation method.
         version: version of this package.
         cases_found: number of cases that the run was given.
         cases_finished: number of cases whose outputs are complete.
-        faults: one for each thing that went wrong.
-        scores: as :func:`~grata.report.summarise_scores` returns them; empty without labels.
+        faults: one entry for each thing that went wrong.
+        scores: summarized scores, as :func:`~grata.report.summarise_scores` returns them; empty without labels.
         seconds: wall-clock time of the run.
-        settings: what the run was configured with.
+        settings: settings of the run.
 
     Raises:
         GrataError: the file cannot be written.
@@ -94,14 +99,20 @@ def format_summary(
     seconds: float,
     output_dir: str | Path,
 ) -> str:
-    """The text that ends a run: counts, the table of scores where there were labels, each fault, the output folder.
+    """Return the text that ends a run: counts, the table of scores if there were labels, the faults, the output folder.
 
     Args:
-        method, version, cases_found, cases_finished, faults, scores, seconds: as for :func:`write_summary`.
-        output_dir: where the outputs are.
+        method: name of the adaptation method.
+        version: version of this package.
+        cases_found: number of cases that the run was given.
+        cases_finished: number of cases whose outputs are complete.
+        faults: one entry for each thing that went wrong.
+        scores: summarized scores, as :func:`~grata.report.summarise_scores` returns them; empty without labels.
+        seconds: wall-clock time of the run.
+        output_dir: folder of the outputs.
 
     Returns:
-        Lines without a closing newline.
+        The lines, without a newline at the end.
     """
     lines = [f"{method} (grata {version}): {cases_finished} of {cases_found} cases finished in {seconds:.1f} s"]
     if scores:
@@ -131,10 +142,10 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in (header, *cells)]
     left_out = sum(row["distances_left_out"] for row in scores)
     if left_out:
-        lines += [
-            "  HD95 and ASSD are means over the finite distances; left out, because a structure was missing, or some "
-            "cases are measured in mm and others in pixels:"
-        ]
+        lines.append(
+            "  HD95 and ASSD are means over the finite distances. These are left out, because a structure is missing "
+            "or some cases are measured in mm and others in pixels:"
+        )
         lines += [
             f"    {row['site'] or '-'}, {row['variant']}, {row['class']}: {row['distances_left_out']} of {row['cases']}"
             for row in scores

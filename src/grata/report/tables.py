@@ -1,4 +1,4 @@
-"""Tables on disk."""
+"""Tables as CSV files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def write_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], path:
     """Write rows as CSV, whole or not at all.
 
     Args:
-        rows: a mapping a row, in the order they are written; floats get six decimals, missing ones are ``nan`` and
-            ``inf``.
-        columns: the keys of each row.
-        path: the file, in a folder that exists; an older one is replaced.
+        rows: one mapping per row, in the order in which they are written. Floats have six decimals; undefined ones are
+            written as ``nan``, infinite ones as ``inf``.
+        columns: keys of each row, in the order of the columns; a row without a key gets an empty cell.
+        path: file to write, in a folder that exists; an existing file is replaced.
 
     Raises:
         GrataError: the file cannot be written.

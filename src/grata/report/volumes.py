@@ -1,4 +1,4 @@
-"""How large each structure is in each segmentation: what there is to read where there is no label."""
+"""Size of each structure in each segmentation, a result that needs no label."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def case_volumes(
     spacing: Sequence[float] | None,
     includes: Mapping[int, Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure one segmentation.
+    """Measure the structures of one segmentation.
 
     Args:
         prediction: label map of shape ``(H, W)`` or ``(H, W, D)``.
         class_names: name of each label value, without the background 0.
         spacing: distance between neighbouring voxels along each axis, in mm; None for a picture, whose pixels have no
             size.
-        includes: for a label value, the further ones that its class takes in.
+        includes: further label values that belong to a class too, by the label value of the class.
 
     Returns:
-        One dict a class, in the order of ``class_names``: ``class``, and ``voxels`` and ``volume_ml`` of a volume,
-        ``area_px`` and ``area_mm2`` of a single slice, ``area_px`` of a picture.
+        One dict per class, in the order of ``class_names``: ``class``, and the size, which is ``voxels`` and
+        ``volume_ml`` for a volume, ``area_px`` and ``area_mm2`` for a single slice, and ``area_px`` for a picture.
     """
     values = convert_to_numpy(prediction)
     count_key, size_key, per_unit = ("voxels", "volume_ml", 1000) if values.ndim == 3 else ("area_px", "area_mm2", 1)
@@ -52,9 +52,9 @@ def write_volumes(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     """Write volume rows as CSV, whole or not at all.
 
     Args:
-        rows: ``case``, ``site``, ``variant`` and what :func:`case_volumes` gives, written in the order given. The table
-            has the columns that some row has; a cell that its row does not have is empty.
-        path: the file, in a folder that exists; an older one is replaced.
+        rows: dicts with ``case``, ``site``, ``variant`` and the keys of :func:`case_volumes`, written in the order
+            given. The table has a column for each size that any row has; a cell without a value is empty.
+        path: file to write, in a folder that exists; an existing file is replaced.
 
     Raises:
         GrataError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Weak views: geometric views of an image whose inverse is exact."""
+"""Weak views: flips and rotations of an image, each with an exact inverse."""
 
 from .weak import VIEWS, View, default_views, resolve_views
 

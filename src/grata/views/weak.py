@@ -1,4 +1,4 @@
-"""Flips and quarter turns of images of shape ``(B, C, H, W)`` or ``(B, C, D, H, W)``, with exact inverses."""
+"""Flips and quarter turns of images ``(B, C, H, W)`` or ``(B, C, D, H, W)``, each with an exact inverse."""
 
 from __future__ import annotations
 
@@ -14,13 +14,22 @@ __all__ = ["VIEWS", "View", "default_views", "resolve_views"]
 
 @dataclass(frozen=True)
 class View:
-    """A view ``v`` and its inverse: ``view.inverse(view(x))`` equals ``x`` to the last bit.
+    """A view and its inverse: ``view.inverse(view(x))`` equals ``x`` to the last bit.
+
+    The flips come first, then the turns.
 
     Args:
-        name: how configs call it.
-        flips: axes that are mirrored, counted from the end (-1 is W).
-        turns: quarter turns in the plane, counter-clockwise.
-        plane: the two axes that the turns take place in.
+        name: name in configurations.
+        flips: axes to mirror, counted from the end (-1 is W).
+        turns: number of quarter turns in the plane, counter-clockwise.
+        plane: the two axes of the turns, counted from the end.
+
+    Example:
+        >>> view, x = VIEWS["rot90"], torch.rand(1, 3, 4, 6)
+        >>> view(x).shape
+        torch.Size([1, 3, 6, 4])
+        >>> torch.equal(view.inverse(view(x)), x)
+        True
     """
 
     name: str
@@ -29,26 +38,26 @@ class View:
     plane: tuple[int, int] = (-2, -1)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The view of ``x``; a quarter turn exchanges the sizes of its plane's axes."""
+        """Return the view of ``x``; a quarter turn exchanges the sizes of the two axes of its plane."""
         if self.flips:
             x = torch.flip(x, self.flips)
         return torch.rot90(x, self.turns, self.plane) if self.turns else x
 
     def inverse(self, x: torch.Tensor) -> torch.Tensor:
-        """Map a prediction made on the view back onto the original image's grid."""
+        """Return a prediction for the view, mapped back onto the grid of the original image."""
         if self.turns:
             x = torch.rot90(x, -self.turns, self.plane)
         return torch.flip(x, self.flips) if self.flips else x
 
     @property
     def spatial_dims(self) -> int:
-        """The least number of spatial dimensions an image needs for this view."""
+        """Least number of spatial dimensions that an image needs for this view."""
         axes = self.flips + (self.plane if self.turns else ())
         return max((-axis for axis in axes), default=0)
 
     @property
     def quarter_turn(self) -> bool:
-        """Whether two axes change places."""
+        """Whether the view exchanges two axes."""
         return self.turns % 2 == 1
 
 
@@ -69,16 +78,22 @@ VIEWS: dict[str, View] = {
         ),
     )
 }
-"""All weak views by name. ``rot90`` turns in the H,W plane, ``rot90_dh`` and ``rot90_dw`` in those of the depth axis."""
+"""All weak views by name. ``rot90`` turns in the H,W plane, ``rot90_dh`` in D,H and ``rot90_dw`` in D,W."""
 
 
 def default_views(spatial_shape: Sequence[int]) -> tuple[View, ...]:
-    """The views used when none are named.
+    """Return the views that are used when none are named.
 
-    2D, square: identity, both flips, rotations by 90°, 180° and 270° (GraTa, AAAI 2025). 2D, not square: without the
-    quarter turns, which would change the shape that the network sees. 3D: identity, the three flips, and the rotations
-    in the H,W plane by the same rule; the depth axis is never turned into the plane, because slices are often thicker
-    than pixels. 1D: identity and flip.
+    All of them keep the shape that the network sees:
+
+    - 2D, square: identity, both flips, rotations by 90°, 180° and 270° (GraTa, AAAI 2025).
+    - 2D, not square: the same without the rotations by 90° and 270°.
+    - 3D: identity, the three flips, and rotations in the H,W plane by the same rule. The depth axis is not turned into
+      another one, because slices are often thicker than pixels.
+    - 1D: identity and flip.
+
+    Args:
+        spatial_shape: size of the image without batch and channels, ``(H, W)`` or ``(D, H, W)``.
     """
     if len(spatial_shape) == 1:
         return VIEWS["identity"], VIEWS["flip_w"]
@@ -91,10 +106,14 @@ def default_views(spatial_shape: Sequence[int]) -> tuple[View, ...]:
 
 
 def resolve_views(names: Sequence[str] | None, spatial_shape: Sequence[int]) -> tuple[View, ...]:
-    """The views called ``names``, or the default ones for an image of ``spatial_shape``.
+    """Return the views with these names.
+
+    Args:
+        names: names from :data:`VIEWS`, or a single one; None: the :func:`default_views`.
+        spatial_shape: size of the image without batch and channels, ``(H, W)`` or ``(D, H, W)``.
 
     Raises:
-        GrataError: unknown name, no name at all, or a view that needs more spatial dimensions than the image has.
+        GrataError: a name is not known, there is no name, or a view needs more spatial dimensions than the image has.
     """
     if names is None:
         return default_views(spatial_shape)
@@ -103,14 +122,16 @@ def resolve_views(names: Sequence[str] | None, spatial_shape: Sequence[int]) -> 
     if not isinstance(names, Sequence):
         raise GrataError(f"must be a list of names of weak views, got {names!r}.", key="views")
     if not names:
-        raise GrataError("views is empty: name at least one weak view, for example identity.")
+        raise GrataError("is empty. Name at least one weak view, for example identity.", key="views")
     views = []
     for name in names:
         if not isinstance(name, str) or name not in VIEWS:
-            raise GrataError(f"there is no weak view named {name!r}; the names are {', '.join(VIEWS)}.", key="views")
-        if VIEWS[name].spatial_dims > len(spatial_shape):
+            raise GrataError(f"there is no weak view {name!r}; there are {', '.join(VIEWS)}.", key="views")
+        view = VIEWS[name]
+        if view.spatial_dims > len(spatial_shape):
             raise GrataError(
-                f"{name} needs a 3D image, but this one has {len(spatial_shape)} spatial axes.", key="views"
+                f"{name} needs a {view.spatial_dims}D image, and this one is {len(spatial_shape)}D. Leave it out.",
+                key="views",
             )
-        views.append(VIEWS[name])
+        views.append(view)
     return tuple(views)

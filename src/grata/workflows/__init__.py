@@ -1,4 +1,4 @@
-"""What a bundle's `adapt.yaml` runs: a checked configuration, a run that survives faults, and what each case leaves."""
+"""Parts of a bundle's ``adapt.yaml``: configuration checks, a fault-tolerant run, and the outputs of each case."""
 
 from .allocator import keep_pages
 from .configuration import check_device, effective_settings, start

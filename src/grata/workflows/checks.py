@@ -1,4 +1,4 @@
-"""What is made sure of between prediction and postprocessing."""
+"""Checks between prediction and postprocessing."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ __all__ = ["check_finite", "require_finite"]
 
 
 def require_finite(engine: Engine) -> None:
-    """:func:`check_finite` of an engine's prediction, also of several in a mapping or list.
+    """Check an engine's prediction by :func:`check_finite`: a tensor, or a mapping or list of tensors.
 
     Args:
-        engine: on ``IterationEvents.FORWARD_COMPLETED``.
+        engine: engine at ``IterationEvents.FORWARD_COMPLETED``.
 
     Raises:
         GrataError: the prediction holds values that are not finite.
     """
-    check_finite(_tensors(engine.state.output[CommonKeys.PRED]))
+    output: Any = engine.state.output
+    check_finite(_tensors(output[CommonKeys.PRED]))
 
 
 def check_finite(prediction: Iterable[torch.Tensor]) -> None:
-    """Refuse a prediction of NaN: postprocessing would turn it into an empty segmentation, which reads like a finding.
+    """Check that a prediction is finite: postprocessing turns NaN into an empty segmentation, which looks valid.
 
     Args:
-        prediction: its tensors, of any shape.
+        prediction: tensors of the prediction, of any shape.
 
     Raises:
-        GrataError: one holds values that are not finite.
+        GrataError: a tensor holds values that are not finite.
     """
     if not all(torch.isfinite(tensor).all() for tensor in prediction):
         raise GrataError(

@@ -1,8 +1,7 @@
-"""What a bundle's workflow needs around the run: checked configuration, a device, errors in plain words."""
+"""Checks of a bundle's configuration and device, and errors in plain words."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import logging
@@ -12,7 +11,7 @@ import signal
 import sys
 import traceback as tracebacks
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +23,7 @@ from monai.bundle.utils import ID_SEP_KEY
 from ..data.identifiers import printable
 from ..errors import GrataError
 from ..methods import METHODS, check_settings
+from ..settings import check_count, check_flag, check_number, constant, did_you_mean
 
 __all__ = [
     "STOPPED",
@@ -32,6 +32,7 @@ __all__ = [
     "check_device",
     "check_keys",
     "check_method_settings",
+    "checked",
     "constant",
     "effective_settings",
     "explain",
@@ -41,11 +42,11 @@ __all__ = [
     "start",
 ]
 
-# Options of the bundles' command `adapt`; other commands have others, or none.
+# Options of the bundles' `adapt`; other commands have other options.
 TRACEBACK_HINT = "--traceback true"
-STOPPED = "What is finished is kept; --resume true goes on with the rest."
+STOPPED = "Finished cases are kept; --resume true goes on with the rest."
 
-# Keys that MONAI itself reads; all others must be used by some other key.
+# Keys that MONAI itself reads; another key must refer to all others.
 _READ_BY_MONAI = {
     "_meta_",
     "imports",
@@ -62,12 +63,29 @@ _READ_BY_MONAI = {
 }
 _REFERENCE = re.compile(r"[@%]([A-Za-z_]\w*)")
 _TRACEBACK = "Traceback (most recent call last):\n"
-# What follows that line: calls, then the name and message of the exception, up to the next one of the chain.
+# What follows that line: the calls, then name and message of the exception, up to the next exception of the chain.
 _RAISED = re.compile(
     r"(?:[ \t][^\n]*\n)*([^\s:]+)(?:: (.*?))?\s*(?:\n\n(?:Traceback|The above exception|During handling)|\Z)", re.DOTALL
 )
-# Addresses differ between runs, and lines of a library's source tell a user nothing.
+# Addresses differ between runs, and line numbers of a library do not help the user.
 _NOISE = re.compile(r"\S+\.[ch]xx:\d+:\s+|\(0x[0-9a-fA-F]+\)| at 0x[0-9a-fA-F]+")
+
+
+def checked(check: Callable[[Any], Any], value: Any, key: str) -> Any:
+    """Return what ``check`` returns for a value; its error gets the key of the value.
+
+    Args:
+        check: function of :mod:`grata.settings`, such as :func:`grata.settings.check_flag`.
+        value: value to check.
+        key: key of the value in the configuration.
+
+    Raises:
+        GrataError: the check refuses the value.
+    """
+    try:
+        return check(value)
+    except GrataError as error:
+        raise error.under(key) from error
 
 
 def start(
@@ -78,57 +96,71 @@ def start(
     sizes: Mapping[str, Any] | None = None,
     paths: Mapping[str, Any] | None = None,
 ) -> None:
-    """First line of a bundle's ``initialize``: plain messages, no unknown key, and true, false and null as in YAML.
+    """Check the running configuration, as the first line of a bundle's ``initialize``, and set plain messages.
+
+    The values true, false and null of the command line become those of YAML.
 
     Args:
-        traceback: leave Python's tracebacks as they are.
-        flags: keys that are true or false, with their values.
-        counts: keys that are whole numbers of at least 0, with their values.
-        numbers: keys that are numbers above 0 and of at most 1000, with their values.
-        sizes: keys that are a list of two sides in pixels, 1 to 8192, with their values.
-        paths: keys that name a file or a folder, with their values; null is left to those who read them.
+        traceback: whether to leave Python's tracebacks as they are.
+        flags: values that must be true or false, by key.
+        counts: values that must be whole numbers of at least 0, by key.
+        numbers: values that must be numbers above 0 and of at most 1000, by key.
+        sizes: values that must be a list of two sides in pixels, 1 to 8192, by key.
+        paths: values that must name a file or a folder, by key; null is left to what reads them.
 
     Raises:
-        GrataError: a key of the configuration or of the command line is used by nothing, as a mistyped one; a reference
-            leads nowhere; a value is of the wrong kind.
+        GrataError: nothing uses a key of the configuration or of the command line (it may be mistyped), a reference
+            leads nowhere, or a value is of the wrong kind.
     """
     plain_errors(traceback, hint=TRACEBACK_HINT, stopped=STOPPED)
-    for key, value in {"traceback": traceback, **(flags or {})}.items():
-        if not isinstance(constant(value), bool):
-            raise GrataError(f"must be true or false, got {value!r}.", key=key)
-    for key, value in (counts or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
-            raise GrataError(f"must be a whole number of at least 0, got {value!r}.", key=key)
-    for key, value in (numbers or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1000:
-            raise GrataError(f"must be a number above 0 and of at most 1000, got {value!r}.", key=key)
-    for key, value in (sizes or {}).items():
-        sides = value if isinstance(value, list | tuple) else []
-        if len(sides) != 2 or not all(type(side) is int and 1 <= side <= 8192 for side in sides):
-            raise GrataError(f"must be a list of two sides in pixels, such as '[512, 512]', got {value!r}.", key=key)
-    for key, value in (paths or {}).items():
-        if not isinstance(constant(value), str | Path | None):
-            raise GrataError(
-                f"the command line reads {value!r} as a {type(value).__name__}. Write ./ before the name.", key=key
-            )
+    groups: tuple[tuple[Mapping[str, Any] | None, Callable[[Any], Any]], ...] = (
+        ({"traceback": traceback, **(flags or {})}, lambda value: check_flag(constant(value))),
+        (counts, _check_count),
+        (numbers, lambda value: check_number(value, above=0, at_most=1000)),
+        (sizes, _check_size),
+        (paths, _check_path),
+    )
+    for values, check in groups:
+        for key, value in (values or {}).items():
+            checked(check, value, key)
     workflow = running_workflow()
     if workflow is not None:
-        config = workflow.parser.get()
-        check_keys(config, {workflow.init_id, workflow.run_id, workflow.final_id})
-        check_method_settings(config)
-        # the command line hands these words over as text, and the text "false" counts as true
-        for key, value in list(_leaves(config)):
-            if constant(value) is not value:
-                workflow.parser.set(constant(value), key)
+        _check_running(workflow)
+
+
+def _check_count(value: Any) -> None:
+    if check_count(value, at_least=0) >= 2**32:
+        raise GrataError(f"must be a whole number below {2**32}, got {value!r}.")
+
+
+def _check_size(value: Any) -> None:
+    sides = value if isinstance(value, list | tuple) else []
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= 8192 for side in sides):
+        raise GrataError(f"must be a list of two sides in pixels, such as '[512, 512]', got {value!r}.")
+
+
+def _check_path(value: Any) -> None:
+    if not isinstance(constant(value), str | Path | None):
+        raise GrataError(f"the command line reads {value!r} as a {type(value).__name__}. Write ./ before the name.")
+
+
+def _check_running(workflow: ConfigWorkflow) -> None:
+    config = workflow.parser.get()
+    check_keys(config, {workflow.init_id, workflow.run_id, workflow.final_id})
+    check_method_settings(config)
+    # The command line hands these words over as text, and the text "false" counts as true.
+    for key, value in list(_leaves(config)):
+        if constant(value) is not value:
+            workflow.parser.set(constant(value), key)
 
 
 def plain_errors(traceback: bool | str | None = False, hint: str | None = None, stopped: str = "") -> None:
-    """Tell what ends the process in plain words from now on.
+    """Report what ends the process in plain words from now on.
 
     Args:
-        traceback: leave Python's tracebacks as they are.
+        traceback: whether to leave Python's tracebacks as they are.
         hint: option that shows them, see :func:`explain`.
-        stopped: what to say on Ctrl-C of what was done so far.
+        stopped: sentence about the finished part of the work, shown on Ctrl-C.
     """
     if constant(traceback) is not True:
         sys.excepthook = functools.partial(_plain_error, hint=hint, stopped=stopped)
@@ -136,19 +168,19 @@ def plain_errors(traceback: bool | str | None = False, hint: str | None = None, 
 
 
 def quiet() -> None:
-    """Leave out what MONAI's image loading says of a decoder that no scan is read with here."""
+    """Hide MONAI's warnings about an image decoder that is not used here."""
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 def effective_settings(ignored: Iterable[str] = ()) -> dict[str, Any]:
-    """The running workflow's configuration with all overrides, unresolved, for the record of a run.
+    """Return the running workflow's configuration with all overrides, unresolved, for the record of a run.
 
     Args:
         ignored: top-level keys to leave out.
 
     Returns:
-        Plain values by id, such as ``{"settings#lr": 0.0001}``; empty when no workflow is running.
+        Plain values by key, such as ``{"settings#lr": 0.0001}``; empty if no workflow is running.
     """
     workflow = running_workflow()
     leaves = _leaves(workflow.parser.get()) if workflow is not None else ()
@@ -157,11 +189,15 @@ def effective_settings(ignored: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def check_method_settings(config: Mapping[str, Any]) -> None:
-    """Raise :class:`GrataError` for a setting that the selected method does not have."""
+    """Check that the selected method has all settings of a configuration.
+
+    Raises:
+        GrataError: the method has no such setting, or ``settings`` is not a mapping.
+    """
     method, settings = config.get("method"), config.get("settings")
     if settings is not None and not isinstance(settings, Mapping | str):
         raise GrataError(
-            f"must hold the settings of the method, got {settings!r}. Override one as --settings#<setting>.",
+            f"must hold the settings of the method, got {settings!r}. Override a setting as --settings#<setting>.",
             key="settings",
         )
     if isinstance(method, str) and method in METHODS and isinstance(settings, Mapping):
@@ -169,43 +205,40 @@ def check_method_settings(config: Mapping[str, Any]) -> None:
 
 
 def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
-    """Check that every reference leads to a key, and every top-level key is used by something.
+    """Check that every reference leads to a key, and that something uses every top-level key.
 
     Args:
-        config: a whole configuration, unresolved.
-        run_ids: the keys that the workflow runs; further lists of expressions count as such too.
+        config: whole configuration, unresolved.
+        run_ids: keys that the workflow runs; other lists of expressions count as such too.
 
     Raises:
-        GrataError: a reference to a key that is not there, or a top-level key that nothing refers to, which MONAI
-            would ignore in silence.
+        GrataError: a reference leads nowhere, or nothing refers to a top-level key, which MONAI would silently ignore.
     """
     for key, text in _leaves(config):
         for reference in ReferenceResolver.match_refs_pattern(text) if isinstance(text, str) else ():
             name = reference.split(ID_SEP_KEY)[0]
             if name not in config:
-                near = difflib.get_close_matches(name, list(config), n=1)
-                hint = f"Did you mean @{near[0]}?" if near else "Define that key, or correct the reference."
+                hint = did_you_mean(name, config, "Define that key, or correct the reference.", "@")
                 raise GrataError(f"it refers to @{name}, and there is no such key. {hint}", key=_shown(key))
     used = {match for _, text in _leaves(config) if isinstance(text, str) for match in _REFERENCE.findall(text)}
     workflows = {key for key, value in config.items() if isinstance(value, list) and all(map(_is_expression, value))}
     known = used | _READ_BY_MONAI | run_ids | workflows
     for key in config:
         if key.lstrip("+") not in known:
-            near = difflib.get_close_matches(key, sorted(set(config) & known), n=1)
-            hint = f"Did you mean {near[0]}?" if near else "Nothing in the configuration refers to it."
+            hint = did_you_mean(key, sorted(set(config) & known), "Nothing in the configuration refers to it.")
             raise GrataError(f"there is no such key. {hint}", key=f"--{key}")
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """``device`` as torch has it.
+    """Return ``device`` as a ``torch.device``.
 
     Raises:
-        GrataError: it is no device, or this machine does not have it.
+        GrataError: it is not a device, or this machine does not have it.
     """
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise GrataError(f"{device!r} is not a device; give cpu, cuda or cuda:0.", key="device") from error
+        raise GrataError(f"{device!r} is not a device. Give cpu, cuda or cuda:0.", key="device") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type not in ("cpu", "cuda"):
         try:
@@ -225,12 +258,11 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def explain(error: BaseException, hint: str | None = None) -> str:
-    """One sentence for a person: the message of the :class:`GrataError` behind ``error``, or the root cause's own.
+    """Return one sentence for the user: the :class:`GrataError` behind ``error``, or else its root cause.
 
     Args:
-        error: what was raised.
-        hint: option of the running command that shows the traceback, such as ``--traceback true``; None where it has
-            none.
+        error: exception that was raised.
+        hint: option of the running command that shows the traceback, such as ``--traceback true``; None: there is none.
     """
     return printable(_explained(error, hint))
 
@@ -247,8 +279,7 @@ def _explained(error: BaseException, hint: str | None) -> str:
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(root))
     if argument and callable(component) and argument[1] not in inspect.signature(component).parameters:
         known = list(inspect.signature(component).parameters)
-        near = difflib.get_close_matches(argument[1], known, n=1)
-        remedy = f"Did you mean {key}#{near[0]}?" if near else f"Its arguments are {', '.join(known)}."
+        remedy = did_you_mean(argument[1], known, f"Its arguments are {', '.join(known)}.", f"{key}#")
         name = getattr(component, "__name__", component)
         return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {name}. {remedy}"
     where = f"{key}: " if key else ""
@@ -257,10 +288,10 @@ def _explained(error: BaseException, hint: str | None) -> str:
 
 
 def _sentence(name: str, text: str) -> str:
-    """An exception's name and message, with the first cause in place of tracebacks that the message quotes.
+    """Return an exception's name and message, with the first cause in place of the tracebacks that it quotes.
 
-    A worker process of the data loader hands its exception over as the text of its traceback, and MONAI's ``LoadImage``
-    quotes that of each reader which it tried, the one that was asked for first.
+    A worker process of the data loader hands over its exception as the text of a traceback, and MONAI's ``LoadImage``
+    quotes the traceback of each reader that it tried, that of the requested reader first.
     """
     own, _, quoted = text.partition(_TRACEBACK)
     found = _RAISED.match(quoted)
@@ -272,7 +303,7 @@ def _sentence(name: str, text: str) -> str:
 
 
 def _config_item(error: BaseException) -> tuple[str, Any]:
-    """Key and class of what MONAI was building from the configuration when it failed: its messages tell no key."""
+    """Return key and class of what MONAI was building when it failed: its messages name no key."""
     key, component = "", None
     for frame, _ in tracebacks.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_resolve_one_item":
@@ -283,7 +314,7 @@ def _config_item(error: BaseException) -> tuple[str, Any]:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """``error`` and what led to it, the first cause last."""
+    """Yield ``error`` and what led to it, the first cause last."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
@@ -298,8 +329,8 @@ def _plain_error(
     if isinstance(error, KeyboardInterrupt):
         print(f"\nstopped. {stopped}".rstrip(), file=sys.stderr, flush=True)
         if os.name == "posix":
-            # A shell tells by the signal that it was the user who stopped it; Python forgets it where the interrupt
-            # came in the middle of an evaluated expression.
+            # A shell sees by the signal that the user stopped the process; Python forgets it inside an evaluated
+            # expression.
             sys.stdout.flush()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
@@ -310,7 +341,7 @@ def _plain_error(
 
 
 def running_workflow() -> ConfigWorkflow | None:
-    """The workflow that evaluates the expression we are called from: MONAI hands no reference to it."""
+    """Return the workflow that evaluates the calling expression, found on the stack: MONAI passes no reference."""
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
@@ -321,7 +352,7 @@ def running_workflow() -> ConfigWorkflow | None:
 
 
 def _leaves(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """All values that are neither dict nor list, with their ids."""
+    """Yield the id and value of everything that is neither dict nor list."""
     if not isinstance(config, dict | list | tuple):
         yield key, config
         return
@@ -335,21 +366,5 @@ def _is_expression(value: Any) -> bool:
 
 
 def _shown(key: str) -> str:
-    """An id as users write it on the command line."""
+    """Return an id as users write it on the command line."""
     return key.replace(ID_SEP_KEY, "#")
-
-
-def constant(value: Any) -> Any:
-    """``true``, ``false`` and ``null`` as the command line hands them over, as what they mean; others as they are.
-
-    Args:
-        value: of one key, or a mapping or a list of such values, at any depth.
-
-    Returns:
-        The value; of a mapping a new dict, of a list or tuple a new list.
-    """
-    if isinstance(value, Mapping):
-        return {key: constant(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [constant(item) for item in value]
-    return {"true": True, "false": False, "null": None}.get(value.lower(), value) if isinstance(value, str) else value

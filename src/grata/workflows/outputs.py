@@ -1,4 +1,4 @@
-"""What one case leaves behind: its segmentation, its figure and its scores."""
+"""Outputs of each case: its segmentation, its figure and its scores."""
 
 from __future__ import annotations
 
@@ -21,34 +21,39 @@ __all__ = ["OutputHandler"]
 
 
 class OutputHandler:
-    """Writes the outputs of every case as soon as it is predicted, each file whole or not at all.
+    """A handler that writes the outputs of every case as soon as it is predicted, each file whole or not at all.
 
-    In ``output_dir``: ``segmentations/<case>.nii.gz`` in the input's own space, for a DICOM series also
-    ``segmentations/<case>.seg.dcm`` (DICOM SEG), for a picture in their place ``segmentations/<case>.png`` (a palette
-    PNG of the picture's size after its EXIF orientation, whose pixel values are the label values), and
-    ``figures/<case>.png``. Labels are only compared, never shown to a method.
+    It writes into ``output_dir``:
+
+    - ``segmentations/<case>.nii.gz`` in the input's own space;
+    - for a DICOM series also ``segmentations/<case>.seg.dcm`` (DICOM SEG);
+    - for a picture, instead of both, ``segmentations/<case>.png``, a palette PNG whose pixel values are the label
+      values, of the picture's size after its EXIF orientation;
+    - ``figures/<case>.png``.
+
+    Labels are only compared with predictions; no method sees them.
 
     Args:
-        cases: as :func:`grata.data.discover` gives them.
-        output_dir: where the files go.
-        segments: what the label values mean, each with ``value``, ``label`` and the codes that
-            :func:`grata.data.write_dicom_seg` needs. A segment that takes in others, as the optic disc takes in the
-            cup, names their values in ``includes``: it is measured, scored and written to DICOM SEG with them; label
-            maps keep one value a pixel.
+        cases: cases that :func:`grata.data.discover` found.
+        output_dir: folder of the outputs.
+        segments: meaning of the label values: for each segment ``value``, ``label`` and the codes that
+            :func:`grata.data.write_dicom_seg` needs. A segment that contains others, as the optic disc contains the
+            cup, lists their values in ``includes``; it is measured, scored and written to DICOM SEG with them. Label
+            maps keep one value per pixel.
         variant: name of the method, in scores and figures.
         pred_key, source_key, label_key: keys of label maps ``(1, H, W[, D])`` in the input's space, after
             postprocessing.
         image_key: key of the image ``(C, H, W[, D])`` in the input's space, for the figure.
-        scored: labels of the segments that the label maps at hand hold; all by default. The others are measured but not
-            scored.
+        scored: labels of the segments that the given label maps contain; None: all. Other segments are measured but
+            not scored.
 
     Attributes:
         scores: rows for :func:`grata.report.write_scores`, by case.
         volumes: rows for :func:`grata.report.write_volumes`, by case.
 
     Raises:
-        GrataError: a segment is incomplete, has a key that nothing reads or includes a value that no other has, or
-            ``scored`` names no segment.
+        GrataError: a segment is incomplete, has an unknown key or includes a value that no other segment has, or
+            ``scored`` names a segment that does not exist.
     """
 
     def __init__(
@@ -79,27 +84,29 @@ class OutputHandler:
         self.volumes: dict[str, list[dict[str, Any]]] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Register on ``ITERATION_COMPLETED``.
+        """Register the handler on ``ITERATION_COMPLETED``.
 
         Args:
-            engine: a ``monai.engines.SupervisedEvaluator`` that decollates its batches.
+            engine: ``monai.engines.SupervisedEvaluator`` that decollates its batches.
         """
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:
         """Write the outputs of the cases of this iteration."""
-        for batch, output in zip(engine.state.batch, engine.state.output):
+        batches: Any = engine.state.batch
+        outputs: Any = engine.state.output
+        for batch, output in zip(batches, outputs):
             self._write_case(self.cases[batch["case"]], {**batch, **output})
 
     def remove(self, case: str) -> None:
-        """Take back all that was written for a case."""
+        """Remove all outputs of a case."""
         self.scores.pop(case, None)
         self.volumes.pop(case, None)
         for path in self.paths(case):
             path.unlink(missing_ok=True)
 
     def paths(self, case: str) -> list[Path]:
-        """The files that a case may leave."""
+        """Return the paths of all files that a case may have."""
         segmentations, figures = self.output_dir / SEGMENTATIONS, self.output_dir / FIGURES
         return [*(segmentations / f"{case}{end}" for end in (".nii.gz", ".seg.dcm", ".png")), figures / f"{case}.png"]
 
@@ -164,10 +171,12 @@ def _check_segments(segments: Any) -> None:
     for index, segment in enumerate(segments):
         keys = set(segment) if isinstance(segment, Mapping) else set()
         if missing := sorted(required - keys):
-            raise GrataError(f"{', '.join(missing)} is missing.", key=f"segments#{index}")
+            raise GrataError(
+                f"{', '.join(missing)} is missing. Give value, label, category and type.", key=f"segments#{index}"
+            )
         if unknown := sorted(keys - required - optional):
             known = ", ".join(sorted(required | optional))
-            raise GrataError(f"there is no such key; the keys are {known}.", key=f"segments#{index}#{unknown[0]}")
+            raise GrataError(f"there is no such key. The keys are {known}.", key=f"segments#{index}#{unknown[0]}")
     for index, segment in enumerate(segments):
         includes = segment.get("includes", [])
         others = sorted({int(other["value"]) for other in segments} - {int(segment["value"])})
@@ -189,6 +198,6 @@ def _check_scored(scored: Any, labels: list[str]) -> set[str]:
 
 
 def _label_map(tensor: torch.Tensor) -> np.ndarray:
-    """``(1, H, W[, D])`` to an integer ``(H, W[, D])`` array."""
+    """Return a tensor ``(1, H, W[, D])`` as an integer array ``(H, W[, D])``."""
     plain = tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
     return plain[0].round().to(torch.int16).cpu().numpy()

@@ -1,4 +1,4 @@
-"""A whole run over a folder of scans: faults stay with their case, and a stopped run can go on."""
+"""A run over a folder of scans: a fault affects only its case, and a stopped run can be resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedEvaluator
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from tqdm import tqdm
 
 from .. import __version__
@@ -38,30 +38,31 @@ _TABLES = (_STATE, "scores.csv", "volumes.csv", "summary.json", OVERVIEW, JOURNA
 
 
 class AdaptationRun:
-    """Runs an evaluator over all cases that were found, and tells how it went.
+    """A run of an evaluator over all cases that were found, with a summary at its end.
 
-    A case that fails (in reading, adaptation, prediction or writing) is reported, leaves no trace in the network, and
-    the next one is taken up. After each case everything that the next one depends on is on the disk, in ``state.pt``
-    and the adapter bank: a run that was stopped at any moment and started again with ``resume`` ends as if it had never
+    A case that fails (in reading, adaptation, prediction or writing) is reported and leaves no trace in the network;
+    the run goes on with the next case. After each case everything that the next one depends on is on the disk, in
+    ``state.pt`` and the adapter bank: a run that was stopped at any moment and is resumed ends as if it had never
     stopped.
 
     Args:
-        evaluator: predicts the cases, one a batch, from a data loader over a ``monai.data.Dataset``, in order; its
-            handlers are ``outputs`` and then ``adaptation``.
-        discovery: the cases, and what was wrong with others.
-        adaptation: adapts the evaluator's network; its journal should be ``journal.jsonl`` in ``output_dir``.
-        outputs: writes what each case leaves behind.
-        output_dir: of this run; created when missing.
-        settings: plain values that a resumed run must share with the stopped one (method, seed, ...); also shown in
-            the summary.
-        resume: go on with the run that was stopped in ``output_dir``; where there is none, start one.
-        overwrite: remove what an earlier run left in ``output_dir``, then start anew.
-        traceback: show the Python traceback of each fault.
+        evaluator: evaluator that predicts one case per batch, in order, from a data loader over a
+            ``monai.data.Dataset``; its handlers are ``outputs`` and then ``adaptation``.
+        discovery: cases to predict, and faults of the files that are not cases.
+        adaptation: handler that adapts the evaluator's network; its journal should be ``journal.jsonl`` in
+            ``output_dir``.
+        outputs: handler that writes the outputs of each case.
+        output_dir: folder of this run; it is created if it does not exist.
+        settings: plain values that a resumed run must share with the stopped one (method, seed, ...); the summary
+            lists them too.
+        resume: whether to go on with the run that was stopped in ``output_dir``; if there is none, a new one starts.
+        overwrite: whether to remove the files of an earlier run from ``output_dir`` and start anew.
+        traceback: whether to show the Python traceback of each fault.
 
     Raises:
-        GrataError: ``output_dir`` cannot be written, is in use by another run, or holds an earlier run that was neither
-            to be resumed nor to be overwritten, or one with other settings; the evaluator takes cases in another way
-            than one at a time, in order; the handlers are not attached.
+        GrataError: ``output_dir`` cannot be written, is in use by another run, or holds an earlier run that is neither
+            resumed nor overwritten, or that has other settings; the evaluator does not take cases one at a time and in
+            order; the handlers are not attached.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class AdaptationRun:
         self._stopped_by: RunError | None = None
         self._source_hash = _hash(self.method.network)
         self._check_evaluator()
-        # Held as long as the process lives, also when it is killed; the file stays, since removing it would let two in.
+        # Held until the process ends, however it ends; the file stays, because removing it would let two runs in.
         self._lock = FileLock(self.output_dir / ".lock")
         try:
             self._lock.acquire(timeout=0)
@@ -105,13 +106,13 @@ class AdaptationRun:
             raise
 
     def run(self) -> int:
-        """Run all cases that are not done yet, write the tables, print the summary.
+        """Run all cases that are not finished yet, write the tables, print the summary.
 
         Returns:
-            0 when every case was finished, 1 when there were faults.
+            Exit status: 0 if every case was finished, 1 if there were faults.
 
         Raises:
-            GrataError: there is not one scan to run on.
+            GrataError: there is no scan.
         """
         if not self.discovery.cases and not self.discovery.faults:
             raise GrataError(
@@ -125,22 +126,21 @@ class AdaptationRun:
     def _run(self) -> int:
         started = time.perf_counter()
         engine = self.evaluator
-        # a fault is told by this run; the engine's own log would repeat it with the whole chain of transforms
+        # This run reports a fault; the engine's log would repeat it with the whole chain of transforms.
         engine.logger.disabled = True
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, require_finite)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._begin)
-        # A bank is written after the state, by which a resumed run puts right what of the bank was not written any more.
+        # The bank is written after the state, from which a resumed run completes a bank that was not written.
         engine.remove_event_handler(self.adaptation.keep, Events.ITERATION_COMPLETED)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._commit)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fault)
         pending = [c for c in self.discovery.cases if c["case"] not in self.finished]
         with tqdm(total=len(pending), desc=f"{self.method.name}", unit="case") as self._bar:
             while pending and self._stopped_by is None:
-                # A loader's iterator that a fault left behind must be gone before the next one forks its workers, which
-                # would try to shut down those of the first.
+                # A fault leaves the loader's iterator behind; the next workers would inherit it and shut down its own.
                 engine._dataloader_iter = None
                 gc.collect()
-                engine.data_loader.dataset.data = pending
+                self._dataset.data = pending
                 engine.state.epoch_length = len(pending)
                 self._case_failed = False
                 engine.run()
@@ -149,31 +149,33 @@ class AdaptationRun:
         return self._close(time.perf_counter() - started)
 
     def _check_evaluator(self) -> None:
-        engine = self.evaluator
-        if engine.data_loader.batch_size != 1:
+        engine, loader = self.evaluator, self.evaluator.data_loader
+        if not isinstance(loader, DataLoader):
+            raise GrataError(f"must be a DataLoader over a Dataset, got a {type(loader).__name__}.", key="dataloader")
+        if loader.batch_size != 1:
             raise GrataError(
-                f"cases are taken one at a time here, got {engine.data_loader.batch_size}. Leave it at 1.",
+                f"cases are taken one at a time here, got {loader.batch_size}. Leave it at 1.",
                 key="dataloader#batch_size",
             )
-        if not isinstance(engine.data_loader.sampler, SequentialSampler):
+        if not isinstance(loader.sampler, SequentialSampler):
             raise GrataError(
-                "cases are taken in order here, so that a run can go on. Leave it false.", key="dataloader#shuffle"
+                "cases are taken in order here, so that a run can be resumed. Leave it false.", key="dataloader#shuffle"
             )
-        for handler, event in (
-            (self.adaptation.adapt, Events.ITERATION_STARTED),
-            (self.outputs.write, Events.ITERATION_COMPLETED),
-        ):
-            if not engine.has_event_handler(handler, event):
-                name = type(handler.__self__).__name__
+        adapts = engine.has_event_handler(self.adaptation.adapt, Events.ITERATION_STARTED)
+        writes = engine.has_event_handler(self.outputs.write, Events.ITERATION_COMPLETED)
+        for part, attached in ((self.adaptation, adapts), (self.outputs, writes)):
+            if not attached:
                 raise GrataError(
-                    f"{name} is not among the evaluator's handlers. Give @outputs and @adaptation.", key="handlers"
+                    f"{type(part).__name__} is not among the evaluator's handlers. Give @outputs and @adaptation.",
+                    key="handlers",
                 )
+        self._dataset: Any = loader.dataset
 
     def _open(self, resume: bool, overwrite: bool) -> None:
         state_file, journal = self.output_dir / _STATE, self.output_dir / JOURNAL
         if resume and overwrite:
             raise GrataError(
-                "the one goes on with the earlier run, the other removes it. Give one of them.", key="resume, overwrite"
+                "resume goes on with the earlier run, overwrite removes it. Give one of them.", key="resume, overwrite"
             )
         if resume and state_file.is_file():
             self._resume(_read_state(state_file))
@@ -197,7 +199,7 @@ class AdaptationRun:
             self.adaptation.journal.keep(set(self.finished))
 
     def _finished_without_state(self) -> bool:
-        """Whether cases were finished; one line alone may stem from a run that was killed before its first commit."""
+        """Return whether cases were finished: a single line may come from a run killed before its first commit."""
         lines = [line for line in Journal(self.output_dir / JOURNAL).lines() if "fault" not in line]
         return len(lines) > 1 or (len(lines) == 1 and (self.output_dir / "summary.json").exists())
 
@@ -207,7 +209,7 @@ class AdaptationRun:
         if changed or state["source"] != self._source_hash:
             other = f"other settings ({', '.join(changed)})" if changed else "other weights"
             raise GrataError(
-                f"the run in {self.output_dir} had {other}. Give the same ones, or start anew in another output_dir.",
+                f"the run in {self.output_dir} had {other}. Give the same, or start anew in another output_dir.",
                 key="resume",
             )
         self.finished = list(state["finished"])
@@ -219,16 +221,17 @@ class AdaptationRun:
         self.adaptation.keeper.resume(json.loads(state.get("kept", "null")))
 
     def _remove_earlier_run(self) -> None:
-        """Remove what an earlier run wrote, and nothing else."""
+        """Remove the files of an earlier run, and nothing else."""
         journal = Journal(self.output_dir / JOURNAL)
         cases = {str(line["case"]) for line in journal.lines() if "case" in line}
         for path in (*(self.output_dir / name for name in _TABLES), *(p for c in cases for p in self.outputs.paths(c))):
             path.unlink(missing_ok=True)
 
     def _begin(self, engine: Engine) -> None:
-        """Note the case whose outputs are about to be written: a killed run must not leave them behind unnoticed."""
+        """Note the case whose outputs are about to be written, so that they are found if the run is killed."""
+        batch: Any = engine.state.batch
         with atomic_write(self.output_dir / _BEGUN) as temporary:
-            temporary.write_text("\n".join(map(str, engine.state.batch["case"])), encoding="utf-8")
+            temporary.write_text("\n".join(map(str, batch["case"])), encoding="utf-8")
 
     def _remove_unfinished(self) -> None:
         begun = self.output_dir / _BEGUN
@@ -238,8 +241,9 @@ class AdaptationRun:
                     self.outputs.remove(case)
             begun.unlink()
 
-    def _commit(self, engine: Engine) -> None:
-        finished = [*self.finished, *(item["case"] for item in engine.state.batch)]
+    def _commit(self, engine: SupervisedEvaluator) -> None:
+        batch: Any = engine.state.batch
+        finished = [*self.finished, *(item["case"] for item in batch)]
         method = self.method.state_dict()
         state = {
             "method": method,
@@ -251,27 +255,27 @@ class AdaptationRun:
             "settings": json.dumps(self.settings, sort_keys=True),
             "source": self._source_hash,
         }
-        # torch.save itself answers a full disk with a RuntimeError about its archive
+        # On a full disk torch.save would raise a RuntimeError about its archive.
         buffer = io.BytesIO()
         torch.save(state, buffer)
         with atomic_write(self.output_dir / _STATE) as temporary:
             temporary.write_bytes(buffer.getvalue())
         self.finished, self._committed = finished, method
-        self._bar.update(len(engine.state.batch))
+        self._bar.update(len(batch))
         try:
             self.adaptation.keep(engine)
         except OutputError as error:
             self._stopped_by = error
-            self.faults.append(Fault(finished[-1], f"it is finished, but what was learnt could not be kept: {error}"))
+            self.faults.append(Fault(finished[-1], f"it is finished, but its adaptation could not be saved: {error}"))
             engine.terminate()
 
     def _fault(self, engine: Engine, error: Exception) -> None:
-        # Engines hand interruptions to their handlers too, and a library that was interrupted may raise its own error.
+        # Engines hand interruptions to their handlers too, and an interrupted library may raise an error of its own.
         if self._case_failed or any(not isinstance(cause, Exception) for cause in causes(error)):
             raise error
         self._case_failed = True
         done = {*self.finished, *(fault.case for fault in self.faults)}
-        case = next(c["case"] for c in engine.data_loader.dataset.data if c["case"] not in done)
+        case = next(c["case"] for c in self._dataset.data if c["case"] not in done)
         if self.traceback:
             tracebacks.print_exception(error)
         message = explain(error, TRACEBACK_HINT)
@@ -300,7 +304,7 @@ class AdaptationRun:
         )
         found = {*self.finished, *(case["case"] for case in self.discovery.cases)}
         found |= {fault.case for fault in self.faults}
-        summary = {
+        summary: dict[str, Any] = {
             "method": self.method.name,
             "version": __version__,
             "cases_found": len(found),
@@ -330,7 +334,7 @@ class AdaptationRun:
 
 
 def _hash(network: torch.nn.Module) -> str:
-    """Of all source weights, so that a run is never resumed with another network."""
+    """Return the SHA-256 of all source weights: a run is never resumed with another network."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
@@ -339,7 +343,7 @@ def _hash(network: torch.nn.Module) -> str:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    # A damaged archive or pickle raises any of many kinds of exception.
+    # A damaged archive or pickle can raise almost any exception.
     with contextlib.suppress(Exception):
         state = torch.load(path, weights_only=True)
         if {"method", "finished", "scores", "volumes", "flags", "settings", "source"} <= state.keys():

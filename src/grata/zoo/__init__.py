@@ -1,4 +1,4 @@
-"""Bundles of the MONAI Model Zoo, and any in that layout: adapted by one overlay, without a change to their files."""
+"""Bundles of the MONAI Model Zoo and in its layout: one overlay adapts them and changes none of their files."""
 
 from .adaptation import ZooAdaptation
 from .head import Head, find_head, is_unit_range

@@ -1,4 +1,4 @@
-"""A method plugged into a bundle's own evaluator: what the bundle tells is found, what it does not tell is asked for."""
+"""A method plugged into a bundle's own evaluator; what the bundle does not say has to be given as an option."""
 
 from __future__ import annotations
 
@@ -14,47 +14,49 @@ from ..adapters.saved import card_path, saved_path
 from ..errors import GrataError
 from ..files import JOURNAL, check_output_dir
 from ..methods import METHODS, Method, create, settings_of
-from ..workflows.configuration import constant, running_workflow
+from ..settings import check_flag, constant
+from ..workflows.configuration import checked, running_workflow
 from .head import Head, find_head, is_unit_range
 from .run import EvaluatorRun, NamedCases
 from .start import bundle_postprocessing
 
-__all__ = ["ADAPTED", "ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
+__all__ = ["ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
 
 _KEYS = ("windows", "bank", "start_from")
-ADAPTED = "adapted.safetensors"
-"""What a run without a bank has learnt, in its folder."""
+_ADAPTED = "adapted.safetensors"
+"""Saved adaptation of a run without a bank, in its output folder."""
 
 
 class ZooAdaptation:
-    """Plugs a method into a bundle's evaluator, after the bundle's own handlers, and runs it.
+    """A method plugged into a bundle's evaluator, after the bundle's own handlers.
 
-    What the network's output means is read off the bundle's postprocessing, the scale of its images off its
-    preprocessing. The bundle's outputs stay its own; beside them there is a journal, and what was learnt. How images
-    that fail are dealt with, see :class:`EvaluatorRun`.
+    The bundle's postprocessing says what the network's output means, its preprocessing on which scale the images are.
+    The bundle writes its outputs as before; a journal and the saved adaptation are written beside them.
+    :class:`EvaluatorRun` says what happens to an image that fails.
 
     Args:
-        evaluator: of the bundle; its network, inferer and data loader are in place.
+        evaluator: the bundle's evaluator, with its network, inferer and data loader.
         method: name of a method, see :data:`grata.methods.METHODS`.
-        settings: of the method.
-        postprocessing: what predictions go through; None: what the running workflow gives the evaluator.
-        bundle_root: folder of the bundle; None: it is not known.
-        output_dir: for the journal and the saved adaptation; None: neither is written.
-        reset: when to start from the source network again; None: as the method's paper has it.
-        seed: of the method's own random generator.
-        activation: ``softmax`` or ``sigmoid``; None: as the postprocessing has it.
-        output: key or index of the logits in what the network returns; None: as the postprocessing has it.
+        settings: settings of the method.
+        postprocessing: transforms of the predictions; None: those that the running workflow gives the evaluator.
+        bundle_root: folder of the bundle; None: unknown.
+        output_dir: folder for the journal and the saved adaptation; None: neither is written.
+        reset: when to start from the source network again; None: as in the method's paper.
+        seed: seed of the method's random generator.
+        activation: ``softmax`` or ``sigmoid``; None: as in the postprocessing.
+        output: key or index of the logits in what the network returns; None: as in the postprocessing.
         affine: ``auto``, ``own`` or ``attach``, see :func:`grata.normalization.ensure_affine`.
-        prepared: file of ``python -m grata prepare``; None: ``models/prepared.safetensors`` where the bundle has it.
-        windows: see :class:`grata.handlers.WindowSelection`.
+        prepared: file written by ``python -m grata prepare``; None: ``models/prepared.safetensors`` where the bundle
+            has it.
+        windows: settings of :class:`grata.handlers.WindowSelection`.
         bank: folder with one adaptation per site or scanner, or settings of :class:`grata.adapters.AdapterBank`.
-        start_from: a saved adaptation to go on from.
-        overwrite: remove what an earlier run has left in ``output_dir``.
-        traceback: show the Python traceback of each fault.
+        start_from: saved adaptation to go on from.
+        overwrite: whether to remove the journal and the saved adaptation of an earlier run from ``output_dir``.
+        traceback: whether to show the Python traceback of each fault.
 
     Raises:
-        GrataError: what the bundle does not tell was not given, a setting is refused, the method cannot adapt the
-            network.
+        GrataError: an option is missing that the bundle does not answer, a setting is refused, or the method cannot
+            adapt the network.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class ZooAdaptation:
                 "that predicts, for example --adaptation#evaluator @validate#evaluator.",
                 key="adaptation#evaluator",
             )
-        # The command line hands true, false and null over as text, here as in settings and windows.
+        # The command line hands over true, false and null as text, also inside settings and windows.
         settings, common, windows, bank, start_from, folder, flags = constant(
             (
                 settings,
@@ -97,8 +99,7 @@ class ZooAdaptation:
             )
         )
         for key, flag in flags.items():
-            if not isinstance(flag, bool):
-                raise GrataError(f"must be true or false, got {flag!r}.", key=f"adaptation#{key}")
+            checked(check_flag, flag, f"adaptation#{key}")
         self.evaluator = evaluator
         self.head = find_head(bundle_postprocessing() if postprocessing is None else postprocessing)
         unit_range = is_unit_range(getattr(getattr(evaluator.data_loader, "dataset", None), "transform", None))
@@ -108,36 +109,34 @@ class ZooAdaptation:
         )
         if not isinstance(folder, str | Path | None):
             raise GrataError(
-                f"must be a folder, got {folder!r}. Write ./ before its name.", key="adaptation#output_dir"
+                f"must be a folder, got {folder!r}. Write ./ before the name.", key="adaptation#output_dir"
             )
         self._folder = None if folder is None else check_output_dir(folder)
-        saves = self._folder is not None and bank is None and bool(self.method.parameters)
+        journal = save_to = None
+        if self._folder is not None:
+            journal = self._folder / JOURNAL
+            save_to = self._folder / _ADAPTED if bank is None and self.method.parameters else None
         try:
             self.handler = NamedCases(
-                self.method,
-                windows=windows,
-                journal=self._folder and self._folder / JOURNAL,
-                bank=bank,
-                start_from=start_from,
-                save_to=self._folder / ADAPTED if saves else None,
+                self.method, windows=windows, journal=journal, bank=bank, start_from=start_from, save_to=save_to
             )
         except GrataError as error:
             if error.head in _KEYS:
                 raise error.under("adaptation") from error
             raise
-        self._replaced = [] if bank is not None else _replaced(self._folder, start_from, flags["overwrite"])
+        self._to_remove = [] if bank is not None else _files_to_remove(self._folder, start_from, flags["overwrite"])
         self._traceback = flags["traceback"]
 
     def run(self) -> None:
         """Run the evaluator over all images that the bundle finds.
 
-        Where one failed the process ends with status 1, after the ``finalize`` of the bundle's own workflow.
+        If an image failed, the process ends with status 1, after the ``finalize`` of the bundle's own workflow.
 
         Raises:
             GrataError: the bundle finds no image.
         """
         run = EvaluatorRun(self.evaluator, self.handler, self._traceback)
-        for path in self._replaced:
+        for path in self._to_remove:
             path.unlink(missing_ok=True)
         head = f", {self.head.activation} as in {self.head.source}" if self.head.activation else ""
         print(
@@ -162,19 +161,19 @@ def make_method(
     affine: str = "auto",
     **common: Any,
 ) -> Method:
-    """A method for a bundle's network.
+    """Return a method for a bundle's network.
 
     Args:
-        network: of the bundle.
-        name: of the method.
-        settings: of it.
-        head: as the bundle's postprocessing has it; what ``common`` says comes first.
-        unit_range: whether the network's images lie in 0..1: the strong view is then kept there.
+        network: network of the bundle.
+        name: name of the method.
+        settings: settings of the method.
+        head: meaning of the network's output by the bundle's postprocessing; ``common`` takes precedence.
+        unit_range: whether the network's images lie in 0..1; the strong view then stays in that range.
         affine: see :func:`grata.normalization.ensure_affine`.
-        common: what is said for all methods, see :func:`grata.methods.create`; None: nothing is said.
+        common: settings that are given for all methods, see :func:`grata.methods.create`; None: not given.
 
     Raises:
-        GrataError: nothing tells the activation, or whatever the method refuses.
+        GrataError: the activation is unknown, or the method refuses the network or a setting.
     """
     settings = dict(settings or {})
     known = settings_of(name) if name in METHODS else {}
@@ -186,22 +185,22 @@ def make_method(
         common["strong_view"] = {"output_range": "input"}
     if "activation" in known and common["activation"] is None and "activation" not in settings:
         raise GrataError(
-            "the bundle's postprocessing does not tell what the network's output means. Give "
-            "--adaptation#activation softmax (one class a voxel) or sigmoid (each channel for itself), as the network "
+            "the bundle's postprocessing does not say what the network's output means. Give "
+            "--adaptation#activation softmax (one class per voxel) or sigmoid (each channel by itself), as the network "
             "was trained.",
             key="adaptation#activation",
         )
     try:
         return create(name, network, settings, affine=affine, **common)
     except GrataError as error:
-        # the keys that a bundle's own adapt.yaml has at its top lie one level down in an overlay
+        # These keys are one level lower in the overlay than in the adapt.yaml of this project's own bundles.
         if error.head in (*common, "affine"):
             raise error.under("adaptation") from error
         raise
 
 
 def describe_changes(method: Method) -> str:
-    """What a method changes, in words."""
+    """Return in words what a method changes."""
     own = sum(parameter.numel() for parameter in method.parameters.values())
     attached = 0 if method.attached is None else method.attached.count
     parts = [f"{own - attached:,} parameters of the network"] * (own > attached)
@@ -210,21 +209,21 @@ def describe_changes(method: Method) -> str:
 
 
 def _bare(network: nn.Module) -> nn.Module:
-    """The network inside what compiles or distributes it: what is learnt belongs to its own names and weights."""
+    """Return the network inside a compiled or distributed one, whose parameters have other names."""
     if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
         network = network.module
     return getattr(network, "_orig_mod", network)
 
 
-def _replaced(folder: Path | None, start_from: str | Path | None, overwrite: bool) -> list[Path]:
-    """Files of an earlier run that are to be removed when this one begins.
+def _files_to_remove(folder: Path | None, start_from: str | Path | None, overwrite: bool) -> list[Path]:
+    """Return the files of an earlier run that are removed when this one begins.
 
     Raises:
-        GrataError: an earlier run has learnt something there, which this one neither goes on from nor replaces.
+        GrataError: ``folder`` holds the files of an earlier run, and this run neither goes on from it nor replaces it.
     """
     if folder is None:
         return []
-    journal, saved = folder / JOURNAL, folder / ADAPTED
+    journal, saved = folder / JOURNAL, folder / _ADAPTED
     if start_from is not None and saved.is_file() and saved_path(start_from).resolve() == saved.resolve():
         return []
     if overwrite:
@@ -232,7 +231,7 @@ def _replaced(folder: Path | None, start_from: str | Path | None, overwrite: boo
     if journal.is_file() or saved.is_file():
         go_on = f"--adaptation#start_from {saved} to go on from it, " if saved.is_file() else ""
         raise GrataError(
-            f"{folder} holds what an earlier run has left. Add {go_on}--adaptation#overwrite true to "
+            f"{folder} holds the files of an earlier run. Add {go_on}--adaptation#overwrite true to "
             "start anew, or name another --adaptation#output_dir.",
             key="adaptation#output_dir",
         )
@@ -240,15 +239,15 @@ def _replaced(folder: Path | None, start_from: str | Path | None, overwrite: boo
 
 
 def _existing(prepared: str | Path | None) -> str | Path | None:
-    """``prepared``, which a method reads only when it needs it; :class:`GrataError` unless it is a file."""
+    """Return ``prepared`` once it is known to exist: a method that does not need it would not notice."""
     if prepared is not None and not Path(prepared).is_file():
         raise GrataError(
-            f"{prepared} does not exist. Name a file of python -m grata prepare.", key="adaptation#prepared"
+            f"{prepared} does not exist. Name a file that python -m grata prepare wrote.", key="adaptation#prepared"
         )
     return prepared
 
 
 def prepared_of(bundle_root: str | Path | None) -> Path | None:
-    """What was prepared of a bundle's source set, where the bundle has it."""
+    """Return the bundle's file of ``python -m grata prepare``, or None where it has none."""
     path = None if bundle_root is None else Path(bundle_root) / "models" / "prepared.safetensors"
     return path if path is not None and path.is_file() else None

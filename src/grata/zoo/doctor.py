@@ -1,4 +1,4 @@
-"""The command ``python -m grata doctor``: what can be adapted in a bundle, and what will be refused, before it is run."""
+"""The command ``python -m grata doctor``: report before a run what can be adapted and what will be refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from ..errors import GrataError
 from ..methods import METHODS
 from ..networks.weights import check_fit, read_state
 from ..normalization import normalization_layers
-from ..workflows.configuration import check_method_settings, constant, explain, quiet
+from ..settings import constant
+from ..workflows.configuration import check_method_settings, explain, quiet
 from .adaptation import describe_changes, make_method, prepared_of
 from .head import Head, find_head, is_unit_range
 from .start import check_collisions, check_overrides, evaluators, overlay
@@ -34,13 +35,13 @@ _CLASSES = ("out_channels", "out_classes", "num_classes")
 
 @dataclass
 class Report:
-    """What was found.
+    """Result of an examination.
 
     Attributes:
-        name: of the bundle's folder, or of the file.
-        facts: what is told, by what it is about, in order.
-        methods: what each method lacks; an empty text where it fits.
-        problems: what will be refused whatever the method.
+        name: name of the bundle's folder, or of the file.
+        facts: findings by their subject, such as ``network``, in the order of display.
+        methods: reason why a method does not fit, by the method's name; empty where it fits.
+        problems: reasons for which a run is refused whatever the method.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Report:
 
     @property
     def adapts(self) -> bool:
-        """Whether any method that learns or changes something will run."""
+        """Whether any method but ``source``, which changes nothing, will run."""
         return not self.problems and any(not lack for name, lack in self.methods.items() if name != "source")
 
     def __str__(self) -> str:
@@ -69,10 +70,10 @@ class Report:
 
 
 def doctor(path: str | Path, config_file: str | None = None, **overrides: Any) -> int:
-    """Print what :func:`examine` finds.
+    """Print the report of :func:`examine`, which describes the arguments.
 
     Returns:
-        0 when something can be adapted, else 1.
+        Exit status: 0 if a method can adapt the network, else 1.
     """
     quiet()
     report = examine(path, config_file, **overrides)
@@ -81,17 +82,20 @@ def doctor(path: str | Path, config_file: str | None = None, **overrides: Any) -
 
 
 def examine(path: str | Path, config_file: str | None = None, **overrides: Any) -> Report:
-    """Look at a bundle in Model Zoo layout, a trained nnU-Net folder or a TorchScript file; no image is read.
+    """Examine a bundle in Model Zoo layout, a trained nnU-Net folder or a TorchScript file. No image is read.
 
     Args:
-        path: the folder or file.
-        config_file: of a bundle, relative to it; None: ``configs/inference.json`` or ``.yaml``.
-        overrides: keys of the bundle's configuration and of the overlay, nested ones by ``#``, such as
-            ``adaptation#activation``; with a ``method`` and its ``settings`` that one alone is told. Of an nnU-Net
-            folder ``folds`` and ``checkpoint_name``, of a TorchScript file ``activation`` and ``output``.
+        path: folder or file.
+        config_file: configuration of a bundle, relative to its folder; None: ``configs/inference.json`` or ``.yaml``.
+        overrides: for a bundle, keys of its configuration and of the overlay, nested ones with ``#``, such as
+            ``adaptation#activation``; with ``method`` and its ``settings`` only that method is examined. For an
+            nnU-Net folder ``folds`` and ``checkpoint_name``, for a TorchScript file ``activation`` and ``output``.
+
+    Returns:
+        What was found.
 
     Raises:
-        GrataError: there is nothing of these kinds, or its configuration or network cannot be made.
+        GrataError: ``path`` is none of these, or its configuration or network cannot be built.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -107,7 +111,7 @@ def examine(path: str | Path, config_file: str | None = None, **overrides: Any) 
 def _only(overrides: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
     for key in overrides:
         if key not in known:
-            raise GrataError(f"there is no such option here; there are {', '.join(known)}.", key=f"--{key}")
+            raise GrataError(f"there is no such option here. The options are {', '.join(known)}.", key=f"--{key}")
     return overrides
 
 
@@ -116,8 +120,8 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise GrataError(
-            f"{root}: there is no {' or '.join(str(f.relative_to(root)) for f in files)}. Give the folder of a bundle, a "
-            "trained nnU-Net folder (with plans.json) or a TorchScript file."
+            f"{root}: there is no {' or '.join(str(f.relative_to(root)) for f in files)}. Give the folder of a bundle, "
+            "a trained nnU-Net folder (with plans.json) or a TorchScript file."
         )
     report = Report(root.resolve().name)
     check_overrides([file, overlay()], overrides)
@@ -127,7 +131,7 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     if not isinstance(network, nn.Module):
         network = config.get("network")
     if not isinstance(network, nn.Module):
-        raise GrataError(f"{file}: it has neither network_def nor network. Name its inference configuration.")
+        raise GrataError(f"{file}: it has neither network_def nor network. Name the bundle's inference configuration.")
     report.facts["configuration"] = str(file.relative_to(root))
     report.facts["weights"] = _weights(config, network, report)
     try:
@@ -145,17 +149,17 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     head = find_head(config.get(f"{evaluator}{ID_SEP_KEY}postprocessing") or config.get("postprocessing"))
     inferer = config.get(f"{evaluator}{ID_SEP_KEY}inferer") or config.get("inferer") or SimpleInferer()
     unit = is_unit_range(config.get("preprocessing"))
-    _tell_network(report, network, _classes(config))
-    _tell_window(report, inferer)
+    _report_network(report, network, _classes(config))
+    _report_window(report, inferer)
     given["prepared"] = given.get("prepared") or prepared_of(root)
     names = [config.raw()["method"]] if "method" in overrides else list(METHODS)
     settings = config.raw("settings") if "method" in overrides else {}
-    _tell_methods(report, network, head, unit, given, names, settings)
-    report.facts["images"] = "in 0..1" if unit else "of another range than 0..1, which the strong view keeps"
+    _report_methods(report, network, head, unit, given, names, settings)
+    report.facts["images"] = "in 0..1" if unit else "not in 0..1; the strong view keeps their range"
     if any("grata prepare" in lack for lack in report.methods.values()) and not (root / "configs/adapt.yaml").is_file():
         report.facts["prepare"] = (
-            "python -m grata prepare reads images and labels by a configs/adapt.yaml of this project's kind, which this "
-            "bundle does not have"
+            "python -m grata prepare needs a configs/adapt.yaml like those of this project's bundles; this bundle has "
+            "none"
         )
     if report.adapts:
         report.facts["run"] = (
@@ -171,11 +175,11 @@ def _of_script(path: Path, **settings: Any) -> Report:
         network = torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise GrataError(
-            f"{path}: it is no TorchScript file. Weights alone (a state dict) tell nothing of the network: give the folder "
-            "of their bundle."
+            f"{path}: it is not a TorchScript file. Weights alone (a state dict) do not describe the network: give the "
+            "folder of their bundle."
         ) from error
-    _tell_network(report, network, None)
-    _tell_methods(report, network, Head(), True, settings)
+    _report_network(report, network, None)
+    _report_methods(report, network, Head(), True, settings)
     return report
 
 
@@ -191,8 +195,8 @@ def _of_nnunet(folder: Path, **options: Any) -> Report:
         report.facts["window"] = f"{' x '.join(map(str, found['patch_size']))} at {_listed(found['spacing'])} mm"
     if not report.problems:
         network = load_model(folder, **options).network(found["folds"][0])
-        _tell_network(report, network, found["classes"])
-        _tell_methods(report, network, Head(found["activation"], None, "nnU-Net's labels"), False, {})
+        _report_network(report, network, found["classes"])
+        _report_methods(report, network, Head(found["activation"], None, "nnU-Net's labels"), False, {})
         report.facts["run"] = f"python -m grata nnunet {folder} <images> <output> --method <method>"
     return report
 
@@ -202,7 +206,7 @@ def _listed(values: Sequence[Any]) -> str:
 
 
 class _Config:
-    """A bundle's configuration with the overlay's keys; its folder is where modules of its own are found."""
+    """A bundle's configuration with the overlay's keys; the bundle's own modules are imported from its folder."""
 
     def __init__(self, root: Path, file: Path, overrides: Mapping[str, Any]) -> None:
         self.root, self.file = root, file
@@ -217,22 +221,22 @@ class _Config:
         return key in self._parser
 
     def raw(self, key: str | None = None) -> dict[str, Any]:
-        """As it is written."""
+        """Return the whole configuration, or the value of a key, as it is written."""
         return self._parser.get(key) if key else self._parser.get()
 
     def get(self, key: str) -> Any:
-        """What a key stands for; None where there is no such key."""
+        """Return the object that a key stands for, or None where there is no such key."""
         if key not in self._parser:
             return None
         before = set(sys.modules)
         sys.path.insert(0, str(self.root))
         try:
             return self._parser.get_parsed_content(key)
-        except Exception as error:  # a configuration calls anything, and that raises anything
-            raise GrataError(f"{self.file}: its {key} cannot be made. {explain(error)}") from error
+        except Exception as error:  # a configuration may call anything
+            raise GrataError(f"{self.file}: its {key} cannot be built. {explain(error)}") from error
         finally:
             sys.path.remove(str(self.root))
-            # The next bundle's modules may have the same names.
+            # Modules of the next bundle may have the same names.
             for name in set(sys.modules) - before:
                 file = getattr(sys.modules[name], "__file__", None)
                 if file is not None and Path(file).resolve().is_relative_to(self.root.resolve()):
@@ -246,7 +250,7 @@ def _weights(config: _Config, network: nn.Module, report: Report) -> str:
         return "not named by a CheckpointLoader"
     shown = Path(path).name
     if not Path(path).is_file():
-        hint = ", see large_files.yml for where it is" if list(config.root.glob("large_files.*")) else ""
+        hint = "; large_files.yml says where to get it" if list(config.root.glob("large_files.*")) else ""
         return f"{shown} is missing{hint}"
     try:
         check_fit(read_state(Path(path)), network, shown)
@@ -256,7 +260,7 @@ def _weights(config: _Config, network: nn.Module, report: Report) -> str:
     return f"{shown} fits the network"
 
 
-def _tell_network(report: Report, network: nn.Module, classes: int | None) -> None:
+def _report_network(report: Report, network: nn.Module, classes: int | None) -> None:
     total = sum(parameter.numel() for parameter in network.parameters())
     dims = _spatial_dims(network)
     out = f", {classes} output channels" if classes else ""
@@ -265,7 +269,7 @@ def _tell_network(report: Report, network: nn.Module, classes: int | None) -> No
     report.facts["normalization"] = ", ".join(f"{count} {kind}" for kind, count in layers.items()) or "none"
 
 
-def _tell_window(report: Report, inferer: Inferer) -> None:
+def _report_window(report: Report, inferer: Inferer) -> None:
     name = type(inferer).__name__
     if isinstance(inferer, SlidingWindowInferer):
         size = inferer.orig_roi_size if isinstance(inferer, SliceInferer) else inferer.roi_size
@@ -276,12 +280,12 @@ def _tell_window(report: Report, inferer: Inferer) -> None:
     else:
         report.facts["window"] = name
         report.problems.append(
-            f"inferer: {name} is not one that adaptation knows; give a SimpleInferer, SlidingWindowInferer or "
-            "SliceInferer by --inferer#_target_, or use method source."
+            f"inferer: adaptation does not know {name}. Give a SimpleInferer, SlidingWindowInferer or SliceInferer by "
+            "--inferer#_target_, or use method source."
         )
 
 
-def _tell_methods(
+def _report_methods(
     report: Report,
     network: nn.Module,
     head: Head,
@@ -323,7 +327,7 @@ def _classes(config: _Config) -> int | None:
 
 
 def _components(config: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All items with a ``_target_``, with their ids."""
+    """Yield the id and content of each item with a ``_target_``."""
     if isinstance(config, Mapping) and "_target_" in config:
         yield key, config
     items = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
@@ -339,5 +343,5 @@ def _kind(kind: str, layer: nn.Module) -> str:
 
 
 def _spatial_dims(network: nn.Module) -> int | str:
-    names = {getattr(module, "original_name", type(module).__name__) for module in network.modules()}
+    names = {class_name(module) for module in network.modules()}
     return 3 if "Conv3d" in names else 2 if "Conv2d" in names else "?"

@@ -1,4 +1,4 @@
-"""What a network's output means and what its input looks like, read off a bundle's own transforms."""
+"""Meaning of a network's output and range of its input, read from a bundle's own transforms."""
 
 from __future__ import annotations
 
@@ -23,17 +23,24 @@ from monai.transforms import (
     ScaleIntensityRangePercentilesd,
 )
 
-__all__ = ["Head", "find_head", "is_unit_range", "transforms_of"]
+__all__ = ["Head", "find_head", "is_unit_range"]
+
+_RANGES = (
+    ScaleIntensityRange,
+    ScaleIntensityRanged,
+    ScaleIntensityRangePercentiles,
+    ScaleIntensityRangePercentilesd,
+)
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a network's output means.
+    """Meaning of a network's output.
 
     Attributes:
-        activation: ``softmax`` or ``sigmoid``; None: nothing tells.
-        output: key of the logits, for a network that returns a dict; None: it returns them.
-        source: the transform that tells, for people.
+        activation: ``softmax`` or ``sigmoid``; None: unknown.
+        output: key of the logits in the dict that the network returns; None: the network returns the logits.
+        source: name of the transform that the activation was read from, for messages.
     """
 
     activation: str | None = None
@@ -42,16 +49,16 @@ class Head:
 
 
 def find_head(postprocessing: Any, key: str = "pred") -> Head:
-    """The head of a network, by the transforms that its predictions go through.
+    """Return the head of a network, by the transforms of its predictions.
 
-    The first activation decides. Without one an argmax tells a softmax: it is the same of logits and of their softmax.
-    A threshold alone tells nothing, since it may be one of logits or of probabilities.
+    The first activation decides. Without an activation, an argmax means softmax, because logits and their softmax have
+    the same argmax. A threshold alone means nothing, because it may apply to logits or to probabilities.
 
     Args:
-        postprocessing: a transform, usually a ``Compose``; None: there is none.
-        key: of the predictions.
+        postprocessing: transform, usually a ``Compose``; None: there is none.
+        key: key of the predictions.
     """
-    transforms = list(transforms_of(postprocessing))
+    transforms = list(_transforms(postprocessing))
     for transform in transforms:
         if isinstance(transform, HoVerNetInstanceMapPostProcessingd):
             mask = transform.instance_map_post_process.generate_watershed_mask
@@ -66,9 +73,14 @@ def find_head(postprocessing: Any, key: str = "pred") -> Head:
 
 
 def is_unit_range(preprocessing: Any, key: str = "image") -> bool:
-    """Whether images come out of ``preprocessing`` in 0..1: its last change of intensity is a scaling to that."""
+    """Return whether the last change of intensity in ``preprocessing`` scales the image to 0..1.
+
+    Args:
+        preprocessing: transform, usually a ``Compose``; None: there is none.
+        key: key of the image.
+    """
     unit = False
-    for transform in transforms_of(preprocessing):
+    for transform in _transforms(preprocessing):
         if key not in getattr(transform, "keys", (key,)):
             continue
         scaler = getattr(transform, "scaler", transform)
@@ -81,21 +93,13 @@ def is_unit_range(preprocessing: Any, key: str = "image") -> bool:
     return unit
 
 
-_RANGES = (
-    ScaleIntensityRange,
-    ScaleIntensityRanged,
-    ScaleIntensityRangePercentiles,
-    ScaleIntensityRangePercentilesd,
-)
-
-
-def transforms_of(transform: Any) -> Iterator[Any]:
-    """``transform`` itself, or what a ``Compose`` holds, in order and however deep."""
+def _transforms(transform: Any) -> Iterator[Any]:
+    """Yield ``transform`` itself, or the transforms of a ``Compose``, in order and at any depth."""
     if isinstance(transform, Compose):
         transform = transform.transforms
     if isinstance(transform, list | tuple):
         for item in transform:
-            yield from transforms_of(item)
+            yield from _transforms(item)
     elif transform is not None:
         yield transform
 

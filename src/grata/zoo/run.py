@@ -1,4 +1,4 @@
-"""A whole run of somebody else's evaluator: faults stay with their image."""
+"""A run of a bundle's own evaluator over all of its images; an image that fails does not stop it."""
 
 from __future__ import annotations
 
@@ -25,36 +25,52 @@ from ..workflows.configuration import causes, explain
 __all__ = ["TRACEBACK", "EvaluatorRun", "NamedCases"]
 
 TRACEBACK = "--adaptation#traceback true"
-"""Option that shows where a fault came from."""
+"""Option that shows the traceback of a fault."""
+
+_ENDINGS = (
+    ".nii.gz",
+    ".nii",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".npy",
+)
 
 
 class NamedCases(AdaptationHandler):
-    """An :class:`AdaptationHandler` for batches that do not name their cases: they are named from outside."""
+    """An :class:`AdaptationHandler` for batches without case names; its owner sets ``names`` before each batch."""
 
     names: tuple[str, ...] = ()
 
-    def _items(self, engine: Engine, key: str) -> list[str]:
+    def _items(self, engine: SupervisedEvaluator, key: str) -> list[str]:
         return list(self.names) if key == self.case_key and self.names else super()._items(engine, key)
 
 
 class EvaluatorRun:
-    """Runs an evaluator over all images of its data loader.
+    """A run of an evaluator over all images of its data loader.
 
-    An image that fails (in reading, adaptation, prediction or writing) is reported, leaves no trace in the network, and
-    the rest is done; a batch of several is then taken apart. The evaluator starts again for what is left: what its
-    handlers average over an epoch is over the images since the fault before. What fails before the first image or after
-    the last one is no image's fault and ends the run. Images come in the order of the data set, also where the loader
-    would shuffle them.
+    An image that fails (in reading, adaptation, prediction or writing) is reported and leaves no trace in the network,
+    and the run goes on; the images of a larger batch are then taken one by one. After a fault the evaluator starts
+    again with the images that are left, so its handlers average over the images since the last fault only. A fault
+    before the first image or after the last one belongs to no image and ends the run. Images are taken in the order of
+    the data set, even if the loader would shuffle them.
 
     Args:
-        evaluator: its data loader may be any; of a stream without indices the first fault ends the run.
-        handler: what adapts; not attached yet.
-        traceback: show the Python traceback of each fault.
+        evaluator: evaluator with any data loader; with a stream without indices, the first fault ends the run.
+        handler: handler that adapts the network, not attached yet.
+        traceback: whether to show the Python traceback of each fault.
 
     Attributes:
-        images: how many there are; of a stream, how many came.
-        finished: how many were done.
-        faults: what was wrong, by the image's name: its file's, or its place in the list.
+        images: number of images; of a stream, the number that came.
+        finished: number of images that were finished.
+        faults: message of each fault, by the image's name: that of its file, or its place in the list.
 
     Raises:
         GrataError: there is no image.
@@ -69,24 +85,25 @@ class EvaluatorRun:
         self._loader = evaluator.data_loader
         self._batches: list[list[int]] | None = None
         if isinstance(self._loader, DataLoader) and not isinstance(self._loader.dataset, IterableDataset):
+            self._dataset = self._loader.dataset
             self._batches = _batches(self._loader)
             self.images = sum(map(len, self._batches))
-            self._names = _names(self._loader.dataset, [index for batch in self._batches for index in batch])
+            self._names = _names(self._dataset, [index for batch in self._batches for index in batch])
             if not self.images:
                 raise _no_image()
 
     def run(self) -> None:
-        """Run it, once.
+        """Run the evaluator. May be called once.
 
         Raises:
             GrataError: a stream had no image.
-            Exception: what came before the first image or after the last, or, of a stream, the first fault.
+            Exception: a fault before the first image or after the last, or the first fault of a stream.
         """
         engine = self.evaluator
         self.handler.attach(engine)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, require_finite)
         if not self.traceback:
-            _tell_no_tracebacks(engine)
+            _silence_tracebacks(engine)
         engine.add_event_handler(Events.EXCEPTION_RAISED, _raise)
         if self._batches is None:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
@@ -105,10 +122,10 @@ class EvaluatorRun:
         engine.data_loader = self._loader
 
     def _run(self, pending: list[list[int]]) -> list[list[int]]:
-        """Run the evaluator up to a fault, or to the end; returns what is left."""
+        """Run the evaluator up to a fault or the end, and return the batches that are left."""
         engine = self.evaluator
-        # What a fault left of the last run must be gone: ignite would go on with it, and its loader's iterator before
-        # the next one forks its workers.
+        assert isinstance(self._loader, DataLoader)  # a stream has no batches to run apart
+        # Ignite would go on with the run that failed, and its loader's iterator must be gone before the next forks.
         engine._internal_run_generator = engine._dataloader_iter = None
         gc.collect()
         self._pending, self._done, self._begun = pending, 0, False
@@ -117,15 +134,15 @@ class EvaluatorRun:
         try:
             engine.run()
             return []
-        # Reading, a transform or a network can raise anything, and one image must not end the list.
+        # Reading, a transform or a network can raise anything, and one image must not end the run.
         except Exception as error:
             left = pending[self._done :]
-            # A library that was interrupted may raise an error of its own.
+            # An interrupted library may raise an error of its own.
             if not self._begun or not left or any(not isinstance(cause, Exception) for cause in causes(error)):
                 raise
             left = self._after_fault(left, error)
         if not left:
-            # The last image's fault is not to keep the bundle from writing what it writes at the end.
+            # The bundle writes its results on these events, also when the last image failed.
             engine.fire_event(Events.EPOCH_COMPLETED)
             engine.fire_event(Events.COMPLETED)
         return left
@@ -147,7 +164,7 @@ class EvaluatorRun:
         self._done += 1
 
     def _after_fault(self, left: list[list[int]], error: Exception) -> list[list[int]]:
-        """What is left to do, the method as it was before."""
+        """Put the method back to its state before the fault, and return the batches that are left."""
         if self.traceback:
             tracebacks.print_exception(error)
         if self._committed is None:
@@ -160,7 +177,7 @@ class EvaluatorRun:
         if len(failed) > 1:
             return [[index] for index in failed] + rest
         name = self._names[failed[0]]
-        message = _without_paths(explain(error, TRACEBACK), self._loader.dataset, failed[0], name)
+        message = _without_paths(explain(error, TRACEBACK), self._dataset, failed[0], name)
         tqdm.write(f"{name}: {message}")
         self.faults[name] = message
         self._bar.update(1)
@@ -171,19 +188,19 @@ class EvaluatorRun:
 
 def _no_image() -> GrataError:
     return GrataError(
-        "the bundle finds no image. Look at dataset_dir, and at how the bundle's configuration makes its list "
-        "of images from it: names and folders must be as it expects them.",
+        "the bundle finds no image. Check dataset_dir, and how the bundle's configuration lists the images in it: "
+        "files and folders must have the names that it expects.",
         key="dataset",
     )
 
 
 def _raise(engine: Engine, error: Exception) -> None:
-    """Without any handler left ignite keeps errors to itself."""
+    """Raise the error again: ignite drops errors once a handler of theirs was removed."""
     raise error
 
 
-def _tell_no_tracebacks(engine: Engine) -> None:
-    """Faults are told by the run; the engine's own log and MONAI's would repeat each with the whole chain of calls."""
+def _silence_tracebacks(engine: Engine) -> None:
+    """Turn off the logs of the engine and of MONAI, which would repeat each fault with its whole traceback."""
     engine.logger.disabled = True
     for handler, *_ in list(engine._event_handlers[Events.EXCEPTION_RAISED]):
         if isinstance(getattr(handler, "__self__", None), StatsHandler):
@@ -191,17 +208,17 @@ def _tell_no_tracebacks(engine: Engine) -> None:
 
 
 def _batches(loader: DataLoader) -> list[list[int]]:
-    """Indices of the loader's batches, in the order of the data set."""
+    """Return the indices of each batch, in the order of the data set."""
     if not isinstance(loader.sampler, RandomSampler) and loader.batch_sampler is not None:
         return [list(batch) for batch in loader.batch_sampler]
     size = loader.batch_size or 1
-    indices = range(len(loader.dataset))
+    dataset: Any = loader.dataset
+    indices = range(len(dataset))
     return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 
 def _loader_of(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
-    """The same loader for these batches alone."""
-    workers = {} if loader.num_workers == 0 else {"prefetch_factor": loader.prefetch_factor}
+    """Return the same loader for these batches alone."""
     return DataLoader(
         loader.dataset,
         batch_sampler=batches,
@@ -211,13 +228,15 @@ def _loader_of(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
-        **workers,
+        prefetch_factor=loader.prefetch_factor,
     )
 
 
 def _names(dataset: Any, indices: list[int]) -> dict[int, str]:
-    """A name for each image: that of its file, or its place in the list where there is no such file, where others
-    share it, and of DICOM, whose files and folders may name the patient.
+    """Return a name for each image.
+
+    The name is that of the image's file. Without such a file, with a name that several share, and for DICOM, whose
+    files and folders may name the patient, it has the image's place in the list.
     """
     found = {index: _file_name(_files(dataset, index)) or "image" for index in indices}
     shared = Counter(found.values())
@@ -242,25 +261,8 @@ def _file_name(files: list[Path]) -> str:
     return name[: -len(ending)] if ending else ""
 
 
-_ENDINGS = (
-    ".nii.gz",
-    ".nii",
-    ".mha",
-    ".mhd",
-    ".nrrd",
-    ".nhdr",
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".npy",
-)
-
-
 def _files(dataset: Any, index: int) -> list[Path]:
-    """Files that an item of a ``monai.data.Dataset`` names, before it is read; its image's first."""
+    """Return the files that an item of a ``monai.data.Dataset`` names before it is read, the image's first."""
     data = getattr(dataset, "data", None)
     item = data[index] if isinstance(data, list | tuple) and index < len(data) else None
     if not isinstance(item, Mapping):
@@ -271,9 +273,8 @@ def _files(dataset: Any, index: int) -> list[Path]:
 
 
 def _without_paths(message: str, dataset: Any, index: int, name: str) -> str:
-    """A message without the names of files and folders, which may be those of patients."""
-    for path in sorted({str(path) for file in _files(dataset, index) for path in (file, file.resolve())}, key=len)[
-        ::-1
-    ]:
+    """Return a message without the paths of an item's files, which may name the patient."""
+    paths = {str(path) for file in _files(dataset, index) for path in (file, file.resolve())}
+    for path in sorted(paths, key=len)[::-1]:
         message = message.replace(path, name)
     return message

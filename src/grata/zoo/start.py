@@ -1,8 +1,7 @@
-"""Before a bundle is run with the overlay: plain messages, and what a mistyped key or a collision would hide."""
+"""Checks before a bundle is run with the overlay: mistyped keys, keys of the same name, plain messages."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,27 +12,27 @@ from monai.bundle.utils import ID_SEP_KEY
 from monai.utils import ensure_tuple
 
 from ..errors import GrataError
+from ..settings import did_you_mean
 from ..workflows.configuration import check_method_settings, plain_errors, running_workflow
 from .run import TRACEBACK
 
 __all__ = ["begin", "bundle_postprocessing", "check_collisions", "check_overrides", "evaluators", "overlay"]
 
-
 _OF_MONAI = ("bundle_root", "workflow_type", "workflow_name", "properties_path")
-"""Keys of the command line that MONAI reads itself."""
+"""Options of the command line that MONAI itself reads."""
 
 
 def overlay() -> Path:
-    """Where the overlay lies that adapts any bundle in Model Zoo layout, see its first lines."""
+    """Return the path of the overlay that adapts any bundle in Model Zoo layout. Its first lines say how to use it."""
     return Path(__file__).with_name("adapt.yaml")
 
 
 def begin() -> None:
-    """First expression of the overlay's ``adapt``.
+    """Check the running configuration, as the first expression of the overlay's ``adapt``.
 
     Raises:
-        GrataError: the bundle has a key of the overlay's name, which would be lost; a key of the command line that
-            nothing knows, as a mistyped one; no evaluator.
+        GrataError: the bundle has a key that the overlay would replace, nothing reads a key of the command line (it may
+            be mistyped), or there is no evaluator.
     """
     workflow = running_workflow()
     if workflow is None:
@@ -42,7 +41,7 @@ def begin() -> None:
     plain_errors(
         config["adaptation"].get("traceback"),
         TRACEBACK,
-        "What the bundle wrote is kept, and so is what was learnt: a bank goes on by itself, without one give "
+        "The bundle's outputs and the saved adaptation are kept. A bank goes on by itself; without a bank give "
         "--adaptation#start_from.",
     )
     check_method_settings(config)
@@ -61,8 +60,9 @@ def begin() -> None:
 
 
 def bundle_postprocessing() -> Any:
-    """What the running workflow's evaluator puts predictions through, or else the configuration's ``postprocessing``,
-    which a handler may apply; None where there is neither.
+    """Return the postprocessing of the running workflow's evaluator.
+
+    If it has none, the configuration's ``postprocessing`` is returned, which a handler may apply, or else None.
     """
     workflow = running_workflow()
     if workflow is None:
@@ -75,7 +75,14 @@ def bundle_postprocessing() -> Any:
 
 
 def check_collisions(files: list[Path]) -> None:
-    """Raise :class:`GrataError` where one of the configuration files before the overlay has a key of its name."""
+    """Check that the overlay replaces no key of the configuration files before it.
+
+    Args:
+        files: configuration files in their order, the overlay among them or not.
+
+    Raises:
+        GrataError: a file has a key of the overlay.
+    """
     ours = ConfigParser.load_config_file(overlay())
     for path in files:
         keys = ConfigParser.load_config_file(path)
@@ -84,7 +91,7 @@ def check_collisions(files: list[Path]) -> None:
             return
         taken = sorted(ours.keys() & {key.lstrip("+") for key in keys})
         if taken:
-            own = " It has a workflow of its own for this: run that one." if "adapt" in taken else ""
+            own = " The file has its own workflow for adaptation: run that one." if "adapt" in taken else ""
             raise GrataError(
                 f"{path}: it has a key {taken[0]}, which the overlay would replace.{own} Rename that key, or leave the "
                 "file out."
@@ -92,11 +99,14 @@ def check_collisions(files: list[Path]) -> None:
 
 
 def check_overrides(files: list[Path], overrides: Mapping[str, Any]) -> None:
-    """Raise :class:`GrataError` for a key that nothing reads, which MONAI takes without a word.
+    """Check that every key of the command line is read by something; MONAI accepts any key.
 
     Args:
-        files: all configuration files, the overlay among them; none: nothing can be said.
-        overrides: of the command line, by key.
+        files: all configuration files, the overlay among them; without any, nothing is checked.
+        overrides: values of the command line, by key.
+
+    Raises:
+        GrataError: nothing reads a key.
     """
     config: dict[str, Any] = {}
     for path in files:
@@ -106,18 +116,18 @@ def check_overrides(files: list[Path], overrides: Mapping[str, Any]) -> None:
     for key in overrides if config else ():
         head, _, rest = key.lstrip("+").partition("#")
         if head not in known:
-            near = [f"adaptation#{head}"] if head in arguments else difflib.get_close_matches(head, known, n=1)
-            hint = f"Did you mean --{near[0]}?" if near else "Nothing in the configuration has that name."
+            hint = did_you_mean(head, known, "Nothing in the configuration has that name.", "--")
+            if head in arguments:
+                hint = f"Did you mean --adaptation#{head}?"
             raise GrataError(f"there is no such key. {hint}", key=f"--{key}")
         name = rest.split("#")[0]
         if head == "adaptation" and name not in arguments:
-            near = difflib.get_close_matches(name, arguments, n=1)
-            hint = f"Did you mean --adaptation#{near[0]}?" if near else f"There are {', '.join(arguments)}."
+            hint = did_you_mean(name, arguments, f"The keys are {', '.join(arguments)}.", "--adaptation#")
             raise GrataError(f"there is no such key. {hint}", key=f"--{key}")
 
 
 def _command() -> tuple[list[Path], Mapping[str, Any]]:
-    """Configuration files and overrides of the running ``monai.bundle run``; none where it was called in another way."""
+    """Return the configuration files and overrides of the running ``monai.bundle run``, empty if it is not running."""
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code is run.__code__:
@@ -128,7 +138,7 @@ def _command() -> tuple[list[Path], Mapping[str, Any]]:
 
 
 def evaluators(config: Any, key: str = "") -> list[str]:
-    """Keys of the components that are evaluators."""
+    """Return the keys of all components that are evaluators, nested ones with ``#``."""
     if not isinstance(config, Mapping):
         return []
     found = [key] if "Evaluator" in str(config.get("_target_", "")) else []
