@@ -1,11 +1,11 @@
-"""What one GraTa step costs, stage by stage, as a ratio to one plain forward of the same network.
+"""Cost of one GraTa step, stage by stage, relative to one plain forward of the same network.
 
     python benchmarks/step_cost.py --config_file bundles/hippocampus_mri_segmentation/configs/adapt.yaml --size 48,64,48
     python benchmarks/step_cost.py --net_id network --config_file my_network.yaml --size 512,512 --channels 3 \
         --activation sigmoid
 
 Forward and step alternate in every round, and the median over rounds is reported: seconds vary between machines, the
-ratios of one run much less. Memory is the peak of what is allocated during a stage on top of what lay there before it.
+ratios of one run much less. Memory is the peak allocation during a stage, beyond what was allocated before it.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ STAGES = (
 
 
 class Meter:
-    """Seconds and peak bytes of named stages."""
+    """Meter of seconds and peak bytes of named stages."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -104,14 +104,14 @@ def main(
         config_file: JSON or YAML with the network's definition, for example a bundle's.
         size: spatial size of the image, e.g. 48,64,48.
         net_id: key of the network in config_file.
-        channels: of the image.
-        batch: images in a batch.
+        channels: number of channels of the image.
+        batch: number of images in a batch.
         activation: softmax or sigmoid.
-        views: names of weak views; the default ones for this size if left out.
-        autocast: bfloat16 or float16 for the forwards of the step and the plain one.
+        views: names of the weak views; without them, the default views for this size.
+        autocast: bfloat16 or float16, for the forwards of the step and the plain forward.
         device: cpu or cuda.
-        threads: of torch, on a CPU.
-        rounds: how often forward and step alternate, after one that is not counted.
+        threads: number of torch threads on a CPU.
+        rounds: number of rounds, after a first one that is not counted.
     """
     if threads:
         torch.set_num_threads(threads)

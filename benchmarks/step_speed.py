@@ -1,11 +1,11 @@
-"""One GraTa step on the paper's network against the same step written the plain way, alternating in one run.
+"""One GraTa step on the paper's network, compared with the same step written plainly, alternating in one run.
 
     python benchmarks/step_speed.py                                          # ResUNet-34, 512×512, random weights
     python benchmarks/step_speed.py --weights <file> --depth 18 --picture <file> --keep_pages true
 
-The plain way stands in for the reference implementation: default memory format, float32, each view by itself, as one
-would write it from the paper. A step is the adaptation (eight forwards, two backwards) and the prediction after it.
-Seconds vary between machines, the ratios of one run much less. Memory is the peak of what tensors take during a step.
+The plain step stands for the reference implementation: default memory format, float32, one view at a time, as one would
+write it from the paper. A step is the adaptation (eight forwards, two backwards) and the prediction after it. Seconds
+vary between machines, the ratios of one run much less. Memory is the peak of all tensors during a step.
 """
 
 import copy
@@ -38,10 +38,10 @@ VIEWS = (
 
 
 class PlainStep:
-    """GraTa written down from the paper, with nothing done for speed; needs no part of the package.
+    """GraTa written from the paper, without any optimization and without this package.
 
     Args:
-        network: a copy of it is adapted.
+        network: network; a copy of it is adapted.
         lr: base learning rate.
     """
 
@@ -56,7 +56,7 @@ class PlainStep:
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr, betas=(0.9, 0.999))
 
     def __call__(self, x: torch.Tensor, strong: torch.Tensor) -> torch.Tensor:
-        """Adapt to ``x`` and predict it: probabilities ``(B, C, H, W)``."""
+        """Adapt to ``x`` and return its probabilities ``(B, C, H, W)``."""
         theta = [p.detach().clone() for p in self.parameters]
         p = self.network(x).sigmoid()
         entropy = -(p * torch.log(p + 1e-6)).sum(1).mean()
@@ -82,15 +82,15 @@ class PlainStep:
 
 
 class GrataStep:
-    """The same step by the package.
+    """The same step with this package.
 
     Args:
-        network: a copy of it is adapted.
-        memory_format: of the network.
+        network: network; a copy of it is adapted.
+        memory_format: memory format of the network.
         predict_autocast: precision of the prediction after the step.
-        compiled: by torch.compile.
-        plain_decoder: without the decoder that saves memory traffic where no gradient is wanted.
-        settings: of :class:`grata.methods.GraTa`.
+        compiled: whether torch.compile compiles the network.
+        plain_decoder: whether the faster decoder for forwards without gradients is not used.
+        settings: settings of :class:`grata.methods.GraTa`.
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class GrataStep:
     ) -> None:
         network = copy.deepcopy(network).to(memory_format=memory_format)
         if plain_decoder:
-            network.up.register_forward_hook(lambda *_: None)  # the faster one gives way to hooks
+            network.up.register_forward_hook(lambda *_: None)  # The faster decoder is not used when hooks are set.
         self.method = GraTa(network, activation="sigmoid", **settings)
         self.predict_autocast = predict_autocast
         if compiled:
             self.method._network = torch.compile(network)
 
     def __call__(self, x: torch.Tensor, strong: torch.Tensor) -> torch.Tensor:
-        """Adapt to ``x`` and predict it: probabilities ``(B, C, H, W)``."""
+        """Adapt to ``x`` and return its probabilities ``(B, C, H, W)``."""
         record = self.method.adapt(x, strong_view=strong)
         self.cosine = record.cosine
         dtype = self.predict_autocast
@@ -120,12 +120,12 @@ class GrataStep:
 
     @property
     def parameters(self) -> list[torch.Tensor]:
-        """The adapted parameters."""
+        """Adapted parameters."""
         return list(self.method.parameters.values())
 
 
 def peak_memory(step: Callable, *arguments: torch.Tensor) -> float:
-    """Peak of the tensors' memory during a step, in MiB."""
+    """Return the peak memory of all tensors during a step, in MiB."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step(*arguments)
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -137,14 +137,14 @@ def peak_memory(step: Callable, *arguments: torch.Tensor) -> float:
 
 
 def read_picture(path: str, size: int) -> torch.Tensor:
-    """Return a picture as the network takes it: ``(1, 3, size, size)`` in 0..1."""
+    """Return a picture as input of the network, ``(1, 3, size, size)`` from 0 to 1."""
     pixels = np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
     x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
     return (x - x.min()) / (x.max() - x.min())
 
 
 def variants(network: nn.Module, compiled: bool) -> dict[str, Callable[[], PlainStep | GrataStep]]:
-    """Return what makes each variant, each time from the source network; the plain one comes first."""
+    """Return one function per variant that makes its step from the source network; the plain step comes first."""
     bf16 = torch.bfloat16
     makers: dict[str, Callable[[], PlainStep | GrataStep]] = {
         "plain": lambda: PlainStep(network),
@@ -208,20 +208,20 @@ def main(
     """Print the table.
 
     Args:
-        depth: of the ResUNet.
-        size: of the square image, a multiple of 32.
-        weights: of the network; random ones if left out.
-        picture: the image; random noise if left out.
-        keep_pages: let the allocator of both sides keep what is freed.
-        compiled: also measure the network compiled by torch.compile, which needs a C++ compiler.
-        threads: of torch.
-        rounds: how often the variants alternate, after one that is not counted.
-        seed: of the weights, the image and the strong view.
-        output: JSON file for the figures.
+        depth: depth of the ResUNet.
+        size: side of the square image in pixels, a multiple of 32.
+        weights: file of the network's weights; without it, the weights are random.
+        picture: file of the image; without it, the image is random noise.
+        keep_pages: whether the allocator keeps freed memory, for all variants.
+        compiled: whether the network compiled by torch.compile is measured too, which needs a C++ compiler.
+        threads: number of torch threads.
+        rounds: number of rounds, after a first one that is not counted.
+        seed: seed of the weights, the image and the strong view.
+        output: JSON file to write the figures to.
     """
     torch.set_num_threads(threads)
     if keep_pages and not hold_pages():
-        raise SystemExit("keep_pages: this platform's allocator cannot be told to.")
+        raise SystemExit("keep_pages: the allocator of this platform does not support it.")
     torch.manual_seed(seed)
     network = ResUNet(out_channels=2, depth=depth).eval()
     if weights:

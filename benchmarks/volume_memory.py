@@ -1,14 +1,14 @@
-"""Peak memory of adapting to large volumes, which must not grow with the volume.
+"""Peak memory of adaptation to large volumes, which must not grow with the volume.
 
     python benchmarks/volume_memory.py
     python benchmarks/volume_memory.py --sizes 128,256 --window 96 --overlap 0.5 --methods source,grata
 
 A UNet of the Model Zoo's spleen bundle predicts one volume of every size in a ``SupervisedEvaluator`` with a
 ``SlidingWindowInferer``; ``source`` is plain inference. Every run is a process of its own, and its peak is the kernel's
-own figure for resident memory (``VmHWM`` of ``/proc/self/status``, so Linux only). Subtracted from it are what the
-process held after all imports and with the network made, and the volume itself: the image, the inferer's output buffer
-and its count map, which any inference by sliding windows holds, in bytes by their shapes. What is left is what windows,
-gradients and views take.
+figure for resident memory (``VmHWM`` in ``/proc/self/status``, so on Linux only). Two things are subtracted: the memory
+after all imports and the construction of the network, and the volume itself, that is the image, the inferer's output
+buffer and its count map, which every sliding-window inference holds. The rest is the memory of windows, gradients and
+views.
 """
 
 import json
@@ -97,7 +97,7 @@ def _listed(values: object) -> tuple:
 
 
 def _resident(key: str) -> float:
-    """MiB."""
+    """Return one value of /proc/self/status in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024 / MIB
 

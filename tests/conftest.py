@@ -45,6 +45,9 @@ def bundle() -> Path:
 @pytest.fixture(scope="session")
 def python():
     """A command that does what `sys.executable` does, with most imports done: see forkserver.py."""
+    if not sys.platform.startswith("linux"):
+        yield sys.executable
+        return
     with tempfile.TemporaryDirectory(prefix="grata") as folder:  # a socket's name may have 107 characters
         address, client = Path(folder, "socket"), Path(folder, "python")
         process = subprocess.Popen([sys.executable, Path(__file__).with_name("forkserver.py"), address, client])

@@ -94,7 +94,7 @@ def test_segments_to_score_are_named_by_targets_and_sources(settings, write):
         ({"sources": {"a": {"seed": 3}}}, "sources#a#seed: .*See seeds"),
         ({"sources": {"a": {"settings#seed": 3}}}, "sources#a#settings#seed: .*row of methods"),
         ({"sources": {"a": {"method": "tent"}}}, "sources#a#method: .*See methods"),
-        ({"sources": {"a": {"resume": True}}}, "sources#a#resume: .*goes on"),
+        ({"sources": {"a": {"resume": True}}}, "sources#a#resume: .*always resumes"),
         ({"sources": {"a": {"overwrite": True}}}, "sources#a#overwrite: .*output_dir"),
         ({"sources": {"a": {"traceback": True}}}, "sources#a#traceback: .*Leave it out"),
         ({"methods": {"gratta": {}}}, "Did you mean grata"),

@@ -117,11 +117,11 @@ def test_damaged_files_are_named_with_the_remedy(part):
             with pytest.raises(GrataError, match="seed-0.json is damaged. Remove it and seed-0.pt beside it; the"):
                 call()
     progress.unlink()
-    with pytest.raises(GrataError, match="seed-0.pt is there without seed-0.json.*Remove it; the job starts anew"):
+    with pytest.raises(GrataError, match="seed-0.pt is there without seed-0.json.*Remove it; the job starts again"):
         part.changed()
     progress.write_text(kept[0])
     file(part, ".jsonl").write_text("[1]\n")
-    with pytest.raises(GrataError, match="seed-0.jsonl is damaged. Remove it; the job starts anew"):
+    with pytest.raises(GrataError, match="seed-0.jsonl is damaged. Remove it; the job starts again"):
         part.rows()
     file(part, ".jsonl").write_text('{"image": 1}\n')
     for damage in (b"nothing", kept[1][:-20]):

@@ -16,7 +16,7 @@ import pytest
 
 import grata
 
-# Python, not a preexec_fn, sets the limit: a fork of this process, full of threads, could hang.
+# A Python process sets the limit, because a preexec_fn after a fork of this process, which has threads, could hang.
 LAUNCHER = """
 import os, resource, sys
 largest_file, *command = sys.argv[1:]
@@ -27,7 +27,12 @@ os.execv(command[0], command)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its exit status, and stdout and stderr together."""
+    """Outcome of a command.
+
+    Attributes:
+        status: exit status.
+        text: stdout and stderr together.
+    """
 
     status: int
     text: str
@@ -38,7 +43,7 @@ class Scans(runpy.run_path(str(Path(__file__).parents[1] / "data" / "conftest.py
 
     @staticmethod
     def volume(shape: Sequence[int] = (32, 40, 32), seed: int = 0) -> np.ndarray:
-        """Two bright blobs on a noisy background."""
+        """Return two bright blobs on a noisy background."""
         grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape[:3]), indexing="ij"))
         blobs = sum(np.exp(-8 * ((grid.T - centre) ** 2).sum(-1).T) for centre in ((0.3, 0.2, 0.0), (-0.4, -0.3, 0.1)))
         return (300 * blobs + 20 * np.random.default_rng(seed).random(shape[:3])).astype(np.float32)
@@ -61,7 +66,7 @@ def scans() -> type[Scans]:
 
 @pytest.fixture(scope="session")
 def run(python):
-    """``python -m monai.bundle <arguments>``; ``afresh`` in a process that shares nothing with others."""
+    """Run ``python -m monai.bundle <arguments>``; ``afresh``: in a process that shares no imports with others."""
 
     def run(*arguments: object, cwd: Path, check: bool = True, afresh: bool = False) -> subprocess.CompletedProcess:
         command = [sys.executable if afresh else python, "-m", "monai.bundle", *map(str, arguments)]
@@ -75,7 +80,7 @@ def run(python):
 
 @pytest.fixture(scope="session")
 def adapt(run):
-    """``run adapt`` of a bundle into a folder."""
+    """Run ``adapt`` of a bundle into a folder."""
 
     def adapt(bundle: Path, output: Path, *arguments: object, cwd: Path, check: bool = True):
         return run(
@@ -90,7 +95,7 @@ def adapt(run):
 
 @pytest.fixture(scope="session")
 def with_overlay(run):
-    """``run adapt`` of a bundle's inference.json and the overlay for any bundle, into a folder."""
+    """Run ``adapt`` of a bundle's inference.json with the overlay for any bundle, into a folder."""
 
     def with_overlay(bundle: Path, output: Path, *arguments: object, cwd: Path):
         files = str([str(bundle / "configs" / "inference.json"), str(grata.overlay())])
@@ -105,7 +110,7 @@ def with_overlay(run):
 
 @pytest.fixture(scope="session")
 def run_adapt(bundle, python):
-    """``python -m monai.bundle run adapt`` from another working directory, as a user without privileges."""
+    """Run ``python -m monai.bundle run adapt`` in another working directory, as a user without privileges."""
 
     def run(folder: Path, *arguments: object, largest_file: int = 0) -> Outcome:
         command = [python, "-m", "monai.bundle", "run", "adapt", "--bundle_root", bundle]
@@ -130,7 +135,7 @@ def run_adapt(bundle, python):
 
 @pytest.fixture(scope="module")
 def in_background():
-    """Run functions two at a time: most of a command's seconds are imports, on one core."""
+    """Run functions two at a time, because a command spends most of its time on imports, on one core."""
     pool = ThreadPoolExecutor(2)
 
     def submit(function, *arguments, **options) -> Future:
@@ -142,7 +147,7 @@ def in_background():
 
 @pytest.fixture(scope="session")
 def metadata_schema() -> dict:
-    """What the Model Zoo documents of a bundle's metadata: its own schema can only be fetched."""
+    """Schema of a bundle's metadata, from the Model Zoo's documentation; its own schema would have to be downloaded."""
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",

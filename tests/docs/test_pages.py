@@ -89,8 +89,12 @@ class Place:
             path.write_text(f"#!/bin/sh\n{text.format(python=python)}\n")
             path.chmod(0o755)
 
+    def filled(self, match):
+        assert hasattr(self, match[1]), f"{match[0]}: give Place a method of this name that returns what it stands for"
+        return shlex.quote(str(getattr(self, match[1])()))
+
     def run(self, text):
-        text = re.sub(r"<(\w+)>", lambda match: shlex.quote(str(getattr(self, match[1])())), text)
+        text = re.sub(r"<(\w+)>", self.filled, text)
         environment = os.environ | {"PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
         command = ["bash", "-euo", "pipefail", "-c", text]
         return subprocess.run(

@@ -36,7 +36,7 @@ _NOT_READ = {
     "method": "See methods at the top level.",
     "settings": "Set them in a row of methods.",
     **dict.fromkeys(
-        ("resume", "overwrite"), "A benchmark goes on where it stopped; to start anew, choose another output_dir."
+        ("resume", "overwrite"), "A benchmark always resumes; to start from the beginning, choose another output_dir."
     ),
     "compare": "Add the row source to methods.",
     "traceback": "Leave it out.",
@@ -189,8 +189,9 @@ def _seeds(value: object) -> tuple[int, ...]:
 
 
 def _list(value: object, kind: type[T], words: str) -> list[T]:
-    items = list(value) if isinstance(value, list | tuple) else [value]
-    if not items or any(not isinstance(item, kind) or isinstance(item, bool) for item in items):
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    items = [item for item in given if isinstance(item, kind) and not isinstance(item, bool)]
+    if not given or len(items) < len(given):
         raise GrataError(f"must be a list of {words}, got {value!r}.")
     return items
 

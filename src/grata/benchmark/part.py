@@ -160,7 +160,7 @@ class Part:
             if self._state.is_file():
                 raise GrataError(
                     f"{self._state} is there without {self._progress.name}, which says what it belongs to. "
-                    "Remove it; the job starts anew.",
+                    "Remove it; the job starts again.",
                     key="output_dir",
                 )
             return None
@@ -196,13 +196,13 @@ class Part:
         )
 
     def _damaged_rows(self) -> GrataError:
-        return GrataError(f"{self._rows} is damaged. Remove it; the job starts anew.")
+        return GrataError(f"{self._rows} is damaged. Remove it; the job starts again.")
 
     def _damaged_progress(self) -> GrataError:
         beside = f" and {self._state.name} beside it" if self._state.is_file() else ""
-        return GrataError(f"{self._progress} is damaged. Remove it{beside}; the job starts anew.")
+        return GrataError(f"{self._progress} is damaged. Remove it{beside}; the job starts again.")
 
     def _damaged_state(self, why: str) -> GrataError:
         return GrataError(
-            f"{self._state} is damaged or not the state of a benchmark ({why}). Remove it; the job starts anew."
+            f"{self._state} is damaged or not the state of a benchmark ({why}). Remove it; the job starts again."
         )

@@ -40,7 +40,7 @@ def run_jobs(
             try:
                 run_job(job, parts, advance)
             # A bundle's configuration can call anything, which can raise anything.
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 failed(job, explain(error))
         return
     waiting = deque(jobs)
@@ -99,7 +99,7 @@ def _work(job: Job, parts: Path, connection: Connection) -> None:
     except BrokenPipeError:
         # The parent is gone, so nobody can receive the reason.
         os._exit(1)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         connection.send(explain(error))
 
 

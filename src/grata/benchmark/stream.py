@@ -140,7 +140,7 @@ class _Runner:
         except OutputError:
             raise
         # An unreadable image, or a method that fails on one image, must not end the stream.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.method.load_state_dict(self.state)
             return {**row, "error": self._message(error, item)}, None
         self.state = self.method.state_dict()
@@ -148,7 +148,7 @@ class _Runner:
         # Labels are read only from here on, and whatever happens to them has no effect on the method.
         try:
             row |= self._score(item, case, image, labels, probabilities)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             row["error"] = self._message(error, item)
         return row, labels
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from ..normalization import channel_affine
 
 if TYPE_CHECKING:
-    from .resunet import ResUNet
+    from .resunet import DecoderBlock, ResUNet
 
 __all__ = ["can_fold", "decode"]
 
@@ -20,8 +21,8 @@ def can_fold(network: ResUNet, y: torch.Tensor) -> bool:
     """Return whether :func:`decode` can run: no gradient is needed, the channels are innermost, and no hook is set."""
     if torch.is_grad_enabled() or y.is_contiguous() or not y.is_contiguous(memory_format=torch.channels_last):
         return False
-    passed_by = [network.up, *(module for block in network.decoder for module in (block, block.up))]
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in passed_by)
+    skipped = [network.up, *(module for block in _blocks(network) for module in (block, block.up))]
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in skipped)
 
 
 def decode(network: ResUNet, maps: list[torch.Tensor]) -> torch.Tensor:
@@ -38,7 +39,7 @@ def decode(network: ResUNet, maps: list[torch.Tensor]) -> torch.Tensor:
     """
     *skips, y = maps
     affine = None
-    for block, skip in zip(network.decoder, reversed(skips)):
+    for block, skip in zip(_blocks(network), reversed(skips)):
         up = _up(block.up, y, affine)
         batch, height, _, width, _, half = up.shape
         z = up.new_empty((batch, height, 2, width, 2, 2 * half))
@@ -57,11 +58,16 @@ def decode(network: ResUNet, maps: list[torch.Tensor]) -> torch.Tensor:
     return logits.reshape(batch, -1, 2 * height, 2 * width)
 
 
+def _blocks(network: ResUNet) -> Iterable[DecoderBlock]:
+    return cast("Iterable[DecoderBlock]", network.decoder)
+
+
 def _up(layer: nn.ConvTranspose2d, y: torch.Tensor, affine: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
     """Return the transposed convolution of ``affine(y)`` as a view ``(B, H, 2, W, 2, C)``.
 
     Element [h, a, w, b] of a map is its pixel (2h + a, 2w + b).
     """
+    assert layer.bias is not None, "every layer of ResUNet's decoder has a bias"
     # The axes are (a, b, out, in).
     weight = layer.weight.permute(2, 3, 1, 0)
     bias = layer.bias.expand(2, 2, -1)

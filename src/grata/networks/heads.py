@@ -17,7 +17,7 @@ from ..normalization.features import depth, is_map
 from ..prepared import SavedHeads
 from ..views import default_views
 
-__all__ = ["HEADS", "AuxiliaryHeads"]
+__all__ = ["HEADS", "AuxiliaryHeads", "RotationHead"]
 
 HEADS = ("rotation", "denoising")
 """Names of all heads."""

@@ -87,7 +87,7 @@ def prepare(
         # One unreadable image must not end the run, and a configuration can call anything, which can raise anything.
         try:
             preparation.add(case)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             fault = opened.without_folders(explain(error), case)
             faults.append(f"{case['case']}: {fault}")
             tqdm.write(faults[-1])
@@ -95,15 +95,19 @@ def prepare(
         raise GrataError(f"none of the {len(cases)} images could be used. The first: {faults[0]}", key="dataset_dir")
     prepared = preparation.finish(names, epochs, seed)
     prepared.save(path)
+    _report(prepared, path, len(cases), preparation.remarks, faults)
+    return 1 if faults else 0
+
+
+def _report(prepared: Prepared, path: Path, cases: int, remarks: Sequence[str], faults: Sequence[str]) -> None:
     for name, reached in prepared.results.items():
         accuracy = f", accuracy {reached['accuracy']:.3f} on images held out" if "accuracy" in reached else ""
         print(f"  {name} head: loss {reached['first_loss']:.4f} to {reached['last_loss']:.4f}{accuracy}")
-    for remark in preparation.remarks:
+    for remark in remarks:
         print(f"  {remark}")
-    print(f"Prepared from {prepared.images} of {len(cases)} images: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+    print(f"Prepared from {prepared.images} of {cases} images: {path} ({path.stat().st_size / 1e6:.2f} MB)")
     for fault in faults:
         print(f"  {fault}")
-    return 1 if faults else 0
 
 
 class _Preparation:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from ..networks import AuxiliaryHeads
+from ..networks.heads import RotationHead
 from ..objectives import denoising_loss, rotation_loss
 from ..prepared import SavedHeads
 from ..views import VIEWS, default_views
@@ -65,9 +67,9 @@ def train_heads(
         with torch.no_grad():
             turned = (VIEWS[_drawn(heads.views, generator)](sample[None].to(device)) for sample in samples)
             pooled = torch.cat([heads.features(x).flatten(2).mean(2) for x in turned])
-        heads.modules["rotation"].standardize(pooled)
+        cast(RotationHead, heads.modules["rotation"]).standardize(pooled)
 
-    losses = {
+    losses: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "rotation": lambda x: rotation_loss(branch, x, generator, heads.views),
         "denoising": lambda x: denoising_loss(branch, x, generator),
     }
@@ -77,12 +79,9 @@ def train_heads(
             total = dict.fromkeys(names, 0.0)
             for batch in _batches(samples, generator):
                 x = torch.stack([samples[i] for i in batch]).to(device)
-                loss = {name: losses[name](x) for name in names}
-                optimizer.zero_grad()
-                sum(loss.values()).backward()
-                optimizer.step()
+                reached = _step({name: losses[name] for name in names}, x, optimizer)
                 for name in names:
-                    total[name] += loss[name].item() * len(x)
+                    total[name] += reached[name] * len(x)
             for name in names:
                 history[name].append(total[name] / len(samples))
             bar.set_postfix({name: f"{values[-1]:.4f}" for name, values in history.items()})
@@ -91,6 +90,17 @@ def train_heads(
     if "rotation" in results and held_out:
         results["rotation"]["accuracy"] = _accuracy(heads, [sample for x in held_out for sample in x], device)
     return heads.saved(), results
+
+
+def _step(
+    losses: Mapping[str, Callable[[torch.Tensor], torch.Tensor]], x: torch.Tensor, optimizer: torch.optim.Optimizer
+) -> dict[str, float]:
+    """Take one step on the sum of all losses, and return each loss."""
+    values = {name: loss(x) for name, loss in losses.items()}
+    optimizer.zero_grad()
+    cast(torch.Tensor, sum(values.values())).backward()
+    optimizer.step()
+    return {name: value.item() for name, value in values.items()}
 
 
 def _drawn(names: Sequence[str], generator: torch.Generator) -> str:
