@@ -8,18 +8,21 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from filelock import FileLock, Timeout
-from monai.data import MetaTensor
 
 from ..errors import GrataError, OutputError
 from ..files import check_output_dir, remove_leftovers
-from .saved import Adaptation, card_path, is_other, saved_digest
+from .header import Header, card_path, is_other, read_header, saved_digest
 from .tags import SCANNER, check_tags, scanner_tags
+
+if TYPE_CHECKING:
+    import torch
+
+    from .saved import Adaptation
 
 __all__ = ["UNKNOWN", "AdapterBank", "entry_name", "make_bank", "replace"]
 
@@ -28,6 +31,7 @@ UNKNOWN = "unknown"
 
 _NAME = re.compile(rf"{UNKNOWN}|.+-[0-9a-f]{{12}}")
 _WAIT_S = 60
+T = TypeVar("T")
 
 
 class AdapterBank:
@@ -66,6 +70,8 @@ class AdapterBank:
         Raises:
             GrataError: the images have several keys.
         """
+        from monai.data import MetaTensor
+
         batched: bool = True
         if isinstance(images, MetaTensor):
             meta, batched = images.meta, bool(images.is_batch)
@@ -93,19 +99,32 @@ class AdapterBank:
         return sorted(path.stem for path in self.path.glob("*.safetensors") if _is_entry(path))
 
     def read(self, entry: str) -> Adaptation:
-        """An entry.
+        """Return an entry.
 
         Raises:
             GrataError: there is none of that name, or it is damaged.
         """
+        from .saved import Adaptation
+
+        return self._read(entry, Adaptation.read)
+
+    def header(self, entry: str) -> Header:
+        """Return what an entry says of itself; it is checked as by :meth:`read`, without importing torch.
+
+        Raises:
+            GrataError: there is none of that name, or it is damaged.
+        """
+        return self._read(entry, read_header)
+
+    def _read(self, entry: str, read: Callable[[Path], T]) -> T:
         path = self.file(entry)
         if not path.is_file():
             raise GrataError(f"there is no entry {entry!r} in {self.path}; there are {self._listed()}.", key="bank")
         try:
-            return Adaptation.read(path)
+            return read(path)
         except GrataError as error:
             hint = f" To start it anew: python -m grata bank reset {self.path} {entry}" if _is_entry(path) else ""
-            raise GrataError(f"{error}{hint}") from error
+            raise GrataError(f"{error.message}{hint}", error.key) from error
 
     def write(self, entry: str, adaptation: Adaptation, before: str | None) -> str:
         """Write an entry.

@@ -11,8 +11,7 @@ from tabulate import tabulate
 from ..errors import GrataError
 from ..files import check_output_dir
 from .bank import AdapterBank
-from .export import export_checkpoint
-from .saved import saved_path
+from .header import saved_path
 
 __all__ = ["run_bank"]
 
@@ -62,7 +61,7 @@ def run_bank(
         # what is removed is gone: it has to be named in full
         entries = [str(name) if action == "reset" else _entry(bank, str(name))]
     if action == "inspect":
-        print(json.dumps({"entry_name": entries[0], **bank.read(entries[0]).card}, indent=2))
+        print(json.dumps({"entry_name": entries[0], **bank.header(entries[0]).card}, indent=2))
     elif action == "export":
         _export(bank, entries[0], checkpoint, output)
     else:
@@ -78,7 +77,7 @@ def _list(bank: AdapterBank) -> int:
     rows, damaged = [], []
     for entry in bank.entries():
         try:
-            found = bank.read(entry)
+            found = bank.header(entry)
         except GrataError as error:
             damaged.append(f"{entry}: {error}")
             rows.append([entry, "damaged"])
@@ -117,6 +116,8 @@ def _export(bank: AdapterBank, entry: str, checkpoint: str | None, output: str |
     adaptation = bank.read(entry)
     check_output_dir(Path(str(output)).parent)
     if checkpoint is not None:
+        from .export import export_checkpoint
+
         print("\n".join(export_checkpoint(adaptation, str(checkpoint), str(output))))
         return
     path = saved_path(str(output))

@@ -6,12 +6,11 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import nn
 
@@ -23,6 +22,7 @@ from ..normalization import attach_affine
 from ..normalization.affine import ATTACHED
 from ..prepared import network_digest
 from .codec import decode, encode
+from .header import FORMAT, HEADER, Header, card_path, content_digest, is_other, read_checked, saved_digest, saved_path
 
 __all__ = [
     "Adaptation",
@@ -37,51 +37,15 @@ __all__ = [
     "source_digest",
 ]
 
-_HEADER = "grata_adaptation"
-_FORMAT = 1
-_SUFFIX = ".safetensors"
-
 
 @dataclasses.dataclass(frozen=True)
-class Adaptation:
-    """What a method has learnt on one set of source weights, with all it needs to go on in another process.
+class Adaptation(Header):
+    """What a method has learned on one set of source weights, with all it needs to go on in another process.
 
     Attributes:
-        method: its name.
-        settings: what the state holds for, by name, as text.
-        reset: the reset policy.
-        network: class of the network.
-        source: SHA-256 of the source weights, see :func:`grata.prepared.network_digest`.
-        entry: what it is for, by ``site`` or DICOM keyword; empty: nothing was told.
-        cases: how many it has seen; not which.
-        batches: how many it has adapted to since the source.
-        parameters: how many numbers were adapted.
-        parameter_change: distance from the source, ``l2`` and ``relative``.
-        batch_statistics: whether predictions take statistics of the batch in place of the network's running ones.
-        predicts_by: the part of the state that a plain network predicts by; None: weights alone do not predict as the
-            method does.
-        names: of each adapted parameter in the network's state dict: several where layers share it, none where it was
-            attached.
-        attached: names that attached parameters would have in the state dict if the layers had them by themselves.
-        version: of this package.
-        state: of the method, see :meth:`grata.methods.Method.state_dict`.
+        state: state of the method, see :meth:`grata.methods.Method.state_dict`. The others are those of :class:`Header`.
     """
 
-    method: str
-    settings: Mapping[str, str]
-    reset: str
-    network: str
-    source: str
-    entry: Mapping[str, str]
-    cases: int
-    batches: int
-    parameters: int
-    parameter_change: Mapping[str, float]
-    batch_statistics: bool
-    predicts_by: str | None
-    names: Mapping[str, list[str]]
-    attached: Mapping[str, list[str]]
-    version: str
     state: Mapping[str, Any]
 
     @classmethod
@@ -129,13 +93,6 @@ class Adaptation:
         return self.state[self.predicts_by or "parameters"] or self.state["parameters"]
 
     @property
-    def card(self) -> dict[str, Any]:
-        """What there is to tell of it, ready for JSON; nothing of any case."""
-        hidden = ("state", "names", "attached")
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
-        return {**fields, "attached": sum(map(len, self.attached.values()))}
-
-    @property
     def digest(self) -> str:
         """That of its content, which a file's header has as well, see :func:`saved_digest`."""
         return self.content()[1]["content"]
@@ -151,8 +108,8 @@ class Adaptation:
         except TypeError as error:
             raise GrataError(f"The state of method {self.method} cannot be saved: {error}") from error
         header = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        header |= {"state": skeleton, "format": _FORMAT}
-        return tensors, {**header, "content": _digest(header, tensors)}
+        header |= {"state": skeleton, "format": FORMAT}
+        return tensors, {**header, "content": content_digest(header, _bytes(tensors))}
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """Write ``<name>.safetensors`` and its card ``<name>.json``, neither ever half written.
@@ -170,7 +127,7 @@ class Adaptation:
         """
         path = saved_path(path)
         tensors, header = self.content()
-        data = serialize(tensors, {_HEADER: json.dumps(header, sort_keys=True)})
+        data = serialize(tensors, {HEADER: json.dumps(header, sort_keys=True)})
         with atomic_write(path) as temporary:
             temporary.write_bytes(data)
         card = {**self.card, "sha256": hashlib.sha256(data).hexdigest()}
@@ -185,22 +142,8 @@ class Adaptation:
         Raises:
             GrataError: there is no such file, it is damaged, or of another kind.
         """
-        path = saved_path(path)
-        if not path.is_file():
-            raise GrataError(f"{path} does not exist. Name a saved adaptation, <name>.safetensors.")
-        try:
-            with safe_open(path, "pt") as file:
-                header = _header(file)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, OSError, ValueError) as error:
-            raise GrataError(f"{path} is damaged and cannot be read ({error}). Copy it anew, or remove it.") from error
-        if not header:
-            raise GrataError(f"{path} is no saved adaptation. Name one that grata wrote.")
-        if header.pop("content", None) != _digest(header, tensors):
-            raise GrataError(f"{path} is damaged: its content is not what was written. Copy it anew, or remove it.")
-        if header.pop("format") != _FORMAT:
-            raise GrataError(f"{path} was written by another version of grata ({header.get('version')}). Use that one.")
-        return cls(**{**header, "state": decode(header["state"], tensors)})
+        header, data = read_checked(path)
+        return cls(**{**header, "state": decode(header["state"], deserialize(data))})
 
     def check_source(self, digest: str, path: str | os.PathLike[str]) -> None:
         """Raise :class:`GrataError` unless ``digest`` is that of the source weights that this was learnt on."""
@@ -293,45 +236,10 @@ def source_digest(method: Method) -> str:
         return network_digest(method.given)
 
 
-def saved_path(path: str | os.PathLike[str]) -> Path:
-    """``path``, which may leave out its ``.safetensors``."""
-    path = Path(path)
-    return path if path.suffix == _SUFFIX else path.with_name(path.name + _SUFFIX)
-
-
-def card_path(path: str | os.PathLike[str]) -> Path:
-    """Where the card of a saved adaptation lies."""
-    return saved_path(path).with_suffix(".json")
-
-
-def saved_digest(path: Path) -> str | None:
-    """Digest of the content of a saved adaptation as its header has it; None: there is no file, or no such header."""
-    try:
-        with safe_open(path, "pt") as file:
-            return _header(file).get("content")
-    except (SafetensorError, OSError, ValueError):
-        return None
-
-
-def is_other(path: Path) -> bool:
-    """Whether a file is whole and holds something else than a saved adaptation, such as weights."""
-    try:
-        with safe_open(path, "pt") as file:
-            return _HEADER not in (file.metadata() or {})
-    except (SafetensorError, OSError, ValueError):
-        return False
-
-
-def _header(file: Any) -> dict[str, Any]:
-    return json.loads((file.metadata() or {}).get(_HEADER, "{}"))
-
-
-def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, tuple[int, ...], bytes]]:
+    for name, value in tensors.items():
+        data = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        yield name, str(value.dtype), tuple(value.shape), data
 
 
 def _names(
