@@ -57,14 +57,14 @@ class Adaptation(Header):
         entry: Mapping[str, str] | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> Adaptation:
-        """What a method has learnt so far.
+        """Return the adaptation of a method in its present state.
 
         Args:
-            method: at present; its own network need not be the source's.
-            cases: how many it has seen.
-            source: :func:`source_digest` of the method, where it is known.
-            entry: what the adaptation is for.
-            state: ``method.state_dict()``, where it is at hand.
+            method: method, which may be adapted already.
+            cases: number of cases so far.
+            source: :func:`source_digest` of the method, if it was computed already.
+            entry: site or scanner of the adaptation, by ``site`` or DICOM keyword.
+            state: ``method.state_dict()``, if it was computed already.
         """
         state = method.state_dict() if state is None else state
         names, attached = _names(method.given, method.parameters)
@@ -94,14 +94,14 @@ class Adaptation(Header):
 
     @property
     def digest(self) -> str:
-        """That of its content, which a file's header has as well, see :func:`saved_digest`."""
+        """Digest of the content, which the file's header holds too, see :func:`saved_digest`."""
         return self.content()[1]["content"]
 
     def content(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Tensors and header; its ``content``, a digest of both, is the same for the same adaptation in any process.
+        """Return tensors and header; the header's ``content`` is a digest of both, and the same in any process.
 
         Raises:
-            GrataError: the state holds something that is no plain value.
+            GrataError: the state holds something that is not a plain value.
         """
         try:
             tensors, skeleton = encode(self.state)
@@ -112,18 +112,18 @@ class Adaptation(Header):
         return tensors, {**header, "content": content_digest(header, _bytes(tensors))}
 
     def save(self, path: str | os.PathLike[str]) -> str:
-        """Write ``<name>.safetensors`` and its card ``<name>.json``, neither ever half written.
+        """Write ``<name>.safetensors`` and its card ``<name>.json``, each whole or not at all.
 
-        The first holds everything. The card is a copy to read, written last.
+        The first file holds everything. The card is a readable copy of its header and is written last.
 
         Args:
-            path: with or without ``.safetensors``; its folder exists.
+            path: path with or without ``.safetensors``, in a folder that exists.
 
         Returns:
             The digest of the content.
 
         Raises:
-            GrataError: a file cannot be written, or the state holds something that is no plain value.
+            GrataError: a file cannot be written, or the state holds something that is not a plain value.
         """
         path = saved_path(path)
         tensors, header = self.content()
@@ -146,10 +146,18 @@ class Adaptation(Header):
         return cls(**{**header, "state": decode(header["state"], deserialize(data))})
 
     def check_source(self, digest: str, path: str | os.PathLike[str]) -> None:
-        """Raise :class:`GrataError` unless ``digest`` is that of the source weights that this was learnt on."""
+        """Check that the adaptation belongs to these source weights.
+
+        Args:
+            digest: digest of the source weights, see :func:`grata.prepared.network_digest`.
+            path: path of the file, for the message.
+
+        Raises:
+            GrataError: it belongs to other source weights.
+        """
         if digest != self.source:
             raise GrataError(
-                f"{path} was learnt on other source weights (of a {self.network}) than this network has. Give the "
+                f"{path} was adapted from other source weights (of a {self.network}) than this network has. Give the "
                 "weights that were adapted, or start anew."
             )
 
@@ -157,12 +165,12 @@ class Adaptation(Header):
         """Let a method go on from here.
 
         Args:
-            method: of the same name and settings, on the same source weights.
-            source: its :func:`source_digest`.
-            path: of the file, for messages.
+            method: method of the same name and settings, on the same source weights.
+            source: :func:`source_digest` of the method.
+            path: path of the file, for messages.
 
         Raises:
-            GrataError: it is another method, or has other weights or settings; nothing is changed then.
+            GrataError: the method has another name, other weights or other settings; it is not changed then.
         """
         self.check_source(source, path)
         try:
@@ -172,12 +180,15 @@ class Adaptation(Header):
 
 
 def save(method: Method, path: str | os.PathLike[str], cases: int | None = None) -> Adaptation:
-    """Write what a method has learnt, and all that it needs to go on, see :meth:`Adaptation.save`.
+    """Save the adaptation of a method and all that the method needs to go on, see :meth:`Adaptation.save`.
 
     Args:
-        method: any; it stays as it is.
-        path: of the file; its folder exists. An older file of that name is replaced.
-        cases: how many it has seen; None: as many as batches.
+        method: method, which is not changed.
+        path: path of the file, in a folder that exists; an older file of that name is replaced.
+        cases: number of cases so far; None: the number of batches.
+
+    Returns:
+        The adaptation that was saved.
 
     Raises:
         GrataError: a file cannot be written.
@@ -191,12 +202,15 @@ def load(method: Method, path: str | os.PathLike[str]) -> Adaptation:
     """Let a method go on from a saved adaptation, bit for bit.
 
     Args:
-        method: of the same name and settings, on the same source weights.
-        path: of the file.
+        method: method of the same name and settings, on the same source weights.
+        path: path of the file.
+
+    Returns:
+        The adaptation that was loaded.
 
     Raises:
-        GrataError: the file is missing or damaged, of another method, other weights or settings; nothing is changed
-            then.
+        GrataError: the file is missing or damaged, or belongs to another method, other weights or other settings; the
+            method is not changed then.
     """
     adaptation = Adaptation.read(path)
     adaptation.put(method, source_digest(method), path)
@@ -204,20 +218,20 @@ def load(method: Method, path: str | os.PathLike[str]) -> Adaptation:
 
 
 def apply(network: nn.Module, path: str | os.PathLike[str]) -> int:
-    """Write what was learnt into a plain network: to predict with it as it is, or as the start of another method.
+    """Write the adapted parameters into a plain network, for prediction or as the start of another method.
 
-    Parameters that were attached to normalization layers are attached first. A method that takes statistics of the
-    batch does so when it predicts as well; give the network to method ``ptbn`` for that.
+    Parameters that were attached to normalization layers are attached first. A method that uses the statistics of the
+    batch also predicts with them; give the network to method ``ptbn`` for that.
 
     Args:
-        network: with the source weights, not being adapted.
-        path: of the saved adaptation.
+        network: network with the source weights, which no method adapts.
+        path: path of the saved adaptation.
 
     Returns:
-        How many numbers were written.
+        Number of values that were written.
 
     Raises:
-        GrataError: the file is missing or damaged, or the network has other weights; nothing is changed then.
+        GrataError: the file is missing or damaged, or the network has other weights; it is not changed then.
     """
     adaptation = Adaptation.read(path)
     adaptation.check_source(network_digest(network), path)
@@ -231,7 +245,7 @@ def apply(network: nn.Module, path: str | os.PathLike[str]) -> int:
 
 
 def source_digest(method: Method) -> str:
-    """SHA-256 of the source weights of a method's network, also while it is adapted."""
+    """Return the SHA-256 of the source weights of a method's network, which may be adapted already."""
     with method.source_network():
         return network_digest(method.given)
 
@@ -245,13 +259,15 @@ def _bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, tupl
 def _names(
     network: nn.Module, parameters: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Names of each parameter in the network's state dict, which lists what layers share several times; and those that
-    attached ones would have.
+    """Return the names of each parameter in the network's state dict, and the names that attached ones would have.
+
+    The state dict lists a parameter several times that layers share.
     """
     places: dict[tuple[int, tuple[int, ...]], list[str]] = {}
     for name, value in network.state_dict().items():
         places.setdefault((value.data_ptr(), tuple(value.shape)), []).append(name)
-    names, attached = {}, {}
+    names: dict[str, list[str]] = {}
+    attached: dict[str, list[str]] = {}
     for name, parameter in parameters.items():
         layer, _, leaf = name.rpartition(".")
         owner, _, mark = layer.rpartition(".")
@@ -265,5 +281,5 @@ def _names(
 
 
 def class_name(network: nn.Module) -> str:
-    """Of a network, also of one that has become TorchScript."""
+    """Return the name of a network's class, also of a TorchScript network."""
     return str(getattr(network, "original_name", type(network).__name__))
