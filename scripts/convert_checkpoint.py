@@ -2,7 +2,7 @@
 
     python scripts/convert_checkpoint.py <checkpoint> <weights>
 
-Tells what became of every key, and which network_def the weights belong to. Nothing is written unless all of the
+Prints what became of every key, and the network_def that the weights belong to. Nothing is written unless the whole
 checkpoint fits.
 """
 
@@ -19,22 +19,22 @@ from grata.networks.weights import read_state
 
 
 def save(state: dict[str, torch.Tensor], path: Path) -> None:
-    """``torch.save``, which takes no path without a suffix."""
+    """Write a state dict with ``torch.save``, through a file because it refuses a path without a suffix."""
     with path.open("wb") as file:
         torch.save(state, file)
 
 
 def main(checkpoint: str, weights: str) -> None:
-    """Convert a checkpoint, and print what was done.
+    """Convert a checkpoint and print what was done.
 
     Args:
-        checkpoint: file with the authors' names, as torch.save writes it; code in it is never run.
-        weights: file that is written, a plain state dict.
+        checkpoint: checkpoint with the authors' key names, as torch.save writes it; code in it is never run.
+        weights: file to write, a plain state dict.
     """
     source, target = Path(str(checkpoint)), Path(str(weights))
     try:
         if target.exists():
-            raise GrataError(f"{target} is there already. Remove it, or name another file.")
+            raise GrataError(f"{target} exists already. Remove it, or name another file.")
         state = read_state(source)
         try:
             conversion = convert_checkpoint(state)
@@ -44,11 +44,11 @@ def main(checkpoint: str, weights: str) -> None:
             save(conversion.state, temporary)
     except (GrataError, OSError) as error:
         raise SystemExit(str(error)) from None
-    print(f"{source}: {len(conversion.renamed)} of {len(state)} tensors taken")
-    for text, keys in (("not taken", conversion.unmapped), ("not in it, set to 0", conversion.filled)):
+    print(f"{source}: {len(conversion.renamed)} of {len(state)} tensors converted")
+    for text, keys in (("left out", conversion.unmapped), ("missing, set to 0", conversion.filled)):
         if keys:
             print(f"{text}: {', '.join(keys)}")
-    print(f"written: {target}, to be used with\n")
+    print(f"written: {target}. Use it with\n")
     print(yaml.safe_dump({"network_def": conversion.network_def}, sort_keys=False))
 
 

@@ -1,7 +1,7 @@
-"""Draw the sample pictures of the fundus bundles: phantoms, no patients, as photographs may not be redistributed.
+"""Draw the sample pictures of the fundus bundles: phantoms, because photographs of patients may not be redistributed.
 
-A disc with a cup, vessels that branch from it, the field of view of the camera, uneven light and noise. The same numpy
-gives the same bytes.
+They show a disc with a cup, vessels that branch from it, the camera's field of view, uneven light and noise. The same
+version of numpy gives the same bytes.
 
     python scripts/make_fundus_phantoms.py
 """
@@ -18,9 +18,16 @@ RETINA, DISC, CUP, BLOOD = ([0.62, 0.26, 0.12], [0.92, 0.62, 0.34], [0.98, 0.83,
 
 
 def vessels(size: int, centre: tuple[float, float], width: float, rng: np.random.Generator) -> np.ndarray:
-    """Share of blood in each pixel, 0 to 1: arcades that start at ``centre`` (x, y), curve and branch."""
+    """Return the share of blood in each pixel, 0 to 1: arcades that start at a point, curve and branch.
+
+    Args:
+        size: number of pixels on a side.
+        centre: point where the arcades start, (x, y), in pixels.
+        width: width of the largest vessels, in pixels.
+        rng: generator of directions and branches.
+    """
     radius = np.zeros((size, size))
-    # position, direction, curvature, width, generation
+    # Position, direction, curvature, width and generation.
     tips = [(centre, a + rng.normal(0, 0.15), rng.choice([-1, 1]) * 0.004, width, 0) for a in np.arange(6) * np.pi / 3]
     while tips:
         (x, y), angle, curvature, w, generation = tips.pop()
@@ -41,23 +48,23 @@ def vessels(size: int, centre: tuple[float, float], width: float, rng: np.random
 
 
 def ellipse(size: int, centre: tuple[float, float], axes: tuple[float, float]) -> np.ndarray:
-    """1 inside, 0 outside, soft over some pixels."""
+    """Return an ellipse: 1 inside, 0 outside, with a soft edge of some pixels."""
     y, x = np.mgrid[:size, :size]
     inside = 1 - np.hypot((x - centre[0]) / axes[0], (y - centre[1]) / axes[1])
     return np.clip(inside * min(axes) / 6 + 0.5, 0, 1)
 
 
 def phantom(size: int, disc: float, offset: float, width: float, light: float, noise: float, seed: int) -> np.ndarray:
-    """A square picture, uint8.
+    """Return a square picture, uint8, (size, size, 3).
 
     Args:
-        size: pixels on a side.
-        disc: radius of the optic disc, as part of the size.
-        offset: of the disc from the middle along x, as part of the size.
-        width: of the largest vessels, in pixels.
-        light: brightness, 1 is that of a good photograph.
-        noise: standard deviation, of 1.
-        seed: of the vessels and the noise.
+        size: number of pixels on a side.
+        disc: radius of the optic disc, as a fraction of the size.
+        offset: distance of the disc from the middle along x, as a fraction of the size.
+        width: width of the largest vessels, in pixels.
+        light: brightness; 1 is that of a good photograph.
+        noise: standard deviation of the noise, where 1 is white.
+        seed: seed of the vessels and the noise.
     """
     rng = np.random.default_rng(seed)
     centre = (size * (0.5 + offset), size * 0.5)
@@ -85,16 +92,15 @@ def main(output_dir: str = str(BUNDLES)) -> None:
     fields = Path(output_dir, "retinal_vessel_segmentation", "sample_scans")
     for folder in (discs, fields):
         folder.mkdir(parents=True, exist_ok=True)
-    for name, settings in (
-        ("phantom_camera_a", dict(size=480, disc=0.25, offset=0.02, width=11, light=1.0, noise=0.015, seed=1)),
-        ("phantom_camera_b", dict(size=420, disc=0.32, offset=-0.03, width=12, light=0.7, noise=0.04, seed=2)),
+    for name, picture in (
+        ("phantom_camera_a", phantom(480, disc=0.25, offset=0.02, width=11, light=1.0, noise=0.015, seed=1)),
+        ("phantom_camera_b", phantom(420, disc=0.32, offset=-0.03, width=12, light=0.7, noise=0.04, seed=2)),
     ):
-        Image.fromarray(phantom(**settings)).save(discs / f"{name}.jpg", quality=92)
-    for name, settings in (
-        ("phantom_camera_a", dict(size=560, disc=0.07, offset=0.3, width=8, light=1.0, noise=0.015, seed=3)),
-        ("phantom_camera_b", dict(size=720, disc=0.09, offset=-0.25, width=12, light=0.75, noise=0.03, seed=4)),
+        Image.fromarray(picture).save(discs / f"{name}.jpg", quality=92)
+    for name, picture in (
+        ("phantom_camera_a", phantom(560, disc=0.07, offset=0.3, width=8, light=1.0, noise=0.015, seed=3)),
+        ("phantom_camera_b", phantom(720, disc=0.09, offset=-0.25, width=12, light=0.75, noise=0.03, seed=4)),
     ):
-        picture = phantom(**settings)
         y, x = np.mgrid[: len(picture), : len(picture)] / len(picture) - 0.5
         picture[np.hypot(x, y) > 0.48] = 0
         Image.fromarray(picture).save(fields / f"{name}.jpg", quality=92)

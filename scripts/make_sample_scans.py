@@ -1,8 +1,8 @@
 """Make the sample scans of the hippocampus bundle from the ICBM152 T1 template.
 
-The template ships inside the `nilearn` package (`pip install nilearn`), or is named with `--template`. Both
-hippocampus regions are cut as tightly as the bundle's training images: left and right as NIfTI, and the right one also
-as a DICOM MR series of coronal slices with a synthetic patient. The same template gives the same bytes.
+The template is part of the `nilearn` package (`pip install nilearn`), or is given with `--template`. Both hippocampus
+regions are cut as tightly as the bundle's training images. Both are written as NIfTI, and the right one also as a DICOM
+MR series of coronal slices with an invented patient. The same template gives the same bytes.
 
     python scripts/make_sample_scans.py --output_dir bundles/hippocampus_mri_segmentation/sample_scans
 """
@@ -44,19 +44,24 @@ def find_template() -> Path:
     """Return the template inside the installed nilearn package."""
     package = importlib.util.find_spec("nilearn")
     if package is None or package.origin is None:
-        raise SystemExit("nilearn is not installed: run `pip install nilearn`, or give the file with --template.")
+        raise SystemExit("nilearn is not installed. Run `pip install nilearn`, or give the file with --template.")
     return Path(package.origin).parent / TEMPLATE
 
 
 def cut(template: nibabel.Nifti1Image, box: tuple[tuple[int, int], ...]) -> nibabel.Nifti1Image:
-    """Cut a box, given in mm, out of the template; the voxels keep their place in space."""
+    """Return a box of the template; the voxels keep their place in space.
+
+    Args:
+        template: template in RAS order.
+        box: first and last voxel centre along each axis, in mm.
+    """
     corners = np.asarray([[first for first, _ in box], [last for _, last in box]])
     first, last = np.rint(nibabel.affines.apply_affine(np.linalg.inv(template.affine), corners)).astype(int)
     return template.slicer[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))]
 
 
 def save_nifti(region: nibabel.Nifti1Image, path: Path) -> None:
-    """Write a region with its geometry alone."""
+    """Write a region as NIfTI, with its geometry and nothing else in the header."""
     image = nibabel.Nifti1Image(np.asarray(region.dataobj, dtype=np.uint8), region.affine)
     # Code 4: coordinates of the MNI 152 space.
     image.set_sform(region.affine, code=4)
@@ -66,12 +71,12 @@ def save_nifti(region: nibabel.Nifti1Image, path: Path) -> None:
 
 
 def save_dicom(region: nibabel.Nifti1Image, folder: Path) -> None:
-    """Write a region as a series of coronal MR images, one file a slice, from posterior to anterior."""
+    """Write a region as a series of coronal MR images, one file per slice, from posterior to anterior."""
     voxels = np.asarray(region.dataobj, dtype=np.uint16)
     to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ region.affine
     right, top = voxels.shape[0] - 1, voxels.shape[2] - 1
     for index in range(voxels.shape[1]):
-        # Coronal as radiologists look at it: along a row to the patient's left, along a column to the feet.
+        # Radiological view: rows run to the patient's left, columns to the feet.
         pixels = np.ascontiguousarray(voxels[::-1, index, ::-1].T)
         position = (to_lps @ [right, index, top, 1])[:3]
         slice_file = mr_slice(pixels, position, index, voxels)
@@ -118,7 +123,7 @@ def uid(*names: str) -> str:
 def main() -> None:
     """Parse the command line and write the scans."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--template", type=Path, help="the template; default: the one inside nilearn")
+    parser.add_argument("--template", type=Path, help="file of the template; default: the one inside nilearn")
     parser.add_argument("--output_dir", type=Path, default=BUNDLE / "sample_scans")
     arguments = parser.parse_args()
     template = nibabel.as_closest_canonical(nibabel.load(arguments.template or find_template()))

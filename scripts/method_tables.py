@@ -1,12 +1,12 @@
-"""Put the benchmarks of all methods side by side: one table of Dice and cost, one of long streams, one figure.
+"""Compare all methods over several benchmarks: a table of Dice and cost, one of gains, one of streams, and a figure.
 
     python scripts/method_tables.py --results hippocampus=results/methods_hippocampus fundus=results/methods_fundus \
         --streams hippocampus=results/methods_hippocampus_streams fundus=results/methods_fundus_streams \
         --output docs/results/methods_tables.md --figure docs/figures/methods.png
 
-Each folder holds the `results.csv` of `python -m grata benchmark`. A site called `home` holds the source's own held-out
-images; all others are targets. Methods are ordered by their mean gain over the source network on the targets, each task
-counting once.
+Each folder holds the `results.csv` of `python -m grata benchmark`. The site `home` holds held-out images of the source;
+all other sites are targets. Methods are sorted by their mean gain over the source network on the targets, in which each
+task has the same weight.
 """
 
 import argparse
@@ -26,7 +26,7 @@ COLLAPSE = 0.02
 
 
 def read(named: list[str]) -> dict[str, pd.DataFrame]:
-    """Rows by task, from arguments such as ``fundus=results/methods_fundus``."""
+    """Return the rows by task, from arguments such as ``fundus=results/methods_fundus``."""
     frames = {}
     for argument in named:
         task, _, folder = argument.partition("=")
@@ -35,19 +35,19 @@ def read(named: list[str]) -> dict[str, pd.DataFrame]:
 
 
 def interval(values: np.ndarray, form: str = ".3f") -> str:
-    """Mean with its 95 % bootstrap interval."""
+    """Return a mean with its 95 % bootstrap interval as text."""
     mean, low, high = mean_and_interval([values])
     return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def by_case(frame: pd.DataFrame, method: str, home: bool) -> pd.Series:
-    """Dice of each image, mean over segments; of the targets or of home."""
+    """Return the Dice of each image, averaged over segments, on the targets or at home."""
     chosen = frame[(frame["method"] == method) & ((frame["target"] == HOME) == home)]
     return chosen.groupby(["target", "case"])["dice/mean"].mean().dropna()
 
 
 def gains(frames: dict[str, pd.DataFrame], against: str) -> dict[str, dict[str, np.ndarray]]:
-    """Paired differences of the Dice on the targets, by method and task."""
+    """Return differences in Dice to the method ``against``, paired by image of the targets, by method and task."""
     methods = list(dict.fromkeys(method for frame in frames.values() for method in frame["method"]))
     return {
         method: {
@@ -59,13 +59,13 @@ def gains(frames: dict[str, pd.DataFrame], against: str) -> dict[str, dict[str, 
 
 
 def seconds(frame: pd.DataFrame, method: str) -> float:
-    """Adaptation and prediction of one image, the first image after each start left out."""
+    """Return the mean seconds to adapt to and predict one image, without the first image after each start."""
     chosen = frame[(frame["method"] == method) & ~frame["cold"].astype(str).eq("True")]
     return float((chosen["seconds"] + chosen["seconds_predict"]).mean())
 
 
 def main_table(frames: dict[str, pd.DataFrame], order: list[str]) -> str:
-    """Dice with interval, seconds and the ratio to the source's, by task."""
+    """Return the table of Dice with interval, seconds and their ratio to the source's, by task."""
     lines = []
     for method in order:
         line = {"method": f"`{method}`"}
@@ -84,7 +84,7 @@ def main_table(frames: dict[str, pd.DataFrame], order: list[str]) -> str:
 
 
 def gain_table(frames: dict[str, pd.DataFrame], order: list[str]) -> str:
-    """Gain over the source and over batch statistics, paired, with the mean over tasks."""
+    """Return the table of paired gains over the source and over batch statistics, with the mean over tasks."""
     to_source, to_ptbn = gains(frames, "source"), gains(frames, "ptbn")
     lines = []
     for method in order:
@@ -99,12 +99,12 @@ def gain_table(frames: dict[str, pd.DataFrame], order: list[str]) -> str:
 
 
 def mean_gain(by_task: dict[str, np.ndarray]) -> float:
-    """Mean over tasks of the mean over images."""
+    """Return the mean over tasks of the mean over images."""
     return float(np.mean([values.mean() for values in by_task.values() if len(values)]))
 
 
 def stream_table(frames: dict[str, pd.DataFrame], order: list[str]) -> str:
-    """First and last round of the recurring stream, away and at home."""
+    """Return the table of the first and the last round of the recurring stream, on the targets and at home."""
     lines = []
     for method in order:
         line = {"method": f"`{method}`"}
@@ -126,7 +126,7 @@ def stream_table(frames: dict[str, pd.DataFrame], order: list[str]) -> str:
 
 
 def draw(frames: dict[str, pd.DataFrame], order: list[str], path: Path) -> None:
-    """Gain over the source, a line a method and a panel a task; at the right what an image costs."""
+    """Draw the gain over the source, one line per method and one panel per task, with the relative time per image."""
     to_source = gains(frames, "source")
     figure = Figure(figsize=(2.0 + 4.2 * len(frames), 1.2 + 0.27 * len(order)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -161,7 +161,7 @@ def draw(frames: dict[str, pd.DataFrame], order: list[str], path: Path) -> None:
 
 
 def main() -> None:
-    """Parse the command line, write the tables and the figure."""
+    """Parse the command line, and write the tables and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", nargs="+", required=True, help="task=folder of a per-target benchmark")
     parser.add_argument("--streams", nargs="*", default=[], help="task=folder of a benchmark with a recurring stream")

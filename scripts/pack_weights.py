@@ -3,9 +3,9 @@
     python scripts/pack_weights.py <checkpoint> bundles/<domain>/models
 
 Writes `model.pt`, and `branches.pt` if the network has auxiliary branches. Weights of convolutions and linear layers
-are rounded to half precision; biases and all that normalization layers hold stay in single precision, they are small
-and every activation depends on them. A bundle takes 25 MB a file: a larger one is to be hosted elsewhere and listed in
-large_files.yml.
+are rounded to half precision. Biases and the tensors of normalization layers stay in single precision, because they are
+small and every activation depends on them. The Model Zoo limits a file to 25 MB: host a larger one elsewhere and list
+it in large_files.yml.
 """
 
 import hashlib
@@ -20,38 +20,42 @@ from grata.files import atomic_write, check_output_dir
 from grata.networks.weights import read_state
 
 LIMIT = 25_000_000
-"""Bytes a file that the Model Zoo takes."""
+"""Largest number of bytes of a file in the Model Zoo."""
 
 
 def pack(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], float]:
     """Round the large tensors of a state dict.
 
     Args:
-        state: any state dict; tensors of two and more dimensions are weights of convolutions and linear layers.
+        state: state dict of any network; its tensors of two or more dimensions are rounded.
 
     Returns:
-        All of its keys, and the largest change of a value relative to the largest of its tensor.
+        The state dict with the same keys, and the largest change of a value relative to the largest value of its
+        tensor.
 
     Raises:
-        GrataError: a weight is beyond the range of half precision, or not a number.
+        GrataError: a weight is not finite, or beyond the range of half precision.
     """
     packed, worst = {}, 0.0
     for key, value in state.items():
         packed[key] = value.clone(memory_format=torch.contiguous_format)
         if not value.isfinite().all():
-            raise GrataError(f"{key} holds values that are infinite or not numbers. Take an earlier checkpoint.")
+            raise GrataError(f"{key} holds NaN or infinite values. Use an earlier checkpoint.")
         if value.ndim < 2 or value.numel() == 0 or not value.is_floating_point():
             continue
         packed[key] = packed[key].half()
         if not packed[key].isfinite().all():
-            raise GrataError(f"{key} holds values that half precision does not: {value.abs().max():.3g}.")
+            raise GrataError(
+                f"{key} holds {value.abs().max():.3g}, which is beyond the range of half precision. Ship the "
+                "checkpoint as it is."
+            )
         change = (packed[key].double() - value.double()).abs().max() / value.double().abs().max().clamp_min(1e-30)
         worst = max(worst, change.item())
     return packed, worst
 
 
 def large_file(path: Path) -> str:
-    """The entry of large_files.yml for a file in a bundle's models folder."""
+    """Return the entry of large_files.yml for a file in a bundle's models folder."""
     entry = {
         "path": f"models/{path.name}",
         "url": "<where you host it>",
@@ -62,16 +66,16 @@ def large_file(path: Path) -> str:
 
 
 def save(state: dict[str, torch.Tensor], path: Path) -> None:
-    """``torch.save``, which takes no path without a suffix."""
+    """Write a state dict with ``torch.save``, through a file because it refuses a path without a suffix."""
     with path.open("wb") as file:
         torch.save(state, file)
 
 
 def main(checkpoint: str, output_dir: str) -> None:
-    """Write the files, and print their sizes.
+    """Write the files and print their sizes.
 
     Args:
-        checkpoint: state dict, also nested as MONAI's CheckpointSaver does.
+        checkpoint: file of a state dict, which may be nested as MONAI's CheckpointSaver does.
         output_dir: models folder of the bundle; its model.pt and branches.pt are replaced.
     """
     try:
@@ -95,9 +99,9 @@ def main(checkpoint: str, output_dir: str) -> None:
         large = [path for path in packed if path.stat().st_size > LIMIT]
         if large:
             raise GrataError(
-                f"{', '.join(path.name for path in large)}: written, but larger than the {LIMIT / 1e6:.0f} MB a file "
-                "that the Model Zoo takes. Train a smaller encoder (network_def#depth), or move the file to where you "
-                "host it and name it in the bundle's large_files.yml:\n" + "\n".join(map(large_file, large))
+                f"{', '.join(path.name for path in large)}: written, but larger than the {LIMIT / 1e6:.0f} MB that the "
+                "Model Zoo allows for a file. Train a smaller encoder (network_def#depth), or host the file elsewhere "
+                "and list it in the bundle's large_files.yml:\n" + "\n".join(map(large_file, large))
             )
     except (GrataError, OSError) as error:
         raise SystemExit(str(error)) from None

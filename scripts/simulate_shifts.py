@@ -1,10 +1,10 @@
-"""Simulate other scanners on the held-out cases of a source site, to choose settings without a look at a target site.
+"""Simulate other scanners on the held-out cases of a source site, to choose settings without using a target site.
 
     python scripts/simulate_shifts.py --dataset_dir <source> --output_dir <folder>
 
-`dataset_dir` holds `images` and `labels`. Every fifth image, those that the bundle's `train.yaml` held out, is written
-once for each shift, unshifted as `none`, to `output_dir/<shift>/images`, its label beside it in `labels`. The same seed
-gives the same files.
+`dataset_dir` holds `images` and `labels`. Every fifth image (those that the bundle's `train.yaml` holds out) is written
+once per shift to `output_dir/<shift>/images`, and its label to `output_dir/<shift>/labels`. The shift `none` leaves the
+image as it is. The same seed gives the same files.
 """
 
 import argparse
@@ -45,9 +45,9 @@ def shift(image: nibabel.Nifti1Image, transform: Callable, seed: int) -> nibabel
     """Return an image as another scanner might have made it.
 
     Args:
-        image: one channel, (H, W, D).
-        transform: acts on a (1, H, W, D) tensor scaled to 0..1.
-        seed: of what the transform draws.
+        image: image of one channel, (H, W, D).
+        transform: function of a (1, H, W, D) tensor scaled to 0..1.
+        seed: seed of the transform's random numbers.
     """
     values = torch.as_tensor(image.get_fdata(dtype=np.float32))
     low, high = values.min(), values.max()
@@ -61,9 +61,9 @@ def shift(image: nibabel.Nifti1Image, transform: Callable, seed: int) -> nibabel
 def main() -> None:
     """Parse the command line and write the scans."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_dir", type=Path, required=True, help="holds images/ and labels/")
-    parser.add_argument("--output_dir", type=Path, required=True, help="receives a folder for every shift")
-    parser.add_argument("--stride", type=int, default=5, help="every how manieth case is taken, from the first on")
+    parser.add_argument("--dataset_dir", type=Path, required=True, help="folder that holds images/ and labels/")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder that receives a folder for every shift")
+    parser.add_argument("--stride", type=int, default=5, help="5: take every fifth case, beginning with the first")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     paths = sorted((arguments.dataset_dir / "images").glob("*.nii*"))[:: arguments.stride]

@@ -1,12 +1,12 @@
-"""Run bundles in Model Zoo layout plainly and with the overlay, and write what was found as a Markdown table.
+"""Run bundles in Model Zoo layout without and with the overlay, and write the results as a Markdown table.
 
     python scripts/zoo_table.py rows.yaml docs/results/zoo.md --method grata
 
-Each row of the YAML file names a bundle: ``bundle`` (its folder, relative to the file), ``dataset_dir`` (relative to
-the bundle), ``run`` (the key that its own inference runs by), and where needed ``config`` (configs/inference.json),
-``overrides`` (keys of the command line, for both runs) and ``note`` (why; printed below the table). Seconds are those
-of the run itself, without imports and without building the network. The part of a result page before the first line
-that begins with ``| bundle`` is kept.
+Each row of the YAML file describes a bundle: ``bundle`` (its folder, relative to the file), ``dataset_dir`` (relative
+to the bundle), ``run`` (key of its own inference), and where needed ``config`` (default configs/inference.json),
+``overrides`` (keys of the command line, for both runs) and ``note`` (reason for them; printed below the table). Seconds
+are those of the run itself, without imports and without building the network. The part of the page before the first
+line that begins with ``| bundle`` is kept.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ RESULT = "seconds of the run:"
 
 
 def main() -> None:
+    """Parse the command line, run the bundles and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=Path, help="YAML file, one row a bundle")
+    parser.add_argument("rows", type=Path, help="YAML file with one row per bundle")
     parser.add_argument("page", type=Path, help="Markdown page whose table is written")
     parser.add_argument("--method", default="grata")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one run")
@@ -58,19 +59,19 @@ def main() -> None:
     notes: list[str] = []
     for row in yaml.safe_load(options.rows.read_text()):
         root = (options.rows.parent / row["bundle"]).resolve()
-        # in a process of its own: bundles have packages of the same name, scripts
+        # A process per bundle, because bundles have packages of the same name (scripts).
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            table.append(pool.submit(tell, root, row, options.method, options.timeout).result())
+            table.append(pool.submit(measure, root, row, options.method, options.timeout).result())
         print(*table[-1], sep=" | ", flush=True)
         if row.get("note"):
             notes.append(f"- {root.name}: {row['note']}")
-        # after each row: what was measured stays when the next one is interrupted
+        # Written after each row, so that an interruption loses no row.
         with atomic_write(options.page) as path:
             path.write_text(before + markdown(table, notes))
 
 
 def markdown(table: list[list[str]], notes: list[str]) -> str:
-    """The table; its lists of methods are told once, below it, and named by letters."""
+    """Return the table; letters in it stand for the lists of methods below it."""
     column = HEADER.index("all methods but")
     lists = list(dict.fromkeys(row[column] for row in table))
     letters = {names: chr(ord("A") + index) for index, names in enumerate(lists)}
@@ -80,8 +81,15 @@ def markdown(table: list[list[str]], notes: list[str]) -> str:
     return "\n".join([*lines, "", *(f"- {letter}: {names}" for names, letter in letters.items()), *notes]) + "\n"
 
 
-def tell(root: Path, row: dict[str, Any], method: str, timeout: float) -> list[str]:
-    """One line of the table."""
+def measure(root: Path, row: dict[str, Any], method: str, timeout: float) -> list[str]:
+    """Run one bundle without and with the overlay, and return its line of the table.
+
+    Args:
+        root: folder of the bundle.
+        row: row of the YAML file.
+        method: name of the method to adapt with.
+        timeout: seconds that a run may take.
+    """
     config = row.get("config", "configs/inference.json")
     overrides = {"dataset_dir": row["dataset_dir"], **row.get("overrides", {})}
     try:
@@ -92,32 +100,45 @@ def tell(root: Path, row: dict[str, Any], method: str, timeout: float) -> list[s
     plain = seconds(root, [config], row.get("run", "run"), overrides, timeout)
     adapted = seconds(root, [config, str(overlay())], "adapt", {**overrides, "method": method}, timeout)
     if hashes(root) != before:
-        raise SystemExit(f"{root.name}: a file of the bundle was changed by the run.")
+        raise SystemExit(f"{root.name}: the run changed a file of the bundle.")
     ratio = f"{adapted / plain:.1f}" if isinstance(plain, float) and isinstance(adapted, float) else ""
     unfit = [name for name, lack in report.methods.items() if lack]
-    told = [report.facts.get(key, "") for key in ("network", "normalization", "head", "window")]
+    facts = [report.facts.get(key, "") for key in ("network", "normalization", "head", "window")]
     adapts = refusal(report, method) or report.facts.get("adapts", "")
     times = [f"{value:.1f}" if isinstance(value, float) else value for value in (plain, adapted)]
-    return [cell(text) for text in (root.name, *told, adapts, ", ".join(unfit) or "none", *times, ratio)]
+    return [cell(text) for text in (root.name, *facts, adapts, ", ".join(unfit) or "none", *times, ratio)]
 
 
 def refusal(report: Report, method: str) -> str:
+    """Return why the bundle or the method refuses to adapt; empty where nothing does."""
     reasons = [*report.problems, *filter(None, [report.methods.get(method)])]
     return f"refused: {' '.join(reasons)}" if reasons else ""
 
 
 def cell(text: str) -> str:
+    """Return a text that fits into a cell of a Markdown table."""
     return text.replace("|", "/").replace("\n", " ")
 
 
 def hashes(root: Path) -> dict[str, str]:
-    """Of all files that a bundle consists of."""
+    """Return the hashes of all files of a bundle."""
     files = (path for path in sorted(root.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def seconds(root: Path, files: list[str], key: str, overrides: dict[str, Any], timeout: float) -> float | str:
-    """Of the run of ``key`` in a process of its own, in the bundle's folder; or why it ended."""
+    """Run a bundle in a process of its own, in the bundle's folder.
+
+    Args:
+        root: folder of the bundle.
+        files: configuration files, relative to it.
+        key: key to run.
+        overrides: keys of the command line.
+        timeout: seconds that the run may take.
+
+    Returns:
+        The seconds of the run, or why it failed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         changes = {**overrides, "bundle_root": ".", "output_dir": f"{folder}/predictions"}
         if key == "adapt":
@@ -135,16 +156,16 @@ def seconds(root: Path, files: list[str], key: str, overrides: dict[str, Any], t
         except subprocess.TimeoutExpired:
             return f"more than {timeout:.0f}"
         written = [path for path in Path(folder, "predictions").rglob("*") if path.is_file()]
-        told = [text for text in done.stdout.splitlines() if text.startswith(RESULT)]
-        if done.returncode or not told or not written:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            return f"failed: {said[-1] if said else 'nothing was written'}"
-        return float(told[-1].removeprefix(RESULT))
+        results = [text for text in done.stdout.splitlines() if text.startswith(RESULT)]
+        if done.returncode or not results or not written:
+            lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            return f"failed: {lines[-1] if lines else 'nothing was written'}"
+        return float(results[-1].removeprefix(RESULT))
 
 
 def one(task: dict[str, Any]) -> None:
-    """The run itself, in its own process."""
-    # a bundle's own modules are found in its folder, as `python -m` has it
+    """Run a bundle in this process and print the seconds."""
+    # The bundle's own modules lie in its folder, which is the working directory.
     sys.path.insert(0, "")
     workflow = ConfigWorkflow(
         task["files"],
@@ -154,7 +175,7 @@ def one(task: dict[str, Any]) -> None:
         **task["changes"],
     )
     workflow.initialize()
-    # the network, its data loader and all else are made before the clock starts
+    # Build the network, the data loader and all else before the clock starts.
     workflow.parser.get_parsed_content("evaluator")
     start = time.perf_counter()
     workflow.run()

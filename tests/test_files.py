@@ -20,14 +20,14 @@ def test_file_appears_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path) == ["a.nii.gz"]
 
 
-def test_full_disk_is_told(tmp_path):
+def test_full_disk_is_reported(tmp_path):
     with pytest.raises(GrataError, match=f"{tmp_path}.*No space left"), atomic_write(tmp_path / "a") as temporary:
         temporary.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert not os.listdir(tmp_path)
 
 
-def test_missing_folder_is_told(tmp_path):
+def test_missing_folder_is_reported(tmp_path):
     with pytest.raises(GrataError, match="gone"), atomic_write(tmp_path / "gone" / "a") as temporary:
         temporary.write_bytes(b"x")
 

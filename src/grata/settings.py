@@ -37,6 +37,7 @@ __all__ = [
     "KeywordSettings",
     "Setting",
     "Settings",
+    "checked",
     "choice",
     "chosen",
     "constant",
@@ -630,6 +631,23 @@ def check_choice(value: Any, of: Iterable[str], or_null: bool = False) -> str:
     if not isinstance(value, str) or value not in names:
         raise GrataError(f"must be one of {', '.join(names)}{', or null' * or_null}, got {value!r}.")
     return value
+
+
+def checked(check: Callable[[Any], Any], value: Any, key: str) -> Any:
+    """Return what ``check`` returns for a value; its error gets the key of the value.
+
+    Args:
+        check: function that returns the value to keep, or raises :class:`GrataError` without a key.
+        value: value to check.
+        key: key of the value in the configuration.
+
+    Raises:
+        GrataError: the check refuses the value.
+    """
+    try:
+        return check(value)
+    except GrataError as error:
+        raise error.under(key) from error
 
 
 def range_in_words(at_least: float | None, above: float | None, at_most: float | None, below: float | None) -> str:

@@ -38,12 +38,12 @@ class Adapted:
     """One batch, predicted by the network that was just adapted to it.
 
     Attributes:
-        item: what the stream gave: a tensor or a mapping, as it was.
+        item: item of the stream, a tensor or a mapping, as it was.
         prediction: what the network returned, through the inferer; on the inferer's device.
-        logits: ``(B, C, ...)`` in it.
-        record: what the adaptation did: losses, cosine, learning rate, flags, see :class:`grata.methods.StepRecord`;
-            with a bank its entry.
-        activation: that turns logits into probabilities; None: not told.
+        logits: logits ``(B, C, ...)`` in the prediction.
+        record: record of the adaptation: losses, cosine, learning rate, flags, see :class:`grata.methods.StepRecord`;
+            with a bank its entry too.
+        activation: activation that turns logits into probabilities; None: it is not known.
     """
 
     item: Any
@@ -54,7 +54,7 @@ class Adapted:
 
     @property
     def probabilities(self) -> torch.Tensor:
-        """``(B, C, ...)``, 0 to 1, computed from the logits at each access.
+        """Probabilities ``(B, C, ...)``, 0 to 1, computed from the logits at each access.
 
         Raises:
             GrataError: no activation was given.
@@ -65,10 +65,11 @@ class Adapted:
 
 
 class AdaptedStream(Iterator[Adapted]):
-    """What :func:`adapt` returns: each time it is asked it takes one batch, adapts to it and predicts it.
+    """Stream of :func:`adapt`: each time it is asked it takes one batch, adapts to it and predicts it.
 
     Attributes:
-        method: that adapts; its ``restore()`` brings the source network back, its ``state_dict()`` tells all it learnt.
+        method: method that adapts; its ``restore()`` brings the source network back, its ``state_dict()`` holds the
+            whole adaptation.
         attached: affine parameters that were attached to the network, see :func:`grata.normalization.attach_affine`;
             None: none were.
     """
@@ -109,7 +110,7 @@ class AdaptedStream(Iterator[Adapted]):
 def adapt(
     network: nn.Module | str | os.PathLike[str],
     images: torch.Tensor | Iterable[torch.Tensor | Mapping[str, Any]],
-    method: str = "grata",
+    method: str | type[Method] | Method = "grata",
     *,
     activation: str | None = None,
     output: str | int | None = None,
@@ -129,47 +130,50 @@ def adapt(
     Nothing is adapted until the iterator is asked for a batch. The network is changed in place; its weights at the
     first batch are the source, and ``stream.method.restore()`` brings them back: call it before adapting it anew.
 
-    Example::
-
-        import grata, torch
-        from monai.networks.nets import UNet
-
-        network = UNet(2, 1, 2, channels=(8, 16, 32), strides=(2, 2), norm="batch")  # and its weights loaded
-        images = (torch.rand(1, 1, 64, 64) for _ in range(3))  # or a DataLoader
-        stream = grata.adapt(network, images, method="grata", activation="softmax", settings={"lr": 1e-4})
-        for adapted in stream:
-            labels = adapted.probabilities.argmax(1)
-            print(labels.shape, adapted.record["cosine"], adapted.record["flags"])
-        stream.method.restore()
-
     Args:
-        network: the source network with its weights loaded, or a TorchScript file, which is loaded onto the CPU.
+        network: source network with its weights loaded, or a TorchScript file, which is loaded onto the CPU.
         images: one batch ``(B, C, H, W)`` or ``(B, C, D, H, W)``, scaled as in training; or an iterable of such
             batches, each a tensor or a mapping with one under ``image``, such as MONAI's ``DataLoader``, of which one
             is taken at a time. They are moved to the network's device. The ``site`` of a mapping is for reset policies
             and banks that ask for it.
-        method: a name of :data:`grata.methods.METHODS`.
+        method: name of a method, a key of :data:`grata.methods.METHODS`; its class; or an instance for this network,
+            which has its settings already.
         activation: ``sigmoid`` (multi-label) or ``softmax`` (multi-class); only methods that do not look at the
             prediction do without.
         output: key or index of the logits, for a network that returns a dict, list or tuple.
-        settings: of the method.
-        inferer: what predicts, and what the network is adapted through: ``SimpleInferer`` if None, or
+        settings: settings of the method.
+        inferer: inferer that predicts, and that the network is adapted through: ``SimpleInferer`` if None, or
             ``SlidingWindowInferer`` for volumes that do not fit into memory at once.
-        windows: which windows of a large volume are adapted on, see :class:`grata.handlers.WindowSelection`.
+        windows: choice of the windows of a large volume to adapt on, see :class:`grata.handlers.WindowSelection`.
         affine: what is adapted where normalization layers have no affine parameters, see
             :func:`grata.normalization.ensure_affine`.
-        reset: when to start from the source network again, see :mod:`grata.resets`; None: as the method's paper has it.
-        prepared: file of ``python -m grata prepare``, for methods that need it.
-        seed: of the method's own random generator.
-        bank, start_from, save_to: where what is learnt is kept, and what to go on from, see
+        reset: policy that says when to start from the source network again, see :mod:`grata.resets`; None: as the
+            method's paper has it.
+        prepared: file of ``grata prepare``, for methods that need it.
+        seed: seed of the method's own random generator.
+        bank, start_from, save_to: where the adaptation is kept, and what to go on from, see
             :class:`grata.adapters.Keeper`.
 
     Returns:
         An iterator over :class:`Adapted`.
 
     Raises:
-        GrataError: the file is no TorchScript network; or whatever the method refuses, such as a network that has
-            nothing to adapt or was traced in evaluation mode. While iterating: an item that holds no batch of images.
+        GrataError: the file is not a TorchScript network; or the method refuses the network, such as one that has
+            nothing to adapt or was traced in evaluation mode. While iterating: an item holds no batch of images.
+
+    Example:
+        >>> import torch
+        >>> from monai.networks.nets import UNet
+        >>> network = UNet(2, 1, 2, channels=(8, 16, 32), strides=(2, 2), norm="batch")  # and its weights loaded
+        >>> images = (torch.rand(1, 1, 64, 64) for _ in range(3))  # or a DataLoader
+        >>> stream = adapt(network, images, method="grata", activation="softmax", settings={"lr": 1e-4})
+        >>> for adapted in stream:
+        ...     labels = adapted.probabilities.argmax(1)
+        ...     print(tuple(labels.shape), adapted.record["flags"])
+        (1, 64, 64) []
+        (1, 64, 64) []
+        (1, 64, 64) []
+        >>> stream.method.restore()
     """
     if activation is not None:
         check_activation(activation)
@@ -181,21 +185,15 @@ def adapt(
     with torch.inference_mode(False):
         network = _load(network) if isinstance(network, str | os.PathLike) else network
         _check(network)
-        made = create(
-            method,
-            network,
-            settings,
-            affine,
-            activation=activation,
-            output=output,
-            reset=reset,
-            prepared=prepared,
-            seed=seed,
-        )
+        common = {"activation": activation, "output": output, "reset": reset, "prepared": prepared, "seed": seed}
+        if isinstance(method, Method):
+            made = _instance(method, network, settings)
+        else:
+            made = create(method, network, settings, affine, **common)
         try:
             keeper = Keeper(made, bank, start_from, save_to)
         except GrataError:
-            if made.attached is not None:
+            if made is not method and made.attached is not None:
                 made.attached.detach()
             raise
     # a setting of that name is the method's
@@ -203,10 +201,19 @@ def adapt(
     return AdaptedStream(made, items, inferer or SimpleInferer(), chosen, activation, output, keeper)
 
 
+def _instance(method: Method, network: nn.Module, settings: Mapping[str, Any] | None) -> Method:
+    """Return ``method``, which was made for ``network``."""
+    if settings:
+        raise GrataError(f"{method.name} is an instance that has its settings. Give them to its class.", key="settings")
+    if method.given is not network:
+        raise GrataError("the instance was made for another network. Give that network, or the class.", key="method")
+    return method
+
+
 def _load(path: str | os.PathLike[str]) -> nn.Module:
     path = Path(path)
     if not path.is_file():
-        raise GrataError(f"{path} is no file.", key="network")
+        raise GrataError(f"{path} is not a file.", key="network")
     try:
         return torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError) as error:
@@ -239,7 +246,7 @@ def _check(network: Any) -> None:
 
 
 def _opened(item: Any, index: int) -> tuple[torch.Tensor, list[str], Mapping[str, Any]]:
-    """Images, their sites and metadata in an item of the stream."""
+    """Return the images, their sites and metadata in an item of the stream."""
     images, sites, meta = item, [], {}
     if isinstance(item, Mapping):
         if IMAGE not in item:

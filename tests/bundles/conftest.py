@@ -16,8 +16,8 @@ import pytest
 
 import grata
 
-# Python, not a preexec_fn, sets the limits up: a fork of this process, full of threads, could hang. Without the two
-# capabilities root is refused what a user is refused.
+# A Python process sets the limits, because a preexec_fn after a fork of this process, which has threads, could hang.
+# Without the two capabilities, root has no more rights on files than a user.
 LAUNCHER = """
 import ctypes, os, resource, sys
 largest_file, folder, *command = sys.argv[1:]
@@ -33,7 +33,12 @@ os.execv(command[0], command)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its exit status, and stdout and stderr together."""
+    """Outcome of a command.
+
+    Attributes:
+        status: exit status.
+        text: stdout and stderr together.
+    """
 
     status: int
     text: str
@@ -44,7 +49,7 @@ class Scans(runpy.run_path(str(Path(__file__).parents[1] / "data" / "conftest.py
 
     @staticmethod
     def volume(shape: Sequence[int] = (32, 40, 32), seed: int = 0) -> np.ndarray:
-        """Two bright blobs on a noisy background."""
+        """Return two bright blobs on a noisy background."""
         grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape[:3]), indexing="ij"))
         blobs = sum(np.exp(-8 * ((grid.T - centre) ** 2).sum(-1).T) for centre in ((0.3, 0.2, 0.0), (-0.4, -0.3, 0.1)))
         return (300 * blobs + 20 * np.random.default_rng(seed).random(shape[:3])).astype(np.float32)
@@ -67,7 +72,7 @@ def scans() -> type[Scans]:
 
 @pytest.fixture(scope="session")
 def run():
-    """``python -m monai.bundle <arguments>``."""
+    """Run ``python -m monai.bundle <arguments>``."""
 
     def run(*arguments: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "monai.bundle", *map(str, arguments)]
@@ -81,7 +86,7 @@ def run():
 
 @pytest.fixture(scope="session")
 def adapt(run):
-    """``run adapt`` of a bundle into a folder."""
+    """Run ``adapt`` of a bundle into a folder."""
 
     def adapt(bundle: Path, output: Path, *arguments: object, cwd: Path, check: bool = True):
         return run(
@@ -96,7 +101,7 @@ def adapt(run):
 
 @pytest.fixture(scope="session")
 def with_overlay(run):
-    """``run adapt`` of a bundle's inference.json and the overlay for any bundle, into a folder."""
+    """Run ``adapt`` of a bundle's inference.json with the overlay for any bundle, into a folder."""
 
     def with_overlay(bundle: Path, output: Path, *arguments: object, cwd: Path):
         files = str([str(bundle / "configs" / "inference.json"), str(grata.overlay())])
@@ -111,7 +116,7 @@ def with_overlay(run):
 
 @pytest.fixture(scope="session")
 def run_adapt(bundle):
-    """``python -m monai.bundle run adapt`` from another working directory, as a user without privileges."""
+    """Run ``python -m monai.bundle run adapt`` in another working directory, as a user without privileges."""
 
     def run(folder: Path, *arguments: object, largest_file: int = 0) -> Outcome:
         command = [sys.executable, "-m", "monai.bundle", "run", "adapt", "--bundle_root", bundle]
@@ -133,7 +138,7 @@ def run_adapt(bundle):
 
 @pytest.fixture(scope="module")
 def in_background():
-    """Run functions two at a time: most of a command's seconds are imports, on one core."""
+    """Run functions two at a time, because a command spends most of its time on imports, on one core."""
     pool = ThreadPoolExecutor(2)
 
     def submit(function, *arguments, **options) -> Future:
@@ -145,7 +150,7 @@ def in_background():
 
 @pytest.fixture(scope="session")
 def metadata_schema() -> dict:
-    """What the Model Zoo documents of a bundle's metadata: its own schema can only be fetched."""
+    """Schema of a bundle's metadata, from the Model Zoo's documentation; its own schema would have to be downloaded."""
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",

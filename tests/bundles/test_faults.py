@@ -1,4 +1,4 @@
-"""Every fault that a user can meet, met through the command itself."""
+"""Every fault that a user can meet, produced through the command itself."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="file permissions and li
 
 GOOD = ("a_first", "labelled", "z_last", "mr-series007-197e8026")
 
-# What a user reads of each faulty scan: the file, series or case, what is wrong, and the remedy.
+# Parts of the message on each faulty scan: the file, series or case, what is wrong, and the remedy.
 SCAN_FAULTS = {
     "empty NIfTI": ("empty.nii.gz", "0 bytes", "export it again"),
     "NIfTI truncated in its voxels": ("truncated.nii.gz", "truncated", "export it again"),
@@ -51,7 +51,7 @@ SCAN_FAULTS = {
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Hashes of all files below a folder."""
+    """Return the hashes of all files below a folder."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -64,7 +64,7 @@ def journal(output: Path) -> dict[str, dict]:
 
 
 def check_complete(output: Path, case: str) -> None:
-    """A finished case has a segmentation, a figure and a journal line."""
+    """Check that a finished case has a segmentation, a figure and a journal line."""
     labels = nibabel.load(output / "segmentations" / f"{case}.nii.gz")
     assert set(np.unique(np.asarray(labels.dataobj))) <= {0, 1, 2}
     assert (output / "figures" / f"{case}.png").read_bytes().startswith(b"\x89PNG")
@@ -73,7 +73,7 @@ def check_complete(output: Path, case: str) -> None:
 
 
 def edited_config(bundle: Path, folder: Path, old: str, new: str) -> Path:
-    """A copy of the bundle's configs with one line changed."""
+    """Return the adapt.yaml of a copy of the bundle's configs with one line changed."""
     configs = folder / f"configs-{hashlib.sha256(new.encode()).hexdigest()[:8]}"
     shutil.copytree(bundle / "configs", configs)
     text = (configs / "adapt.yaml").read_text()
@@ -94,7 +94,7 @@ def corrupt_weights(path: Path, bundle: Path) -> Path:
 
 
 class Payload:
-    """Unpickled, it makes a folder: what a pickle from a stranger may do."""
+    """Object that makes a folder when it is unpickled, as a foreign pickle may do."""
 
     def __init__(self, path: Path):
         self.path = str(path)
@@ -118,7 +118,7 @@ def below_a_file(path: Path) -> Path:
     return path / "results"
 
 
-# Arguments of the command, and what the one message says: the key or the file, what is wrong, and the remedy.
+# Arguments of the command, and parts of its message: the key or the file, what is wrong, and the remedy.
 REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
     "missing weights": (
         lambda folder, bundle: ("--weights", folder / "none.pt"),
@@ -230,7 +230,7 @@ def write_scans(root: Path, scans: type) -> None:
     for seed, name in enumerate(GOOD[:3]):
         scans.save_volume(scans.volume(seed=seed), root / f"{name}.nii.gz")
     scans.save_volume((volume > 150).astype(np.uint8), root / "labelled_seg.nii.gz")
-    # The range of its values, which the normalization divides by, is beyond float32.
+    # The normalization divides by the range of values, which here exceeds float32.
     scans.save_volume(np.where(volume > 150, 3e38, -3e38).astype(np.float32), root / "overflow.nii.gz")
 
     (root / "empty.nii.gz").write_bytes(b"")
@@ -283,7 +283,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def refusals(request, folder, bundle, run_adapt, in_background):
-    """Commands that are refused at once, as futures by name: those that selected tests ask for."""
+    """Futures by name of the commands that are refused at once, for the selected tests only."""
     selected = [
         i.callspec.params["refusal"] for i in request.session.items if "refusal" in getattr(i, "fixturenames", ())
     ]
@@ -298,7 +298,7 @@ def refusals(request, folder, bundle, run_adapt, in_background):
 
 @pytest.fixture(scope="module")
 def faulty_run(folder, scans, run_adapt):
-    """A run over good and faulty scans: its outcome and its output folder."""
+    """Outcome and output folder of a run over good and faulty scans."""
     write_scans(folder / "scans", scans)
     arguments = ("--dataset_dir", folder / "scans", "--output_dir", folder / "results", "--seed", 1)
     return run_adapt(folder, *arguments), folder / "results"
@@ -521,7 +521,7 @@ def test_faults_in_worker_processes_read_like_any_other(folder, scans, run_adapt
 def test_outputs_of_a_case_that_a_killed_run_had_begun_do_not_stay_behind(folder, scans, run_adapt):
     dataset, output = folder / "for_orphans", folder / "orphans"
     scans.save_volume(scans.volume(), dataset / "scan.nii.gz")
-    # As a run leaves it that is killed between the first file of a case and its journal line.
+    # The state that a run leaves when it is killed between the first file of a case and its journal line.
     (output / "segmentations").mkdir(parents=True)
     (output / "segmentations" / "gone.nii.gz").touch()
     (output / ".begun").write_text("gone")

@@ -30,14 +30,14 @@ def fundus(request):
 
 @pytest.fixture(scope="module")
 def adapted(adapt, fundus, tmp_path_factory):
-    """The sample pictures, adapted from a folder that has nothing to do with the bundle."""
+    """The sample pictures, adapted with another working directory than the bundle."""
     folder = tmp_path_factory.mktemp("anywhere")
     return folder / "output", adapt(fundus, folder / "output", cwd=folder)
 
 
 @pytest.fixture(scope="module")
 def dataset(fundus, tmp_path_factory):
-    """The sample pictures in three formats, a small one too, with a disc and a cup or a stripe as the label."""
+    """The sample pictures in four formats, one of them small, with a disc and a cup or only a disc as the label."""
     folder = tmp_path_factory.mktemp("dataset")
     for name in ("images", "labels"):
         (folder / name).mkdir()

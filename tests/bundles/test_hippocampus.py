@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-m", "monai.bundle"]
 
 
 def hashes(folder):
-    """Of all files whose content is a promise: not of those that hold seconds and bytes of memory."""
+    """Return the hashes of all files that must be equal, without those that hold seconds and bytes of memory."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(Path(folder).rglob("*"))
@@ -43,7 +43,7 @@ def adapted_parameters(folder):
 
 @pytest.fixture(scope="module")
 def from_anywhere(adapt, bundle, tmp_path_factory):
-    """The sample scans, adapted from a folder that has nothing to do with the bundle."""
+    """The sample scans, adapted with another working directory than the bundle."""
     folder = tmp_path_factory.mktemp("anywhere")
     result = adapt(bundle, folder / "output", cwd=folder)
     return folder / "output", result
@@ -51,7 +51,7 @@ def from_anywhere(adapt, bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(bundle, tmp_path_factory):
-    """Labelled scans: the samples at four intensity scalings, with a mask of the bright half as the label."""
+    """Labelled scans: one sample at four intensity scalings, with two boxes as the label."""
     folder = tmp_path_factory.mktemp("dataset")
     for name in ("images", "labels"):
         (folder / name).mkdir()
@@ -256,8 +256,8 @@ def test_the_overlay_on_plain_inference_predicts_as_adapt_does(with_overlay, fro
         assert np.array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj)) and expected.get_fdata().any()
         assert np.allclose(found.affine, expected.affine)
     keys = ("case", "loss", "cosine", "learning_rate", "parameter_change")
-    told = [[line[key] for key in keys] for line in journal(tmp_path / "output" / "adaptation")]
-    assert told == [[line[key] for key in keys] for line in journal(own)[:2]]
+    lines = [[line[key] for key in keys] for line in journal(tmp_path / "output" / "adaptation")]
+    assert lines == [[line[key] for key in keys] for line in journal(own)[:2]]
 
 
 def test_plain_inference_and_evaluation_need_nothing_but_monai(run, bundle, dataset, tmp_path):

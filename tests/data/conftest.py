@@ -1,4 +1,4 @@
-"""Synthetic scans that are written as scanners and archives write them."""
+"""Writers of synthetic scans in the forms of scanners and archives."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +61,7 @@ def voxels(slices: int = 6, size: tuple[int, int] = (8, 10)) -> np.ndarray:
 
 
 def save_all(datasets: list[pydicom.Dataset], folder: Path, shuffle: bool = True) -> list[Path]:
-    """Write data sets under names whose order says nothing."""
+    """Write data sets under names in another order than the slices."""
     folder.mkdir(parents=True, exist_ok=True)
     names = np.random.default_rng(5).permutation(len(datasets)) if shuffle else np.arange(len(datasets))
     start = len(list(folder.iterdir()))
@@ -72,7 +72,7 @@ def save_all(datasets: list[pydicom.Dataset], folder: Path, shuffle: bool = True
 
 
 def enhanced_dataset(orientation: str = "axial", slices: int = 6) -> pydicom.Dataset:
-    """Return an enhanced multi-frame MR whose frames are out of order and have slopes of their own.
+    """Return an enhanced multi-frame MR whose frames are not in order and have different slopes.
 
     The frame of slice k holds ``voxels(slices)[k]`` and the rescale slope ``k + 1``.
     """
@@ -130,7 +130,7 @@ def save_nifti(path: Path, shape: tuple[int, ...] = (9, 8, 7), affine: np.ndarra
 
 
 class Scans:
-    """The writers above, for tests (pytest's importlib mode has no imports between test files)."""
+    """The writers above, for tests (in pytest's importlib mode, test files cannot import each other)."""
 
     orientations = tuple(ORIENTATIONS)
     patient = ("mustermann", "erika", "kh-4711", "19610824", "20170503", "eisenbart", "acc998877")

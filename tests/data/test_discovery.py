@@ -50,7 +50,7 @@ def test_two_series_in_one_folder_and_one_over_two_folders(tmp_path, scans):
         assert [header.InstanceNumber for header in headers] == [1, 2, 3, 4, 5, 6]
 
 
-def test_dicom_is_told_by_content_and_results_are_passed_over(tmp_path, scans):
+def test_dicom_is_recognized_by_content_and_results_are_ignored(tmp_path, scans):
     for dataset, path in zip(scans.series(), "abcdef", strict=True):
         dataset.save_as(tmp_path / path, enforce_file_format=True)
     (tmp_path / "README.txt").write_text("notes")
@@ -171,7 +171,7 @@ def test_faulty_series(tmp_path, scans, change, message):
     assert fault.case.startswith("mr-series007-")
 
 
-def test_rounded_headers_are_no_fault(tmp_path, scans):
+def test_rounded_headers_are_not_a_fault(tmp_path, scans):
     datasets = scans.series("oblique")
     for k, dataset in enumerate(datasets):
         dataset.ImageOrientationPatient = [round(float(c), 4 + k % 2) for c in dataset.ImageOrientationPatient]
@@ -212,7 +212,7 @@ def test_a_broken_file_beside_two_series_is_named_and_the_series_stay(tmp_path, 
     assert "no. 13 of 13 by name" in message and "2 series" in message and "Mustermann" not in message
 
 
-def test_missing_decoder_is_told(tmp_path, scans, monkeypatch):
+def test_missing_decoder_is_reported(tmp_path, scans, monkeypatch):
     datasets = scans.series()
     for dataset in datasets:
         dataset.compress(RLELossless)
@@ -270,7 +270,7 @@ def test_distances_that_add_up_are_not_uniform(tmp_path, scans):
     assert "not uniform" in only_fault(tmp_path).message
 
 
-def test_a_gap_in_the_place_of_the_spacing_is_no_missing_slice(tmp_path, scans):
+def test_a_gap_in_the_place_of_the_spacing_is_not_a_missing_slice(tmp_path, scans):
     datasets = scans.series()
     for dataset in datasets:
         dataset.SliceThickness, dataset.SpacingBetweenSlices = 2.0, 0.5
@@ -306,13 +306,13 @@ def test_a_truncated_header_that_names_the_patient_hides_the_name(tmp_path, scan
     assert "truncated" in message and without_patient(scans, message)
 
 
-def test_what_is_neither_file_nor_folder_is_passed_over(tmp_path, scans):
+def test_what_is_neither_file_nor_folder_is_ignored(tmp_path, scans):
     os.mkfifo(tmp_path / "pipe")
     scans.nifti(tmp_path / "a.nii.gz")
     assert [case["case"] for case in discover(tmp_path).cases] == ["a"]
 
 
-def test_segmentations_of_an_earlier_run_are_no_scans(tmp_path, scans):
+def test_segmentations_of_an_earlier_run_are_not_scans(tmp_path, scans):
     scans.nifti(tmp_path / "a.nii.gz")
     for folder in (tmp_path, tmp_path / "results"):
         scans.nifti(folder / "segmentations" / "a.nii.gz")
@@ -336,7 +336,7 @@ def test_a_qform_that_contradicts_the_sform_is_refused(tmp_path, scans, qform, m
     assert message in only_fault(tmp_path).message
 
 
-def test_another_space_in_the_sform_is_no_contradiction(tmp_path, scans):
+def test_another_space_in_the_sform_is_not_a_contradiction(tmp_path, scans):
     image = nibabel.load(scans.nifti(tmp_path / "a.nii.gz"))
     affine = image.affine.copy()
     affine[:3, 3] += 20
@@ -394,7 +394,7 @@ def test_labels_beside_the_folder_that_is_given(tmp_path, scans, monkeypatch, gi
     assert "label" in discover(".").cases[0]
 
 
-def test_numbers_that_begin_with_zero_are_no_channels(tmp_path, scans):
+def test_numbers_that_begin_with_zero_are_not_channels(tmp_path, scans):
     for number in range(3):
         for name in (
             f"images/case_{number:04d}",
@@ -413,7 +413,7 @@ def test_a_label_in_the_folder_of_its_image_is_not_lost_to_others_of_that_name(t
     assert ["label" in case for case in discover(tmp_path).cases] == [True, False, False]
 
 
-def test_a_name_that_is_no_utf8_is_used_all_the_same(tmp_path, scans):
+def test_a_name_that_is_not_utf8_can_be_used(tmp_path, scans):
     path = scans.nifti(tmp_path / "a.nii.gz")
     os.rename(path, os.path.join(os.fsencode(tmp_path), b"M\xfcller.nii.gz"))
     (tmp_path / "empty.nii.gz").touch()

@@ -267,7 +267,7 @@ def test_a_faulty_picture_is_a_fault_and_the_others_stay(tmp_path, name, spoil, 
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp"])
-def test_a_truncated_picture_is_told_when_it_is_read(tmp_path, name):
+def test_a_truncated_picture_is_reported_when_it_is_read(tmp_path, name):
     path = save(tmp_path / name, np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(GrataError, match=rf"{name}' cannot be read.*(Copy or export it again)"):
@@ -293,7 +293,7 @@ def test_grey_is_not_taken_for_colour_nor_colour_for_grey(tmp_path, values, chan
         CheckScand("image", channels=channels, spatial_dims=2)({"image": image})
 
 
-def test_a_bundle_for_volumes_passes_pictures_over_and_says_so_when_nothing_else_is_there(tmp_path, scans):
+def test_a_bundle_for_volumes_ignores_pictures_and_says_so_when_there_is_nothing_else(tmp_path, scans):
     save(tmp_path / "a.png")
     with pytest.raises(GrataError, match=r"dataset_dir: .*holds pictures \(1\).*needs volumes"):
         discover(tmp_path)
@@ -385,7 +385,7 @@ def test_beside_a_folder_of_images_no_picture_is_taken(tmp_path, folder):
     assert [case["case"] for case in flat(tmp_path).cases] == expected
 
 
-def test_figures_and_segmentations_of_an_earlier_run_are_no_pictures(tmp_path):
+def test_figures_and_segmentations_of_an_earlier_run_are_not_pictures(tmp_path):
     save(tmp_path / "a.png")
     for name in ("overview.png", "figures/a.png", "segmentations/a.png"):
         save(tmp_path / "output" / name)
@@ -422,7 +422,7 @@ def test_lists_of_cases(tmp_path, scans):
     assert len(flat(tmp_path, cases_file="A.csv").cases) == 2
 
 
-def test_a_list_tells_the_site_of_each_image(tmp_path):
+def test_a_list_gives_the_site_of_each_image(tmp_path):
     for name in ("a", "b", "c"):
         save(tmp_path / f"{name}.png")
     write(tmp_path / "list.csv", ["image,mask,Site", "a.png,,north", "b.png,,south", "c.png,,"])

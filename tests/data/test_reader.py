@@ -85,7 +85,7 @@ def test_values_of_monochrome1_are_not_turned_around(tmp_path, scans, enhanced):
     np.testing.assert_allclose(load(case["image"])[0], (scans.voxels() * slopes).transpose(2, 1, 0))
 
 
-def test_a_file_that_is_gone_by_now_is_told_by_its_place_and_not_by_its_name(tmp_path, scans):
+def test_a_file_that_no_longer_exists_is_named_by_its_place_and_not_by_its_name(tmp_path, scans):
     paths = scans.save(scans.series(), tmp_path, shuffle=False)
     gone = paths[2].with_name("mustermann.dcm")
     paths[2].rename(gone)
@@ -166,7 +166,7 @@ def test_files_of_two_series_are_not_merged(tmp_path, scans):
         load([str(path) for path in paths])
 
 
-def test_what_is_no_image_is_refused(tmp_path):
+def test_what_is_not_an_image_is_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("no image")
     with pytest.raises(GrataError, match="is not a DICOM image"):

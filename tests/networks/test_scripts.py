@@ -25,13 +25,13 @@ def test_convert_checkpoint_writes_weights_and_reports_what_it_did(make_resunet,
     torch.save({"state_dict": state}, tmp_path / "authors.pth")
     script("convert_checkpoint").main(tmp_path / "authors.pth", tmp_path / "model.pt")
     printed = capsys.readouterr().out
-    assert f"{len(state) - 1} of {len(state)} tensors taken" in printed and "not taken: res.fc.bias" in printed
+    assert f"{len(state) - 1} of {len(state)} tensors converted" in printed and "left out: res.fc.bias" in printed
     description = yaml.safe_load(printed[printed.index("network_def:") :])["network_def"]
     assert description.pop("_target_") == "grata.networks.ResUNet"
     loaded = load_source(ResUNet(**description), tmp_path / "model.pt", "cpu").eval()
     x = torch.rand(1, 3, 64, 64)
     assert torch.equal(loaded(x), network(x))
-    with pytest.raises(SystemExit, match="is there already"):
+    with pytest.raises(SystemExit, match="exists already"):
         script("convert_checkpoint").main(tmp_path / "authors.pth", tmp_path / "model.pt")
 
 
@@ -94,6 +94,6 @@ def test_pack_weights_leaves_no_mixed_bundle(trained, make_resunet, tmp_path):
 
 def test_pack_weights_refuses_what_half_precision_does_not_hold(tmp_path):
     torch.save({"head.weight": torch.tensor([[1e6]])}, tmp_path / "wild.pt")
-    with pytest.raises(SystemExit, match=r"head.weight holds values that half precision does not: 1e\+06"):
+    with pytest.raises(SystemExit, match=r"head.weight holds 1e\+06, which is beyond the range of half precision"):
         script("pack_weights").main(tmp_path / "wild.pt", tmp_path / "models")
     assert not (tmp_path / "models" / "model.pt").exists()

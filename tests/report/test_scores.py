@@ -18,7 +18,7 @@ def blobs(seed: int, shape: tuple[int, ...], threshold: float = 0.02) -> np.ndar
 
 
 def reference_distances(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
-    """HD95 and ASSD from distance transforms of the surfaces (MONAI: neighbours in a tree)."""
+    """Return HD95 and ASSD from distance transforms of the surfaces (MONAI uses a tree of neighbours)."""
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (a, b)]
     to_other = [
         ndimage.distance_transform_edt(~surfaces[1 - side], sampling=spacing)[surfaces[side]] for side in (0, 1)
@@ -145,7 +145,7 @@ def test_a_failed_write_leaves_the_older_table(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "case,dice\na,1\n", "case,site,variant,class,dice,hd95,assd,unit\na,b,c,d,high,1,1,mm\n"]
 )
-def test_a_file_that_is_no_score_table_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_score_table_is_refused(tmp_path, text):
     path = tmp_path / "scores.csv"
     path.write_text(text)
     with pytest.raises(GrataError, match="scores.csv"):

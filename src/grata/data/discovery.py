@@ -102,8 +102,7 @@ def discover(
             ``<name>_label`` or ``<name>_mask``. A picture's label may have another extension than the picture, also
             ``.gif``.
         site: name of the site that the scans come from, unless ``cases_file`` names another; default ``"unknown"``.
-        spatial_dims: 3 for volumes; 2 for pictures and NIfTI images of a single slice. A DICOM series is always a
-            volume.
+        spatial_dims: 3 for volumes; 2 for pictures and NIfTI images of a single slice. DICOM series are volumes.
         cases_file: one CSV file or several, each a path or a name in ``dataset_dir``. Only the images in the column
             ``image`` are taken, with the label maps in the column ``mask`` (empty for none); both hold paths relative
             to ``dataset_dir``. An optional column ``site`` names the site of each image, for a stream of several
@@ -111,8 +110,8 @@ def discover(
 
     Returns:
         The usable cases and the faults. Slice distances may differ by 1 % or 0.01 mm, whichever is larger, direction
-        cosines by 0.001; no geometry is guessed. Only headers and the beginnings of pictures are read: a file that is
-        truncated later on is noticed when it is loaded.
+        cosines by 0.001; no geometry is guessed. Files are read no further than their headers or beginnings, so a
+        truncated one may be noticed only when it is loaded.
 
     Raises:
         GrataError: a folder is missing, unreadable or holds no scans; nothing matches the selection or ``labels_dir``;

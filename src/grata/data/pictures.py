@@ -40,7 +40,7 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Return the number of rows and columns of a picture after its EXIF orientation, without decoding a JPEG or TIFF.
 
     Raises:
-        GrataError: as for :func:`read_picture`, as far as the beginning of the file shows it.
+        GrataError: see :func:`read_picture`, as far as the beginning of the file shows it.
     """
     with _opened(path) as image:
         columns, rows = image.size
@@ -75,7 +75,7 @@ def read_label_picture(path: str | os.PathLike[str]) -> np.ndarray:
         The float32 array, (rows, columns), after the EXIF orientation.
 
     Raises:
-        GrataError: as for :func:`read_picture`, or the picture is in colour or partly transparent.
+        GrataError: see :func:`read_picture`; or the picture is in colour or partly transparent.
     """
     with _opened(path) as image:
         bands = image.getbands()

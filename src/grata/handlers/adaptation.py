@@ -243,7 +243,7 @@ class GraTaHandler(AdaptationHandler):
         save_to: str | Path | None = None,
         **settings: Any,
     ) -> None:
-        method = GraTa(network, **settings)
+        method = GraTa(network=network, **settings)
         super().__init__(method, windows, journal, source_key, case_key, site_key, bank, start_from, save_to)
 
 

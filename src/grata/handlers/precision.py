@@ -9,6 +9,7 @@ import torch
 from monai.inferers import SimpleInferer
 
 from ..methods.predictive import check_precision
+from ..settings import checked
 
 __all__ = ["AutocastInferer"]
 
@@ -25,7 +26,7 @@ class AutocastInferer(SimpleInferer):
 
     def __init__(self, dtype: str | None = "bfloat16") -> None:
         super().__init__()
-        self.dtype = check_precision("inferer#dtype", dtype)
+        self.dtype = checked(check_precision, dtype, "inferer#dtype")
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any

@@ -23,8 +23,8 @@ from ..handlers import Journal
 from ..handlers.steps import merged_record
 from ..handlers.windows import WindowSelection
 from ..report import format_summary, write_summary
-from ..settings import check_flag, check_number
-from ..workflows.configuration import check_device, checked, explain
+from ..settings import check_flag, check_number, checked
+from ..workflows.configuration import check_device, explain
 from .model import CHECKPOINT, TrainedModel, load_model
 from .predictor import AdaptedPredictor
 

@@ -16,7 +16,7 @@ def reconstruction_loss(branch: Branch, x: torch.Tensor, generator: torch.Genera
     Args:
         branch: function that runs the branch ``reconstruction``; its output has the shape of ``x``.
         x: images ``(B, C, H, W)``, 0 to 1 like the sigmoid.
-        generator: not used; it is here because all losses of branches are called alike.
+        generator: not used; it is here because all branch losses are called in the same way.
 
     Returns:
         The loss, a scalar; from 0 to 1 for images from 0 to 1.

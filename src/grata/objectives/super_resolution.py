@@ -18,7 +18,7 @@ def super_resolution_loss(branch: Branch, x: torch.Tensor, generator: torch.Gene
     Args:
         branch: function that runs the branch ``super_resolution``; its output has twice the size of its input.
         x: images ``(B, C, H, W)``, 0 to 1 like the sigmoid; H and W are twice a size that the network takes.
-        generator: not used; it is here because all losses of branches are called alike.
+        generator: not used; it is here because all branch losses are called in the same way.
 
     Returns:
         The loss, a scalar; from 0 to 1 for images from 0 to 1.

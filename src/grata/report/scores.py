@@ -69,10 +69,7 @@ def case_scores(
     Raises:
         GrataError: the shapes differ, the spacing does not fit them, or a map holds a value without a name.
     """
-    maps = {
-        "segmentation": convert_to_numpy(prediction),
-        "label": convert_to_numpy(label),
-    }
+    maps = {"segmentation": convert_to_numpy(prediction), "label": convert_to_numpy(label)}
     shapes = {name: values.shape for name, values in maps.items()}
     if shapes["segmentation"] != shapes["label"]:
         raise GrataError(
@@ -87,17 +84,24 @@ def case_scores(
             key="spacing",
         )
     for name, values in maps.items():
-        unknown = np.unique(values[~np.isin(values, [0, *class_names, *chain(*includes.values())])])
-        if unknown.size:
-            raise GrataError(
-                f"The {name} holds the values {', '.join(f'{value:g}' for value in unknown.tolist())}, which have no "
-                f"class. The classes are {dict(class_names)}, and 0 is background. Correct the map or the classes."
-            )
+        _check_values(name, values, class_names, includes)
     rows = []
     for value, name in class_names.items():
         found, real = (np.isin(values, [value, *includes.get(value, ())]) for values in maps.values())
         rows.append({"class": name, **_class_scores(found, real, spacing), "unit": unit})
     return rows
+
+
+def _check_values(
+    name: str, values: np.ndarray, class_names: Mapping[int, str], includes: Mapping[int, Sequence[int]]
+) -> None:
+    unknown = np.unique(values[~np.isin(values, [0, *class_names, *chain(*includes.values())])])
+    if unknown.size:
+        found = ", ".join(f"{value:g}" for value in unknown.tolist())
+        raise GrataError(
+            f"The {name} holds the values {found}, which have no class. The classes are {dict(class_names)}, and 0 is "
+            "background. Correct the map or the classes."
+        )
 
 
 def _class_scores(prediction: np.ndarray, label: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from monai.bundle.utils import ID_SEP_KEY
 from ..data.identifiers import printable
 from ..errors import GrataError
 from ..methods import METHODS, check_settings
-from ..settings import check_count, check_flag, check_number, constant, did_you_mean
+from ..settings import check_count, check_flag, check_number, checked, constant, did_you_mean
 
 __all__ = [
     "STOPPED",
@@ -32,7 +32,6 @@ __all__ = [
     "check_device",
     "check_keys",
     "check_method_settings",
-    "checked",
     "constant",
     "effective_settings",
     "explain",
@@ -69,23 +68,6 @@ _RAISED = re.compile(
 )
 # Addresses differ between runs, and line numbers of a library do not help the user.
 _NOISE = re.compile(r"\S+\.[ch]xx:\d+:\s+|\(0x[0-9a-fA-F]+\)| at 0x[0-9a-fA-F]+")
-
-
-def checked(check: Callable[[Any], Any], value: Any, key: str) -> Any:
-    """Return what ``check`` returns for a value; its error gets the key of the value.
-
-    Args:
-        check: function of :mod:`grata.settings`, such as :func:`grata.settings.check_flag`.
-        value: value to check.
-        key: key of the value in the configuration.
-
-    Raises:
-        GrataError: the check refuses the value.
-    """
-    try:
-        return check(value)
-    except GrataError as error:
-        raise error.under(key) from error
 
 
 def start(

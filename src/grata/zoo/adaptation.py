@@ -14,8 +14,8 @@ from ..adapters.saved import card_path, saved_path
 from ..errors import GrataError
 from ..files import JOURNAL, check_output_dir
 from ..methods import METHODS, Method, create, settings_of
-from ..settings import check_flag, constant
-from ..workflows.configuration import checked, running_workflow
+from ..settings import check_flag, checked, constant
+from ..workflows.configuration import running_workflow
 from .head import Head, find_head, is_unit_range
 from .run import EvaluatorRun, NamedCases
 from .start import bundle_postprocessing

@@ -1,0 +1,92 @@
+"""Methods of other packages, found by the entry point ``grata.methods``."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PACKAGE = '''
+"""A method in a package of its own."""
+
+import torch
+
+from grata.methods import Card, GradientMethod
+from grata.settings import number
+
+
+class Sharpen(GradientMethod):
+    """One step that makes the prediction surer."""
+
+    name = "sharpen"
+    card = Card(title="Sharpen", reference="nobody", year=2026, rule="sharpens", changes="affine parameters")
+
+    strength: float = number(default=1.0, above=0, help="strength of the sharpening")
+
+    def _loss(self, x: torch.Tensor) -> torch.Tensor:
+        return -self.strength * self._logits(x).square().mean()
+'''
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """A folder with an installed distribution, as ``pip install --target`` leaves it."""
+
+    def install(entry, module=PACKAGE):
+        (tmp_path / "sharpening.py").write_text(module)
+        info = tmp_path / "sharpening-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sharpening\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[grata.methods]\n{entry}\n")
+        return tmp_path
+
+    return install
+
+
+def run(folder, code):
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-W", "always::UserWarning", "-c", textwrap.dedent(code)]
+    result = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_a_method_of_another_package_is_there_under_its_name(installed):
+    folder = installed("sharpen = sharpening:Sharpen")
+    code = """
+        import torch
+        from monai.networks.nets import UNet
+        from grata.methods import METHODS, create
+        from grata.errors import GrataError
+
+        network = UNet(2, 1, 2, channels=(4, 8), strides=(2,), norm="batch")
+        method = create("sharpen", network, {"strength": 2}, activation="softmax")
+        before = method.network(torch.ones(1, 1, 16, 16))
+        assert not method.adapt(torch.rand(1, 1, 16, 16)).flags and method.strength == 2.0
+        assert "sharpen" in METHODS and list(METHODS)[-1] == "sharpen" and "grata" in METHODS
+        try:
+            create("sharpen", network, {"strenght": 2}, activation="softmax")
+        except GrataError as error:
+            print(error)
+    """
+    out = run(folder, code).stdout
+    assert out == "settings#strenght: method sharpen has no such setting; did you mean settings#strength?\n"
+
+
+@pytest.mark.parametrize(
+    ("entry", "module", "why"),
+    [
+        ("sharpen = sharpening:Sharpen", "import no_such_module", "its import fails"),
+        ("sharpen = sharpening:torch", PACKAGE, "not a subclass of grata.methods.Method"),
+        ("sharper = sharpening:Sharpen", PACKAGE, "named sharpen, the entry point sharper"),
+        ("grata = sharpening:Grata", PACKAGE.replace("Sharpen(", "Grata(").replace('"sharpen"', '"grata"'), "already"),
+    ],
+)
+def test_what_is_not_a_method_is_left_out_with_a_warning(installed, entry, module, why):
+    code = "from grata.methods import METHODS; print(len(METHODS), METHODS['grata'].__module__)"
+    result = run(installed(entry, module), code)
+    assert result.stdout == "21 grata.methods.grata\n"
+    assert why in result.stderr and "sharpening is left out" in result.stderr
