@@ -59,7 +59,7 @@ class ShapeMoments:
         self._spreads: list[torch.Tensor] = []
 
     def add(self, masks: torch.Tensor) -> None:
-        """Add one image's windows ``(N, C, ...)`` of 0 and 1; only channels with foreground have centroid and spread."""
+        """Add one image's windows ``(N, C, ...)`` of 0 and 1; channels without foreground only get a size."""
         sizes, *moments = soft_moments(masks)
         self._sizes.append(sizes.mean(0).cpu())
         # An empty channel has no centroid: nanmean skips its windows.
