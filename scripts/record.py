@@ -17,6 +17,7 @@ import csv
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -33,8 +34,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = ("fundus_optic_disc_cup_segmentation", "hippocampus_mri_segmentation", "retinal_vessel_segmentation")
 HIPPOCAMPUS = BUNDLES[1]
-MEASURED = ("seconds", "memory", "version", "cold", "ratio")
-"""Parts of the names of columns that no record holds: they are measured, follow from what is, or name a version."""
+MEASURED = ("seconds", "peak_memory", "cold", "ratio", "timing", "version")
+"""Beginnings of keys that no record holds: they are measured, follow from what is measured, or name a version."""
 
 Line = tuple[str, Any]
 
@@ -90,7 +91,7 @@ def _leaf(value: Any) -> bytes:
 def by_key(prefix: str, values: Mapping[str, Any]) -> Iterator[Line]:
     """Yield a line for each key of a mapping that is not measured."""
     for key, value in values.items():
-        if not any(part in str(key) for part in MEASURED):
+        if not str(key).startswith(MEASURED):
             yield f"{prefix}/{key}".replace(" ", "_"), value
 
 
@@ -397,7 +398,10 @@ def run_lines(prefix: str, folder: Path) -> Iterator[Line]:
     for table in ("volumes", "scores"):
         if (folder / f"{table}.csv").is_file():
             yield from table_lines(f"{prefix}/{table}", folder / f"{table}.csv")
-    yield from by_key(f"{prefix}/summary", json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    # the state holds the settings as well
+    summary.pop("settings")
+    yield from by_key(f"{prefix}/summary", summary)
     state = torch.load(folder / "state.pt", weights_only=True)
     yield from by_key(f"{prefix}/state/method", state.pop("method"))
     state = {key: _opened(value) for key, value in state.items()}
@@ -560,15 +564,23 @@ PARTS = {
 
 def machine() -> dict[str, str]:
     """Return what hashes of floating-point numbers depend on beside the code."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.is_file() else ""
-    models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     return {
         **{name: version(name) for name in ("torch", "monai", "numpy")},
         "python": ".".join(map(str, sys.version_info[:2])),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "processor": models[0] if models else "unknown",
+        "processor": processor(),
     }
+
+
+def processor() -> str:
+    """Return the name of the processor and, since several share one, a short hash of what it can do."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or "unknown"
+    first = info.read_text(encoding="utf-8").split("\n\n")[0]
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    abilities = digest({key: values.get(key) for key in ("cpu family", "model", "stepping", "flags", "Features")})
+    return f"{values.get('model name', platform.machine())}, {abilities[:12]}"
 
 
 def make_record(parts: Iterable[str], cache: Path | None = None) -> dict[str, str]:
@@ -665,7 +677,10 @@ def main() -> int:
     for key, value in machine().items():
         if header.get(key) != value:
             print(f"note: {key} was {header.get(key)} and is {value}: numbers may differ for that reason")
-    return compare({name: value for name, value in before.items() if name.split("/")[0] in parts}, record)
+    before, record = (
+        {name: h for name, h in lines.items() if name.split("/")[0] in parts} for lines in (before, record)
+    )
+    return compare(before, record)
 
 
 if __name__ == "__main__":
