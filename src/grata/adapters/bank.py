@@ -95,7 +95,7 @@ class AdapterBank:
         return self.path / f"{entry}.safetensors"
 
     def entries(self) -> list[str]:
-        """Names of all entries, damaged ones as well. Other files, such as weights, are none."""
+        """Return the names of all entries, damaged ones too. Other files, such as weights, are not entries."""
         return sorted(path.stem for path in self.path.glob("*.safetensors") if _is_entry(path))
 
     def read(self, entry: str) -> Adaptation:
@@ -199,7 +199,7 @@ def make_bank(setting: AdapterBank | str | os.PathLike[str] | Mapping[str, Any] 
     """
     if setting is None or isinstance(setting, AdapterBank):
         return setting
-    settings = dict(setting) if isinstance(setting, Mapping) else {"path": setting}
+    settings: dict[str, Any] = dict(setting) if isinstance(setting, Mapping) else {"path": setting}
     for key in settings:
         if key not in ("path", "tags"):
             raise GrataError("there is no such setting. The settings are path, tags.", key=f"bank#{key}")
