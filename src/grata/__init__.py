@@ -1,42 +1,80 @@
-"""Test-time adaptation for medical image segmentation, as MONAI Bundles."""
+"""Test-time adaptation for medical image segmentation, as MONAI Bundles.
 
-import importlib
+``import grata`` is light: a name below is imported when it is first used.
+"""
+
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING
+
+from ._lazy import lazy
+from .errors import GrataError, RunError
+
+if TYPE_CHECKING:
+    from . import adapters as adapters
+    from . import alignment as alignment
+    from . import benchmark as benchmark
+    from . import catalogue as catalogue
+    from . import data as data
+    from . import errors as errors
+    from . import files as files
+    from . import handlers as handlers
+    from . import methods as methods
+    from . import networks as networks
+    from . import nnunet as nnunet
+    from . import normalization as normalization
+    from . import objectives as objectives
+    from . import preparation as preparation
+    from . import prepared as prepared
+    from . import report as report
+    from . import resets as resets
+    from . import settings as settings
+    from . import streaming as streaming
+    from . import styles as styles
+    from . import views as views
+    from . import workflows as workflows
+    from . import zoo as zoo
+    from .adapters import Adaptation as Adaptation
+    from .adapters import AdapterBank as AdapterBank
+    from .benchmark import run_benchmark as run_benchmark
+    from .handlers import AdaptationHandler as AdaptationHandler
+    from .handlers import GraTaHandler as GraTaHandler
+    from .handlers import WindowSelection as WindowSelection
+    from .methods import METHODS as METHODS
+    from .methods import PTBN as PTBN
+    from .methods import GradientRecord as GradientRecord
+    from .methods import GraTa as GraTa
+    from .methods import Method as Method
+    from .methods import Source as Source
+    from .methods import StepRecord as StepRecord
+    from .methods import Tent as Tent
+    from .methods import create as create
+    from .prepared import Prepared as Prepared
+    from .streaming import Adapted as Adapted
+    from .streaming import AdaptedStream as AdaptedStream
+    from .streaming import adapt as adapt
+    from .styles import StrongView as StrongView
+    from .zoo import overlay as overlay
 
 __version__ = version("grata")
 
+_NAMES = {
+    "adapters": ("Adaptation", "AdapterBank"),
+    "benchmark": ("run_benchmark",),
+    "handlers": ("AdaptationHandler", "GraTaHandler", "WindowSelection"),
+    "methods": ("METHODS", "PTBN", "GraTa", "GradientRecord", "Method", "Source", "StepRecord", "Tent", "create"),
+    "prepared": ("Prepared",),
+    "streaming": ("Adapted", "AdaptedStream", "adapt"),
+    "styles": ("StrongView",),
+    "zoo": ("overlay",),
+}
 _ROOMS = (
-    "adapters",
-    "alignment",
-    "benchmark",
-    "data",
-    "files",
-    "handlers",
-    "methods",
-    "networks",
-    "nnunet",
-    "normalization",
-    "objectives",
-    "preparation",
-    "prepared",
-    "report",
-    "resets",
-    "streaming",
-    "styles",
-    "views",
-    "workflows",
-    "zoo",
+    *("adapters", "alignment", "benchmark", "catalogue", "data", "errors", "files", "handlers", "methods", "networks"),
+    *("nnunet", "normalization", "objectives", "preparation", "prepared", "report", "resets", "settings", "streaming"),
+    *("styles", "views", "workflows", "zoo"),
 )
-_FUNCTIONS = {"adapt": "streaming", "overlay": "zoo"}
 
-__all__ = ["__version__", *_ROOMS, *_FUNCTIONS]
+__all__ = ["GrataError", "RunError", "__version__", *_ROOMS, *(name for names in _NAMES.values() for name in names)]
 
-
-def __getattr__(name: str) -> Any:
-    """``import grata`` stays light: a room is imported when it, or what it gives, is first used."""
-    if name in _ROOMS:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Type checkers would take any name for one that is there.
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _NAMES, _ROOMS)

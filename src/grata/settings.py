@@ -26,6 +26,7 @@ import difflib
 import inspect
 import itertools
 import math
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
@@ -47,6 +48,7 @@ __all__ = [
     "flag",
     "number",
     "numbers",
+    "option_constant",
     "override",
     "setting",
 ]
@@ -66,6 +68,8 @@ MISSING = _Missing()
 """Default of a setting that has none: it must be given."""
 
 _CONSTANTS = {"true": True, "false": False, "null": None}
+_DEPRECATED = {"none": "null"}
+"""Words that some commands took for a constant, and take for one more release, by the word to write."""
 
 
 def constant(value: Any) -> Any:
@@ -86,6 +90,20 @@ def constant(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [constant(item) for item in value]
     return _CONSTANTS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def option_constant(value: Any, key: str) -> Any:
+    """Return :func:`constant` of an option's value; the word ``none`` is still null, with a note on standard error.
+
+    Args:
+        value: value that a command line hands over.
+        key: name of the option, for the note.
+    """
+    if isinstance(value, str) and value.lower() in _DEPRECATED:
+        word = _DEPRECATED[value.lower()]
+        print(f"note: {key}: the next release will not take {value} for {word}. Write {word}.", file=sys.stderr)
+        value = word
+    return constant(value)
 
 
 def did_you_mean(given: object, known: Iterable[str], otherwise: str = "", prefix: str = "") -> str:

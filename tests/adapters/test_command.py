@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from grata.__main__ import bank as bank_command
 from grata.adapters import AdapterBank, load, run_bank, save
+from grata.cli import main
 from grata.errors import GrataError
 
 
@@ -58,9 +58,7 @@ def test_what_is_removed_is_named_in_full(folder):
 
 
 def test_the_commands_true_removes_all(folder):
-    with pytest.raises(SystemExit) as end:
-        bank_command("reset", str(folder), all="true")
-    assert end.value.code == 0 and AdapterBank(folder).entries() == []
+    assert main(["bank", "reset", str(folder), "--all", "true"]) == 0 and AdapterBank(folder).entries() == []
 
 
 def test_export_merges_or_copies(folder, make_method, make_network, tmp_path, capsys):
@@ -108,12 +106,18 @@ def test_mistakes_are_told_and_change_nothing(arguments, message, folder):
     assert sorted(folder.iterdir()) == before
 
 
-def test_the_command_itself(python, folder, tmp_path):
+def test_the_command_itself(folder, tmp_path):
     damaged = AdapterBank(folder).entries()[0]
-    (folder / f"{damaged}.safetensors").write_bytes(b"")
-    command = [python, "-m", "grata", "bank", "list", "bank"]
+    content = bytearray((folder / f"{damaged}.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / f"{damaged}.safetensors").write_bytes(content)
+    code = (
+        "import sys; from grata.cli import main; s = main(sys.argv[1:]); sys.exit(2 if 'torch' in sys.modules else s)"
+    )
+    command = [sys.executable, "-c", code, "bank", "list", "bank"]
     listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert listed.returncode == 1 and "site B" in listed.stdout and f"{damaged}: " in listed.stdout
+    assert listed.returncode == 1 and "site B" in listed.stdout
+    assert f"{damaged}: " in listed.stdout and "its content is not what was written" in listed.stdout
     assert not listed.stderr
 
 

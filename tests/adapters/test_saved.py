@@ -135,7 +135,7 @@ def test_damage_is_told(damage, make_method, images, tmp_path):
 def test_files_of_other_kinds_and_missing_ones_are_refused(make_method, tmp_path, bundle):
     with pytest.raises(GrataError, match="does not exist"):
         Adaptation.read(tmp_path / "none")
-    with pytest.raises(GrataError, match="no saved adaptation"):
+    with pytest.raises(GrataError, match="is not a saved adaptation"):
         Adaptation.read(bundle / "models" / "prepared.safetensors")
 
 

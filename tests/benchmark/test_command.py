@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from grata.__main__ import benchmark
 from grata.benchmark.stream import MEASURED
+from grata.cli import main
 
 # Importing takes seconds, so one process forks a run for each point at which to be killed. It computes nothing itself,
 # so it has no threads that a fork could lose.
@@ -118,40 +118,32 @@ def test_options_can_name_sites_with_hyphens_but_no_new_ones(run, settings, writ
 
 
 def test_errors_are_one_line(settings, write, capsys):
-    with pytest.raises(SystemExit) as end:
-        benchmark(write(settings), limmit=3)
-    assert end.value.code == 1
-    assert capsys.readouterr().err == "error: limmit: there is no such key. Did you mean limit?\n"
+    assert main(["benchmark", str(write(settings)), "--limit", "some"]) == 1
+    assert capsys.readouterr().err == "error: limit: must be a whole number of at least 1, or null, got 'some'.\n"
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"sources#bundle#device": "gpu"}, "'gpu' is not a device"),
-        ({"sources#bundle#device": "cuda:99"}, "cuda:99 was asked for"),
+        (["--sources#bundle#device", "gpu"], "'gpu' is not a device"),
+        (["--sources#bundle#device", "cuda:99"], "cuda:99 was asked for"),
     ],
 )
 def test_a_missing_device_is_reported_before_anything_runs(settings, write, capsys, overrides, message):
-    with pytest.raises(SystemExit) as end:
-        benchmark(write(settings), **overrides)
+    status = main(["benchmark", str(write(settings)), *overrides])
     error = capsys.readouterr().err
-    assert end.value.code == 1 and message in error and error.count("\n") == 1
+    assert status == 1 and message in error and error.count("\n") == 1
 
 
 def test_damaged_rows_are_named_and_damaged_label_maps_only_missing(settings, write, tmp_path, capsys):
     settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 1, "workers": 0}
-    with pytest.raises(SystemExit) as end:
-        benchmark(write(settings))
-    assert end.value.code == 0
+    assert main(["benchmark", str(write(settings))]) == 0
     (map_file, *_) = (tmp_path / "results" / "parts").rglob("*.npz")
     map_file.write_bytes(b"PK")
-    with pytest.raises(SystemExit) as end:
-        benchmark(write(settings))
-    assert end.value.code == 0
+    assert main(["benchmark", str(write(settings))]) == 0
     (rows, *_) = (tmp_path / "results" / "parts").rglob("*.jsonl")
     rows.write_text("[1]\n")
     capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        benchmark(write(settings))
+    status = main(["benchmark", str(write(settings))])
     error = capsys.readouterr().err
-    assert end.value.code == 1 and f"{rows.name} is damaged. Remove it" in error and error.count("\n") == 1
+    assert status == 1 and f"{rows.name} is damaged. Remove it" in error and error.count("\n") == 1

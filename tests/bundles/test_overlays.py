@@ -11,7 +11,6 @@ import torch
 from monai.bundle import ConfigParser
 
 from grata.methods import METHODS
-from grata.report.listing import methods_table
 from grata.workflows.configuration import check_keys
 
 ROOT = Path(__file__).parents[2]
@@ -26,12 +25,6 @@ def test_every_method_has_an_overlay_that_selects_it_in_a_bundle(bundle, name):
     handler = parser.get_parsed_content("adaptation")
     assert handler.method.name == name
     assert handler.method.adapt(torch.rand(1, 1, 32, 32, 16)).flags == ()
-
-
-def test_the_docs_table_is_the_registrys():
-    # The page lies one folder below the one that the links are relative to.
-    table = methods_table(list(METHODS), "readme").replace("](configs/", "](../configs/")
-    assert table in (ROOT / "docs" / "methods.md").read_text(), "python -m grata methods --form readme prints it"
 
 
 def test_the_docs_handler_adapts_a_plain_inference_bundle(bundle, python, tmp_path):

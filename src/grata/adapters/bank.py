@@ -8,41 +8,45 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from filelock import FileLock, Timeout
-from monai.data import MetaTensor
 
 from ..errors import GrataError, OutputError
 from ..files import check_output_dir, remove_leftovers
-from .saved import Adaptation, card_path, is_other, saved_digest
+from .header import Header, card_path, is_other, read_header, saved_digest
 from .tags import SCANNER, check_tags, scanner_tags
+
+if TYPE_CHECKING:
+    import torch
+
+    from .saved import Adaptation
 
 __all__ = ["UNKNOWN", "AdapterBank", "entry_name", "make_bank", "replace"]
 
 UNKNOWN = "unknown"
-"""Entry of scans that tell neither site nor scanner; also the site of cases whose site was not given."""
+"""Entry of scans whose site and scanner are unknown; also the site of cases without a given site."""
 
 _NAME = re.compile(rf"{UNKNOWN}|.+-[0-9a-f]{{12}}")
 _WAIT_S = 60
+T = TypeVar("T")
 
 
 class AdapterBank:
-    """Saved adaptations by site or scanner.
+    """A folder of saved adaptations by site or scanner.
 
-    The key of a scan is its site where one is given, else what the tags of its DICOM headers tell of the scanner, else
-    nothing: the entry ``unknown`` is for these.
+    The key of a scan is its site if one is given, or else the values of its scanner's DICOM tags. A scan with neither
+    belongs to the entry ``unknown``.
 
     Args:
-        path: the folder; it is made when the first entry is written.
-        tags: DICOM keywords that make the key of a scan without a site. They tell of the device alone, see
+        path: folder of the bank; it is created with the first entry.
+        tags: DICOM keywords that make the key of a scan without a site. They describe the device alone, see
             :func:`grata.adapters.check_tags`.
 
     Raises:
-        GrataError: ``path`` is a file, or a tag is not taken.
+        GrataError: ``path`` is a file, or a tag is not allowed.
     """
 
     def __init__(self, path: str | os.PathLike[str], tags: Sequence[str] = SCANNER) -> None:
@@ -56,16 +60,18 @@ class AdapterBank:
     def key_of(
         self, images: torch.Tensor, sites: Sequence[str] = (), meta: Mapping[str, Any] | None = None
     ) -> dict[str, str]:
-        """The key of a batch: ``{"site": ...}``, or values by DICOM keyword; empty where nothing is known.
+        """Return the key of a batch: ``{"site": ...}``, or values by DICOM keyword; empty if both are unknown.
 
         Args:
-            images: ``(B, C, ...)``; a ``MetaTensor`` tells its scans' metadata.
-            sites: of the images, where they have one.
-            meta: collated metadata of images that are no MetaTensor.
+            images: images ``(B, C, ...)``; a ``MetaTensor`` holds the metadata of its scans.
+            sites: site of each image, if known.
+            meta: collated metadata of images that are not a MetaTensor.
 
         Raises:
             GrataError: the images have several keys.
         """
+        from monai.data import MetaTensor
+
         batched: bool = True
         if isinstance(images, MetaTensor):
             meta, batched = images.meta, bool(images.is_batch)
@@ -78,14 +84,14 @@ class AdapterBank:
                 keys.append(scanner_tags(meta or {}, self.tags, index if batched else None))
         if any(key != keys[0] for key in keys):
             raise GrataError(
-                "a batch holds images of several sites or scanners, which are adapted to apart. Set the data "
+                "a batch holds images of several sites or scanners, each of which has its own adaptation. Set the data "
                 "loader's batch_size to 1.",
                 key="bank",
             )
         return keys[0]
 
     def file(self, entry: str) -> Path:
-        """Where the saved adaptation of an entry lies."""
+        """Return the path of an entry's saved adaptation."""
         return self.path / f"{entry}.safetensors"
 
     def entries(self) -> list[str]:
@@ -93,43 +99,56 @@ class AdapterBank:
         return sorted(path.stem for path in self.path.glob("*.safetensors") if _is_entry(path))
 
     def read(self, entry: str) -> Adaptation:
-        """An entry.
+        """Return an entry.
 
         Raises:
             GrataError: there is none of that name, or it is damaged.
         """
+        from .saved import Adaptation
+
+        return self._read(entry, Adaptation.read)
+
+    def header(self, entry: str) -> Header:
+        """Return what an entry says of itself; it is checked as by :meth:`read`, without importing torch.
+
+        Raises:
+            GrataError: there is none of that name, or it is damaged.
+        """
+        return self._read(entry, read_header)
+
+    def _read(self, entry: str, read: Callable[[Path], T]) -> T:
         path = self.file(entry)
         if not path.is_file():
             raise GrataError(f"there is no entry {entry!r} in {self.path}; there are {self._listed()}.", key="bank")
         try:
-            return Adaptation.read(path)
+            return read(path)
         except GrataError as error:
             hint = f" To start it anew: python -m grata bank reset {self.path} {entry}" if _is_entry(path) else ""
-            raise GrataError(f"{error}{hint}") from error
+            raise GrataError(f"{error.message}{hint}", error.key) from error
 
     def write(self, entry: str, adaptation: Adaptation, before: str | None) -> str:
         """Write an entry.
 
         Args:
-            entry: its name.
-            adaptation: what is to be in it.
-            before: digest of what is in it at present as far as the writer knows; None: there is none yet.
+            entry: name of the entry.
+            adaptation: new content of the entry.
+            before: digest of the content that the writer has read or written last; None: there was no entry.
 
         Returns:
             The digest of the new content.
 
         Raises:
-            OutputError: it cannot be written, or somebody else has changed it since.
+            OutputError: the entry cannot be written, or another process has changed it since.
         """
         check_output_dir(self.path)
         with self._locked():
             return replace(self.file(entry), adaptation, before)
 
     def reset(self, entry: str) -> None:
-        """Remove an entry: its site or scanner starts from the source network again.
+        """Remove an entry, so that its site or scanner starts from the source network again.
 
         Raises:
-            GrataError: there is none of that name, or it cannot be removed.
+            GrataError: there is no entry of that name, or it cannot be removed.
         """
         path = self.file(entry)
         if entry not in self.entries():
@@ -139,7 +158,9 @@ class AdapterBank:
                 path.unlink()
                 card_path(path).unlink(missing_ok=True)
         except OSError as error:
-            raise OutputError(f"{path} cannot be removed ({error.strerror}).", key="bank") from error
+            raise OutputError(
+                f"{path} cannot be removed ({error.strerror}). Check the permissions of its folder.", key="bank"
+            ) from error
 
     def _listed(self) -> str:
         return ", ".join(self.entries()) or "none"
@@ -151,7 +172,9 @@ class AdapterBank:
                 remove_leftovers(self.path, subfolders=False)
                 yield
         except Timeout as error:
-            raise OutputError(f"another process has held {self.path} for {_WAIT_S} s. End it.", key="bank") from error
+            raise OutputError(
+                f"another process has locked {self.path} for {_WAIT_S} s. End that process.", key="bank"
+            ) from error
 
 
 def _is_entry(path: Path) -> bool:
@@ -159,7 +182,7 @@ def _is_entry(path: Path) -> bool:
 
 
 def entry_name(key: Mapping[str, str]) -> str:
-    """Name of the entry of a key: readable, safe as a file's name, and another one for each key."""
+    """Return the name of a key's entry: readable, safe as a file name, and different for each key."""
     if not key:
         return UNKNOWN
     text = json.dumps(dict(key), sort_keys=True)
@@ -169,31 +192,40 @@ def entry_name(key: Mapping[str, str]) -> str:
 
 
 def make_bank(setting: AdapterBank | str | os.PathLike[str] | Mapping[str, Any] | None) -> AdapterBank | None:
-    """A bank from what a config says: a folder, or a mapping of ``path`` and ``tags``.
+    """Return the bank that a configuration describes: a folder, or a mapping of ``path`` and ``tags``.
 
     Raises:
-        GrataError: an unknown setting, or one that is refused.
+        GrataError: a setting is unknown or refused.
     """
     if setting is None or isinstance(setting, AdapterBank):
         return setting
     settings = dict(setting) if isinstance(setting, Mapping) else {"path": setting}
     for key in settings:
         if key not in ("path", "tags"):
-            raise GrataError("there is no such setting; the settings are path, tags.", key=f"bank#{key}")
+            raise GrataError("there is no such setting. The settings are path, tags.", key=f"bank#{key}")
     if "path" not in settings:
-        raise GrataError("name the folder of the bank.", key="bank#path")
-    return AdapterBank(**{key: value for key, value in settings.items() if value is not None or key == "path"})
+        raise GrataError("is missing. Name the folder of the bank.", key="bank#path")
+    path, tags = settings["path"], settings.get("tags")
+    return AdapterBank(path) if tags is None else AdapterBank(path, tags)
 
 
 def replace(path: Path, adaptation: Adaptation, before: str | None) -> str:
-    """Write a saved adaptation in place of the one with the digest ``before`` (None: of none).
+    """Write a saved adaptation in place of another one.
+
+    Args:
+        path: path of the file.
+        adaptation: new content.
+        before: digest of the content that is replaced; None: there is no file yet.
+
+    Returns:
+        The digest of the new content.
 
     Raises:
-        OutputError: it cannot be written, or something else lies there.
+        OutputError: the file cannot be written, or does not hold the content of ``before``.
     """
     if saved_digest(path) != before or (before is None and path.exists()):
         raise OutputError(
-            f"{path} was written, changed or removed by somebody else while this run adapted: nothing is written over "
-            "it. Let one run at a time write there, and start this one again."
+            f"{path} was written, changed or removed by another process while this run adapted, so it is not "
+            "overwritten. Let one run at a time write there, and start this one again."
         )
     return adaptation.save(path)

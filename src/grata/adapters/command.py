@@ -11,8 +11,7 @@ from tabulate import tabulate
 from ..errors import GrataError
 from ..files import check_output_dir
 from .bank import AdapterBank
-from .export import export_checkpoint
-from .saved import saved_path
+from .header import saved_path
 
 __all__ = ["run_bank"]
 
@@ -27,24 +26,24 @@ def run_bank(
     output: str | None = None,
     all: bool = False,
 ) -> int:
-    """Look after a bank; what was done is printed.
+    """Run an action on a bank and print its result.
 
     Args:
         action: ``list``, ``inspect``, ``export`` or ``reset``.
-        folder: of the bank.
-        name: of an entry, or, but for ``reset``, how the name of one alone begins.
-        checkpoint: file with the source weights, for ``export`` of a merged checkpoint.
+        folder: folder of the bank.
+        name: name of an entry; except for ``reset``, the first letters are enough if no other entry has them.
+        checkpoint: file of the source weights, for ``export`` of a merged checkpoint.
         output: file that ``export`` writes.
-        all: ``reset`` all entries.
+        all: whether ``reset`` removes all entries.
 
     Returns:
-        Exit status: 1 where entries are damaged, else 0.
+        Exit status: 1 if ``list`` finds damaged entries, else 0.
 
     Raises:
-        GrataError: an unknown action, or one that lacks something or fails.
+        GrataError: the action is unknown, lacks an argument, or fails.
     """
     if action not in _ACTIONS:
-        raise GrataError(f"there is no {action!r}; say {', '.join(_ACTIONS)}.", key="bank")
+        raise GrataError(f"there is no {action!r}. The actions are {', '.join(_ACTIONS)}.", key="bank")
     bank = AdapterBank(str(folder))
     if not bank.path.is_dir():
         raise GrataError(f"{bank.path} does not exist. Name the folder of a bank.", key="bank")
@@ -52,17 +51,9 @@ def run_bank(
         raise GrataError(f"must be true or false, got {all!r}.", key="all")
     if action == "list":
         return _list(bank)
-    if action == "reset" and all:
-        if name is not None:
-            raise GrataError("name one entry, or give --all true, not both.", key="reset")
-        entries = bank.entries()
-    elif name is None:
-        raise GrataError(f"name an entry{', or give --all true' if action == 'reset' else ''}.", key=action)
-    else:
-        # what is removed is gone: it has to be named in full
-        entries = [str(name) if action == "reset" else _entry(bank, str(name))]
+    entries = _chosen(bank, action, name, all)
     if action == "inspect":
-        print(json.dumps({"entry_name": entries[0], **bank.read(entries[0]).card}, indent=2))
+        print(json.dumps({"entry_name": entries[0], **bank.header(entries[0]).card}, indent=2))
     elif action == "export":
         _export(bank, entries[0], checkpoint, output)
     else:
@@ -74,16 +65,27 @@ def run_bank(
     return 0
 
 
+def _chosen(bank: AdapterBank, action: str, name: str | None, all: bool) -> list[str]:
+    if action == "reset" and all:
+        if name is not None:
+            raise GrataError("name one entry, or give --all true, not both.", key="reset")
+        return bank.entries()
+    if name is None:
+        raise GrataError(f"name an entry{', or give --all true' if action == 'reset' else ''}.", key=action)
+    # A removed entry cannot be restored, so it has to be named in full.
+    return [str(name) if action == "reset" else _entry(bank, str(name))]
+
+
 def _list(bank: AdapterBank) -> int:
     rows, damaged = [], []
     for entry in bank.entries():
         try:
-            found = bank.read(entry)
+            found = bank.header(entry)
         except GrataError as error:
             damaged.append(f"{entry}: {error}")
             rows.append([entry, "damaged"])
             continue
-        scanner = ", ".join(f"{key} {value}" for key, value in found.entry.items()) or "not told"
+        scanner = ", ".join(f"{key} {value}" for key, value in found.entry.items()) or "unknown"
         change = f"{found.parameter_change['l2']:.4g} ({100 * found.parameter_change['relative']:.2g} %)"
         rows.append([entry, scanner, found.method, str(found.cases), change])
     if not rows:
@@ -105,7 +107,7 @@ def _entry(bank: AdapterBank, name: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise GrataError(f"{name!r} can be {', '.join(found)}. Give more of the name.", key="bank")
+        raise GrataError(f"{name!r} may mean {', '.join(found)}. Give more of the name.", key="bank")
     raise GrataError(
         f"there is no entry {name!r} in {bank.path}; there are {', '.join(entries) or 'none'}.", key="bank"
     )
@@ -117,10 +119,12 @@ def _export(bank: AdapterBank, entry: str, checkpoint: str | None, output: str |
     adaptation = bank.read(entry)
     check_output_dir(Path(str(output)).parent)
     if checkpoint is not None:
+        from .export import export_checkpoint
+
         print("\n".join(export_checkpoint(adaptation, str(checkpoint), str(output))))
         return
     path = saved_path(str(output))
     if path.exists():
-        raise GrataError(f"{path} is there already, and nothing is written over it. Name another file.", key="output")
+        raise GrataError(f"{path} exists already and is not overwritten. Name another file.", key="output")
     adaptation.save(path)
-    print(f"{path}: what {adaptation.method} has learnt, to be given as start_from.")
+    print(f"{path}: adaptation by {adaptation.method}. Give it as start_from to go on from it.")

@@ -6,12 +6,11 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import nn
 
@@ -23,6 +22,7 @@ from ..normalization import attach_affine
 from ..normalization.affine import ATTACHED
 from ..prepared import network_digest
 from .codec import decode, encode
+from .header import FORMAT, HEADER, Header, card_path, content_digest, is_other, read_checked, saved_digest, saved_path
 
 __all__ = [
     "Adaptation",
@@ -37,51 +37,15 @@ __all__ = [
     "source_digest",
 ]
 
-_HEADER = "grata_adaptation"
-_FORMAT = 1
-_SUFFIX = ".safetensors"
-
 
 @dataclasses.dataclass(frozen=True)
-class Adaptation:
-    """What a method has learnt on one set of source weights, with all it needs to go on in another process.
+class Adaptation(Header):
+    """What a method has learned on one set of source weights, with all it needs to go on in another process.
 
     Attributes:
-        method: its name.
-        settings: what the state holds for, by name, as text.
-        reset: the reset policy.
-        network: class of the network.
-        source: SHA-256 of the source weights, see :func:`grata.prepared.network_digest`.
-        entry: what it is for, by ``site`` or DICOM keyword; empty: nothing was told.
-        cases: how many it has seen; not which.
-        batches: how many it has adapted to since the source.
-        parameters: how many numbers were adapted.
-        parameter_change: distance from the source, ``l2`` and ``relative``.
-        batch_statistics: whether predictions take statistics of the batch in place of the network's running ones.
-        predicts_by: the part of the state that a plain network predicts by; None: weights alone do not predict as the
-            method does.
-        names: of each adapted parameter in the network's state dict: several where layers share it, none where it was
-            attached.
-        attached: names that attached parameters would have in the state dict if the layers had them by themselves.
-        version: of this package.
-        state: of the method, see :meth:`grata.methods.Method.state_dict`.
+        state: state of the method, see :meth:`grata.methods.Method.state_dict`. The others are those of :class:`Header`.
     """
 
-    method: str
-    settings: Mapping[str, str]
-    reset: str
-    network: str
-    source: str
-    entry: Mapping[str, str]
-    cases: int
-    batches: int
-    parameters: int
-    parameter_change: Mapping[str, float]
-    batch_statistics: bool
-    predicts_by: str | None
-    names: Mapping[str, list[str]]
-    attached: Mapping[str, list[str]]
-    version: str
     state: Mapping[str, Any]
 
     @classmethod
@@ -93,14 +57,14 @@ class Adaptation:
         entry: Mapping[str, str] | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> Adaptation:
-        """What a method has learnt so far.
+        """Return the adaptation of a method in its present state.
 
         Args:
-            method: at present; its own network need not be the source's.
-            cases: how many it has seen.
-            source: :func:`source_digest` of the method, where it is known.
-            entry: what the adaptation is for.
-            state: ``method.state_dict()``, where it is at hand.
+            method: method, which may be adapted already.
+            cases: number of cases so far.
+            source: :func:`source_digest` of the method, if it was computed already.
+            entry: site or scanner of the adaptation, by ``site`` or DICOM keyword.
+            state: ``method.state_dict()``, if it was computed already.
         """
         state = method.state_dict() if state is None else state
         names, attached = _names(method.given, method.parameters)
@@ -129,48 +93,41 @@ class Adaptation:
         return self.state[self.predicts_by or "parameters"] or self.state["parameters"]
 
     @property
-    def card(self) -> dict[str, Any]:
-        """What there is to tell of it, ready for JSON; nothing of any case."""
-        hidden = ("state", "names", "attached")
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
-        return {**fields, "attached": sum(map(len, self.attached.values()))}
-
-    @property
     def digest(self) -> str:
-        """That of its content, which a file's header has as well, see :func:`saved_digest`."""
+        """Digest of the content, which the file's header holds too, see :func:`saved_digest`."""
         return self.content()[1]["content"]
 
     def content(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Tensors and header; its ``content``, a digest of both, is the same for the same adaptation in any process.
+        """Return tensors and header; the header's ``content`` is a digest of both, and the same in any process.
 
         Raises:
-            GrataError: the state holds something that is no plain value.
+            GrataError: the state holds something that is not a plain value.
         """
         try:
             tensors, skeleton = encode(self.state)
         except TypeError as error:
             raise GrataError(f"The state of method {self.method} cannot be saved: {error}") from error
         header = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        header |= {"state": skeleton, "format": _FORMAT}
-        return tensors, {**header, "content": _digest(header, tensors)}
+        header |= {"state": skeleton, "format": FORMAT}
+        return tensors, {**header, "content": content_digest(header, _bytes(tensors))}
 
     def save(self, path: str | os.PathLike[str]) -> str:
-        """Write ``<name>.safetensors`` and its card ``<name>.json``, neither ever half written.
+        """Write ``<name>.safetensors`` and its card ``<name>.json``, each whole or not at all.
 
-        The first holds everything. The card is a copy to read, written last.
+        The first file holds everything. The card is a readable copy of its header and is written last.
 
         Args:
-            path: with or without ``.safetensors``; its folder exists.
+            path: path with or without ``.safetensors``, in a folder that exists.
 
         Returns:
             The digest of the content.
 
         Raises:
-            GrataError: a file cannot be written, or the state holds something that is no plain value.
+            GrataError: a file cannot be written, or the state holds something that is not a plain value.
         """
         path = saved_path(path)
         tensors, header = self.content()
-        data = serialize(tensors, {_HEADER: json.dumps(header, sort_keys=True)})
+        data = serialize(tensors, {HEADER: json.dumps(header, sort_keys=True)})
         with atomic_write(path) as temporary:
             temporary.write_bytes(data)
         card = {**self.card, "sha256": hashlib.sha256(data).hexdigest()}
@@ -185,28 +142,22 @@ class Adaptation:
         Raises:
             GrataError: there is no such file, it is damaged, or of another kind.
         """
-        path = saved_path(path)
-        if not path.is_file():
-            raise GrataError(f"{path} does not exist. Name a saved adaptation, <name>.safetensors.")
-        try:
-            with safe_open(path, "pt") as file:
-                header = _header(file)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, OSError, ValueError) as error:
-            raise GrataError(f"{path} is damaged and cannot be read ({error}). Copy it anew, or remove it.") from error
-        if not header:
-            raise GrataError(f"{path} is no saved adaptation. Name one that grata wrote.")
-        if header.pop("content", None) != _digest(header, tensors):
-            raise GrataError(f"{path} is damaged: its content is not what was written. Copy it anew, or remove it.")
-        if header.pop("format") != _FORMAT:
-            raise GrataError(f"{path} was written by another version of grata ({header.get('version')}). Use that one.")
-        return cls(**{**header, "state": decode(header["state"], tensors)})
+        header, data = read_checked(path)
+        return cls(**{**header, "state": decode(header["state"], deserialize(data))})
 
     def check_source(self, digest: str, path: str | os.PathLike[str]) -> None:
-        """Raise :class:`GrataError` unless ``digest`` is that of the source weights that this was learnt on."""
+        """Check that the adaptation belongs to these source weights.
+
+        Args:
+            digest: digest of the source weights, see :func:`grata.prepared.network_digest`.
+            path: path of the file, for the message.
+
+        Raises:
+            GrataError: it belongs to other source weights.
+        """
         if digest != self.source:
             raise GrataError(
-                f"{path} was learnt on other source weights (of a {self.network}) than this network has. Give the "
+                f"{path} was adapted from other source weights (of a {self.network}) than this network has. Give the "
                 "weights that were adapted, or start anew."
             )
 
@@ -214,12 +165,12 @@ class Adaptation:
         """Let a method go on from here.
 
         Args:
-            method: of the same name and settings, on the same source weights.
-            source: its :func:`source_digest`.
-            path: of the file, for messages.
+            method: method of the same name and settings, on the same source weights.
+            source: :func:`source_digest` of the method.
+            path: path of the file, for messages.
 
         Raises:
-            GrataError: it is another method, or has other weights or settings; nothing is changed then.
+            GrataError: the method has another name, other weights or other settings; it is not changed then.
         """
         self.check_source(source, path)
         try:
@@ -229,12 +180,15 @@ class Adaptation:
 
 
 def save(method: Method, path: str | os.PathLike[str], cases: int | None = None) -> Adaptation:
-    """Write what a method has learnt, and all that it needs to go on, see :meth:`Adaptation.save`.
+    """Save the adaptation of a method and all that the method needs to go on, see :meth:`Adaptation.save`.
 
     Args:
-        method: any; it stays as it is.
-        path: of the file; its folder exists. An older file of that name is replaced.
-        cases: how many it has seen; None: as many as batches.
+        method: method, which is not changed.
+        path: path of the file, in a folder that exists; an older file of that name is replaced.
+        cases: number of cases so far; None: the number of batches.
+
+    Returns:
+        The adaptation that was saved.
 
     Raises:
         GrataError: a file cannot be written.
@@ -248,12 +202,15 @@ def load(method: Method, path: str | os.PathLike[str]) -> Adaptation:
     """Let a method go on from a saved adaptation, bit for bit.
 
     Args:
-        method: of the same name and settings, on the same source weights.
-        path: of the file.
+        method: method of the same name and settings, on the same source weights.
+        path: path of the file.
+
+    Returns:
+        The adaptation that was loaded.
 
     Raises:
-        GrataError: the file is missing or damaged, of another method, other weights or settings; nothing is changed
-            then.
+        GrataError: the file is missing or damaged, or belongs to another method, other weights or other settings; the
+            method is not changed then.
     """
     adaptation = Adaptation.read(path)
     adaptation.put(method, source_digest(method), path)
@@ -261,20 +218,20 @@ def load(method: Method, path: str | os.PathLike[str]) -> Adaptation:
 
 
 def apply(network: nn.Module, path: str | os.PathLike[str]) -> int:
-    """Write what was learnt into a plain network: to predict with it as it is, or as the start of another method.
+    """Write the adapted parameters into a plain network, for prediction or as the start of another method.
 
-    Parameters that were attached to normalization layers are attached first. A method that takes statistics of the
-    batch does so when it predicts as well; give the network to method ``ptbn`` for that.
+    Parameters that were attached to normalization layers are attached first. A method that uses the statistics of the
+    batch also predicts with them; give the network to method ``ptbn`` for that.
 
     Args:
-        network: with the source weights, not being adapted.
-        path: of the saved adaptation.
+        network: network with the source weights, which no method adapts.
+        path: path of the saved adaptation.
 
     Returns:
-        How many numbers were written.
+        Number of values that were written.
 
     Raises:
-        GrataError: the file is missing or damaged, or the network has other weights; nothing is changed then.
+        GrataError: the file is missing or damaged, or the network has other weights; it is not changed then.
     """
     adaptation = Adaptation.read(path)
     adaptation.check_source(network_digest(network), path)
@@ -288,62 +245,29 @@ def apply(network: nn.Module, path: str | os.PathLike[str]) -> int:
 
 
 def source_digest(method: Method) -> str:
-    """SHA-256 of the source weights of a method's network, also while it is adapted."""
+    """Return the SHA-256 of the source weights of a method's network, which may be adapted already."""
     with method.source_network():
         return network_digest(method.given)
 
 
-def saved_path(path: str | os.PathLike[str]) -> Path:
-    """``path``, which may leave out its ``.safetensors``."""
-    path = Path(path)
-    return path if path.suffix == _SUFFIX else path.with_name(path.name + _SUFFIX)
-
-
-def card_path(path: str | os.PathLike[str]) -> Path:
-    """Where the card of a saved adaptation lies."""
-    return saved_path(path).with_suffix(".json")
-
-
-def saved_digest(path: Path) -> str | None:
-    """Digest of the content of a saved adaptation as its header has it; None: there is no file, or no such header."""
-    try:
-        with safe_open(path, "pt") as file:
-            return _header(file).get("content")
-    except (SafetensorError, OSError, ValueError):
-        return None
-
-
-def is_other(path: Path) -> bool:
-    """Whether a file is whole and holds something else than a saved adaptation, such as weights."""
-    try:
-        with safe_open(path, "pt") as file:
-            return _HEADER not in (file.metadata() or {})
-    except (SafetensorError, OSError, ValueError):
-        return False
-
-
-def _header(file: Any) -> dict[str, Any]:
-    return json.loads((file.metadata() or {}).get(_HEADER, "{}"))
-
-
-def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, tuple[int, ...], bytes]]:
+    for name, value in tensors.items():
+        data = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        yield name, str(value.dtype), tuple(value.shape), data
 
 
 def _names(
     network: nn.Module, parameters: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Names of each parameter in the network's state dict, which lists what layers share several times; and those that
-    attached ones would have.
+    """Return the names of each parameter in the network's state dict, and the names that attached ones would have.
+
+    The state dict lists a parameter several times that layers share.
     """
     places: dict[tuple[int, tuple[int, ...]], list[str]] = {}
     for name, value in network.state_dict().items():
         places.setdefault((value.data_ptr(), tuple(value.shape)), []).append(name)
-    names, attached = {}, {}
+    names: dict[str, list[str]] = {}
+    attached: dict[str, list[str]] = {}
     for name, parameter in parameters.items():
         layer, _, leaf = name.rpartition(".")
         owner, _, mark = layer.rpartition(".")
@@ -357,5 +281,5 @@ def _names(
 
 
 def class_name(network: nn.Module) -> str:
-    """Of a network, also of one that has become TorchScript."""
+    """Return the name of a network's class, also of a TorchScript network."""
     return str(getattr(network, "original_name", type(network).__name__))

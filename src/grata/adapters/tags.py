@@ -6,26 +6,23 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pydicom
-import torch
-from monai.utils import ImageMetaKey
-from pydicom.datadict import dictionary_VR, tag_for_keyword
-
-from ..data.dicom import quiet_libraries
 from ..errors import GrataError
+
+if TYPE_CHECKING:
+    import pydicom
 
 __all__ = ["SCANNER", "check_tags", "scanner_tags"]
 
 SCANNER = ("Manufacturer", "ManufacturerModelName", "StationName", "MagneticFieldStrength")
 """DICOM keywords that distinguish scanners."""
 
-_DEVICE = (
-    *(*SCANNER, "InstitutionName", "InstitutionalDepartmentName", "Modality", "DeviceSerialNumber"),
-    *("SoftwareVersions", "ReceiveCoilName", "TransmitCoilName", "ScanningSequence", "SequenceVariant"),
-    *("MRAcquisitionType", "KVP", "ConvolutionKernel", "SliceThickness"),
-)
+# In DICOM's order.
+_DEVICE = ("Modality", "Manufacturer", "InstitutionName", "StationName", "InstitutionalDepartmentName")
+_DEVICE += ("ManufacturerModelName", "ScanningSequence", "SequenceVariant", "MRAcquisitionType", "SliceThickness")
+_DEVICE += ("KVP", "MagneticFieldStrength", "DeviceSerialNumber", "SoftwareVersions", "ConvolutionKernel")
+_DEVICE += ("ReceiveCoilName", "TransmitCoilName")
 _NUMBERS = {"DS", "FL", "FD", "IS", "US", "SS", "UL", "SL"}
 # No magnet has more tesla than this: larger values are in gauss, which some scanners write.
 _GAUSS = 100.0
@@ -48,15 +45,15 @@ def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
     if isinstance(tags, str) or not isinstance(tags, Sequence) or not tags:
         raise GrataError(f"must be a list of DICOM keywords such as {list(SCANNER)}, got {tags!r}.", key="bank#tags")
     for keyword in tags:
-        if not isinstance(keyword, str) or tag_for_keyword(keyword) is None:
-            raise GrataError(f"{keyword!r} is not a DICOM keyword. Give some of {', '.join(_DEVICE)}.", key="bank#tags")
         if keyword not in _DEVICE:
+            if not _is_keyword(keyword):
+                raise GrataError(f"{keyword!r} is not a DICOM keyword. Give some of {', '.join(_DEVICE)}.", "bank#tags")
             raise GrataError(
                 f"{keyword} is not allowed: its value would be in file names, which may describe the device alone. "
                 f"Give some of {', '.join(_DEVICE)}.",
                 key="bank#tags",
             )
-    return tuple(sorted(set(tags), key=_tag))
+    return tuple(keyword for keyword in _DEVICE if keyword in tags)
 
 
 def scanner_tags(meta: Mapping[str, Any], tags: Sequence[str], item: int | None = None) -> dict[str, str]:
@@ -74,11 +71,20 @@ def scanner_tags(meta: Mapping[str, Any], tags: Sequence[str], item: int | None 
     Returns:
         Values that were found; missing tags are left out.
     """
+    from monai.utils import ImageMetaKey
+
     found = {keyword: _text(keyword, _in_meta(meta, keyword, item)) for keyword in tags}
     if not any(found.values()):
         header = _header(_at(meta.get(ImageMetaKey.FILENAME_OR_OBJ), item), tags)
         found = {keyword: _text(keyword, header.get(keyword)) for keyword in tags}
     return {keyword: value for keyword, value in found.items() if value}
+
+
+def _is_keyword(keyword: Any) -> bool:
+    # pydicom and torch are imported where they are needed, so that a bank can be listed without them.
+    from pydicom.datadict import tag_for_keyword
+
+    return isinstance(keyword, str) and tag_for_keyword(keyword) is not None
 
 
 def _in_meta(meta: Mapping[str, Any], keyword: str, item: int | None) -> Any:
@@ -95,6 +101,8 @@ def _in_meta(meta: Mapping[str, Any], keyword: str, item: int | None) -> Any:
 
 
 def _tag(keyword: str) -> int:
+    from pydicom.datadict import tag_for_keyword
+
     tag = tag_for_keyword(keyword)
     assert tag is not None  # check_tags refuses other words
     return tag
@@ -102,6 +110,8 @@ def _tag(keyword: str) -> int:
 
 def _at(value: Any, item: int | None) -> Any:
     """Return the item's part of a collated value."""
+    import torch
+
     if isinstance(value, torch.Tensor):
         value = value.tolist()
     return value[item] if item is not None and isinstance(value, list | tuple) else value
@@ -109,6 +119,10 @@ def _at(value: Any, item: int | None) -> Any:
 
 def _header(path: Any, tags: Sequence[str]) -> Mapping[str, Any] | pydicom.Dataset:
     """Return the header of a DICOM file, or of the first DICOM file in a folder; empty if there is none."""
+    import pydicom
+
+    from ..data.dicom import quiet_libraries
+
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         return {}
     path = Path(path)
@@ -121,6 +135,9 @@ def _header(path: Any, tags: Sequence[str]) -> Mapping[str, Any] | pydicom.Datas
 
 
 def _text(keyword: str, value: Any) -> str:
+    import pydicom
+    from pydicom.datadict import dictionary_VR
+
     values = value if isinstance(value, list | tuple | pydicom.multival.MultiValue) else [value]
     texts = [" ".join(str(v).replace("\0", " ").split()) for v in values if v is not None]
     if dictionary_VR(_tag(keyword)) in _NUMBERS:

@@ -14,13 +14,11 @@ import yaml
 
 from ..errors import GrataError
 from ..methods import METHODS, check_settings, settings_of
-from ..settings import MISSING, check_count, did_you_mean
+from ..settings import MISSING, check_count, did_you_mean, option_constant
 from .keys import BenchmarkKeys, MetricSettings, check_known, check_name, check_unique, list_of_names, take
 from .protocols import Protocol, make_protocol
 
 __all__ = ["BenchmarkConfig", "MethodRow", "MetricSettings", "load_config"]
-
-_CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """Read and check a YAML or JSON file.
 
     Args:
-        path: configuration file; see :class:`~grata.benchmark.keys.BenchmarkKeys` for its keys. Paths in it are relative
-            to the working directory.
+        path: configuration file, see :class:`~grata.benchmark.keys.BenchmarkKeys` for its keys. Paths in it are
+            relative to the working directory.
         overrides: values by key, nested keys joined by ``#`` (``{"methods#grata#lr": 1e-3}``). Overrides of a whole
             are applied before overrides of its parts. In the first two names ``-`` and ``_`` are the same, because the
             command line does not keep them apart.
@@ -213,7 +211,7 @@ def _expand_all(given: dict[str, Any]) -> None:
 
 def _override(given: dict[str, Any], key: str, value: Any) -> None:
     if isinstance(value, str):
-        value = _CONSTANTS.get(value.lower(), value)
+        value = option_constant(value, key)
     head, *rest = key.split("#")
     head = head.replace("-", "_")
     check_known([head], list(_KEYS))

@@ -74,7 +74,7 @@ class Method(Remembers, KeywordSettings, ABC):
     learns: ClassVar[bool] = True
     predicts_by: ClassVar[str | None] = "parameters"
 
-    given: nn.Module = argument(alias="network", help="source network, its weights loaded")
+    given: nn.Module = argument(alias="network", kw_only=False, help="source network, its weights loaded")
 
     batches = Remembered(0)
 

@@ -1,0 +1,182 @@
+"""What the file of a saved adaptation says of itself, read and checked without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, deserialize, safe_open
+
+from ..errors import GrataError
+
+__all__ = [
+    "FORMAT",
+    "HEADER",
+    "Header",
+    "card_path",
+    "content_digest",
+    "is_other",
+    "read_header",
+    "read_checked",
+    "saved_digest",
+    "saved_path",
+]
+
+HEADER = "grata_adaptation"
+"""Key of the header in a safetensors file's metadata."""
+
+FORMAT = 1
+_SUFFIX = ".safetensors"
+# Names of torch's types by those of safetensors: digests on the disk were taken with the former.
+_TORCH = {
+    **{f"F{bits}": f"torch.float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"torch.int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"torch.uint{bits}" for bits in (8, 16, 32, 64)},
+    **{f"F8_{kind}": f"torch.float8_{kind.lower()}" for kind in ("E5M2", "E4M3FNUZ", "E5M2FNUZ")},
+    "F8_E4M3": "torch.float8_e4m3fn",
+    "BF16": "torch.bfloat16",
+    "BOOL": "torch.bool",
+    "C64": "torch.complex64",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What there is to know of a saved adaptation, but for its state.
+
+    Attributes:
+        method: name of the method.
+        settings: the settings that the state holds for, by name, as text.
+        reset: the reset policy.
+        network: class of the network.
+        source: SHA-256 of the source weights, see :func:`grata.prepared.network_digest`.
+        entry: what the adaptation is for, by ``site`` or DICOM keyword; empty: neither is known.
+        cases: number of cases it has seen; not which.
+        batches: number of batches it has adapted to since the source.
+        parameters: count of the adapted numbers.
+        parameter_change: distance from the source, ``l2`` and ``relative``.
+        batch_statistics: whether predictions take statistics of the batch in place of the network's running ones.
+        predicts_by: the part of the state that a plain network predicts by; None: weights alone do not predict as the
+            method does.
+        names: names of each adapted parameter in the network's state dict: several where layers share it, none where
+            it was attached.
+        attached: names that attached parameters would have in the state dict if the layers had them by themselves.
+        version: version of this package.
+    """
+
+    method: str
+    settings: Mapping[str, str]
+    reset: str
+    network: str
+    source: str
+    entry: Mapping[str, str]
+    cases: int
+    batches: int
+    parameters: int
+    parameter_change: Mapping[str, float]
+    batch_statistics: bool
+    predicts_by: str | None
+    names: Mapping[str, list[str]]
+    attached: Mapping[str, list[str]]
+    version: str
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """All that a person may want to read of it, ready for JSON; nothing of any case."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(Header)}
+        del fields["names"], fields["attached"]
+        return {**fields, "attached": sum(map(len, self.attached.values()))}
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Return the header of a saved adaptation; the whole file is checked as :func:`read_checked` does.
+
+    Raises:
+        GrataError: there is no such file, it is damaged, or of another kind.
+    """
+    header, _ = read_checked(path)
+    return Header(**{field.name: header[field.name] for field in dataclasses.fields(Header)})
+
+
+def read_checked(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
+    """Return the fields of a saved adaptation, its state as a skeleton, and the bytes of the file with its tensors.
+
+    Raises:
+        GrataError: there is no such file, its content is not what was written, or it is of another kind.
+    """
+    path = saved_path(path)
+    if not path.is_file():
+        raise GrataError(f"{path} does not exist. Name a saved adaptation, <name>.safetensors.")
+    try:
+        data = path.read_bytes()
+        tensors = [(name, _TORCH[view["dtype"]], view["shape"], view["data"]) for name, view in deserialize(data)]
+        header = _header(_metadata(data))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise GrataError(f"{path} is damaged and cannot be read ({error}). Copy it anew, or remove it.") from error
+    if not header:
+        raise GrataError(f"{path} is not a saved adaptation. Name one that grata wrote.")
+    if header.pop("content", None) != content_digest(header, tensors):
+        raise GrataError(f"{path} is damaged: its content is not what was written. Copy it anew, or remove it.")
+    if header.pop("format") != FORMAT:
+        raise GrataError(f"{path} was written by another version of grata ({header.get('version')}). Use that one.")
+    return header, data
+
+
+def content_digest(header: Mapping[str, Any], tensors: Iterable[tuple[str, str, Iterable[int], Any]]) -> str:
+    """Return the SHA-256 of a header and its tensors.
+
+    Args:
+        header: the fields, ready for JSON.
+        tensors: name, type (``torch.float32``), shape and bytes of each.
+    """
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, kind, shape, data in sorted(tensors, key=lambda tensor: tensor[0]):
+        digest.update(f"\n{name} {kind} {tuple(shape)}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def saved_path(path: str | os.PathLike[str]) -> Path:
+    """Return ``path``, which may leave out its ``.safetensors``."""
+    path = Path(path)
+    return path if path.suffix == _SUFFIX else path.with_name(path.name + _SUFFIX)
+
+
+def card_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of the card that lies beside a saved adaptation."""
+    return saved_path(path).with_suffix(".json")
+
+
+def saved_digest(path: Path) -> str | None:
+    """Return the digest of the content as a file's header has it; None: there is no file, or no such header."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return _header(file.metadata()).get("content")
+    except (SafetensorError, OSError, ValueError):
+        return None
+
+
+def is_other(path: Path) -> bool:
+    """Return whether a file is whole and holds something else than a saved adaptation, such as weights."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return HEADER not in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+def _metadata(data: bytes) -> Mapping[str, str] | None:
+    """The metadata of a safetensors file, which begins with the length of its JSON header in eight bytes."""
+    length = int.from_bytes(data[:8], "little")
+    found: Mapping[str, str] | None = json.loads(data[8 : 8 + length]).get("__metadata__")
+    return found
+
+
+def _header(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads((metadata or {}).get(HEADER, "{}"))
+    return header

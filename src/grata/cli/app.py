@@ -1,0 +1,170 @@
+"""The commands, and how each ends: with a status, and one line where something is wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..errors import GrataError
+from ..settings import did_you_mean
+from .bank import bank
+from .benchmark import benchmark
+from .doctor import doctor
+from .methods import methods
+from .nnunet import nnunet
+from .options import SWITCH, Work
+from .prepare import prepare
+from .spelling import Grammar, spelled
+
+__all__ = ["main"]
+
+_STATUS = "Exit status: 0 when all went well, 1 when something is wrong or refused, 130 after Ctrl-C."
+_SPELLING = "Option names take - for _, values follow a space or =, and true, false and null mean what they say."
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A command.
+
+    Attributes:
+        declared: function whose parameters are the options.
+        summary: one line for the list of commands.
+        stopped: what to say on Ctrl-C.
+        by_position, nested, others: see :class:`Grammar`.
+    """
+
+    declared: Callable[..., Work]
+    summary: str
+    stopped: str = "stopped."
+    by_position: tuple[str, ...] = ()
+    nested: tuple[str, ...] = ()
+    others: bool = False
+
+
+_COMMANDS = {
+    "methods": _Command(
+        methods,
+        "Which methods there are, what each does, and which fit a bundle.",
+        by_position=("bundle", "changes", "mode", "spatial_dims", "backwards", "prepared", "form"),
+    ),
+    "doctor": _Command(
+        doctor,
+        "What can be adapted in a model, and what will be refused.",
+        by_position=("config_file",),
+        nested=("settings",),
+        others=True,
+    ),
+    "nnunet": _Command(
+        nnunet,
+        "Adapt a trained nnU-Net to each image and predict it.",
+        "stopped. What is finished is kept; the same command with --overwrite false does the rest.",
+        by_position=("method",),
+        nested=("settings", "windows"),
+    ),
+    "bank": _Command(
+        bank,
+        "List, inspect, export or reset what was learned by site.",
+        "stopped. Entries are whole, as they were or as they were to be.",
+        by_position=("checkpoint", "output", "all"),
+    ),
+    "prepare": _Command(
+        prepare, "Compute what methods need of the source set.", "stopped. Nothing was written.", others=True
+    ),
+    "benchmark": _Command(
+        benchmark,
+        "Compare methods over sites.",
+        "stopped. What is finished is kept; the same command goes on with the rest.",
+        nested=("sources", "targets", "methods", "common", "protocol", "metrics"),
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: words after ``grata``; None: those of this process.
+
+    Returns:
+        The exit status.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = _COMMANDS.get(words[0]) if words else None
+    try:
+        group = typer.main.get_command(_application())
+        spelling, others = _spelled(words, group)
+        work = group.main(spelling, prog_name="grata", standalone_mode=False, obj=others)
+        return int(work() if callable(work) else work or 0)
+    except KeyboardInterrupt:
+        print(f"\n{command.stopped if command else 'stopped.'}", file=sys.stderr)
+        return 130
+    # What a bundle's configuration calls can raise anything.
+    except Exception as error:
+        print(f"error: {_in_words(error)}", file=sys.stderr)
+        return 1
+
+
+def _application() -> typer.Typer:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+    def grata(
+        version: Annotated[
+            bool,
+            typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+        ] = False,
+    ) -> None:
+        """Adapt a trained segmentation network to each image, just before it predicts that image."""
+
+    app.callback(epilog=f"{_SPELLING} {_STATUS}")(grata)
+    for name, command in _COMMANDS.items():
+        app.command(name, short_help=command.summary, epilog=_STATUS)(command.declared)
+    return app
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+def _spelled(words: list[str], group: Any) -> tuple[list[str], dict[str, Any]]:
+    """Return the whole command line in typer's spelling, and the options that the command does not declare."""
+    if not words or words[0] in ("--help", "-h"):
+        return ["--help"], {}
+    if words[0] == "--version":
+        return words[:1], {}
+    name = words[0].replace("-", "_") if not words[0].startswith("-") else words[0]
+    if name not in _COMMANDS:
+        hint = did_you_mean(name, _COMMANDS, f"The commands are {', '.join(_COMMANDS)}.")
+        raise GrataError(f"there is no command {words[0]!r}. {hint}")
+    spelling, others = spelled(words[1:], _grammar(name, group.commands[name].params))
+    return [name, *spelling], others
+
+
+def _grammar(name: str, parameters: Sequence[Any]) -> Grammar:
+    command = _COMMANDS[name]
+    arguments = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
+    options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
+    return Grammar(
+        name,
+        tuple(parameter.name for parameter in arguments),
+        tuple(parameter.name for parameter in options),
+        required=tuple(parameter.name for parameter in arguments if parameter.required),
+        switches=tuple(parameter.name for parameter in options if parameter.metavar == SWITCH.placeholder),
+        by_position=command.by_position,
+        nested=command.nested,
+        others=command.others,
+    )
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, GrataError) and "Traceback" not in str(error):
+        return str(error)
+    from ..workflows.configuration import explain
+
+    return explain(error)

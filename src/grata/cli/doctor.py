@@ -1,0 +1,59 @@
+"""``grata doctor``: what can be adapted in a bundle, an nnU-Net folder or a TorchScript file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from .options import TEXT, VALUE, Work, argument, given, option
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    context: typer.Context,
+    path: Annotated[
+        str, argument("Folder of a bundle in Model Zoo layout, a trained nnU-Net folder, or a TorchScript file.")
+    ],
+    config_file: Annotated[
+        str | None,
+        option(
+            "config_file",
+            TEXT,
+            "Of a bundle: its configuration, relative to it.",
+            default="configs/inference.json or .yaml",
+        ),
+    ] = None,
+    method: Annotated[Any, option("method", VALUE, "Of a bundle: report on this method alone.")] = None,
+    settings: Annotated[
+        Any, option("settings", VALUE, "Of a bundle: settings of that method, one by one as --settings#lr 0.001.")
+    ] = None,
+    activation: Annotated[
+        Any,
+        option(
+            "activation",
+            VALUE,
+            "Of a file: sigmoid or softmax, as the network was trained; of a bundle: --adaptation#activation.",
+        ),
+    ] = None,
+    output: Annotated[
+        Any, option("output", VALUE, "Of a file: which of the network's outputs are the logits, by name or number.")
+    ] = None,
+    folds: Annotated[Any, option("folds", VALUE, "Of an nnU-Net folder: folds to examine, such as 0 or 0,1.")] = None,
+    checkpoint_name: Annotated[
+        Any, option("checkpoint_name", VALUE, "Of an nnU-Net folder: file in the folder of a fold.")
+    ] = None,
+) -> Work:
+    """Show what can be adapted in a model, and what will be refused and why, before it is run.
+
+    Of a bundle any key of its configuration and of the overlay can be given too, such as --network_def#channels
+    "[16, 32]" or --adaptation#affine attach.
+    """
+
+    def run() -> int:
+        from ..zoo.doctor import doctor as run_doctor
+
+        return run_doctor(path, config_file, **given(context, "path", "config_file"))
+
+    return run

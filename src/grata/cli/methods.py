@@ -1,0 +1,72 @@
+"""``grata methods``: which methods there are, what each does, and which of them a bundle can take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from ..catalogue import load
+from ..errors import GrataError
+from .listing import describe, find, methods_table, select
+from .options import SWITCH, TEXT, Work, argument, count, option
+
+__all__ = ["methods"]
+
+
+def methods(
+    name: Annotated[str | None, argument("Method to describe; without it, all methods are listed.")] = None,
+    bundle: Annotated[
+        str | None, option("bundle", TEXT, "Folder of a bundle: show which methods fit it, and what the others lack.")
+    ] = None,
+    changes: Annotated[
+        str | None, option("changes", TEXT, "Only methods that change this, such as statistics or affine.")
+    ] = None,
+    mode: Annotated[str | None, option("mode", TEXT, "Only methods that are online, or episodic.")] = None,
+    spatial_dims: Annotated[
+        int | None, option("spatial_dims", count(1), "Only methods for 2D or for 3D images: 2 or 3.")
+    ] = None,
+    backwards: Annotated[
+        Any, option("backwards", SWITCH, "Only methods that compute gradients, or only those that do not.")
+    ] = None,
+    prepared: Annotated[
+        Any,
+        option("prepared", SWITCH, "Only methods that need something of the source set, or only those that do not."),
+    ] = None,
+    form: Annotated[
+        str, option("form", TEXT, "Form of the list: simple, markdown, readme or json.", default="simple")
+    ] = "simple",
+) -> Work:
+    """List the methods, or show all about one.
+
+    Passes are the calls of the network for one image, forwards + backwards, prediction included.
+    """
+
+    def run() -> int:
+        filters = {
+            "changes": changes,
+            "mode": mode,
+            "spatial_dims": spatial_dims,
+            "backwards": backwards,
+            "prepared": prepared,
+        }
+        known = load()
+        chosen = [find(known, name)] if name is not None else select(known, **filters)
+        if name is not None:
+            _refuse_idle(name, [key for key, value in filters.items() if value is not None], form)
+        if bundle is None:
+            print(methods_table(chosen, form) if name is None else describe(chosen[0]))
+            return 0
+        if form != "simple":
+            raise GrataError("what a bundle can take is shown as simple alone. Leave out bundle, or form.", key="form")
+        from ..benchmark import fitting_methods
+
+        print(fitting_methods(bundle, [method.name for method in chosen]))
+        return 0
+
+    return run
+
+
+def _refuse_idle(name: str, filters: list[str], form: str) -> None:
+    if filters:
+        raise GrataError(f"chooses among all methods. Leave out {name}, or {filters[0]}.", key=filters[0])
+    if form != "simple":
+        raise GrataError(f"is the form of the list of methods. Leave out {name}, or form.", key="form")

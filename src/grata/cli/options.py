@@ -1,0 +1,103 @@
+"""How a command declares its options, and what their values are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from fire.parser import DefaultParseValue
+
+from ..errors import GrataError
+from ..settings import check_count, check_flag, check_number, constant, option_constant
+from .spelling import literal
+
+__all__ = ["NUMBER", "SWITCH", "TEXT", "VALUE", "Kind", "Work", "argument", "count", "given", "option"]
+
+Work = Callable[[], int]
+"""What a command does, when its options are read; it returns the exit status."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of value.
+
+    Attributes:
+        placeholder: what stands for a value in the help.
+        read: returns the value that a text means.
+        check: returns the value, or raises :class:`GrataError` without a key.
+    """
+
+    placeholder: str
+    read: Callable[[str], Any]
+    check: Callable[[Any], Any]
+
+
+def _unquoted(written: str) -> str:
+    value = DefaultParseValue(written)
+    return value if isinstance(value, str) else written
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+TEXT = Kind("TEXT", _unquoted, _same)
+SWITCH = Kind("true|false", literal, check_flag)
+NUMBER = Kind("NUMBER", literal, check_number)
+VALUE = Kind("VALUE", literal, _same)
+
+
+def count(at_least: int) -> Kind:
+    """Return the kind of whole numbers of at least ``at_least``."""
+    return Kind("INTEGER", literal, lambda value: check_count(value, at_least))
+
+
+def argument(help: str) -> Any:
+    """Declare what a command takes by position.
+
+    Args:
+        help: meaning in one line.
+    """
+    return typer.Argument(parser=_unquoted, help=help, show_default=False)
+
+
+def option(name: str, kind: Kind, help: str, default: str | None = None, none: bool = False) -> Any:
+    """Declare an option.
+
+    Args:
+        name: name of the option and of the function's parameter.
+        kind: kind of its value; null is a value of every kind.
+        help: meaning in one line.
+        default: default in words; None: there is none.
+        none: whether the word ``none`` is still taken for null.
+    """
+
+    def parse(written: Any) -> Any:
+        value = kind.read(str(written))
+        if isinstance(value, str):
+            word = option_constant(value, name) if none else constant(value)
+            # Text that reads like a constant is still text, but for null.
+            value = value if kind is TEXT and word is not None else word
+        try:
+            return None if value is None else kind.check(value)
+        except GrataError as error:
+            raise error.under(name) from error
+
+    meaning = help if default is None else f"{help}  [default: {default}]"
+    return typer.Option(f"--{name}", parser=parse, metavar=kind.placeholder, help=meaning, show_default=False)
+
+
+def given(context: typer.Context, *but: str) -> dict[str, Any]:
+    """Return the values that were given, by name, with those of options that are not declared.
+
+    Args:
+        context: context of the command.
+        but: names to leave out.
+    """
+    sources = {name: context.get_parameter_source(name) for name in context.params if name not in but}
+    declared = {
+        name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"
+    }
+    return {**declared, **(context.obj or {})}

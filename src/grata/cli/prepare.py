@@ -1,0 +1,56 @@
+"""``grata prepare``: what methods need of the source set, in one file of the bundle."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from .options import TEXT, VALUE, Work, argument, count, given, option
+
+__all__ = ["prepare"]
+
+
+def prepare(
+    context: typer.Context,
+    bundle: Annotated[str, argument("Folder of the bundle.")],
+    dataset_dir: Annotated[str, argument("Images of the source set; not those of a target site.")],
+    labels_dir: Annotated[
+        str | None,
+        option("labels_dir", TEXT, "Label maps of the images.", default="where they are found beside the images"),
+    ] = None,
+    output: Annotated[
+        str | None,
+        option("output", TEXT, "File to write, relative to the bundle.", default="models/prepared.safetensors"),
+    ] = None,
+    images: Annotated[
+        int | None,
+        option("images", count(1), "Greatest number of images, evenly spaced over the sorted cases.", default="all"),
+    ] = None,
+    val_stride: Annotated[
+        int | None,
+        option(
+            "val_stride",
+            count(0),
+            "Every so-many-th of the sorted cases was held out of the network's training, and is left out.",
+            default="0: none was",
+        ),
+    ] = None,
+    heads: Annotated[
+        Any,
+        option("heads", VALUE, "Auxiliary heads to train, separated by commas, or none.", default="rotation,denoising"),
+    ] = None,
+    epochs: Annotated[int | None, option("epochs", count(1), "Epochs of the heads' training.", default="20")] = None,
+    seed: Annotated[int | None, option("seed", count(0), "Seed of the heads' training.", default="0")] = None,
+) -> Work:
+    """Take from the source set what methods need beyond images: class sizes, moments, Fisher information, heads.
+
+    Any key of the bundle's configs/adapt.yaml can be given too, such as --device cuda or --network_def#depth 34.
+    """
+
+    def run() -> int:
+        from ..preparation import prepare as run_preparation
+
+        return run_preparation(bundle, dataset_dir, **given(context, "bundle", "dataset_dir"))
+
+    return run

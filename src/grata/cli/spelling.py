@@ -1,0 +1,144 @@
+"""A command line in any of the spellings that are taken, as the one that typer reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fire.parser import DefaultParseValue
+
+from ..errors import GrataError
+from ..settings import constant, did_you_mean
+
+__all__ = ["Grammar", "literal", "spelled"]
+
+_HELP = ("--help", "-h")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a command takes.
+
+    Attributes:
+        command: name of the command, for messages.
+        arguments: names of what is given by position, in order; they can be given by name too.
+        options: names of the options.
+        required: names of the arguments that must be given.
+        switches: names of the options that are true or false; without a value they are true.
+        by_position: options that can stand after the arguments without their name.
+        nested: options whose parts can be given one by one, such as ``settings#lr``.
+        others: whether options that are not declared are taken, such as keys of a bundle's configuration.
+    """
+
+    command: str
+    arguments: tuple[str, ...]
+    options: tuple[str, ...]
+    required: tuple[str, ...] = ()
+    switches: tuple[str, ...] = ()
+    by_position: tuple[str, ...] = ()
+    nested: tuple[str, ...] = ()
+    others: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that are declared."""
+        return (*self.arguments, *self.options)
+
+
+def spelled(given: Sequence[str], grammar: Grammar) -> tuple[list[str], dict[str, Any]]:
+    """Return the command line in typer's spelling, and the options that are not declared.
+
+    ``--key value`` and ``--key=value`` are the same, ``-`` and ``_`` in a name too. Without a value an option is true;
+    ``--nokey`` is false. Among several values of one option the last counts.
+
+    Args:
+        given: arguments after the name of the command.
+        grammar: what the command takes.
+
+    Returns:
+        ``--key=value`` for each declared option, then what is given by position; and the values of other options by
+        name, nested ones joined by ``#``.
+
+    Raises:
+        GrataError: an option is not known, an argument is missing, or there are too many.
+    """
+    if any(word in _HELP for word in given):
+        return ["--help"], {}
+    named: dict[str, str] = {}
+    others: dict[str, Any] = {}
+    values: list[str] = []
+    rest = list(given)
+    while rest:
+        word = rest.pop(0)
+        if not _is_flag(word):
+            values.append(word)
+            continue
+        key, equals, value = word.lstrip("-").partition("=")
+        bare = not equals and (not rest or _is_flag(rest[0]))
+        if not equals:
+            value = "true" if bare else rest.pop(0)
+        name, negated = _name(key.replace("-", "_"), bare, grammar)
+        value = "false" if negated else value
+        if name in grammar.names:
+            named[name] = value
+        else:
+            others[name] = literal(value)
+    _place(values, named, grammar)
+    options = [f"--{name}={value}" for name, value in named.items() if name in grammar.options]
+    positional = [named[name] for name in grammar.arguments if name in named]
+    return [*options, *(["--", *positional] if positional else [])], others
+
+
+def literal(text: str) -> Any:
+    """Return the value of a Python literal, or the text where it is none; true, false and null are constants.
+
+    Example:
+        >>> literal("0,1"), literal("{lr: 0.1, entropy: null}"), literal("model.pt")
+        ((0, 1), {'lr': 0.1, 'entropy': None}, 'model.pt')
+    """
+    return _constants(DefaultParseValue(text))
+
+
+def _constants(value: Any) -> Any:
+    # A tuple stays one: methods show it in their state.
+    if isinstance(value, Mapping):
+        return {key: _constants(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_constants(item) for item in value]
+    return constant(value) if isinstance(value, str) else value
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") or re.match("-[a-zA-Z]", word) is not None
+
+
+def _name(key: str, bare: bool, grammar: Grammar) -> tuple[str, bool]:
+    """Return the name that an option means, and whether it is negated."""
+    head, _, parts = key.partition("#")
+    if key in grammar.names or (parts and head in grammar.nested):
+        return key, False
+    negated = key.removeprefix("no").removeprefix("_")
+    if bare and key.startswith("no") and negated in grammar.switches:
+        return negated, True
+    if grammar.others:
+        return key, False
+    if len(key) == 1 and len(found := [name for name in grammar.names if name[0] == key]) == 1:
+        return found[0], False
+    hint = did_you_mean(head, grammar.names, f"grata {grammar.command} --help lists all.", prefix="--")
+    raise GrataError(f"there is no such option. {hint}", f"--{key}")
+
+
+def _place(values: Sequence[str], named: dict[str, str], grammar: Grammar) -> None:
+    """Give each value that has no name the next one that is free."""
+    free = [name for name in (*grammar.arguments, *grammar.by_position) if name not in named]
+    if len(values) > len(free):
+        places = " ".join((*grammar.arguments, *grammar.by_position))
+        raise GrataError(
+            f"there is no place for {values[len(free)]!r}; the arguments of grata {grammar.command} are {places}."
+        )
+    named.update(zip(free, values, strict=False))
+    for name in grammar.required:
+        if name not in named:
+            raise GrataError(f"is missing. grata {grammar.command} --help shows what it takes.", name)

@@ -1,0 +1,218 @@
+"""The command as a whole: help, statuses, and one line where something is wrong."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import grata
+from grata.cli import main
+from grata.cli.app import _COMMANDS
+from grata.errors import GrataError
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*words):
+        status = main([str(word) for word in words])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What a command hands to the function behind it."""
+    calls = []
+    monkeypatch.setattr(
+        "grata.nnunet.command.run_command", lambda *given, **options: calls.append((given, options)) or 0
+    )
+    for place in ("grata.benchmark.run_benchmark", "grata.preparation.prepare", "grata.zoo.doctor.doctor"):
+        monkeypatch.setattr(place, lambda *given, **options: calls.append((given, options)) or 0)
+    monkeypatch.setattr("grata.adapters.command.run_bank", lambda *given: calls.append((given, {})) or 0)
+    return calls
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_help_names_the_commands(run, words):
+    status, out, error = run(*words)
+    assert status == 0 and not error
+    assert all(re.search(rf"^  {name}  +\w", out, re.MULTILINE) for name in _COMMANDS)
+    assert "Exit status" in out and not re.search("[╭│]", out)
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_help_of_a_command_lists_its_options(run, name):
+    status, out, error = run(name, "--help")
+    assert status == 0 and not error and f"Usage: grata {name}" in out and not re.search("[╭│]", out)
+
+
+def test_help_of_nnunet_lists_what_predict_takes(run):
+    import inspect
+
+    from grata.nnunet import predict
+
+    _, out, _ = run("nnunet", "--help")
+    names = list(inspect.signature(predict).parameters)
+    assert all(name in out for name in names[:3]) and all(f"--{name}" in out for name in names[3:])
+
+
+def test_help_of_the_others_lists_what_their_functions_take(run):
+    from grata.benchmark.config import _DEFAULTS
+
+    _, out, _ = run("benchmark", "--help")
+    assert all(f"--{name} " in out for name in _DEFAULTS)
+    _, out, _ = run("prepare", "--help")
+    assert all(
+        f"--{name} " in out for name in ("labels_dir", "output", "images", "val_stride", "heads", "epochs", "seed")
+    )
+
+
+def test_the_version(run):
+    assert run("--version") == (0, f"{grata.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("mehtods",), "there is no command 'mehtods'. Did you mean methods?"),
+        (("zzz",), "there is no command 'zzz'. The commands are methods, doctor, nnunet, bank, prepare, benchmark."),
+        (("--quiet",), "there is no command '--quiet'. The commands are methods, doctor,"),
+        (("methods", "--mod", "online"), "--mod: there is no such option. Did you mean --mode?"),
+        (("nnunet", "a", "b", "c", "--fold", "0"), "--fold: there is no such option. Did you mean --folds?"),
+        (("nnunet", "a", "b"), "output: is missing. grata nnunet --help shows what it takes."),
+        (("nnunet", "a", "b", "c", "--overwrite", "maybe"), "overwrite: must be true or false, got 'maybe'."),
+        (("nnunet", "a", "b", "c", "--seed", "-1"), "seed: must be a whole number of at least 0, got -1."),
+        (("nnunet", "a", "b", "c", "--tile_step_size", "half"), "tile_step_size: must be a finite number, got 'half'."),
+        (("benchmark", "f", "--limmit", "3"), "--limmit: there is no such option. Did you mean --limit?"),
+        (("prepare", "b", "d", "--images", "few"), "images: must be a whole number of at least 1, got 'few'."),
+        (("bank", "lists", "x"), "bank: there is no 'lists'; say list, inspect, export, reset."),
+        (("bank", "list", "nowhere"), "bank: nowhere does not exist. Name the folder of a bank."),
+        (("bank", "reset", "x", "y", "--all", "perhaps"), "all: must be true or false, got 'perhaps'."),
+    ],
+)
+def test_what_is_wrong_is_one_line(run, words, message):
+    status, out, error = run(*words)
+    assert status == 1 and not out and error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+def test_values_of_nnunet(run, called):
+    words = ["--folds", "0,1", "--overwrite", "false", "--save-probabilities", "--settings", "{'lr': 0.1}"]
+    words += [
+        "--windows#uncertain=4",
+        "--settings#views",
+        "null",
+        "--site",
+        "12",
+        "--device",
+        "'cpu'",
+        "--bank",
+        "null",
+    ]
+    assert run("nnunet", "M", "I", *words, "--output", "O", "--tile_step_size", "1")[0] == 0
+    assert called == [
+        (
+            ("M", "I", "O", "grata"),
+            {
+                "folds": (0, 1),
+                "overwrite": False,
+                "save_probabilities": True,
+                "settings": {"lr": 0.1},
+                "windows#uncertain": 4,
+                "settings#views": None,
+                "site": "12",
+                "device": "cpu",
+                "bank": None,
+                "tile_step_size": 1.0,
+            },
+        )
+    ]
+
+
+def test_values_of_the_others(run, called):
+    run("benchmark", "f.yaml", "--limit", "null", "--seeds=0,1", "--methods#grata#lr", "0.001", "--shuffle")
+    run("prepare", "B", "--dataset-dir", "D", "--heads", "none", "--images", "4", "--network_def#depth", "34")
+    run("doctor", "B", "--adaptation#activation", "sigmoid", "--config_file", "configs/x.yaml", "--folds", "0")
+    run("bank", "export", "F", "north", "--checkpoint=model.pt", "--output", "7")
+    run("bank", "reset", "F", "--all")
+    assert called == [
+        (("f.yaml",), {"limit": None, "seeds": (0, 1), "methods#grata#lr": 0.001, "shuffle": True}),
+        (("B", "D"), {"heads": "none", "images": 4, "network_def#depth": 34}),
+        (("B", "configs/x.yaml"), {"adaptation#activation": "sigmoid", "folds": 0}),
+        (("export", "F", "north", "model.pt", "7", False), {}),
+        (("reset", "F", None, None, None, True), {}),
+    ]
+
+
+def test_none_is_null_for_one_more_release(run, called):
+    for words in (("nnunet", "M", "I", "O", "--bank", "none"), ("benchmark", "f", "--limit", "none")):
+        status, _, error = run(*words)
+        assert status == 0
+        assert error == f"note: {words[-2][2:]}: the next release will not take none for null. Write null.\n"
+    assert [options for _, options in called] == [{"bank": None}, {"limit": None}]
+
+
+def test_an_interrupted_command_says_what_is_kept(run, monkeypatch):
+    def interrupted(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grata.benchmark.run_benchmark", interrupted)
+    status, _, error = run("benchmark", "f.yaml")
+    assert status == 130 and "the same command goes on with the rest" in error and "Traceback" not in error
+
+
+def test_a_foreign_error_is_one_line(run, monkeypatch):
+    def broken(*given, **options):
+        raise ValueError("two\nlines")
+
+    monkeypatch.setattr("grata.benchmark.run_benchmark", broken)
+    assert run("benchmark", "f.yaml") == (1, "", "error: ValueError: two lines\n")
+    monkeypatch.setattr("grata.benchmark.run_benchmark", lambda *given: (_ for _ in ()).throw(GrataError("no.", "key")))
+    assert run("benchmark", "f.yaml") == (1, "", "error: key: no.\n")
+
+
+HEAVY = ("torch", "monai", "ignite", "pandas", "matplotlib", "pydicom")
+LIGHT = [
+    ["--help"],
+    ["--version"],
+    *([name, "--help"] for name in _COMMANDS),
+    ["methods"],
+    ["methods", "grata"],
+    *(["methods", "--form", form] for form in ("markdown", "readme", "json")),
+    ["methods", "--prepared", "false", "--mode", "online", "--spatial_dims", "3", "--changes", "affine"],
+    ["methods", "tentt"],
+    ["methods", "--mode", "both"],
+    ["mehtods"],
+    ["nnunet", "a", "b", "c", "--fold", "0"],
+    ["nnunet", "a", "b"],
+    ["nnunet", "a", "b", "c", "--overwrite", "maybe"],
+    ["benchmark", "x", "--limmit", "1"],
+    ["bank", "list", "nowhere"],
+]
+
+
+def test_what_needs_no_network_starts_without_torch(tmp_path):
+    """One process for all: none of the commands may import any of the heavy packages."""
+    (tmp_path / "bank").mkdir()
+    commands = [*LIGHT, ["bank", "list", str(tmp_path / "bank")]]
+    code = (
+        "import sys\nfrom grata.cli import main\n"
+        f"for words in {commands!r}:\n"
+        "    status = main(words)\n"
+        f"    found = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "    assert not found, (words, found)\n"
+        "    print('status', status)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("\nstatus ") + done.stdout.startswith("status ") == len(commands)
+
+
+def test_both_commands_are_the_same(tmp_path):
+    from importlib.metadata import entry_points
+
+    (script,) = entry_points(group="console_scripts", name="grata") or [None]
+    assert script is None or script.value == "grata.cli:main"
+    done = subprocess.run([sys.executable, "-m", "grata", "--version"], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == grata.__version__
