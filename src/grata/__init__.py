@@ -73,7 +73,8 @@ _ROOMS = (
     *("styles", "views", "workflows", "zoo"),
 )
 
-__all__ = ["GrataError", "RunError", "__version__", *_ROOMS, *(name for names in _NAMES.values() for name in names)]
+# The tables above hold each name once.
+__all__ = ["GrataError", "RunError", "__version__", *_ROOMS, *(name for names in _NAMES.values() for name in names)]  # noqa: PLE0604
 
 # Type checkers would take any name for one that is there.
 if not TYPE_CHECKING:
