@@ -1,6 +1,7 @@
 """GraTa's strong view: brightness, contrast, gamma of the negative, noise and blur, drawn per sample and per channel.
 
-The transforms take one sample ``(C, H, W)`` or ``(C, D, H, W)`` and one value for each channel; none writes into its input.
+The transforms take one sample ``(C, H, W)`` or ``(C, D, H, W)`` and one value for each channel; none writes into its
+input.
 """
 
 from __future__ import annotations
