@@ -112,9 +112,8 @@ def test_the_command_itself(folder, tmp_path):
     content = bytearray((folder / f"{damaged}.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / f"{damaged}.safetensors").write_bytes(content)
-    code = (
-        "import sys; from grata.cli import main; s = main(sys.argv[1:]); sys.exit(2 if 'torch' in sys.modules else s)"
-    )
+    code = "import sys; from grata.cli import main; s = main(sys.argv[1:])"
+    code += "; sys.exit(2 if 'torch' in sys.modules else s)"
     command = [sys.executable, "-c", code, "bank", "list", "bank"]
     listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert listed.returncode == 1 and "site B" in listed.stdout

@@ -43,8 +43,7 @@ class Adaptation(Header):
     """What a method has learned on one set of source weights, with all it needs to go on in another process.
 
     Attributes:
-        state: state of the method, see :meth:`grata.methods.Method.state_dict`. The others are those of
-            :class:`Header`.
+        state: state of the method, see :meth:`grata.methods.Method.state_dict`. The others are in :class:`Header`.
     """
 
     state: Mapping[str, Any]

@@ -103,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\n{command.stopped if command else 'stopped.'}", file=sys.stderr)
         return 130
-    except Exception as error:  # noqa: BLE001 (what a bundle's configuration calls can raise anything)
+    # What a bundle's configuration calls can raise anything.
+    except Exception as error:  # noqa: BLE001
         print(f"error: {_in_words(error)}", file=sys.stderr)
         return 1
 
