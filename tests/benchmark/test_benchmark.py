@@ -190,7 +190,7 @@ def test_labels_never_reach_a_method(settings, write, site, tmp_path, monkeypatc
             seen.append((type(images), tuple(images.shape), options, images.clone()))
             return super().adapt(images)
 
-    monkeypatch.setitem(METHODS, "recorder", Recorder)
+    monkeypatch.setattr(METHODS, "_others", {"recorder": Recorder})
     folder = site()
     settings |= {
         "targets": {"spoilt": {"dataset_dir": str(folder / "images")}},
@@ -243,7 +243,7 @@ def test_a_failed_image_has_a_row_and_does_not_change_the_stream(settings, write
                 raise RuntimeError("out of luck")
             return record
 
-    monkeypatch.setitem(METHODS, "brittle", Brittle)
+    monkeypatch.setattr(METHODS, "_others", {"brittle": Brittle})
     folder = site(cases=4)
     settings["targets"] = {"spoilt": {"dataset_dir": str(folder / "images")}}
     settings |= {"methods": {"brittle": {"activation": "sigmoid", "lr": 0.02}}, "reference_method": "brittle"}
@@ -324,7 +324,7 @@ def test_a_method_that_always_fails_does_not_spoil_the_tables(settings, write, t
         def adapt(self, images, same_case=False, **options):
             raise RuntimeError("never")
 
-    monkeypatch.setitem(METHODS, "hopeless", Hopeless)
+    monkeypatch.setattr(METHODS, "_others", {"hopeless": Hopeless})
     settings |= {"methods": {"source": {}, "hopeless": {}}, "limit": 2, "reference_method": "source"}
     assert run_benchmark(write(settings)) == 1
     table = (tmp_path / "results" / "summary.md").read_text()
@@ -538,7 +538,7 @@ def test_scores_on_the_grid_that_the_network_sees(settings, write, tmp_path):
         ({"sources": {"a": {"weights": "x.pt"}}}, "x.pt does not exist"),
         ({"targets": {"b": {"dataset_dir": "nowhere"}}}, "targets#b: .*nowhere"),
         ({"targets": {"b": {"datset_dir": "x"}}}, "targets#b#datset_dir: .*dataset_dir"),
-        ({"methods": {"grata": {"rho": -1}}}, "methods#grata: .*rho"),
+        ({"methods": {"grata": {"rho": -1}}}, "methods#grata#rho: must be a finite number of at least 0"),
     ],
 )
 def test_refused_before_anything_runs(settings, write, tmp_path, change, message):
