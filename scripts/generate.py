@@ -3,8 +3,8 @@
     python scripts/generate.py            # after a change to a method, or a new one
     python scripts/generate.py --check    # exit status 1 where a file is not what would be written
 
-``src/grata/methods/catalogue.json`` lets ``grata methods`` start without torch. ``configs/methods/<name>.yaml`` selects a
-method with its defaults. The table stands in ``docs/methods.md`` between two markers, which the page keeps.
+``src/grata/methods/catalogue.json`` lets ``grata methods`` start without torch. ``configs/methods/<name>.yaml`` selects
+a method with its defaults. The table stands in ``docs/methods.md`` between two markers, which the page keeps.
 """
 
 from __future__ import annotations

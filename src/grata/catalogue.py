@@ -134,7 +134,9 @@ def written(value: Any) -> str:
 
 def _entry(method: type[Method]) -> MethodEntry:
     declared = method.settings()
-    of_bases = {id(item) for base in method.__bases__ if issubclass(base, KeywordSettings) for item in base.settings().values()}
+    of_bases = {
+        id(item) for base in method.__bases__ if issubclass(base, KeywordSettings) for item in base.settings().values()
+    }
     return MethodEntry(
         method.name,
         **dataclasses.asdict(method.card),

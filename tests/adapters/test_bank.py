@@ -204,7 +204,7 @@ def test_two_runs_at_a_time_do_not_write_over_each_other(make_method, run, tmp_p
             return super().write(*args)
 
     run(make_method("tent"), items("B"), bank=tmp_path)
-    with pytest.raises(OutputError, match="by somebody else"):
+    with pytest.raises(OutputError, match="by another process"):
         run(make_method("tent"), items("A"), bank=Slow(tmp_path))
     alone = make_method("tent")
     run(alone, items("A"))
@@ -222,7 +222,7 @@ def test_what_another_run_writes_right_after_an_entry_was_read_is_not_lost(
             return found
 
     run(make_method(name), items("A"), bank=tmp_path)
-    with pytest.raises(OutputError, match="by somebody else"):
+    with pytest.raises(OutputError, match="by another process"):
         run(make_method(name), items("A"), bank=Slow(tmp_path))
     alone = make_method(name)
     run(alone, items("A") * 2)
@@ -291,7 +291,7 @@ def test_what_another_run_saves_after_the_start_was_read_is_not_lost(make_method
     before = path.read_bytes()
     keeper.begin(images[0])
     method.adapt(images[0])
-    with pytest.raises(OutputError, match="by somebody else"):
+    with pytest.raises(OutputError, match="by another process"):
         keeper.keep()
     assert path.read_bytes() == before
 

@@ -72,7 +72,7 @@ def test_export_merges_or_copies(folder, make_method, make_network, tmp_path, ca
     load(method, tmp_path / "site_a")
     merged = torch.load(tmp_path / "out" / "merged.pt", weights_only=True)
     assert all(torch.equal(merged[key], value) for key, value in method.parameters.items())
-    with pytest.raises(GrataError, match="is there already"):
+    with pytest.raises(GrataError, match="exists already"):
         run_bank("export", folder, name, output=str(tmp_path / "site_a"))
 
 
@@ -89,7 +89,7 @@ def test_reset_removes_one_or_all_and_nothing_else(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"action": "lists"}, "there is no 'lists'"),
+        ({"action": "lists"}, "there is no action .lists.. Did you mean list"),
         ({"action": "inspect"}, "inspect: name an entry"),
         ({"action": "reset"}, "or give --all true"),
         ({"action": "reset", "name": "a", "all": True}, "not both"),
@@ -112,7 +112,9 @@ def test_the_command_itself(folder, tmp_path):
     content = bytearray((folder / f"{damaged}.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / f"{damaged}.safetensors").write_bytes(content)
-    code = "import sys; from grata.cli import main; s = main(sys.argv[1:]); sys.exit(2 if 'torch' in sys.modules else s)"
+    code = (
+        "import sys; from grata.cli import main; s = main(sys.argv[1:]); sys.exit(2 if 'torch' in sys.modules else s)"
+    )
     command = [sys.executable, "-c", code, "bank", "list", "bank"]
     listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert listed.returncode == 1 and "site B" in listed.stdout

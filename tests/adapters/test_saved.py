@@ -105,7 +105,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_changed(
         with torch.no_grad():
             next(network.parameters()).add_(1)
     other, message = {
-        "weight that is not adapted": (make_method("tent", network), "a was learnt on other source weights"),
+        "weight that is not adapted": (make_method("tent", network), "a was learned on other source weights"),
         "method": (make_method("grata", network), "method 'tent', not by 'grata'"),
         "setting": (make_method("tent", network, steps=2), "another steps"),
         "reset policy": (make_method("tent", network, reset="per-case"), "another reset policy"),

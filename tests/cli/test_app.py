@@ -25,7 +25,9 @@ def run(capsys):
 def called(monkeypatch):
     """What a command hands to the function behind it."""
     calls = []
-    monkeypatch.setattr("grata.nnunet.command.run_command", lambda *given, **options: calls.append((given, options)) or 0)
+    monkeypatch.setattr(
+        "grata.nnunet.command.run_command", lambda *given, **options: calls.append((given, options)) or 0
+    )
     for place in ("grata.benchmark.run_benchmark", "grata.preparation.prepare", "grata.zoo.doctor.doctor"):
         monkeypatch.setattr(place, lambda *given, **options: calls.append((given, options)) or 0)
     monkeypatch.setattr("grata.adapters.command.run_bank", lambda *given: calls.append((given, {})) or 0)
@@ -62,7 +64,9 @@ def test_help_of_the_others_lists_what_their_functions_take(run):
     _, out, _ = run("benchmark", "--help")
     assert all(f"--{name} " in out for name in _DEFAULTS)
     _, out, _ = run("prepare", "--help")
-    assert all(f"--{name} " in out for name in ("labels_dir", "output", "images", "val_stride", "heads", "epochs", "seed"))
+    assert all(
+        f"--{name} " in out for name in ("labels_dir", "output", "images", "val_stride", "heads", "epochs", "seed")
+    )
 
 
 def test_the_version(run):
@@ -83,7 +87,7 @@ def test_the_version(run):
         (("nnunet", "a", "b", "c", "--tile_step_size", "half"), "tile_step_size: must be a finite number, got 'half'."),
         (("benchmark", "f", "--limmit", "3"), "--limmit: there is no such option. Did you mean --limit?"),
         (("prepare", "b", "d", "--images", "few"), "images: must be a whole number of at least 1, got 'few'."),
-        (("bank", "lists", "x"), "bank: there is no 'lists'; say list, inspect, export, reset."),
+        (("bank", "lists", "x"), "bank: there is no action 'lists'. Did you mean list?"),
         (("bank", "list", "nowhere"), "bank: nowhere does not exist. Name the folder of a bank."),
         (("bank", "reset", "x", "y", "--all", "perhaps"), "all: must be true or false, got 'perhaps'."),
     ],
@@ -95,7 +99,17 @@ def test_what_is_wrong_is_one_line(run, words, message):
 
 def test_values_of_nnunet(run, called):
     words = ["--folds", "0,1", "--overwrite", "false", "--save-probabilities", "--settings", "{'lr': 0.1}"]
-    words += ["--windows#uncertain=4", "--settings#views", "null", "--site", "12", "--device", "'cpu'", "--bank", "null"]
+    words += [
+        "--windows#uncertain=4",
+        "--settings#views",
+        "null",
+        "--site",
+        "12",
+        "--device",
+        "'cpu'",
+        "--bank",
+        "null",
+    ]
     assert run("nnunet", "M", "I", *words, "--output", "O", "--tile_step_size", "1")[0] == 0
     assert called == [
         (

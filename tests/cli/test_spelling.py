@@ -50,11 +50,16 @@ def test_spellings(given, read):
 
 
 def test_options_that_are_not_declared_keep_their_values():
-    words = "M I --settings#lr 0.001 --settings#views=null --settings#options {a:[1,null]} --settings#a-b 1,2 --settings#c"
+    words = (
+        "M I --settings#lr 0.001 --settings#views=null --settings#options {a:[1,null]} --settings#a-b 1,2 --settings#c"
+    )
     _, others = spelled(words.split(), GRAMMAR)
     values = {"lr": 0.001, "views": None, "options": {"a": [1, None]}, "a_b": (1, 2), "c": True}
     assert others == {f"settings#{key}": value for key, value in values.items()}
-    assert spelled(["B", "--network_def#depth", "34", "--nothing"], OPEN)[1] == {"network_def#depth": 34, "nothing": True}
+    assert spelled(["B", "--network_def#depth", "34", "--nothing"], OPEN)[1] == {
+        "network_def#depth": 34,
+        "nothing": True,
+    }
 
 
 @pytest.mark.parametrize(

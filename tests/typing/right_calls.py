@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import grata
-from grata import AdaptedStream, AdapterBank, GrataError, GradientRecord, Method, WindowSelection
+from grata import AdaptedStream, AdapterBank, GradientRecord, GrataError, Method, WindowSelection
 from grata.methods import METHODS, GraTa, Tent, create
 
 

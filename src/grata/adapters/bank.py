@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["UNKNOWN", "AdapterBank", "entry_name", "make_bank", "replace"]
 
 UNKNOWN = "unknown"
-"""Entry of scans that tell neither site nor scanner; also the site of cases whose site was not given."""
+"""Entry of scans whose site and scanner are not known; also the site of cases whose site was not given."""
 
 _NAME = re.compile(rf"{UNKNOWN}|.+-[0-9a-f]{{12}}")
 _WAIT_S = 60
@@ -37,16 +37,16 @@ T = TypeVar("T")
 class AdapterBank:
     """Saved adaptations by site or scanner.
 
-    The key of a scan is its site where one is given, else what the tags of its DICOM headers tell of the scanner, else
-    nothing: the entry ``unknown`` is for these.
+    The key of a scan is its site. Without a site, the key is made of the scanner's tags in the DICOM header. Scans with
+    neither have the entry ``unknown``.
 
     Args:
-        path: the folder; it is made when the first entry is written.
-        tags: DICOM keywords that make the key of a scan without a site. They tell of the device alone, see
+        path: folder of the bank, created when the first entry is written.
+        tags: DICOM keywords that make the key of a scan without a site. They describe the device alone, see
             :func:`grata.adapters.check_tags`.
 
     Raises:
-        GrataError: ``path`` is a file, or a tag is not taken.
+        GrataError: ``path`` is a file, or a tag is not allowed.
     """
 
     def __init__(self, path: str | os.PathLike[str], tags: Sequence[str] = SCANNER) -> None:
@@ -60,12 +60,12 @@ class AdapterBank:
     def key_of(
         self, images: torch.Tensor, sites: Sequence[str] = (), meta: Mapping[str, Any] | None = None
     ) -> dict[str, str]:
-        """The key of a batch: ``{"site": ...}``, or values by DICOM keyword; empty where nothing is known.
+        """Return the key of a batch: ``{"site": ...}``, or values by DICOM keyword; empty where nothing is known.
 
         Args:
-            images: ``(B, C, ...)``; a ``MetaTensor`` tells its scans' metadata.
-            sites: of the images, where they have one.
-            meta: collated metadata of images that are no MetaTensor.
+            images: images ``(B, C, ...)``; a ``MetaTensor`` has the metadata of its scans.
+            sites: site of each image, where it is known.
+            meta: collated metadata of images that are not a MetaTensor.
 
         Raises:
             GrataError: the images have several keys.
@@ -91,11 +91,11 @@ class AdapterBank:
         return keys[0]
 
     def file(self, entry: str) -> Path:
-        """Where the saved adaptation of an entry lies."""
+        """Return the path of an entry's saved adaptation."""
         return self.path / f"{entry}.safetensors"
 
     def entries(self) -> list[str]:
-        """Names of all entries, damaged ones as well. Other files, such as weights, are none."""
+        """Return the names of all entries, damaged ones too. Other files, such as weights, are not entries."""
         return sorted(path.stem for path in self.path.glob("*.safetensors") if _is_entry(path))
 
     def read(self, entry: str) -> Adaptation:
@@ -130,15 +130,15 @@ class AdapterBank:
         """Write an entry.
 
         Args:
-            entry: its name.
-            adaptation: what is to be in it.
-            before: digest of what is in it at present as far as the writer knows; None: there is none yet.
+            entry: name of the entry.
+            adaptation: new content.
+            before: digest of the present content as far as the writer knows; None: there is no entry yet.
 
         Returns:
             The digest of the new content.
 
         Raises:
-            OutputError: it cannot be written, or somebody else has changed it since.
+            OutputError: it cannot be written, or another process has changed it since.
         """
         check_output_dir(self.path)
         with self._locked():
@@ -178,7 +178,7 @@ def _is_entry(path: Path) -> bool:
 
 
 def entry_name(key: Mapping[str, str]) -> str:
-    """Name of the entry of a key: readable, safe as a file's name, and another one for each key."""
+    """Return the name of a key's entry: readable, safe as a file name, and different for each key."""
     if not key:
         return UNKNOWN
     text = json.dumps(dict(key), sort_keys=True)
@@ -188,10 +188,10 @@ def entry_name(key: Mapping[str, str]) -> str:
 
 
 def make_bank(setting: AdapterBank | str | os.PathLike[str] | Mapping[str, Any] | None) -> AdapterBank | None:
-    """A bank from what a config says: a folder, or a mapping of ``path`` and ``tags``.
+    """Return a bank from what a configuration says: a folder, or a mapping of ``path`` and ``tags``.
 
     Raises:
-        GrataError: an unknown setting, or one that is refused.
+        GrataError: a setting is not known, missing or refused.
     """
     if setting is None or isinstance(setting, AdapterBank):
         return setting
@@ -201,18 +201,24 @@ def make_bank(setting: AdapterBank | str | os.PathLike[str] | Mapping[str, Any] 
             raise GrataError("there is no such setting; the settings are path, tags.", key=f"bank#{key}")
     if "path" not in settings:
         raise GrataError("name the folder of the bank.", key="bank#path")
-    return AdapterBank(**{key: value for key, value in settings.items() if value is not None or key == "path"})
+    tags = settings.get("tags")
+    return AdapterBank(settings["path"], SCANNER if tags is None else tags)
 
 
 def replace(path: Path, adaptation: Adaptation, before: str | None) -> str:
-    """Write a saved adaptation in place of the one with the digest ``before`` (None: of none).
+    """Write a saved adaptation in place of the one with the digest ``before``, and return the new digest.
+
+    Args:
+        path: file of the saved adaptation.
+        adaptation: new content.
+        before: digest of what must lie there; None: nothing may lie there.
 
     Raises:
         OutputError: it cannot be written, or something else lies there.
     """
     if saved_digest(path) != before or (before is None and path.exists()):
         raise OutputError(
-            f"{path} was written, changed or removed by somebody else while this run adapted: nothing is written over "
-            "it. Let one run at a time write there, and start this one again."
+            f"{path} was written, changed or removed by another process while this run adapted, and is not "
+            "overwritten. Let one run at a time write there, and start this one again."
         )
     return adaptation.save(path)

@@ -1,4 +1,4 @@
-"""What ``python -m grata bank`` does."""
+"""What ``grata bank`` does."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from ..errors import GrataError
 from ..files import check_output_dir
+from ..settings import did_you_mean
 from .bank import AdapterBank
 from .header import saved_path
 
@@ -26,51 +27,55 @@ def run_bank(
     output: str | None = None,
     all: bool = False,
 ) -> int:
-    """Look after a bank; what was done is printed.
+    """Look after a bank, and print what was done.
 
     Args:
         action: ``list``, ``inspect``, ``export`` or ``reset``.
-        folder: of the bank.
-        name: of an entry, or, but for ``reset``, how the name of one alone begins.
+        folder: folder of the bank.
+        name: name of an entry; unless the action is ``reset``, its beginning is enough where no other entry has it.
         checkpoint: file with the source weights, for ``export`` of a merged checkpoint.
         output: file that ``export`` writes.
-        all: ``reset`` all entries.
+        all: whether ``reset`` removes all entries.
 
     Returns:
         Exit status: 1 where entries are damaged, else 0.
 
     Raises:
-        GrataError: an unknown action, or one that lacks something or fails.
+        GrataError: the action is not known, lacks something, or fails.
     """
     if action not in _ACTIONS:
-        raise GrataError(f"there is no {action!r}; say {', '.join(_ACTIONS)}.", key="bank")
+        hint = did_you_mean(action, _ACTIONS, f"Say {', '.join(_ACTIONS)}.")
+        raise GrataError(f"there is no action {action!r}. {hint}", key="bank")
     bank = AdapterBank(str(folder))
     if not bank.path.is_dir():
         raise GrataError(f"{bank.path} does not exist. Name the folder of a bank.", key="bank")
-    if not isinstance(all, bool):
-        raise GrataError(f"must be true or false, got {all!r}.", key="all")
     if action == "list":
         return _list(bank)
-    if action == "reset" and all:
-        if name is not None:
-            raise GrataError("name one entry, or give --all true, not both.", key="reset")
-        entries = bank.entries()
-    elif name is None:
-        raise GrataError(f"name an entry{', or give --all true' if action == 'reset' else ''}.", key=action)
-    else:
-        # what is removed is gone: it has to be named in full
-        entries = [str(name) if action == "reset" else _entry(bank, str(name))]
+    if action == "reset":
+        _reset(bank, name, all)
+        return 0
+    if name is None:
+        raise GrataError("name an entry.", key=action)
+    entry = _entry(bank, str(name))
     if action == "inspect":
-        print(json.dumps({"entry_name": entries[0], **bank.header(entries[0]).card}, indent=2))
-    elif action == "export":
-        _export(bank, entries[0], checkpoint, output)
+        print(json.dumps({"entry_name": entry, **bank.header(entry).card}, indent=2))
     else:
-        for entry in entries:
-            bank.reset(entry)
-            print(f"{entry}: removed. Its next case starts from the source network.")
-        if not entries:
-            print(f"{bank.path} has no entry.")
+        _export(bank, entry, checkpoint, output)
     return 0
+
+
+def _reset(bank: AdapterBank, name: str | None, all: bool) -> None:
+    if all and name is not None:
+        raise GrataError("name one entry, or give --all true, not both.", key="reset")
+    if not all and name is None:
+        raise GrataError("name an entry, or give --all true.", key="reset")
+    # A removed entry is gone: its name has to be given in full.
+    entries = bank.entries() if all else [str(name)]
+    for entry in entries:
+        bank.reset(entry)
+        print(f"{entry}: removed. Its next case starts from the source network.")
+    if not entries:
+        print(f"{bank.path} has no entry.")
 
 
 def _list(bank: AdapterBank) -> int:
@@ -82,7 +87,7 @@ def _list(bank: AdapterBank) -> int:
             damaged.append(f"{entry}: {error}")
             rows.append([entry, "damaged"])
             continue
-        scanner = ", ".join(f"{key} {value}" for key, value in found.entry.items()) or "not told"
+        scanner = ", ".join(f"{key} {value}" for key, value in found.entry.items()) or "not known"
         change = f"{found.parameter_change['l2']:.4g} ({100 * found.parameter_change['relative']:.2g} %)"
         rows.append([entry, scanner, found.method, str(found.cases), change])
     if not rows:
@@ -122,6 +127,6 @@ def _export(bank: AdapterBank, entry: str, checkpoint: str | None, output: str |
         return
     path = saved_path(str(output))
     if path.exists():
-        raise GrataError(f"{path} is there already, and nothing is written over it. Name another file.", key="output")
+        raise GrataError(f"{path} exists already and is not overwritten. Name another file.", key="output")
     adaptation.save(path)
-    print(f"{path}: what {adaptation.method} has learnt, to be given as start_from.")
+    print(f"{path}: what {adaptation.method} has learned, for start_from.")

@@ -1,4 +1,4 @@
-"""What was learnt, in a small file beside a readable card: put back onto the same source weights only."""
+"""Learned parameters in a small file beside a readable card, to be put back onto the same source weights only."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class Adaptation(Header):
     """What a method has learned on one set of source weights, with all it needs to go on in another process.
 
     Attributes:
-        state: state of the method, see :meth:`grata.methods.Method.state_dict`. The others are those of :class:`Header`.
+        state: state of the method, see :meth:`grata.methods.Method.state_dict`. The other attributes are those of
+            :class:`~grata.adapters.header.Header`.
     """
 
     state: Mapping[str, Any]
@@ -57,14 +58,14 @@ class Adaptation(Header):
         entry: Mapping[str, str] | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> Adaptation:
-        """What a method has learnt so far.
+        """Return what a method has learned so far.
 
         Args:
-            method: at present; its own network need not be the source's.
-            cases: how many it has seen.
-            source: :func:`source_digest` of the method, where it is known.
-            entry: what the adaptation is for.
-            state: ``method.state_dict()``, where it is at hand.
+            method: the method as it is now; its network may be adapted.
+            cases: number of cases it has seen.
+            source: :func:`source_digest` of the method, if it is known already.
+            entry: what the adaptation is for, by ``site`` or DICOM keyword.
+            state: ``method.state_dict()``, if it is known already.
         """
         state = method.state_dict() if state is None else state
         names, attached = _names(method.given, method.parameters)
@@ -89,19 +90,19 @@ class Adaptation(Header):
 
     @property
     def learnt(self) -> dict[str, torch.Tensor]:
-        """Values of the adapted parameters that are predicted with, by name; of a teacher where there is one."""
+        """Values of the adapted parameters that predictions use, by name; those of a teacher where there is one."""
         return self.state[self.predicts_by or "parameters"] or self.state["parameters"]
 
     @property
     def digest(self) -> str:
-        """That of its content, which a file's header has as well, see :func:`saved_digest`."""
+        """Digest of the content, which the file's header holds too, see :func:`saved_digest`."""
         return self.content()[1]["content"]
 
     def content(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Tensors and header; its ``content``, a digest of both, is the same for the same adaptation in any process.
+        """Return tensors and header; the header's ``content`` is a digest of both, the same in any process.
 
         Raises:
-            GrataError: the state holds something that is no plain value.
+            GrataError: the state holds something that is not a plain value.
         """
         try:
             tensors, skeleton = encode(self.state)
@@ -112,18 +113,18 @@ class Adaptation(Header):
         return tensors, {**header, "content": content_digest(header, _bytes(tensors))}
 
     def save(self, path: str | os.PathLike[str]) -> str:
-        """Write ``<name>.safetensors`` and its card ``<name>.json``, neither ever half written.
+        """Write ``<name>.safetensors`` and its card ``<name>.json``; neither is ever half written.
 
-        The first holds everything. The card is a copy to read, written last.
+        The first holds everything. The card is a copy to read, and is written last.
 
         Args:
-            path: with or without ``.safetensors``; its folder exists.
+            path: file, with or without ``.safetensors``; its folder exists.
 
         Returns:
             The digest of the content.
 
         Raises:
-            GrataError: a file cannot be written, or the state holds something that is no plain value.
+            GrataError: a file cannot be written, or the state holds something that is not a plain value.
         """
         path = saved_path(path)
         tensors, header = self.content()
@@ -137,7 +138,7 @@ class Adaptation(Header):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Adaptation:
-        """Read what :meth:`save` wrote; the tensors lie on the CPU. The card is not needed.
+        """Return what :meth:`save` wrote, with its tensors on the CPU. The card is not needed.
 
         Raises:
             GrataError: there is no such file, it is damaged, or of another kind.
@@ -146,10 +147,10 @@ class Adaptation(Header):
         return cls(**{**header, "state": decode(header["state"], deserialize(data))})
 
     def check_source(self, digest: str, path: str | os.PathLike[str]) -> None:
-        """Raise :class:`GrataError` unless ``digest`` is that of the source weights that this was learnt on."""
+        """Raise :class:`GrataError` unless ``digest`` is that of the source weights that were adapted."""
         if digest != self.source:
             raise GrataError(
-                f"{path} was learnt on other source weights (of a {self.network}) than this network has. Give the "
+                f"{path} was learned on other source weights (of a {self.network}) than this network has. Give the "
                 "weights that were adapted, or start anew."
             )
 
@@ -157,12 +158,12 @@ class Adaptation(Header):
         """Let a method go on from here.
 
         Args:
-            method: of the same name and settings, on the same source weights.
-            source: its :func:`source_digest`.
-            path: of the file, for messages.
+            method: method with the same name and settings, on the same source weights.
+            source: :func:`source_digest` of the method.
+            path: file of the adaptation, for messages.
 
         Raises:
-            GrataError: it is another method, or has other weights or settings; nothing is changed then.
+            GrataError: the method, its weights or its settings are others; nothing is changed then.
         """
         self.check_source(source, path)
         try:
@@ -172,12 +173,15 @@ class Adaptation(Header):
 
 
 def save(method: Method, path: str | os.PathLike[str], cases: int | None = None) -> Adaptation:
-    """Write what a method has learnt, and all that it needs to go on, see :meth:`Adaptation.save`.
+    """Write what a method has learned, with all that it needs to go on, see :meth:`Adaptation.save`.
 
     Args:
-        method: any; it stays as it is.
-        path: of the file; its folder exists. An older file of that name is replaced.
-        cases: how many it has seen; None: as many as batches.
+        method: any method; it stays as it is.
+        path: file to write; its folder exists. An older file of that name is replaced.
+        cases: number of cases it has seen; None: as many as batches.
+
+    Returns:
+        What was written.
 
     Raises:
         GrataError: a file cannot be written.
@@ -191,12 +195,15 @@ def load(method: Method, path: str | os.PathLike[str]) -> Adaptation:
     """Let a method go on from a saved adaptation, bit for bit.
 
     Args:
-        method: of the same name and settings, on the same source weights.
-        path: of the file.
+        method: method with the same name and settings, on the same source weights.
+        path: file of the adaptation.
+
+    Returns:
+        What was read.
 
     Raises:
-        GrataError: the file is missing or damaged, of another method, other weights or settings; nothing is changed
-            then.
+        GrataError: the file is missing or damaged, or holds another method, other weights or settings; nothing is
+            changed then.
     """
     adaptation = Adaptation.read(path)
     adaptation.put(method, source_digest(method), path)
@@ -204,17 +211,17 @@ def load(method: Method, path: str | os.PathLike[str]) -> Adaptation:
 
 
 def apply(network: nn.Module, path: str | os.PathLike[str]) -> int:
-    """Write what was learnt into a plain network: to predict with it as it is, or as the start of another method.
+    """Write learned parameters into a plain network: to predict with it as it is, or to start another method from it.
 
     Parameters that were attached to normalization layers are attached first. A method that takes statistics of the
-    batch does so when it predicts as well; give the network to method ``ptbn`` for that.
+    batch does so in its predictions too; give the network to method ``ptbn`` for that.
 
     Args:
-        network: with the source weights, not being adapted.
-        path: of the saved adaptation.
+        network: network with the source weights, which no method adapts at the time.
+        path: file of the adaptation.
 
     Returns:
-        How many numbers were written.
+        The count of numbers that were written.
 
     Raises:
         GrataError: the file is missing or damaged, or the network has other weights; nothing is changed then.
@@ -231,7 +238,7 @@ def apply(network: nn.Module, path: str | os.PathLike[str]) -> int:
 
 
 def source_digest(method: Method) -> str:
-    """SHA-256 of the source weights of a method's network, also while it is adapted."""
+    """Return the SHA-256 of the source weights of a method's network, also while it is adapted."""
     with method.source_network():
         return network_digest(method.given)
 
@@ -245,13 +252,15 @@ def _bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, tupl
 def _names(
     network: nn.Module, parameters: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Names of each parameter in the network's state dict, which lists what layers share several times; and those that
-    attached ones would have.
+    """Return the names of each parameter in the network's state dict, and those that attached parameters would have.
+
+    The state dict lists what several layers share several times.
     """
     places: dict[tuple[int, tuple[int, ...]], list[str]] = {}
     for name, value in network.state_dict().items():
         places.setdefault((value.data_ptr(), tuple(value.shape)), []).append(name)
-    names, attached = {}, {}
+    names: dict[str, list[str]] = {}
+    attached: dict[str, list[str]] = {}
     for name, parameter in parameters.items():
         layer, _, leaf = name.rpartition(".")
         owner, _, mark = layer.rpartition(".")
@@ -265,5 +274,5 @@ def _names(
 
 
 def class_name(network: nn.Module) -> str:
-    """Of a network, also of one that has become TorchScript."""
+    """Return the name of a network's class, also of one that has become TorchScript."""
     return str(getattr(network, "original_name", type(network).__name__))

@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{command.stopped if command else 'stopped.'}", file=sys.stderr)
         return 130
     # What a bundle's configuration calls can raise anything.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         print(f"error: {_in_words(error)}", file=sys.stderr)
         return 1
 

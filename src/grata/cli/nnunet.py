@@ -17,7 +17,9 @@ _option = functools.partial(option, none=True)
 
 def nnunet(
     context: typer.Context,
-    model_folder: Annotated[str, argument("Trained-model folder, which holds plans.json, dataset.json and fold_0, ...")],
+    model_folder: Annotated[
+        str, argument("Trained-model folder, which holds plans.json, dataset.json and fold_0, ...")
+    ],
     input: Annotated[str, argument("Folder of images, named as for nnU-Net: <case>_0000.nii.gz, one file a channel.")],
     output: Annotated[str, argument("Folder for the segmentations, the journal and the summary.")],
     method: Annotated[
@@ -43,7 +45,9 @@ def nnunet(
     bank: Annotated[
         str | None, _option("bank", TEXT, "Folder that keeps what is learned for each site; it needs a site.")
     ] = None,
-    folds: Annotated[Any, _option("folds", VALUE, "Folds to use: 0, or 0,1, or all.", default="each numbered one")] = None,
+    folds: Annotated[
+        Any, _option("folds", VALUE, "Folds to use: 0, or 0,1, or all.", default="each numbered one")
+    ] = None,
     checkpoint_name: Annotated[
         str | None,
         _option("checkpoint_name", TEXT, "File in the folder of a fold.", default="checkpoint_final.pth"),

@@ -97,5 +97,7 @@ def given(context: typer.Context, *but: str) -> dict[str, Any]:
         but: names to leave out.
     """
     sources = {name: context.get_parameter_source(name) for name in context.params if name not in but}
-    declared = {name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    declared = {
+        name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"
+    }
     return {**declared, **(context.obj or {})}

@@ -38,9 +38,7 @@ def prepare(
     ] = None,
     heads: Annotated[
         Any,
-        option(
-            "heads", VALUE, "Auxiliary heads to train, separated by commas, or none.", default="rotation,denoising"
-        ),
+        option("heads", VALUE, "Auxiliary heads to train, separated by commas, or none.", default="rotation,denoising"),
     ] = None,
     epochs: Annotated[int | None, option("epochs", count(1), "Epochs of the heads' training.", default="20")] = None,
     seed: Annotated[int | None, option("seed", count(0), "Seed of the heads' training.", default="0")] = None,
