@@ -44,27 +44,17 @@ def test_importing_grata_is_light():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.fixture(scope="module")
-def errors(tmp_path_factory):
-    """Lines with an error by file, as mypy reports them."""
+def test_right_calls_have_no_error_and_each_wrong_call_has_one(tmp_path):
     api = pytest.importorskip("mypy.api")
     files = [TYPING / "right_calls.py", TYPING / "wrong_calls.py"]
-    cache = tmp_path_factory.mktemp("mypy")
-    out, error, _ = api.run([f"--config-file={TYPING / 'mypy.ini'}", f"--cache-dir={cache}", *map(str, files)])
+    out, error, _ = api.run([f"--config-file={TYPING / 'mypy.ini'}", f"--cache-dir={tmp_path}", *map(str, files)])
     assert not error
     found = {file.name: [] for file in files}
     for line in out.splitlines():
         if ": error:" in line:
             path, number, *_ = line.split(":")
             found[Path(path).name].append(int(number))
-    return found
-
-
-def test_right_calls_have_no_error(errors):
-    assert errors["right_calls.py"] == []
-
-
-def test_each_wrong_call_has_one_error(errors):
-    lines = (TYPING / "wrong_calls.py").read_text(encoding="utf-8").splitlines()
+    lines = files[1].read_text(encoding="utf-8").splitlines()
     marked = [number for number, line in enumerate(lines, 1) if line.endswith("# wrong")]
-    assert len(marked) == 10 and errors["wrong_calls.py"] == marked
+    assert len(marked) == 10
+    assert found == {"right_calls.py": [], "wrong_calls.py": marked}, out

@@ -59,10 +59,10 @@ def test_help_of_nnunet_lists_what_predict_takes(run):
 
 
 def test_help_of_the_others_lists_what_their_functions_take(run):
-    from grata.benchmark.config import _DEFAULTS
+    from grata.benchmark.keys import BenchmarkKeys
 
     _, out, _ = run("benchmark", "--help")
-    assert all(f"--{name} " in out for name in _DEFAULTS)
+    assert all(f"--{name} " in out for name in BenchmarkKeys.settings())
     _, out, _ = run("prepare", "--help")
     assert all(
         f"--{name} " in out for name in ("labels_dir", "output", "images", "val_stride", "heads", "epochs", "seed")

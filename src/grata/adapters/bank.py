@@ -195,7 +195,7 @@ def make_bank(setting: AdapterBank | str | os.PathLike[str] | Mapping[str, Any] 
     """
     if setting is None or isinstance(setting, AdapterBank):
         return setting
-    settings = dict(setting) if isinstance(setting, Mapping) else {"path": setting}
+    settings: dict[str, Any] = dict(setting) if isinstance(setting, Mapping) else {"path": setting}
     for key in settings:
         if key not in ("path", "tags"):
             raise GrataError("there is no such setting; the settings are path, tags.", key=f"bank#{key}")

@@ -19,10 +19,12 @@ SCANNER = ("Manufacturer", "ManufacturerModelName", "StationName", "MagneticFiel
 """DICOM keywords that distinguish scanners."""
 
 # In DICOM's order.
-_DEVICE = ("Modality", "Manufacturer", "InstitutionName", "StationName", "InstitutionalDepartmentName")
-_DEVICE += ("ManufacturerModelName", "ScanningSequence", "SequenceVariant", "MRAcquisitionType", "SliceThickness")
-_DEVICE += ("KVP", "MagneticFieldStrength", "DeviceSerialNumber", "SoftwareVersions", "ConvolutionKernel")
-_DEVICE += ("ReceiveCoilName", "TransmitCoilName")
+_DEVICE = (
+    *("Modality", "Manufacturer", "InstitutionName", "StationName", "InstitutionalDepartmentName"),
+    *("ManufacturerModelName", "ScanningSequence", "SequenceVariant", "MRAcquisitionType", "SliceThickness"),
+    *("KVP", "MagneticFieldStrength", "DeviceSerialNumber", "SoftwareVersions", "ConvolutionKernel"),
+    *("ReceiveCoilName", "TransmitCoilName"),
+)
 _NUMBERS = {"DS", "FL", "FD", "IS", "US", "SS", "UL", "SL"}
 # No magnet has more tesla than this: larger values are in gauss, which some scanners write.
 _GAUSS = 100.0
