@@ -353,7 +353,7 @@ def saved_lines(prefix: str, path: Path) -> Iterator[Line]:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        yield from ((f"{prefix}/tensor/{name}", file.get_tensor(name)) for name in file.keys())
+        yield from ((f"{prefix}/tensor/{name}", file.get_tensor(name)) for name in sorted(file.keys()))
         for header in (file.metadata() or {}).values():
             content = json.loads(header)
             # the digest is that of all the rest, the version included

@@ -434,6 +434,12 @@ class _Declared:
         return found
 
     @classmethod
+    def _declared_below(cls, base: type) -> set[str]:
+        """Return the keys of settings that the class and its bases down to ``base`` declare, without its own."""
+        classes = cls.__mro__[: cls.__mro__.index(base)]
+        return {item.key for below in classes for item in vars(below).get("_own_settings", {}).values()}
+
+    @classmethod
     def _parameters(cls) -> list[Setting]:
         """Settings in the order of the constructor: as declared, those of bases first."""
         return [item for item in cls._settings.values() if item.taken]
@@ -479,15 +485,20 @@ class _Declared:
             raise TypeError(f"{type(self).__name__} got several values for {min(twice)}")
         values |= given
         self._refuse_unknown(values)
-        for item in self._parameters():
-            value = values.get(item.key, MISSING)
-            if value is MISSING:
-                value = item.default_value()
-            if value is MISSING and item.positional:
-                raise TypeError(f"{type(self).__name__} needs {item.key}")
-            if value is MISSING:
-                raise GrataError(item.missing, item.key)
-            object.__setattr__(self, item.name, item.value(value))
+        items = {item.key: item for item in self._parameters()}
+        checked = {key: items[key].value(value) for key, value in values.items()}
+        for key, item in items.items():
+            if key not in checked and item.default is MISSING:
+                self._refuse_missing(item)
+        for key, item in items.items():
+            value = checked[key] if key in checked else item.value(item.default_value())
+            object.__setattr__(self, item.name, value)
+
+    @classmethod
+    def _refuse_missing(cls, item: Setting) -> None:
+        if item.positional:
+            raise TypeError(f"{cls.__name__} needs {item.key}")
+        raise GrataError(item.missing, item.key)
 
     @classmethod
     def _refuse_unknown(cls, given: Iterable[str], key: str = "") -> None:
@@ -498,7 +509,7 @@ class _Declared:
             if name in taken:
                 continue
             if refused.get(name) is not None:
-                raise GrataError(str(refused[name]), f"{prefix}{name}")
+                raise GrataError(f"{cls._words()} has no such setting: {refused[name]}", f"{prefix}{name}")
             known = list(cls.settings())
             hint = did_you_mean(name, known, f"Its settings are {', '.join(known) or 'none'}.", prefix)
             raise GrataError(f"{cls._words()} has no such setting; {hint[0].lower()}{hint[1:]}", f"{prefix}{name}")

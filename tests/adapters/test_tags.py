@@ -6,9 +6,11 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset
 from monai.transforms import LoadImaged
+from pydicom.datadict import tag_for_keyword
 
 from grata.adapters import SCANNER, AdapterBank, check_tags, scanner_tags
 from grata.adapters.bank import entry_name
+from grata.adapters.tags import _DEVICE
 from grata.data import ScanReader
 from grata.errors import GrataError
 
@@ -184,3 +186,7 @@ def test_a_series_without_its_first_file_is_still_known(series):
     shutil.copy(__file__, series[0].parent / "0.txt")
     series[0].write_bytes(b"")
     assert scanner_tags({"filename_or_obj": str(series[0].parent)}, SCANNER) == EXPECTED
+
+
+def test_tags_come_in_the_order_of_dicom():
+    assert list(check_tags(_DEVICE)) == sorted(_DEVICE, key=tag_for_keyword) and set(SCANNER) < set(_DEVICE)

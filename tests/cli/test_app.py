@@ -59,10 +59,10 @@ def test_help_of_nnunet_lists_what_predict_takes(run):
 
 
 def test_help_of_the_others_lists_what_their_functions_take(run):
-    from grata.benchmark.config import _DEFAULTS
+    from grata.benchmark.keys import BenchmarkKeys
 
     _, out, _ = run("benchmark", "--help")
-    assert all(f"--{name} " in out for name in _DEFAULTS)
+    assert all(f"--{name} " in out for name in BenchmarkKeys.settings())
     _, out, _ = run("prepare", "--help")
     assert all(
         f"--{name} " in out for name in ("labels_dir", "output", "images", "val_stride", "heads", "epochs", "seed")
@@ -87,7 +87,7 @@ def test_the_version(run):
         (("nnunet", "a", "b", "c", "--tile_step_size", "half"), "tile_step_size: must be a finite number, got 'half'."),
         (("benchmark", "f", "--limmit", "3"), "--limmit: there is no such option. Did you mean --limit?"),
         (("prepare", "b", "d", "--images", "few"), "images: must be a whole number of at least 1, got 'few'."),
-        (("bank", "lists", "x"), "bank: there is no 'lists'; say list, inspect, export, reset."),
+        (("bank", "lists", "x"), "bank: there is no action 'lists'. Did you mean list?"),
         (("bank", "list", "nowhere"), "bank: nowhere does not exist. Name the folder of a bank."),
         (("bank", "reset", "x", "y", "--all", "perhaps"), "all: must be true or false, got 'perhaps'."),
     ],

@@ -222,7 +222,7 @@ def test_the_entropy_of_a_real_scan_falls_by_the_fusion(make_network, real_scan)
 )
 def test_wrong_settings_are_refused_by_name(make_network, settings, message):
     with pytest.raises(GrataError, match=message):
-        DIGA(make_network(), **settings)
+        DIGA(make_network(), **{"activation": "sigmoid", **settings})
 
 
 def test_networks_without_running_statistics_are_refused(make_network):

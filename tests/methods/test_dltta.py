@@ -93,7 +93,7 @@ def test_images_of_other_sizes_are_compared_on_a_coarse_grid():
 def test_one_step_is_that_of_tent_at_another_length(make_network, activation):
     settings = dict(activation=activation, optimizer="SGD", lr=0.05)
     law = {"name": "discrepancy", "neighbours": 1, "size": 2}
-    method = DLTTA(make_network(), learning_rate_law=law, **settings)
+    method = DLTTA(make_network(), learning_rate_law=law, **{"activation": "sigmoid", **settings})
     method.adapt(batch(1))
     reference = copy.deepcopy(method._network)
     state = {name: p.detach().clone().double() for name, p in method.parameters.items()}

@@ -158,7 +158,7 @@ def test_an_image_that_is_not_finite_leaves_the_statistics_alone(make_network):
 )
 def test_wrong_settings_are_refused_by_name(make_network, settings, message):
     with pytest.raises(GrataError, match=message):
-        DUA(make_network(), **settings)
+        DUA(make_network(), **{"activation": "sigmoid", **settings})
 
 
 def test_networks_without_running_statistics_are_refused(make_network):

@@ -33,7 +33,7 @@ def sharp(network, factor=20.0):
 
 
 def make(network, fisher=1.0, **settings):
-    return EATA(network, prepared=prepared(network, fisher), **settings)
+    return EATA(network, prepared=prepared(network, fisher), **{"activation": "sigmoid", **settings})
 
 
 def distributions(logits, activation):

@@ -78,9 +78,9 @@ def test_an_objective_without_its_branch_is_refused_with_the_reason(make_network
     # two of the objectives can use a prepared head with any network
     prepared = "python -m grata prepare" if objective in HEADS else None
     with pytest.raises(GrataError, match=prepared or f"{objective} needs a {objective} branch"):
-        GraTa(ResUNet(depth=18, branches=[]), **{role: objective})
+        GraTa(ResUNet(depth=18, branches=[]), **{"activation": "sigmoid", role: objective})
     with pytest.raises(GrataError, match=prepared or "UNet is not made for"):
-        GraTa(make_network(in_channels=3), **{role: objective})
+        GraTa(make_network(in_channels=3), **{"activation": "sigmoid", role: objective})
 
 
 def test_an_unknown_objective_is_refused_with_the_names_of_all(make_network):
@@ -109,7 +109,7 @@ def test_super_resolution_reports_the_sizes_that_it_takes(network):
 def test_the_agreement_is_that_of_the_views_whichever_gradient_they_give(network):
     records = []
     for pair in ({"auxiliary": "consistency", "pseudo": "entropy"}, {"auxiliary": "consistency"}, {}):
-        method = GraTa(network, **pair)
+        method = GraTa(network, **{"activation": "sigmoid", **pair})
         records.append(method.adapt(images()))
         method.restore()
     assert all(0 < record.agreement <= 1 for record in records)

@@ -66,7 +66,7 @@ def test_one_step_is_that_of_the_formula(make_network, activation, channels):
 
 def test_without_sharpness_and_with_a_wide_margin_it_is_entropy_minimization(make_network):
     settings = dict(activation="softmax", lr=0.1, optimizer="SGD")
-    sar = SAR(make_network(), margin=1.0, sharpness=0.0, frozen=0.0, **settings)
+    sar = SAR(make_network(), margin=1.0, sharpness=0.0, frozen=0.0, **{"activation": "sigmoid", **settings})
     tent = METHODS["tent"](make_network(), optimizer_options={"momentum": 0.9}, **settings)
     for seed in range(2):
         a, b = sar.adapt(batch(seed)), tent.adapt(batch(seed))
@@ -177,4 +177,4 @@ def test_entropy_of_each_channel_and_its_maximum():
 )
 def test_wrong_settings_are_refused_by_name(make_network, settings, name):
     with pytest.raises(GrataError, match=f"^{name}: must be"):
-        SAR(make_network(), **settings)
+        SAR(make_network(), **{"activation": "sigmoid", **settings})

@@ -143,4 +143,4 @@ def test_half_precision_works(make_network):
 )
 def test_wrong_settings_are_refused_by_name(make_network, settings, name):
     with pytest.raises(GrataError, match=f"^{name}: must be"):
-        TIPI(make_network(), **settings)
+        TIPI(make_network(), **{"activation": "sigmoid", **settings})

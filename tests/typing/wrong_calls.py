@@ -18,4 +18,4 @@ def wrong(network: nn.Module, images: torch.Tensor) -> None:
     grata.AdapterBank()  # wrong
     grata.WindowSelection(uncertain="x")  # wrong
     grata.adaptt(network, images)  # wrong
-    grata.Tent(network, activation="sigmoid").adapt(images).cosinus  # wrong
+    print(grata.Tent(network, activation="sigmoid").adapt(images).cosinus)  # wrong

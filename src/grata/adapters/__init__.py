@@ -30,7 +30,20 @@ _NAMES = {
     "tags": ("SCANNER", "check_tags", "scanner_tags"),
 }
 
-__all__ = [name for names in _NAMES.values() for name in names]
+__all__ = [
+    "SCANNER",
+    "UNKNOWN",
+    "Adaptation",
+    "AdapterBank",
+    "Keeper",
+    "apply",
+    "check_tags",
+    "export_checkpoint",
+    "load",
+    "run_bank",
+    "save",
+    "scanner_tags",
+]
 
 # Type checkers would take any name for one that is there.
 if not TYPE_CHECKING:

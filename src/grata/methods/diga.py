@@ -88,9 +88,7 @@ class DIGA(PredictiveMethod):
         range="name of a module, or null",
         help="module whose input is the feature; null: the last convolution with more channels than the prediction",
     )
-    batch_statistics: float | Rule | str = excluded(
-        why="diga mixes its own, by instance_weight. Leave the setting out."
-    )
+    batch_statistics: float | Rule | str = excluded(why="its own follow from instance_weight. Leave the setting out.")
 
     _prototypes = Remembered[torch.Tensor | None](None)
 

@@ -89,7 +89,7 @@ class DUA(PredictiveMethod):
     )
     chunk: int = count(default=16, help="number of views that pass at a time")
     batch_statistics: float | Rule | str = excluded(
-        why="dua predicts by the running statistics that it changes. Leave it out."
+        why="it predicts by the running statistics that it changes. Leave the setting out."
     )
 
     def _check_network(self) -> None:

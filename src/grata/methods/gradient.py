@@ -39,6 +39,9 @@ from .predictive import PredictiveMethod, check_precision
 
 __all__ = ["OBJECTIVES", "GradientMethod", "GradientRecord", "non_finite"]
 
+_IN_STATE = ("activation", "steps", "entropy", "auxiliary", "rho", "views", "views_autocast", "autocast", "output")
+"""Order of the shared settings in a saved state, on which the digest of its file depends."""
+
 OBJECTIVES = ("entropy", "consistency", *BRANCH_LOSSES)
 """Objectives by name: what can give the auxiliary gradient of any method, and both gradients of GraTa."""
 
@@ -157,6 +160,7 @@ class GradientMethod(PredictiveMethod):
         default="constant",
         range=f"{', '.join((*LAWS, *RATES))}, or a mapping of name and settings",
         help="law of the factor on the learning rate: constant, a law of the gradients' cosine, or discrepancy",
+        in_state=False,
     )
     views: Sequence[str] | None = setting(
         default=None,
@@ -169,6 +173,7 @@ class GradientMethod(PredictiveMethod):
         check=_strong_view,
         range="mapping of settings of grata.styles.StrongView, a function, or null",
         help="strong view; null: the reference's ranges and probabilities",
+        in_state=False,
     )
     views_autocast: str | torch.dtype | None = setting(
         default=None,
@@ -408,7 +413,10 @@ class GradientMethod(PredictiveMethod):
         return self._stepper.step(gradient, factor)
 
     def _signature(self) -> dict[str, str]:
-        found = super()._signature() | {"optimizer": self._stepper.signature()}
+        found = super()._signature()
+        own = [key for key in found if key in self._declared_below(GradientMethod) and key != "batch_statistics"]
+        ordered = {key: found.pop(key) for key in (*own, *_IN_STATE) if key in found}
+        found = ordered | found | {"optimizer": self._stepper.signature()}
         # what somebody gave as an object of their own is known by its class alone
         for key, value in (("learning_rate_law", self.rate), ("strong_view", self.strong_view)):
             declared = isinstance(value, Settings) and value.settings()

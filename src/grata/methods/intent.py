@@ -78,7 +78,7 @@ class InTEnt(PredictiveMethod):
         of=_WEIGHTINGS,
         help="what weights the predictions: balance, H_k as above; entropy, H_k as the mean over all voxels; uniform",
     )
-    batch_statistics: float | Rule | str = excluded(why="intent has its own, by mixes. Leave the setting out.")
+    batch_statistics: float | Rule | str = excluded(why="its own follow from mixes. Leave the setting out.")
 
     def _rule(self) -> float | Rule | str:
         # a real mix, so that layers which do not take one are refused at once

@@ -75,6 +75,7 @@ class PredictiveMethod(Method):
         default=1.0,
         range="0 to 1, median, or a rule",
         help="weight of the batch's statistics in batch normalization: 1 the batch's, 0 the source's; or a rule",
+        in_state=False,
     )
     reset: ResetPolicy | str | Mapping[str, Any] | None = setting(
         default=None,

@@ -82,7 +82,7 @@ class VPTTA(PredictiveMethod):
     lr: float = number(default=0.05, at_least=0, help="learning rate of the prompt")
     betas: Sequence[float] = numbers(default=(0.9, 0.99), length=2, at_least=0, at_most=1 - 1e-6, help="betas of Adam")
     steps: int = count(default=1, help="number of steps on each batch")
-    batch_statistics: float | Rule | str = excluded(why="vptta has its own, by warm_up. Leave the setting out.")
+    batch_statistics: float | Rule | str = excluded(why="its own follow from warm_up. Leave the setting out.")
 
     _seen = Remembered(0)
 
