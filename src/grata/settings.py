@@ -251,7 +251,7 @@ def count(
     """Declare a whole number of at least ``at_least``; None too where it is ``optional``."""
 
     def check(value: Any) -> int | None:
-        return None if optional and value is None else check_count(value, at_least)
+        return None if optional and value is None else check_count(value, at_least, or_null=optional)
 
     words = _or_null(f"whole number, at least {at_least}", optional)
     return Setting(default, help, check, words, in_state=in_state)
@@ -629,14 +629,14 @@ def check_number(
     raise wrong
 
 
-def check_count(value: Any, at_least: int = 1) -> int:
+def check_count(value: Any, at_least: int = 1, or_null: bool = False) -> int:
     """Return ``value``.
 
     Raises:
         GrataError: it is not a whole number of at least ``at_least``.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise GrataError(f"must be a whole number of at least {at_least}, got {value!r}.")
+        raise GrataError(f"must be a whole number of at least {at_least}{', or null' * or_null}, got {value!r}.")
     return value
 
 
