@@ -1,6 +1,10 @@
 """What several test files share."""
 
 import os
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 # Every worker and every command that a test starts computes on one thread. Torch reads this when it is imported.
@@ -14,9 +18,45 @@ from monai.utils import set_determinism
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 
 
+# The files that take longest, longest first: a worker is given file after file, and the quick ones fill the end.
+SLOW = (
+    *(
+        "bundles/test_faults",
+        "bundles/test_fundus",
+        "bundles/test_hippocampus",
+        "docs/test_pages",
+        "nnunet/test_nnunet",
+    ),
+    *("benchmark/test_benchmark", "zoo/test_rows", "benchmark/test_command", "test_add_a_method", "adapters/test_run"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow files first."""
+    rank = {Path(__file__).parent / f"{name}.py": number for number, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path, len(SLOW)))
+
+
 @pytest.fixture(scope="session")
 def bundle() -> Path:
     return BUNDLE
+
+
+@pytest.fixture(scope="session")
+def python():
+    """A command that does what `sys.executable` does, with most imports done: see forkserver.py."""
+    if not sys.platform.startswith("linux"):
+        yield sys.executable
+        return
+    with tempfile.TemporaryDirectory(prefix="grata") as folder:  # a socket's name may have 107 characters
+        address, client = Path(folder, "socket"), Path(folder, "python")
+        process = subprocess.Popen([sys.executable, Path(__file__).with_name("forkserver.py"), address, client])
+        while not (client.exists() and client.stat().st_size):
+            assert process.poll() is None, "the server of commands did not start"
+            time.sleep(0.05)
+        yield str(client)
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

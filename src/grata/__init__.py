@@ -74,8 +74,6 @@ _ROOMS = (
 )
 
 __all__ = [
-    "METHODS",
-    "PTBN",
     "Adaptation",
     "AdaptationHandler",
     "Adapted",
@@ -85,7 +83,9 @@ __all__ = [
     "GraTaHandler",
     "GradientRecord",
     "GrataError",
+    "METHODS",
     "Method",
+    "PTBN",
     "Prepared",
     "RunError",
     "Source",

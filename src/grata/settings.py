@@ -61,7 +61,7 @@ class _Missing:
     """The type of :data:`MISSING`."""
 
     def __repr__(self) -> str:
-        return "<required>"
+        return "required"
 
 
 MISSING = _Missing()
@@ -287,7 +287,8 @@ def choice(
             return None
         return check_choice(value, of, or_null=optional)
 
-    words = _or_null(" or ".join(part for part in (", ".join(of[:-1]), of[-1]) if part), optional)
+    names = [*of, "null"] if optional else list(of)
+    words = " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
     return Setting(default, help, check, words, in_state=in_state, missing=missing)
 
 

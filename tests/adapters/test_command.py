@@ -47,9 +47,9 @@ def test_damaged_entries_are_listed_as_such_and_hide_no_other(folder, capsys):
 def test_inspect_prints_the_card(folder, capsys):
     name = AdapterBank(folder).entries()[0]
     assert run_bank("inspect", folder, "a") == 0
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     card = json.loads((folder / f"{name}.json").read_text())
-    assert told.pop("entry_name") == name and card.pop("sha256") and told == card
+    assert printed.pop("entry_name") == name and card.pop("sha256") and printed == card
 
 
 def test_what_is_removed_is_named_in_full(folder):
@@ -72,7 +72,7 @@ def test_export_merges_or_copies(folder, make_method, make_network, tmp_path, ca
     load(method, tmp_path / "site_a")
     merged = torch.load(tmp_path / "out" / "merged.pt", weights_only=True)
     assert all(torch.equal(merged[key], value) for key, value in method.parameters.items())
-    with pytest.raises(GrataError, match="exists already"):
+    with pytest.raises(GrataError, match="exists already and is not overwritten"):
         run_bank("export", folder, name, output=str(tmp_path / "site_a"))
 
 
@@ -89,18 +89,18 @@ def test_reset_removes_one_or_all_and_nothing_else(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"action": "lists"}, "there is no action .lists.. Did you mean list"),
+        ({"action": "lists"}, "there is no 'lists'"),
         ({"action": "inspect"}, "inspect: name an entry"),
         ({"action": "reset"}, "or give --all true"),
         ({"action": "reset", "name": "a", "all": True}, "not both"),
         ({"action": "inspect", "name": "x"}, "there is no entry 'x'"),
-        ({"action": "inspect", "name": ""}, "can be a-.*, b-"),
+        ({"action": "inspect", "name": ""}, "may mean a-.*, b-"),
         ({"action": "export", "name": "a"}, "--output"),
         ({"action": "export", "name": "a", "output": "x", "checkpoint": "none.pt"}, "none.pt does not exist"),
         ({"action": "list", "folder": "nowhere"}, "nowhere does not exist"),
     ],
 )
-def test_mistakes_are_told_and_change_nothing(arguments, message, folder):
+def test_mistakes_are_reported_and_change_nothing(arguments, message, folder):
     before = sorted(folder.iterdir())
     with pytest.raises(GrataError, match=message):
         run_bank(**{"folder": folder, **arguments})
@@ -123,7 +123,7 @@ def test_the_command_itself(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["unet", "unet-0123456789ab", "unknown", "mine"])
-def test_what_is_no_entry_is_neither_listed_nor_removed(name, folder, make_method, make_network, capsys):
+def test_what_is_not_an_entry_is_neither_listed_nor_removed(name, folder, make_method, make_network, capsys):
     """Weights under any name, also as a model hub calls them, and a saved adaptation that is not of the bank."""
     path = folder / f"{name}.safetensors"
     if name == "mine":

@@ -68,7 +68,7 @@ def test_a_loaded_method_goes_on_as_the_saved_one_would_have(name, make_method, 
     assert same_state(resumed.state_dict(), straight.state_dict())
 
 
-def test_the_card_tells_what_was_learnt(make_method, images, tmp_path):
+def test_the_card_describes_the_adaptation(make_method, images, tmp_path):
     method = make_method("tent")
     source = network_digest(method.given)
     for x in images[:3]:
@@ -105,7 +105,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_changed(
         with torch.no_grad():
             next(network.parameters()).add_(1)
     other, message = {
-        "weight that is not adapted": (make_method("tent", network), "a was learned on other source weights"),
+        "weight that is not adapted": (make_method("tent", network), "a was adapted from other source weights"),
         "method": (make_method("grata", network), "method 'tent', not by 'grata'"),
         "setting": (make_method("tent", network, steps=2), "another steps"),
         "reset policy": (make_method("tent", network, reset="per-case"), "another reset policy"),
@@ -117,7 +117,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_changed(
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a flipped bit in a tensor", "a flipped digit in the header", "empty"])
-def test_damage_is_told(damage, make_method, images, tmp_path):
+def test_damage_is_reported(damage, make_method, images, tmp_path):
     method = make_method("tent")
     method.adapt(images[0])
     path = tmp_path / "a.safetensors"
@@ -158,7 +158,7 @@ def test_a_crash_between_the_file_and_its_card_loses_nothing(make_method, images
 
 
 @pytest.mark.parametrize("name", ["tent", "cotta"])
-def test_a_plain_network_takes_what_was_learnt(name, make_method, make_network, images, tmp_path):
+def test_a_plain_network_takes_the_adapted_parameters(name, make_method, make_network, images, tmp_path):
     """With instance normalization there are no running statistics: the plain network predicts as the method does."""
     method = make_method(name, make_network(2, norm=("instance", {"affine": True})))
     method.adapt(images[0])
@@ -171,7 +171,7 @@ def test_a_plain_network_takes_what_was_learnt(name, make_method, make_network, 
         apply(network, tmp_path / "a")
 
 
-def test_running_statistics_are_learnt_and_applied_too(make_method, make_network, images, tmp_path):
+def test_running_statistics_are_adapted_and_applied_too(make_method, make_network, images, tmp_path):
     method = make_method("dua")
     method.adapt(images[0])
     save(method, tmp_path / "a")
@@ -194,7 +194,7 @@ def test_attached_parameters_are_attached_where_they_are_applied(make_network, i
         assert torch.equal(plain(images[1]), method.network(images[1]))
 
 
-def test_another_method_starts_from_what_was_learnt(make_method, make_network, images, tmp_path):
+def test_another_method_starts_from_the_adapted_parameters(make_method, make_network, images, tmp_path):
     method = make_method("tent")
     method.adapt(images[0])
     save(method, tmp_path / "a")

@@ -27,6 +27,12 @@ def results(folder):
         return [{key: value for key, value in row.items() if key not in MEASURED} for row in csv.DictReader(file)]
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Leave out the figures, which take half of the time of a small benchmark."""
+    monkeypatch.setattr(run, "draw_figures", lambda *_: None)
+
+
 def parts(config):
     return [(job, Part(config.output_dir / "parts", job.name, job.fingerprint)) for job in plan(config)]
 
@@ -85,6 +91,7 @@ def test_a_whole_benchmark(settings, write, tmp_path):
     assert [row for row in results(folder) if row["method"] != "faster"] == rows
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("protocol", ["episodic", "continual", "mixed", {"name": "recurring", "repeats": 2}])
 def test_every_protocol_equals_the_method_run_by_hand(settings, write, tmp_path, protocol):
     settings |= {"protocol": protocol, "methods": {"grata": {"lr": 0.02}}, "limit": 2}
@@ -105,6 +112,7 @@ def test_every_protocol_equals_the_method_run_by_hand(settings, write, tmp_path,
     assert [float(row["cosine"]) for row in rows] == pytest.approx(cosines, rel=1e-4)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_beginning_of_a_longer_stream_is_computed_once(settings, write, tmp_path, monkeypatch):
     protocols = ["per-target", "continual", {"name": "recurring", "repeats": 2}]
     settings |= {"protocol": protocols, "methods": {"source": {}, "grata": {"lr": 0.02}}, "limit": 2}
@@ -126,6 +134,7 @@ def test_the_beginning_of_a_longer_stream_is_computed_once(settings, write, tmp_
     assert plain == [{key: value for key, value in row.items() if key not in measured} for row in apart]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_stride_takes_every_nth_image_of_a_site(settings, write, tmp_path):
     settings["targets"]["north"]["stride"] = 3
     settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 2}
@@ -143,6 +152,7 @@ def test_more_methods_than_colours_are_drawn_by_name(settings, write, tmp_path):
         assert figures[f"per-target-{name}.png"].startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_repeated_image_is_computed_once_if_no_other_image_influences_it(settings, write, tmp_path, monkeypatch):
     rows = {"source": {}, "online": {"method": "tent"}, "episodic": {"method": "tent", "reset": "per-case"}}
     settings |= {"protocol": {"name": "recurring", "repeats": 3}, "methods": rows, "limit": 2}
@@ -167,6 +177,7 @@ def test_a_repeated_image_is_computed_once_if_no_other_image_influences_it(setti
         assert {k: v for k, v in a.items() if k not in measured} == {k: v for k, v in b.items() if k not in measured}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_labels_never_reach_a_method(settings, write, site, tmp_path, monkeypatch):
     """A method gets a plain tensor, and predicts the same with random, wrong or missing labels."""
     seen = []
@@ -221,6 +232,7 @@ def assert_same_maps(maps, expected):
         np.testing.assert_array_equal(maps[key], value)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_failed_image_has_a_row_and_does_not_change_the_stream(settings, write, site, tmp_path, monkeypatch):
     class Brittle(GraTa):
         name = "brittle"
@@ -258,8 +270,8 @@ def test_a_failed_image_has_a_row_and_does_not_change_the_stream(settings, write
     ]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_stopped_run_is_resumed(settings, write, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "draw_figures", lambda *_: None)
     settings |= {"protocol": [{"name": "recurring", "repeats": 2}], "seeds": [1]}
     path = write(settings)
     assert run_benchmark(path, output_dir=str(tmp_path / "whole")) == 0
@@ -284,6 +296,7 @@ def test_a_stopped_run_is_resumed(settings, write, tmp_path, monkeypatch):
     assert results(tmp_path / "results") == results(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_changed_benchmark_is_refused(settings, write, site, tmp_path):
     settings |= {"methods": {"grata": {"lr": 0.02}}, "limit": 1}
     run_benchmark(write(settings))
@@ -402,6 +415,7 @@ def stopped_after(monkeypatch, images):
     monkeypatch.setattr(Part, "append", interrupted)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_damaged_state_is_named_with_its_cause(settings, write, tmp_path, monkeypatch):
     settings |= {"methods": {"grata": {"lr": 0.02}}, "limit": 2, "protocol": "continual"}
     path = write(settings)
@@ -420,6 +434,7 @@ def test_a_damaged_state_is_named_with_its_cause(settings, write, tmp_path, monk
     assert run_benchmark(path) == 0 and len(results(tmp_path / "results")) == 4
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("method", "protocol", "states"),
     [
@@ -497,6 +512,7 @@ def test_messages_in_results_name_no_folder_of_this_machine(settings, write, tmp
         assert site.without_folders(text, case) == expected
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_scores_on_the_grid_that_the_network_sees(settings, write, tmp_path):
     settings |= {"methods": {"source": {}}, "reference_method": "source", "metrics": {"space": "network"}}
     settings["seeds"] = [0]

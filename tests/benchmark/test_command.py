@@ -53,10 +53,15 @@ print(statuses)
 """
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, encoding="utf-8", timeout=200, check=False
-    )
+@pytest.fixture
+def run(python):
+    """``python <arguments>``."""
+
+    def run(*arguments):
+        command = [python, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=200, check=False)
+
+    return run
 
 
 def results(folder):
@@ -64,7 +69,7 @@ def results(folder):
         return [{key: value for key, value in row.items() if key not in MEASURED} for row in csv.DictReader(file)]
 
 
-def test_a_run_that_was_killed_anywhere_ends_as_one_that_was_not(settings, write, tmp_path):
+def test_a_run_that_was_killed_anywhere_ends_as_one_that_was_not(run, settings, write, tmp_path):
     settings |= {"protocol": "continual", "methods": {"grata": {"lr": 0.02}}, "seeds": [0, 1]}
     path = write(settings)
     outcome = run("-c", KILLED, path, tmp_path / "whole", tmp_path / "killed")
@@ -75,7 +80,7 @@ def test_a_run_that_was_killed_anywhere_ends_as_one_that_was_not(settings, write
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_worker_that_dies_is_reported_and_the_others_continue(settings, write, tmp_path):
+def test_a_worker_that_dies_is_reported_and_the_others_continue(run, settings, write, tmp_path):
     settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 1}
     settings["targets"]["south"]["trap"] = "$lambda image: os.kill(os.getpid(), 9)"
     path = write(settings)
@@ -88,7 +93,7 @@ def test_a_worker_that_dies_is_reported_and_the_others_continue(settings, write,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the site is left by os._exit")
-def test_a_worker_that_ends_too_early_is_a_failure(settings, write):
+def test_a_worker_that_ends_too_early_is_a_failure(run, settings, write):
     settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 1}
     settings["targets"]["south"]["trap"] = "$lambda image: os._exit(0)"
     outcome = run("-m", "grata", "benchmark", write(settings), "--workers", 1)
@@ -96,7 +101,7 @@ def test_a_worker_that_ends_too_early_is_a_failure(settings, write):
     assert "per-target/bundle/south/source/seed-0: stopped: its process ended after 0 of 1 images" in outcome.stdout
 
 
-def test_options_can_name_sites_with_hyphens_but_no_new_ones(settings, write, tmp_path):
+def test_options_can_name_sites_with_hyphens_but_no_new_ones(run, settings, write, tmp_path):
     """The command line passes ``rim_one`` for ``rim-one``."""
     settings["targets"] = {"rim-one": {"dataset_dir": "nowhere"}}
     settings |= {"methods": {"source": {}}, "reference_method": "source", "limit": 1}

@@ -16,17 +16,11 @@ import pytest
 
 import grata
 
-# A Python process sets the limits, because a preexec_fn after a fork of this process, which has threads, could hang.
-# Without the two capabilities, root has no more rights on files than a user.
+# A Python process sets the limit, because a preexec_fn after a fork of this process, which has threads, could hang.
 LAUNCHER = """
-import ctypes, os, resource, sys
-largest_file, folder, *command = sys.argv[1:]
-if os.geteuid() == 0:
-    for capability in (1, 2):
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
-if int(largest_file):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_file), int(largest_file)))
-os.chdir(folder)
+import os, resource, sys
+largest_file, *command = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_file), int(largest_file)))
 os.execv(command[0], command)
 """
 
@@ -71,11 +65,11 @@ def scans() -> type[Scans]:
 
 
 @pytest.fixture(scope="session")
-def run():
-    """Run ``python -m monai.bundle <arguments>``."""
+def run(python):
+    """Run ``python -m monai.bundle <arguments>``; ``afresh``: in a process that shares no imports with others."""
 
-    def run(*arguments: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "monai.bundle", *map(str, arguments)]
+    def run(*arguments: object, cwd: Path, check: bool = True, afresh: bool = False) -> subprocess.CompletedProcess:
+        command = [sys.executable if afresh else python, "-m", "monai.bundle", *map(str, arguments)]
         result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
         if check and result.returncode:
             pytest.fail(result.stdout[-3000:] + result.stderr[-3000:])
@@ -115,19 +109,22 @@ def with_overlay(run):
 
 
 @pytest.fixture(scope="session")
-def run_adapt(bundle):
+def run_adapt(bundle, python):
     """Run ``python -m monai.bundle run adapt`` in another working directory, as a user without privileges."""
 
     def run(folder: Path, *arguments: object, largest_file: int = 0) -> Outcome:
-        command = [sys.executable, "-m", "monai.bundle", "run", "adapt", "--bundle_root", bundle]
+        command = [python, "-m", "monai.bundle", "run", "adapt", "--bundle_root", bundle]
         if "--config_file" not in arguments:
             command += ["--config_file", bundle / "configs" / "adapt.yaml"]
+        if largest_file:
+            command = [sys.executable, "-c", LAUNCHER, largest_file, *command]
         process = subprocess.run(
-            [sys.executable, "-c", LAUNCHER, str(largest_file), str(folder), *map(str, [*command, *arguments])],
+            list(map(str, [*command, *arguments])),
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
             timeout=300,
             check=False,
         )

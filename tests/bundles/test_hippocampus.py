@@ -136,7 +136,7 @@ def test_two_runs_give_the_same_files_from_inside_the_bundle_as_from_anywhere(ru
     output, _ = from_anywhere
     inside = tmp_path / "bundle"
     shutil.copytree(bundle, inside, ignore=shutil.ignore_patterns("output", "eval", "training"))
-    run("run", "adapt", "--config_file", "configs/adapt.yaml", cwd=inside)
+    run("run", "adapt", "--config_file", "configs/adapt.yaml", cwd=inside, afresh=True)
     assert hashes(inside / "output") == hashes(output) != {}
     assert journal(inside / "output") == journal(output)
 

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -28,12 +27,12 @@ def test_every_method_has_an_overlay_that_selects_it_in_a_bundle(bundle, name):
     assert handler.method.adapt(torch.rand(1, 1, 32, 32, 16)).flags == ()
 
 
-def test_the_docs_handler_adapts_a_plain_inference_bundle(bundle, tmp_path):
+def test_the_docs_handler_adapts_a_plain_inference_bundle(bundle, python, tmp_path):
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "your-own-model.md").read_text(), flags=re.DOTALL)
     (overlay,) = [block for block in blocks if "GraTaHandler" in block]
     (tmp_path / "overlay.yaml").write_text(textwrap.dedent(overlay))
     files = str([str(bundle / "configs" / "inference.json"), str(tmp_path / "overlay.yaml")])
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, "--bundle_root", str(bundle)]
+    command = [python, "-m", "monai.bundle", "run", "--config_file", files, "--bundle_root", str(bundle)]
     meta = ["--meta_file", str(bundle / "configs" / "metadata.json"), "--output_dir", str(tmp_path / "eval")]
     result = subprocess.run([*command, *meta], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-2000:]

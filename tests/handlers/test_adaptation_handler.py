@@ -108,7 +108,7 @@ def test_a_flag_of_a_step_that_was_taken_is_a_note_and_no_skipped_step(make_netw
     network = make_network(3)
     items = volumes(2)
     items[1]["image"][0, 0, 0, 0] = float("nan")
-    handler = AdaptationHandler(Flagging(network))
+    handler = AdaptationHandler(Flagging(network, activation="sigmoid"))
     evaluator(network, items, [handler]).run()
     skipped = ("recovered", "non_finite_auxiliary_loss", "step_skipped")
     assert handler.noted == {"case0": ("recovered",)} and handler.skipped == {"case1": skipped}
@@ -145,7 +145,9 @@ def test_the_source_prediction_is_put_into_the_batch(make_network):
 def test_episodic_cases_do_not_see_each_other(make_network):
     def last(items, **settings):
         network = make_network(3)
-        return predictions(evaluator(network, items, [GraTaHandler(network, lr=1e-1, **settings)]))[-1]
+        return predictions(
+            evaluator(network, items, [GraTaHandler(network, activation="sigmoid", lr=1e-1, **settings)])
+        )[-1]
 
     items = volumes()
     assert torch.equal(last(items, reset="per-case"), last(items[-1:], reset="per-case"))
@@ -167,7 +169,7 @@ class Spy(GraTa):
 @pytest.mark.parametrize(("uncertain", "random"), [(2, 2), (0, 3), (3, 0), (1, 1)])
 def test_large_volumes_are_adapted_on_a_few_windows_of_the_inferer(make_network, uncertain, random):
     network = make_network(3)
-    method = Spy(network)
+    method = Spy(network, activation="sigmoid")
     inferer = SlidingWindowInferer(ROI, sw_batch_size=2, overlap=0.5)
     (item,) = volumes(1, (16, 20, 12))
     handler = AdaptationHandler(method, windows={"uncertain": uncertain, "random": random})
@@ -183,7 +185,7 @@ def test_large_volumes_are_adapted_on_a_few_windows_of_the_inferer(make_network,
 
 def test_the_uncertain_windows_are_those_of_highest_entropy(make_network):
     network = make_network(3)
-    method = Spy(network)
+    method = Spy(network, activation="sigmoid")
     inferer = SlidingWindowInferer(ROI, sw_batch_size=1, overlap=0)
     (item,) = volumes(1, (16, 16, 16))
     entropy = {}
@@ -199,7 +201,7 @@ def test_the_uncertain_windows_are_those_of_highest_entropy(make_network):
 
 def test_never_all_windows(make_network):
     network = make_network(3)
-    method = Spy(network)
+    method = Spy(network, activation="sigmoid")
     handler = AdaptationHandler(method, windows={"uncertain": 50, "random": 50})
     evaluator(network, volumes(1, (16, 8, 8)), [handler], SlidingWindowInferer(ROI, 4, overlap=0)).run()
     assert sum(map(len, method.batches_seen)) == 1
@@ -208,7 +210,7 @@ def test_never_all_windows(make_network):
 @pytest.mark.parametrize(("padding_mode", "cval"), [("constant", 0.25), ("replicate", 0.0)])
 def test_a_volume_smaller_than_the_window_is_padded_as_the_inferer_pads_it(make_network, padding_mode, cval):
     network = make_network(3)
-    method = Spy(network)
+    method = Spy(network, activation="sigmoid")
     seen = []
     network.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
     inferer = SlidingWindowInferer(ROI, padding_mode=padding_mode, cval=cval)
@@ -218,7 +220,7 @@ def test_a_volume_smaller_than_the_window_is_padded_as_the_inferer_pads_it(make_
 
 def test_slices_of_a_volume_for_a_2d_network(make_network):
     network = make_network(2)
-    method = Spy(network)
+    method = Spy(network, activation="sigmoid")
     inferer = SliceInferer(roi_size=(8, 8), spatial_dim=2, sw_batch_size=4)
     evaluator(network, volumes(1, (8, 8, 6)), [AdaptationHandler(method)], inferer).run()
     assert [batch.shape for batch in method.batches_seen] == [(4, 1, 8, 8)]
@@ -227,7 +229,7 @@ def test_slices_of_a_volume_for_a_2d_network(make_network):
 def test_windows_are_the_same_for_the_same_seed(make_network):
     def chosen(seed):
         network = make_network(3)
-        method = Spy(network, seed=seed)
+        method = Spy(network, activation="sigmoid", seed=seed)
         handler = AdaptationHandler(method, windows={"uncertain": 0, "random": 4})
         evaluator(network, volumes(1, (24, 24, 24)), [handler], SlidingWindowInferer(ROI, 4)).run()
         return torch.cat(method.batches_seen)
@@ -260,7 +262,7 @@ def test_prepare_batch_of_the_engine_is_used(make_network):
         return batch["scan"].to(device), None, (), {}
 
     network = make_network(3)
-    method = Spy(network)
+    method = Spy(network, activation="sigmoid")
     items = [{"scan": item["image"], "case": item["case"]} for item in volumes(1)]
     evaluator(network, items, [AdaptationHandler(method)], prepare_batch=prepare).run()
     assert torch.equal(method.batches_seen[0], items[0]["scan"][None])

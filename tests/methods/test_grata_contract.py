@@ -337,7 +337,7 @@ def test_a_scripted_network_adapts_as_its_python_twin(make_network):
     with torch.no_grad():
         torch.testing.assert_close(theirs.network(x), ours.network(x), atol=1e-4, rtol=1e-4)
     assert list(ours.parameters) == list(theirs.parameters)
-    with pytest.raises(GrataError, match="load the file once more"):
+    with pytest.raises(GrataError, match="Load the file once more"):
         copy.deepcopy(theirs)
     theirs.restore()
     torch.testing.assert_close(theirs.network(x), make_network(3, out_channels=3).eval()(x))

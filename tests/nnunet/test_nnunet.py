@@ -498,7 +498,7 @@ def test_the_command_line(trained, images, tmp_path):
     [
         ({"fold": 0}, "fold: there is no such option. Did you mean folds"),
         ({"settings#lrr": 0.1}, "settings#lrr: method grata has no such setting; did you mean settings#lr"),
-        ({"windows#uncertain": -1}, "windows: uncertain and random must not be negative"),
+        ({"windows#uncertain": -1}, "windows#uncertain: must be a whole number of at least 0, got -1"),
         ({"overwrite": "maybe"}, "overwrite: must be true or false"),
         ({"tile_step_size": 2}, "tile_step_size: must be a finite number above 0 and at most 1, got 2"),
         ({"device": "gpu"}, "device: 'gpu' is not a device"),

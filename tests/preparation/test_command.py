@@ -1,5 +1,4 @@
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -202,12 +201,12 @@ def test_images_of_several_shapes_share_the_views_that_suit_all(config, write_bu
     assert result(bundle).heads.views == ("identity", "flip_w", "flip_h", "rot180")
 
 
-def test_the_command_as_a_user_types_it(config, write_bundle, make_source):
+def test_the_command_as_a_user_types_it(python, config, write_bundle, make_source):
     bundle = write_bundle(config)
     source, _ = make_source(2)
 
     def run(*arguments):
-        command = [sys.executable, "-m", "grata", "prepare", *map(str, arguments)]
+        command = [python, "-m", "grata", "prepare", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=200, check=False)
 
     outcome = run(bundle, "--dataset_dir", source, "--heads", "rotation,denoising", "--epochs", 1)

@@ -224,8 +224,8 @@ def test_a_folder_that_is_not_a_bundle_is_refused(tmp_path):
         examine(tmp_path)
 
 
-def test_the_command(make_bundle):
-    command = [sys.executable, "-m", "grata", "doctor", str(make_bundle())]
+def test_the_command(python, make_bundle):
+    command = [python, "-m", "grata", "doctor", str(make_bundle())]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     assert "softmax (by Activationsd)" in result.stdout and "run adapt" in result.stdout

@@ -583,14 +583,14 @@ def test_a_row_of_the_zoo(name, tmp_path, monkeypatch):
     assert facts["adapts"].startswith(f"{count:,} parameters {'attached' if row.attached else 'of the network'}")
 
 
-def test_a_scan_that_cannot_be_read(tmp_path):
+def test_a_scan_that_cannot_be_read(python, tmp_path):
     """Run a YAML bundle by the command line: other scans are finished, the status is 1, the scan is named."""
     row = ROWS["unet_template"]
     bundle = make_bundle(row, tmp_path / "bundle", images=3)
     (bundle / "configs" / "inference.json").unlink()
     (bundle / "configs" / "inference.yaml").write_text(yaml.safe_dump(configuration(row)))
     (bundle / "images" / "scan_1.nii.gz").write_bytes(b"no scan")
-    command = [sys.executable, "-m", "monai.bundle", "run", "adapt", "--bundle_root", ".", "--dataset_dir", "images"]
+    command = [python, "-m", "monai.bundle", "run", "adapt", "--bundle_root", ".", "--dataset_dir", "images"]
     command += ["--config_file", f"['configs/inference.yaml','{grata.overlay()}']", "--method", "grata"]
     result = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 1, result.stdout + result.stderr

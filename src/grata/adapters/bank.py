@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["UNKNOWN", "AdapterBank", "entry_name", "make_bank", "replace"]
 
 UNKNOWN = "unknown"
-"""Entry of scans whose site and scanner are not known; also the site of cases whose site was not given."""
+"""Entry of scans whose site and scanner are unknown; also the site of cases without a given site."""
 
 _NAME = re.compile(rf"{UNKNOWN}|.+-[0-9a-f]{{12}}")
 _WAIT_S = 60
@@ -35,13 +35,13 @@ T = TypeVar("T")
 
 
 class AdapterBank:
-    """Saved adaptations by site or scanner.
+    """A folder of saved adaptations by site or scanner.
 
-    The key of a scan is its site. Without a site, the key is made of the scanner's tags in the DICOM header. Scans with
-    neither have the entry ``unknown``.
+    The key of a scan is its site if one is given, or else the values of its scanner's DICOM tags. A scan with neither
+    belongs to the entry ``unknown``.
 
     Args:
-        path: folder of the bank, created when the first entry is written.
+        path: folder of the bank; it is created with the first entry.
         tags: DICOM keywords that make the key of a scan without a site. They describe the device alone, see
             :func:`grata.adapters.check_tags`.
 
@@ -60,11 +60,11 @@ class AdapterBank:
     def key_of(
         self, images: torch.Tensor, sites: Sequence[str] = (), meta: Mapping[str, Any] | None = None
     ) -> dict[str, str]:
-        """Return the key of a batch: ``{"site": ...}``, or values by DICOM keyword; empty where nothing is known.
+        """Return the key of a batch: ``{"site": ...}``, or values by DICOM keyword; empty if both are unknown.
 
         Args:
-            images: images ``(B, C, ...)``; a ``MetaTensor`` has the metadata of its scans.
-            sites: site of each image, where it is known.
+            images: images ``(B, C, ...)``; a ``MetaTensor`` holds the metadata of its scans.
+            sites: site of each image, if known.
             meta: collated metadata of images that are not a MetaTensor.
 
         Raises:
@@ -84,7 +84,7 @@ class AdapterBank:
                 keys.append(scanner_tags(meta or {}, self.tags, index if batched else None))
         if any(key != keys[0] for key in keys):
             raise GrataError(
-                "a batch holds images of several sites or scanners, which are adapted to apart. Set the data "
+                "a batch holds images of several sites or scanners, each of which has its own adaptation. Set the data "
                 "loader's batch_size to 1.",
                 key="bank",
             )
@@ -95,7 +95,7 @@ class AdapterBank:
         return self.path / f"{entry}.safetensors"
 
     def entries(self) -> list[str]:
-        """Return the names of all entries, damaged ones too. Other files, such as weights, are not entries."""
+        """Names of all entries, damaged ones as well. Other files, such as weights, are none."""
         return sorted(path.stem for path in self.path.glob("*.safetensors") if _is_entry(path))
 
     def read(self, entry: str) -> Adaptation:
@@ -131,24 +131,24 @@ class AdapterBank:
 
         Args:
             entry: name of the entry.
-            adaptation: new content.
-            before: digest of the present content as far as the writer knows; None: there is no entry yet.
+            adaptation: new content of the entry.
+            before: digest of the content that the writer has read or written last; None: there was no entry.
 
         Returns:
             The digest of the new content.
 
         Raises:
-            OutputError: it cannot be written, or another process has changed it since.
+            OutputError: the entry cannot be written, or another process has changed it since.
         """
         check_output_dir(self.path)
         with self._locked():
             return replace(self.file(entry), adaptation, before)
 
     def reset(self, entry: str) -> None:
-        """Remove an entry: its site or scanner starts from the source network again.
+        """Remove an entry, so that its site or scanner starts from the source network again.
 
         Raises:
-            GrataError: there is none of that name, or it cannot be removed.
+            GrataError: there is no entry of that name, or it cannot be removed.
         """
         path = self.file(entry)
         if entry not in self.entries():
@@ -158,7 +158,9 @@ class AdapterBank:
                 path.unlink()
                 card_path(path).unlink(missing_ok=True)
         except OSError as error:
-            raise OutputError(f"{path} cannot be removed ({error.strerror}).", key="bank") from error
+            raise OutputError(
+                f"{path} cannot be removed ({error.strerror}). Check the permissions of its folder.", key="bank"
+            ) from error
 
     def _listed(self) -> str:
         return ", ".join(self.entries()) or "none"
@@ -170,7 +172,9 @@ class AdapterBank:
                 remove_leftovers(self.path, subfolders=False)
                 yield
         except Timeout as error:
-            raise OutputError(f"another process has held {self.path} for {_WAIT_S} s. End it.", key="bank") from error
+            raise OutputError(
+                f"another process has locked {self.path} for {_WAIT_S} s. End that process.", key="bank"
+            ) from error
 
 
 def _is_entry(path: Path) -> bool:
@@ -188,37 +192,40 @@ def entry_name(key: Mapping[str, str]) -> str:
 
 
 def make_bank(setting: AdapterBank | str | os.PathLike[str] | Mapping[str, Any] | None) -> AdapterBank | None:
-    """Return a bank from what a configuration says: a folder, or a mapping of ``path`` and ``tags``.
+    """Return the bank that a configuration describes: a folder, or a mapping of ``path`` and ``tags``.
 
     Raises:
-        GrataError: a setting is not known, missing or refused.
+        GrataError: a setting is unknown or refused.
     """
     if setting is None or isinstance(setting, AdapterBank):
         return setting
     settings: dict[str, Any] = dict(setting) if isinstance(setting, Mapping) else {"path": setting}
     for key in settings:
         if key not in ("path", "tags"):
-            raise GrataError("there is no such setting; the settings are path, tags.", key=f"bank#{key}")
+            raise GrataError("there is no such setting. The settings are path, tags.", key=f"bank#{key}")
     if "path" not in settings:
-        raise GrataError("name the folder of the bank.", key="bank#path")
-    tags = settings.get("tags")
-    return AdapterBank(settings["path"], SCANNER if tags is None else tags)
+        raise GrataError("is missing. Name the folder of the bank.", key="bank#path")
+    path, tags = settings["path"], settings.get("tags")
+    return AdapterBank(path) if tags is None else AdapterBank(path, tags)
 
 
 def replace(path: Path, adaptation: Adaptation, before: str | None) -> str:
-    """Write a saved adaptation in place of the one with the digest ``before``, and return the new digest.
+    """Write a saved adaptation in place of another one.
 
     Args:
-        path: file of the saved adaptation.
+        path: path of the file.
         adaptation: new content.
-        before: digest of what must lie there; None: nothing may lie there.
+        before: digest of the content that is replaced; None: there is no file yet.
+
+    Returns:
+        The digest of the new content.
 
     Raises:
-        OutputError: it cannot be written, or something else lies there.
+        OutputError: the file cannot be written, or does not hold the content of ``before``.
     """
     if saved_digest(path) != before or (before is None and path.exists()):
         raise OutputError(
-            f"{path} was written, changed or removed by another process while this run adapted, and is not "
+            f"{path} was written, changed or removed by another process while this run adapted, so it is not "
             "overwritten. Let one run at a time write there, and start this one again."
         )
     return adaptation.save(path)

@@ -1,4 +1,4 @@
-"""What ``grata bank`` does."""
+"""What ``python -m grata bank`` does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from tabulate import tabulate
 
 from ..errors import GrataError
 from ..files import check_output_dir
-from ..settings import did_you_mean
 from .bank import AdapterBank
 from .header import saved_path
 
@@ -27,55 +26,54 @@ def run_bank(
     output: str | None = None,
     all: bool = False,
 ) -> int:
-    """Look after a bank, and print what was done.
+    """Run an action on a bank and print its result.
 
     Args:
         action: ``list``, ``inspect``, ``export`` or ``reset``.
         folder: folder of the bank.
-        name: name of an entry; unless the action is ``reset``, its beginning is enough where no other entry has it.
-        checkpoint: file with the source weights, for ``export`` of a merged checkpoint.
+        name: name of an entry; except for ``reset``, the first letters are enough if no other entry has them.
+        checkpoint: file of the source weights, for ``export`` of a merged checkpoint.
         output: file that ``export`` writes.
         all: whether ``reset`` removes all entries.
 
     Returns:
-        Exit status: 1 where entries are damaged, else 0.
+        Exit status: 1 if ``list`` finds damaged entries, else 0.
 
     Raises:
-        GrataError: the action is not known, lacks something, or fails.
+        GrataError: the action is unknown, lacks an argument, or fails.
     """
     if action not in _ACTIONS:
-        hint = did_you_mean(action, _ACTIONS, f"Say {', '.join(_ACTIONS)}.")
-        raise GrataError(f"there is no action {action!r}. {hint}", key="bank")
+        raise GrataError(f"there is no {action!r}. The actions are {', '.join(_ACTIONS)}.", key="bank")
     bank = AdapterBank(str(folder))
     if not bank.path.is_dir():
         raise GrataError(f"{bank.path} does not exist. Name the folder of a bank.", key="bank")
+    if not isinstance(all, bool):
+        raise GrataError(f"must be true or false, got {all!r}.", key="all")
     if action == "list":
         return _list(bank)
-    if action == "reset":
-        _reset(bank, name, all)
-        return 0
-    if name is None:
-        raise GrataError("name an entry.", key=action)
-    entry = _entry(bank, str(name))
+    entries = _chosen(bank, action, name, all)
     if action == "inspect":
-        print(json.dumps({"entry_name": entry, **bank.header(entry).card}, indent=2))
+        print(json.dumps({"entry_name": entries[0], **bank.header(entries[0]).card}, indent=2))
+    elif action == "export":
+        _export(bank, entries[0], checkpoint, output)
     else:
-        _export(bank, entry, checkpoint, output)
+        for entry in entries:
+            bank.reset(entry)
+            print(f"{entry}: removed. Its next case starts from the source network.")
+        if not entries:
+            print(f"{bank.path} has no entry.")
     return 0
 
 
-def _reset(bank: AdapterBank, name: str | None, all: bool) -> None:
-    if all and name is not None:
-        raise GrataError("name one entry, or give --all true, not both.", key="reset")
-    if not all and name is None:
-        raise GrataError("name an entry, or give --all true.", key="reset")
-    # A removed entry is gone: its name has to be given in full.
-    entries = bank.entries() if all else [str(name)]
-    for entry in entries:
-        bank.reset(entry)
-        print(f"{entry}: removed. Its next case starts from the source network.")
-    if not entries:
-        print(f"{bank.path} has no entry.")
+def _chosen(bank: AdapterBank, action: str, name: str | None, all: bool) -> list[str]:
+    if action == "reset" and all:
+        if name is not None:
+            raise GrataError("name one entry, or give --all true, not both.", key="reset")
+        return bank.entries()
+    if name is None:
+        raise GrataError(f"name an entry{', or give --all true' if action == 'reset' else ''}.", key=action)
+    # A removed entry cannot be restored, so it has to be named in full.
+    return [str(name) if action == "reset" else _entry(bank, str(name))]
 
 
 def _list(bank: AdapterBank) -> int:
@@ -87,7 +85,7 @@ def _list(bank: AdapterBank) -> int:
             damaged.append(f"{entry}: {error}")
             rows.append([entry, "damaged"])
             continue
-        scanner = ", ".join(f"{key} {value}" for key, value in found.entry.items()) or "not known"
+        scanner = ", ".join(f"{key} {value}" for key, value in found.entry.items()) or "unknown"
         change = f"{found.parameter_change['l2']:.4g} ({100 * found.parameter_change['relative']:.2g} %)"
         rows.append([entry, scanner, found.method, str(found.cases), change])
     if not rows:
@@ -109,7 +107,7 @@ def _entry(bank: AdapterBank, name: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise GrataError(f"{name!r} can be {', '.join(found)}. Give more of the name.", key="bank")
+        raise GrataError(f"{name!r} may mean {', '.join(found)}. Give more of the name.", key="bank")
     raise GrataError(
         f"there is no entry {name!r} in {bank.path}; there are {', '.join(entries) or 'none'}.", key="bank"
     )
@@ -129,4 +127,4 @@ def _export(bank: AdapterBank, entry: str, checkpoint: str | None, output: str |
     if path.exists():
         raise GrataError(f"{path} exists already and is not overwritten. Name another file.", key="output")
     adaptation.save(path)
-    print(f"{path}: what {adaptation.method} has learned, for start_from.")
+    print(f"{path}: adaptation by {adaptation.method}. Give it as start_from to go on from it.")

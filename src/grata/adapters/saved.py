@@ -1,4 +1,4 @@
-"""Learned parameters in a small file beside a readable card, to be put back onto the same source weights only."""
+"""What was learnt, in a small file beside a readable card: put back onto the same source weights only."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ class Adaptation(Header):
     """What a method has learned on one set of source weights, with all it needs to go on in another process.
 
     Attributes:
-        state: state of the method, see :meth:`grata.methods.Method.state_dict`. The other attributes are those of
-            :class:`~grata.adapters.header.Header`.
+        state: state of the method, see :meth:`grata.methods.Method.state_dict`. The others are in :class:`Header`.
     """
 
     state: Mapping[str, Any]
@@ -58,14 +57,14 @@ class Adaptation(Header):
         entry: Mapping[str, str] | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> Adaptation:
-        """Return what a method has learned so far.
+        """Return the adaptation of a method in its present state.
 
         Args:
-            method: the method as it is now; its network may be adapted.
-            cases: number of cases it has seen.
-            source: :func:`source_digest` of the method, if it is known already.
-            entry: what the adaptation is for, by ``site`` or DICOM keyword.
-            state: ``method.state_dict()``, if it is known already.
+            method: method, which may be adapted already.
+            cases: number of cases so far.
+            source: :func:`source_digest` of the method, if it was computed already.
+            entry: site or scanner of the adaptation, by ``site`` or DICOM keyword.
+            state: ``method.state_dict()``, if it was computed already.
         """
         state = method.state_dict() if state is None else state
         names, attached = _names(method.given, method.parameters)
@@ -90,7 +89,7 @@ class Adaptation(Header):
 
     @property
     def learnt(self) -> dict[str, torch.Tensor]:
-        """Values of the adapted parameters that predictions use, by name; those of a teacher where there is one."""
+        """Values of the adapted parameters that are predicted with, by name; of a teacher where there is one."""
         return self.state[self.predicts_by or "parameters"] or self.state["parameters"]
 
     @property
@@ -99,7 +98,7 @@ class Adaptation(Header):
         return self.content()[1]["content"]
 
     def content(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return tensors and header; the header's ``content`` is a digest of both, the same in any process.
+        """Return tensors and header; the header's ``content`` is a digest of both, and the same in any process.
 
         Raises:
             GrataError: the state holds something that is not a plain value.
@@ -113,12 +112,12 @@ class Adaptation(Header):
         return tensors, {**header, "content": content_digest(header, _bytes(tensors))}
 
     def save(self, path: str | os.PathLike[str]) -> str:
-        """Write ``<name>.safetensors`` and its card ``<name>.json``; neither is ever half written.
+        """Write ``<name>.safetensors`` and its card ``<name>.json``, each whole or not at all.
 
-        The first holds everything. The card is a copy to read, and is written last.
+        The first file holds everything. The card is a readable copy of its header and is written last.
 
         Args:
-            path: file, with or without ``.safetensors``; its folder exists.
+            path: path with or without ``.safetensors``, in a folder that exists.
 
         Returns:
             The digest of the content.
@@ -138,7 +137,7 @@ class Adaptation(Header):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Adaptation:
-        """Return what :meth:`save` wrote, with its tensors on the CPU. The card is not needed.
+        """Read what :meth:`save` wrote; the tensors lie on the CPU. The card is not needed.
 
         Raises:
             GrataError: there is no such file, it is damaged, or of another kind.
@@ -147,10 +146,18 @@ class Adaptation(Header):
         return cls(**{**header, "state": decode(header["state"], deserialize(data))})
 
     def check_source(self, digest: str, path: str | os.PathLike[str]) -> None:
-        """Raise :class:`GrataError` unless ``digest`` is that of the source weights that were adapted."""
+        """Check that the adaptation belongs to these source weights.
+
+        Args:
+            digest: digest of the source weights, see :func:`grata.prepared.network_digest`.
+            path: path of the file, for the message.
+
+        Raises:
+            GrataError: it belongs to other source weights.
+        """
         if digest != self.source:
             raise GrataError(
-                f"{path} was learned on other source weights (of a {self.network}) than this network has. Give the "
+                f"{path} was adapted from other source weights (of a {self.network}) than this network has. Give the "
                 "weights that were adapted, or start anew."
             )
 
@@ -158,12 +165,12 @@ class Adaptation(Header):
         """Let a method go on from here.
 
         Args:
-            method: method with the same name and settings, on the same source weights.
+            method: method of the same name and settings, on the same source weights.
             source: :func:`source_digest` of the method.
-            path: file of the adaptation, for messages.
+            path: path of the file, for messages.
 
         Raises:
-            GrataError: the method, its weights or its settings are others; nothing is changed then.
+            GrataError: the method has another name, other weights or other settings; it is not changed then.
         """
         self.check_source(source, path)
         try:
@@ -173,15 +180,15 @@ class Adaptation(Header):
 
 
 def save(method: Method, path: str | os.PathLike[str], cases: int | None = None) -> Adaptation:
-    """Write what a method has learned, with all that it needs to go on, see :meth:`Adaptation.save`.
+    """Save the adaptation of a method and all that the method needs to go on, see :meth:`Adaptation.save`.
 
     Args:
-        method: any method; it stays as it is.
-        path: file to write; its folder exists. An older file of that name is replaced.
-        cases: number of cases it has seen; None: as many as batches.
+        method: method, which is not changed.
+        path: path of the file, in a folder that exists; an older file of that name is replaced.
+        cases: number of cases so far; None: the number of batches.
 
     Returns:
-        What was written.
+        The adaptation that was saved.
 
     Raises:
         GrataError: a file cannot be written.
@@ -195,15 +202,15 @@ def load(method: Method, path: str | os.PathLike[str]) -> Adaptation:
     """Let a method go on from a saved adaptation, bit for bit.
 
     Args:
-        method: method with the same name and settings, on the same source weights.
-        path: file of the adaptation.
+        method: method of the same name and settings, on the same source weights.
+        path: path of the file.
 
     Returns:
-        What was read.
+        The adaptation that was loaded.
 
     Raises:
-        GrataError: the file is missing or damaged, or holds another method, other weights or settings; nothing is
-            changed then.
+        GrataError: the file is missing or damaged, or belongs to another method, other weights or other settings; the
+            method is not changed then.
     """
     adaptation = Adaptation.read(path)
     adaptation.put(method, source_digest(method), path)
@@ -211,20 +218,20 @@ def load(method: Method, path: str | os.PathLike[str]) -> Adaptation:
 
 
 def apply(network: nn.Module, path: str | os.PathLike[str]) -> int:
-    """Write learned parameters into a plain network: to predict with it as it is, or to start another method from it.
+    """Write the adapted parameters into a plain network, for prediction or as the start of another method.
 
-    Parameters that were attached to normalization layers are attached first. A method that takes statistics of the
-    batch does so in its predictions too; give the network to method ``ptbn`` for that.
+    Parameters that were attached to normalization layers are attached first. A method that uses the statistics of the
+    batch also predicts with them; give the network to method ``ptbn`` for that.
 
     Args:
-        network: network with the source weights, which no method adapts at the time.
-        path: file of the adaptation.
+        network: network with the source weights, which no method adapts.
+        path: path of the saved adaptation.
 
     Returns:
-        The count of numbers that were written.
+        Number of values that were written.
 
     Raises:
-        GrataError: the file is missing or damaged, or the network has other weights; nothing is changed then.
+        GrataError: the file is missing or damaged, or the network has other weights; it is not changed then.
     """
     adaptation = Adaptation.read(path)
     adaptation.check_source(network_digest(network), path)
@@ -238,7 +245,7 @@ def apply(network: nn.Module, path: str | os.PathLike[str]) -> int:
 
 
 def source_digest(method: Method) -> str:
-    """Return the SHA-256 of the source weights of a method's network, also while it is adapted."""
+    """Return the SHA-256 of the source weights of a method's network, which may be adapted already."""
     with method.source_network():
         return network_digest(method.given)
 
@@ -252,9 +259,9 @@ def _bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, tupl
 def _names(
     network: nn.Module, parameters: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return the names of each parameter in the network's state dict, and those that attached parameters would have.
+    """Return the names of each parameter in the network's state dict, and the names that attached ones would have.
 
-    The state dict lists what several layers share several times.
+    The state dict lists a parameter several times that layers share.
     """
     places: dict[tuple[int, tuple[int, ...]], list[str]] = {}
     for name, value in network.state_dict().items():
@@ -274,5 +281,5 @@ def _names(
 
 
 def class_name(network: nn.Module) -> str:
-    """Return the name of a network's class, also of one that has become TorchScript."""
+    """Return the name of a network's class, also of a TorchScript network."""
     return str(getattr(network, "original_name", type(network).__name__))

@@ -19,7 +19,7 @@ SCANNER = ("Manufacturer", "ManufacturerModelName", "StationName", "MagneticFiel
 """DICOM keywords that distinguish scanners."""
 
 # In DICOM's order.
-_DEVICE = (
+_DEVICE: tuple[str, ...] = (
     *("Modality", "Manufacturer", "InstitutionName", "StationName", "InstitutionalDepartmentName"),
     *("ManufacturerModelName", "ScanningSequence", "SequenceVariant", "MRAcquisitionType", "SliceThickness"),
     *("KVP", "MagneticFieldStrength", "DeviceSerialNumber", "SoftwareVersions", "ConvolutionKernel"),

@@ -15,7 +15,7 @@ LAWS: dict[str, Callable[[float], float]] = {
     "softplus": lambda c: math.log1p(math.exp(c)),
     "constant": lambda c: 1.0,
 }
-"""Factor on the base learning rate by the cosine ``c``; ``quadratic`` is GraTa's own (AAAI 2025, dynamic learning rate)."""
+"""Factor on the base learning rate by the cosine ``c``; ``quadratic`` is GraTa's own (AAAI 2025)."""
 
 
 def learning_rate_factor(law: str, cosine: float) -> float:

@@ -174,7 +174,7 @@ class Bundle:
             raise GrataError(str(error), where) from error
 
     def create_method(self, row: MethodRow, network: nn.Module, seed: int) -> Method:
-        """Return the method of a row as :meth:`make_method` does; errors keep the keys of :func:`grata.methods.create`."""
+        """Return the method of a row; errors keep the keys that :func:`grata.methods.create` gives them."""
         common = {key: self._resolve(key) for key in _OF_METHODS if key in self._parser}
         return create(row.method, network, row.settings, seed=seed, **common)
 
@@ -222,7 +222,7 @@ class Bundle:
 
     @cached_property
     def output(self) -> str | int | None:
-        """Key or index of the logits in the network's output, from the method's settings; None: the output is the logits."""
+        """Key or index of the logits in the network's output, from the method's settings; None: the output itself."""
         key = next((key for key in ("settings#output", "grata#output") if key in self._parser), None)
         return None if key is None else self._resolve(key)
 

@@ -90,8 +90,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """Read and check a YAML or JSON file.
 
     Args:
-        path: configuration file; see :class:`~grata.benchmark.keys.BenchmarkKeys` for its keys. Paths in it are relative
-            to the working directory.
+        path: configuration file, see :class:`~grata.benchmark.keys.BenchmarkKeys` for its keys. Paths in it are
+            relative to the working directory.
         overrides: values by key, nested keys joined by ``#`` (``{"methods#grata#lr": 1e-3}``). Overrides of a whole
             are applied before overrides of its parts. In the first two names ``-`` and ``_`` are the same, because the
             command line does not keep them apart.

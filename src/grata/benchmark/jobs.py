@@ -156,7 +156,7 @@ def _site(config: BenchmarkConfig, source: str, target: str, cases: dict[str, li
 def _shared(jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs with a reference to a longer one wherever a stream is the beginning of a longer stream.
 
-    The first round of a recurring stream is the continual stream, and that begins with the first site of ``per-target``.
+    The first round of a recurring stream is the continual stream, which begins with the first site of ``per-target``.
     """
     beginnings = {job.name: _beginnings(job) for job in jobs}
     longest: dict[str, Job] = {}

@@ -21,10 +21,10 @@ __all__ = ["Part"]
 class Part:
     """Rows (JSON lines), progress, method state and label maps of one job.
 
-    The row is appended first, then the state is replaced, then the progress; both count the finished rows. A process that
-    is killed in between leaves one of two things. There is one row more than the state counts: the row is dropped, and
-    its image is run again from the state before it. Or the state counts one row more than the progress: the state is
-    right.
+    The row is appended first, then the state is replaced, then the progress; both count the finished rows. A process
+    that is killed in between leaves one of two things. There is one row more than the state counts: the row is dropped,
+    and its image is run again from the state before it. Or the state counts one row more than the progress: the state
+    is right.
 
     If no later image depends on the state, none is kept; the progress says so before the last state is removed.
 
@@ -58,7 +58,7 @@ class Part:
         self._read_state()
 
     def open(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-        """Return the finished rows and the method's state after them (None: the source), and prepare the files for more.
+        """Return the finished rows and the method's state after them (None: the source), and make the files ready.
 
         Raises:
             OutputError: the folder cannot be written.

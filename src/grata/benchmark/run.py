@@ -164,7 +164,7 @@ def _check_unchanged(folder: Path, parts: Mapping[str, Part]) -> None:
             remark = " (unless set, they depend on the number of workers)" if "threads" in changed else ""
             raise GrataError(
                 f"{folder} holds results of {name} with other {', '.join(changed)}{remark}. Methods, "
-                "targets and seeds can be added to a benchmark or left out, but not changed. Choose another output_dir.",
+                "targets and seeds can be added to a benchmark or left out, not changed. Choose another output_dir.",
                 key="output_dir",
             )
 

@@ -30,8 +30,8 @@ from .protocols import Item
 __all__ = ["MEASURED", "run_job"]
 
 MEASURED = ("seconds", "seconds_predict", "peak_memory_mib", "cold")
-"""Columns of measurements, which differ from run to run; all other columns are the same when a run is repeated. They are
-empty for a repeated image whose result was reused.
+"""Columns of measurements, which differ from run to run; all other columns are the same when a run is repeated.
+Measurements are empty for a repeated image whose result was reused.
 """
 
 _WAIT_FOR_PREDECESSOR = 60

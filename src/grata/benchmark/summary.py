@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from .. import __version__
 from ..files import atomic_write
-from ..methods.gradient import SKIPPED
+from ..methods.base import SKIPPED
 from .config import BenchmarkConfig
 from .metrics import DISTANCES, METRICS
 from .protocols import Protocol
@@ -66,8 +66,8 @@ def summarise(config: BenchmarkConfig, rows: Sequence[Mapping[str, Any]]) -> pd.
           number of failed runs of images; ``skipped``: number of skipped steps;
         - ``<metric>/<segment>``: mean, for distances over the finite ones; ``undefined/<segment>``: number of infinite
           distances; for Dice also ``:low`` and ``:high``, the 95 % bootstrap interval over images;
-        - ``difference``: mean Dice minus the reference method's on the same images, with its interval; ``p``: p value of
-          the paired Wilcoxon test; ``p_holm``: the same, corrected for the number of methods in the block;
+        - ``difference``: mean Dice minus the reference method's on the same images, with its interval; ``p``: p value
+          of the paired Wilcoxon test; ``p_holm``: the same, corrected for the number of methods in the block;
         - ``seconds_adapt``, ``seconds_predict`` and their sum ``seconds``: time per image without the first image after
           each start; ``ratio``: ``seconds`` relative to the source network's; ``peak_memory_mib``: peak memory;
         - ``agreement_spearman``: correlation of the label-free score with the Dice.

@@ -103,7 +103,7 @@ def methods_table(methods: Iterable[MethodEntry], form: str = "simple") -> str:
 
 
 def describe(method: MethodEntry) -> str:
-    """Return a method's card, its documentation, and its settings with their meaning."""
+    """Return the description of a method: its card, its documentation, and its settings with their meaning."""
     facts = [[key, cell(method)] for key, cell in _COLUMNS.items()] + [["reference", method.reference]]
     parts = [tabulate(facts, tablefmt="plain", maxcolwidths=[None, 90]), method.documentation]
     if method.settings:

@@ -40,7 +40,7 @@ class MemoryBank:
         self._values = [*values, value.detach().clone()][-self.size :]
 
     def nearest(self, key: torch.Tensor, count: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the pairs whose keys are nearest to ``key``, the nearest first, of two equally near ones the older first.
+        """Return the pairs whose keys are nearest to ``key``: the nearest first, of two as near the older first.
 
         Args:
             key: key of the shape of the others.

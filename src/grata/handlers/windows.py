@@ -45,7 +45,7 @@ class WindowSelection(Settings):
         Args:
             images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``. One that fits into the window is taken whole, padded as the
                 inferer pads it.
-            inferer: inferer that gives roi_size, overlap, padding and sw_batch_size, by which the uncertainty is measured.
+            inferer: inferer that gives roi_size, overlap, padding and sw_batch_size.
             method: method that measures the uncertainty, and owns the generator for the random windows.
 
         Returns:
@@ -68,7 +68,7 @@ class WindowSelection(Settings):
         if len(slices) == 1:
             chosen = windows
         else:
-            # Numbers, not tensors: small ones kept between large ones leave holes in the heap that grow with the volume.
+            # Numbers, not tensors: small tensors between large ones leave holes in the heap that grow with the volume.
             entropy: list[float] = []
             for i in range(0, len(windows), size):
                 entropy += method.uncertainty(crop(windows[i : i + size])).tolist()

@@ -86,7 +86,7 @@ class DIGA(PredictiveMethod):
     feature_layer: str | None = setting(
         default=None,
         range="name of a module, or null",
-        help="module whose input is the feature; null: the last convolution that takes more channels than are predicted",
+        help="module whose input is the feature; null: the last convolution with more channels than the prediction",
     )
     batch_statistics: float | Rule | str = excluded(
         why="diga mixes its own, by instance_weight. Leave the setting out."

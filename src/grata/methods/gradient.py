@@ -156,7 +156,7 @@ class GradientMethod(PredictiveMethod):
     learning_rate_law: Rate | str | Mapping[str, Any] = setting(
         default="constant",
         range=f"{', '.join((*LAWS, *RATES))}, or a mapping of name and settings",
-        help="law of the factor on the learning rate: constant, a law of the cosine between the gradients, or discrepancy",
+        help="law of the factor on the learning rate: constant, a law of the gradients' cosine, or discrepancy",
     )
     views: Sequence[str] | None = setting(
         default=None,
@@ -331,7 +331,7 @@ class GradientMethod(PredictiveMethod):
     def prepared(self) -> Prepared | None:
         """Return what was prepared from the source set; None where nothing was given.
 
-        Its weights are compared with the network's at the first batch, because weights may be loaded after construction.
+        Its weights are compared with the network's at the first batch, because weights may be loaded until then.
 
         Raises:
             GrataError: the file is missing or damaged.
@@ -373,7 +373,7 @@ class GradientMethod(PredictiveMethod):
             return mean
 
     def _probabilities_and_feature(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the present network's prediction ``(B, C, ...)``, and its deepest feature averaged over space ``(B, F)``."""
+        """Return the prediction ``(B, C, ...)``, and the deepest feature averaged over space ``(B, F)``."""
         with torch.no_grad(), deepest_feature(self._network, x.shape) as feature:
             probabilities = activate(self._logits(x), self.activation)
         return probabilities, feature().flatten(2).mean(2).float()

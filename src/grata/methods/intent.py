@@ -107,7 +107,7 @@ class InTEnt(PredictiveMethod):
         return logits_of(sum(w.reshape(shape) * p for w, p in zip(weights, predictions)), self.activation)
 
     def _weights(self, entropies: torch.Tensor) -> torch.Tensor:
-        """Return the weights of the predictions, which add up to 1, from their entropies ``(K, B, C)``, softmax ``(K, B, 1)``."""
+        """Return the predictions' weights, of sum 1, from their entropies ``(K, B, C)``, softmax ``(K, B, 1)``."""
         if self.weighting == "uniform":
             return torch.full_like(entropies, 1 / len(entropies))
         high = entropies.amax(0)

@@ -74,7 +74,7 @@ class PredictiveMethod(Method):
     batch_statistics: float | Rule | str = setting(
         default=1.0,
         range="0 to 1, median, or a rule",
-        help="weight of the batch's statistics in batch normalization: 1 the batch's, 0 the source's; or a rule for them",
+        help="weight of the batch's statistics in batch normalization: 1 the batch's, 0 the source's; or a rule",
     )
     reset: ResetPolicy | str | Mapping[str, Any] | None = setting(
         default=None,
@@ -126,7 +126,7 @@ class PredictiveMethod(Method):
         return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
 
     def _precision(self, x: torch.Tensor, autocast: str | torch.dtype | None = None) -> torch.autocast:
-        """Return the precision of a forward: the one given, else the method's own, else that of the surrounding autocast."""
+        """Return the precision of a forward: the one given, else the method's, else the surrounding autocast's."""
         device, dtype = x.device.type, autocast or self.autocast
         if isinstance(dtype, torch.dtype):
             return torch.autocast(device, dtype=dtype)

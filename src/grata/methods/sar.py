@@ -159,7 +159,7 @@ class SAR(GradientMethod):
 
 
 def _without_the_last(parameters: dict[str, nn.Parameter], share: float) -> dict[str, nn.Parameter]:
-    """Return the parameters of all layers but the last ``share`` of them, rounded up; of the first layer in any case."""
+    """Return the parameters of all layers but the last ``share`` (rounded up), at least those of the first layer."""
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
     kept = layers[: max(1, len(layers) - math.ceil(share * len(layers)))]
     return {name: parameter for name, parameter in parameters.items() if name.rpartition(".")[0] in kept}

@@ -155,7 +155,7 @@ class VPTTA(PredictiveMethod):
         return self._logits(self._prompted(x) if x.shape[1:] == self._prompt.shape else x)
 
     def _prompted(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``x`` with its low frequencies multiplied by the prompt; with a prompt of ones ``x`` to the last bit."""
+        """Return ``x`` with its low frequencies multiplied by the prompt; ``x`` to the last bit where that is ones."""
         with torch.autocast(x.device.type, enabled=False):
             low, margins = self._low_frequencies(_exact(x))
             axes = list(range(2, x.ndim))

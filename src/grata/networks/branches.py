@@ -44,7 +44,7 @@ class ImageBranch(nn.Module):
 
 
 class SuperResolutionBranch(nn.Module):
-    """Branch from the deepest feature of a half-size image to the image, by sub-pixel convolution (ESPCN, CVPR 2016)."""
+    """Branch from the deepest feature of a half-size image to the image: sub-pixel convolution (ESPCN, CVPR 2016)."""
 
     def __init__(self, in_channels: int, image_channels: int) -> None:
         super().__init__()

@@ -174,7 +174,8 @@ def _describe(reference: dict[str, torch.Tensor]) -> tuple[int, int, int, list[s
     first, last = reference.get("res.conv1.weight"), reference.get("seg_head.weight")
     if first is None or last is None or first.ndim != 4 or last.ndim != 4:
         raise GrataError(
-            "This is not a checkpoint of the reference's ResUNet: it needs res.conv1.weight and seg_head.weight, and has "
+            "This is not a checkpoint of the reference's ResUNet: it needs res.conv1.weight and seg_head.weight, "
+            "and has "
             f"{', '.join(reference)}."
         )
     blocks = {found.groups() for key in reference if (found := re.match(r"res\.layer(\d)\.(\d+)\.", key))}
@@ -190,7 +191,7 @@ def _describe(reference: dict[str, torch.Tensor]) -> tuple[int, int, int, list[s
 
 
 def _align(branch: str, reference: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Return the reference's key for each tensor of a branch except counters, by ours, matched in order of definition."""
+    """Return the reference's key of each tensor of a branch except counters, by our key, in order of definition."""
     theirs = [key for key in reference if _in_branch(key, _PREFIXES[branch]) and not key.endswith(COUNTER)]
     ours = [key for key in expected if key.startswith(f"branches.{branch}.") and not key.endswith(COUNTER)]
     for number, (mine, its) in enumerate(zip_longest(ours, theirs), 1):

@@ -60,7 +60,7 @@ class RotationHead(nn.Module):
         return self.perceptron((feature.flatten(2).mean(2) - self.mean) / self.deviation)
 
     def standardize(self, pooled: torch.Tensor) -> None:
-        """Set mean and deviation of each channel from pooled features ``(N, C)``; a constant channel is only centred."""
+        """Set each channel's mean and deviation from pooled features ``(N, C)``; a constant channel is only centred."""
         deviation, mean = torch.std_mean(pooled, 0, correction=0)
         self.mean.copy_(mean)
         self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
@@ -305,7 +305,7 @@ def _deepest_feature(network: nn.Module, image: torch.Tensor) -> tuple[str, torc
     maps = [(name, shape) for name, shape in runs if times[name] == 1 and is_map(shape, image.shape)]
     if not maps:
         raise GrataError(
-            f"{type(network).__name__} has no feature map that auxiliary heads could be attached to: none of its modules "
+            f"{type(network).__name__} has no feature map for auxiliary heads: none of its modules "
             f"returns a tensor (B, C, ...) of {image.ndim - 2} spatial dimensions. Prepare without heads: --heads none."
         )
     return max(reversed(maps), key=lambda found: depth(found[1]))

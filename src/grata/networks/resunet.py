@@ -24,8 +24,8 @@ class ResUNet(nn.Module):
     """U-Net with a ResNet encoder, the network of GraTa's experiments (with depth 34 there).
 
     Encoder: a ResNet without its classifier, with features at 1/2 (after the first ReLU), 1/4, 1/8, 1/16 and 1/32.
-    Decoder: four blocks of 256 channels, ``BN(ReLU(concat(transposed convolution of the deeper map, 1×1 convolution of the
-    skip)))``, then a transposed convolution to 32 channels, BN, ReLU and the 1×1 head. The keys of ``encoder`` are
+    Decoder: four blocks of 256 channels, ``BN(ReLU(concat(transposed convolution of the deeper map, 1×1 convolution of
+    the skip)))``, then a transposed convolution to 32 channels, BN, ReLU and the 1×1 head. The keys of ``encoder`` are
     those of torchvision's ResNet.
 
     Args:

@@ -51,7 +51,7 @@ def channel_masks(label: torch.Tensor, channels: int, activation: str, regions: 
 
 
 class ShapeMoments:
-    """Means over images of each channel's size, centroid and spread; every image counts once, with any number of windows."""
+    """Means over images of each channel's size, centroid and spread; every image counts once, whatever its windows."""
 
     def __init__(self) -> None:
         self._sizes: list[torch.Tensor] = []
@@ -59,7 +59,7 @@ class ShapeMoments:
         self._spreads: list[torch.Tensor] = []
 
     def add(self, masks: torch.Tensor) -> None:
-        """Add one image's windows ``(N, C, ...)`` of 0 and 1; centroid and spread leave out channels without foreground."""
+        """Add one image's windows ``(N, C, ...)`` of 0 and 1; channels without foreground only get a size."""
         sizes, *moments = soft_moments(masks)
         self._sizes.append(sizes.mean(0).cpu())
         # An empty channel has no centroid: nanmean skips its windows.

@@ -45,7 +45,7 @@ def prepare(
 ) -> int:
     """Take what methods need beyond images from the source set, and write it to one file.
 
-    What cannot be prepared, such as class sizes without labels, is reported and left out. All images are kept in memory.
+    What cannot be prepared, such as class sizes without labels, is reported and left out. Images are kept in memory.
 
     Args:
         bundle: folder of the bundle.

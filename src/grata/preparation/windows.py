@@ -1,4 +1,4 @@
-"""The parts of an image that the network gets: the whole image, or the inferer's windows with the largest foreground."""
+"""The parts of an image that the network gets: the whole, or the inferer's windows with the largest foreground."""
 
 from __future__ import annotations
 

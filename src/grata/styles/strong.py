@@ -1,6 +1,6 @@
 """GraTa's strong view: brightness, contrast, gamma of the negative, noise and blur, drawn per sample and per channel.
 
-The transforms take one sample ``(C, H, W)`` or ``(C, D, H, W)`` and one value for each channel; none writes into its input.
+The transforms take one sample ``(C, H, W)`` or ``(C, D, H, W)`` and one value for each channel; none changes its input.
 """
 
 from __future__ import annotations
