@@ -2,8 +2,8 @@
 
     python scripts/code_blocks.py
 
-`tests/docs` runs blocks of Python and bash, and reads YAML and JSON. A block that cannot be run has a comment on the
-line before it:
+`tests/docs` runs blocks of Python and bash, and reads YAML, JSON and TOML. A block that cannot be run has a comment on
+the line before it:
 
     <!-- not run: needs public data -->
 """
@@ -18,7 +18,7 @@ from textwrap import dedent
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "bundles/*/docs/README.md")
-LANGUAGES = {"python": "run", "bash": "run", "yaml": "read", "json": "read", "text": "shown"}
+LANGUAGES = {"python": "run", "bash": "run", "yaml": "read", "json": "read", "toml": "read", "text": "shown"}
 FENCE = re.compile(r"^ *```(.*)$")
 MARKER = re.compile(r"^ *<!-- *not run\b:?(.*?)-->$")
 

@@ -33,10 +33,8 @@ def docstrings(tree):
 
 
 def test_entries_are_found():
-    text = (
-        "Return it.\n\nArgs:\n    a: of a thing,\n        of two lines\n    *b: the rest: all\n\nReturns:\n    c: of it"
-    )
-    assert list(entries(text)) == [("a", "of a thing,")]
+    text = "Return it.\n\nArgs:\n    a: of a thing,\n        of two lines\n    b: rest: all\n\nReturns:\n    c: of it"
+    assert list(entries(text)) == [("a", "of a thing,"), ("b", "rest: all")]
     assert list(entries("Attributes:\n    seed, lr: seed of it\n")) == [("seed, lr", "seed of it")]
 
 

@@ -12,6 +12,7 @@ import runpy
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 CODE_BLOCKS = runpy.run_path(str(ROOT / "scripts" / "code_blocks.py"))
 BLOCKS = CODE_BLOCKS["blocks"]()
 HIPPOCAMPUS = "bundles/hippocampus_mri_segmentation"
-# What commands stand in for: names that are on the path in an environment where grata is installed.
+READERS = {"yaml": yaml.safe_load, "json": json.loads, "toml": tomllib.loads}
+# Commands on the path of an environment where grata is installed.
 COMMANDS = {
     "python": 'exec {python} "$@"',
     "python3": 'exec {python} "$@"',
@@ -162,9 +164,9 @@ def targets(node):
             yield from targets(value)
 
 
-@pytest.mark.parametrize("block", of("read", "yaml", "json"), ids=lambda block: block.name)
+@pytest.mark.parametrize("block", of("read", *READERS), ids=lambda block: block.name)
 def test_configurations_of_a_page_can_be_read(block, tmp_path):
-    content = (yaml.safe_load if block.language == "yaml" else json.loads)(block.text)
+    content = READERS[block.language](block.text)
     assert content
     for node in targets(content):
         found = pydoc.locate(node["_target_"])

@@ -1,4 +1,4 @@
-"""What was learned: saved, put back onto the same source weights, kept by site or scanner, merged into checkpoints.
+"""Adaptations: saved, put back onto the same source weights, kept by site or scanner, merged into checkpoints.
 
 Names are imported when they are first used, so that a bank can be listed without torch.
 """

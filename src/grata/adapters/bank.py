@@ -95,7 +95,7 @@ class AdapterBank:
         return self.path / f"{entry}.safetensors"
 
     def entries(self) -> list[str]:
-        """Names of all entries, damaged ones as well. Other files, such as weights, are none."""
+        """Return the names of all entries, damaged ones too. Other files, such as weights, are not entries."""
         return sorted(path.stem for path in self.path.glob("*.safetensors") if _is_entry(path))
 
     def read(self, entry: str) -> Adaptation:

@@ -1,4 +1,4 @@
-"""What ``python -m grata bank`` does."""
+"""The command ``grata bank``."""
 
 from __future__ import annotations
 

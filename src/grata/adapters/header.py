@@ -1,4 +1,4 @@
-"""What the file of a saved adaptation says of itself, read and checked without torch."""
+"""Header of a saved adaptation, read and checked without torch."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ _TORCH = {
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What there is to know of a saved adaptation, but for its state.
+    """A saved adaptation without its state.
 
     Attributes:
         method: name of the method.
-        settings: the settings that the state holds for, by name, as text.
-        reset: the reset policy.
+        settings: settings that the state belongs to, by name, as text.
+        reset: reset policy.
         network: class of the network.
         source: SHA-256 of the source weights, see :func:`grata.prepared.network_digest`.
-        entry: what the adaptation is for, by ``site`` or DICOM keyword; empty: neither is known.
-        cases: number of cases it has seen; not which.
-        batches: number of batches it has adapted to since the source.
-        parameters: count of the adapted numbers.
+        entry: site or scanner of the adaptation, by ``site`` or DICOM keyword; empty: both are unknown.
+        cases: number of cases so far; their names are not kept.
+        batches: number of batches since the source network.
+        parameters: number of adapted values.
         parameter_change: distance from the source, ``l2`` and ``relative``.
-        batch_statistics: whether predictions take statistics of the batch in place of the network's running ones.
-        predicts_by: the part of the state that a plain network predicts by; None: weights alone do not predict as the
+        batch_statistics: whether predictions use the statistics of the batch instead of the running ones.
+        predicts_by: part of the state that a plain network predicts with; None: weights alone do not predict as the
             method does.
-        names: names of each adapted parameter in the network's state dict: several where layers share it, none where
-            it was attached.
-        attached: names that attached parameters would have in the state dict if the layers had them by themselves.
+        names: names of each adapted parameter in the network's state dict: several if layers share it, none if it was
+            attached.
+        attached: names that attached parameters would have in the state dict if the layers had them themselves.
         version: version of this package.
     """
 
@@ -87,7 +87,7 @@ class Header:
 
     @property
     def card(self) -> dict[str, Any]:
-        """All that a person may want to read of it, ready for JSON; nothing of any case."""
+        """Readable description, ready for JSON, with nothing about any case."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(Header)}
         del fields["names"], fields["attached"]
         return {**fields, "attached": sum(map(len, self.attached.values()))}
@@ -171,7 +171,7 @@ def is_other(path: Path) -> bool:
 
 
 def _metadata(data: bytes) -> Mapping[str, str] | None:
-    """The metadata of a safetensors file, which begins with the length of its JSON header in eight bytes."""
+    """Return the metadata of a safetensors file, whose first eight bytes hold the length of its JSON header."""
     length = int.from_bytes(data[:8], "little")
     found: Mapping[str, str] | None = json.loads(data[8 : 8 + length]).get("__metadata__")
     return found

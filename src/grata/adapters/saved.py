@@ -1,4 +1,4 @@
-"""What was learnt, in a small file beside a readable card: put back onto the same source weights only."""
+"""Saved adaptations: a small file beside a readable card, which fits the same source weights only."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Adaptation(Header):
-    """What a method has learned on one set of source weights, with all it needs to go on in another process.
+    """The adaptation of a method on one set of source weights, with all it needs to go on in another process.
 
     Attributes:
-        state: state of the method, see :meth:`grata.methods.Method.state_dict`. The others are in :class:`Header`.
+        state: state of the method, see :meth:`grata.methods.Method.state_dict`. :class:`Header` has the others.
     """
 
     state: Mapping[str, Any]
@@ -89,7 +89,7 @@ class Adaptation(Header):
 
     @property
     def learnt(self) -> dict[str, torch.Tensor]:
-        """Values of the adapted parameters that are predicted with, by name; of a teacher where there is one."""
+        """Adapted parameters that predict, by name; those of the teacher if the method has one."""
         return self.state[self.predicts_by or "parameters"] or self.state["parameters"]
 
     @property

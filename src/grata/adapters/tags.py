@@ -19,7 +19,7 @@ SCANNER = ("Manufacturer", "ManufacturerModelName", "StationName", "MagneticFiel
 """DICOM keywords that distinguish scanners."""
 
 # In DICOM's order.
-_DEVICE: tuple[str, ...] = (
+_DEVICE = (
     *("Modality", "Manufacturer", "InstitutionName", "StationName", "InstitutionalDepartmentName"),
     *("ManufacturerModelName", "ScanningSequence", "SequenceVariant", "MRAcquisitionType", "SliceThickness"),
     *("KVP", "MagneticFieldStrength", "DeviceSerialNumber", "SoftwareVersions", "ConvolutionKernel"),

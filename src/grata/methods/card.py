@@ -25,13 +25,13 @@ class Card:
     """A method in the registry.
 
     Args:
-        title: as the paper calls it.
+        title: name of the method in its paper.
         reference: authors, venue and, where there is one, arXiv number.
-        year: of its publication.
+        year: year of its publication.
         rule: one line on what it does.
         changes: what it changes in the network; ``nothing`` when it does not.
         needs: keys of :data:`NEEDS`.
-        spatial_dims: of the images that it takes.
+        spatial_dims: numbers of spatial dimensions of the images that it takes.
         episodic: whether it starts from the source network again for every case, as its paper has it; else it is
             online.
         forwards: calls of the network for one batch in :meth:`Method.adapt` and the prediction after it, at the default
