@@ -87,7 +87,7 @@ def test_the_version(run):
         (("nnunet", "a", "b", "c", "--tile_step_size", "half"), "tile_step_size: must be a finite number, got 'half'."),
         (("benchmark", "f", "--limmit", "3"), "--limmit: there is no such option. Did you mean --limit?"),
         (("prepare", "b", "d", "--images", "few"), "images: must be a whole number of at least 1, got 'few'."),
-        (("bank", "lists", "x"), "bank: there is no action 'lists'. Did you mean list?"),
+        (("bank", "lists", "x"), "bank: there is no 'lists'. The actions are list, inspect, export, reset."),
         (("bank", "list", "nowhere"), "bank: nowhere does not exist. Name the folder of a bank."),
         (("bank", "reset", "x", "y", "--all", "perhaps"), "all: must be true or false, got 'perhaps'."),
     ],
@@ -99,17 +99,8 @@ def test_what_is_wrong_is_one_line(run, words, message):
 
 def test_values_of_nnunet(run, called):
     words = ["--folds", "0,1", "--overwrite", "false", "--save-probabilities", "--settings", "{'lr': 0.1}"]
-    words += [
-        "--windows#uncertain=4",
-        "--settings#views",
-        "null",
-        "--site",
-        "12",
-        "--device",
-        "'cpu'",
-        "--bank",
-        "null",
-    ]
+    words += ["--windows#uncertain=4", "--settings#views", "null", "--site", "12", "--device", "'cpu'"]
+    words += ["--bank", "null"]
     assert run("nnunet", "M", "I", *words, "--output", "O", "--tile_step_size", "1")[0] == 0
     assert called == [
         (
