@@ -24,7 +24,6 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
-import itertools
 import math
 import sys
 import textwrap
@@ -323,15 +322,14 @@ def numbers(
     words = f"list of {length or 'one or more'} numbers{bounds and ', each ' + bounds}{', increasing' * increasing}"
 
     def check(value: Any) -> Any:
-        wrong = GrataError(f"must be a {words}, got {value!r}.")
         if isinstance(value, str) or not isinstance(value, Sequence) or not value or length not in (None, len(value)):
-            raise wrong
+            raise GrataError(f"must be a {words}, got {value!r}.")
         try:
             checked = [check_number(item, at_least, None, at_most, below) for item in value]
         except GrataError:
-            raise wrong from None
-        if increasing and any(a > b for a, b in itertools.pairwise(checked)):
-            raise wrong
+            raise GrataError(f"must be a {words}, got {value!r}.") from None
+        if increasing and checked != sorted(checked):
+            raise GrataError(f"must be a {words}, got {value!r}.")
         return kept_as(checked if convert else value)
 
     return Setting(default, help, check, words, in_state=in_state)
@@ -477,13 +475,7 @@ class _Declared:
         Raises:
             GrataError: a setting is not known, missing, not taken, or out of range.
         """
-        places = [item.key for item in self._parameters() if item.positional or self._by_position]
-        if len(args) > len(places):
-            raise TypeError(f"{type(self).__name__} takes {len(places)} positional arguments, {len(args)} were given")
-        values = dict(zip(places, args, strict=False))
-        if twice := values.keys() & given.keys():
-            raise TypeError(f"{type(self).__name__} got several values for {min(twice)}")
-        values |= given
+        values = self._by_key(args, given)
         self._refuse_unknown(values)
         items = {item.key: item for item in self._parameters()}
         checked = {key: items[key].value(value) for key, value in values.items()}
@@ -493,6 +485,16 @@ class _Declared:
         for key, item in items.items():
             value = checked[key] if key in checked else item.value(item.default_value())
             object.__setattr__(self, item.name, value)
+
+    def _by_key(self, args: tuple[Any, ...], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the constructor by their keys, as Python itself would assign them."""
+        places = [item.key for item in self._parameters() if item.positional or self._by_position]
+        if len(args) > len(places):
+            raise TypeError(f"{type(self).__name__} takes {len(places)} positional arguments, {len(args)} were given")
+        values = dict(zip(places, args, strict=False))
+        if twice := values.keys() & given.keys():
+            raise TypeError(f"{type(self).__name__} got several values for {min(twice)}")
+        return values | dict(given)
 
     @classmethod
     def _refuse_missing(cls, item: Setting) -> None:
@@ -583,12 +585,10 @@ def chosen(given: Any, table: Mapping[str, Callable[..., T]], kind: type[T], key
     """
     if isinstance(given, kind):
         return given
-    settings = {"name": given} if isinstance(given, str) else given
-    name = settings.get("name") if isinstance(settings, Mapping) else None
-    if not isinstance(name, str) or name not in table:
-        hint = did_you_mean(name, table) if isinstance(name, str) else ""
+    name, options = _name_and_options(given)
+    if name not in table:
+        hint = did_you_mean(name, table) if name else ""
         raise GrataError(f"there is no {what} {given!r}; there are {', '.join(table)}.{hint and ' ' + hint}", key)
-    options = {option: value for option, value in settings.items() if option != "name"}
     made = table[name]
     if isinstance(made, type) and issubclass(made, _Declared):
         made._refuse_unknown(options, key)
@@ -596,6 +596,15 @@ def chosen(given: Any, table: Mapping[str, Callable[..., T]], kind: type[T], key
         return made(**options)
     except GrataError as error:
         raise error.under(key) from error
+
+
+def _name_and_options(given: Any) -> tuple[str, dict[str, Any]]:
+    """Return the name and settings in what a configuration says; an empty name where it says none."""
+    if isinstance(given, str):
+        return given, {}
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        return "", {}
+    return given["name"], {option: value for option, value in given.items() if option != "name"}
 
 
 def check_number(
@@ -616,17 +625,22 @@ def check_number(
     )
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise wrong
-    inside = (
+    if why and value in (above, below):
+        raise GrataError(f"must be {range_in_words(None, above, None, below)}, {why}, got {value!r}.")
+    if not _is_inside(value, at_least, above, at_most, below):
+        raise wrong
+    return float(value)
+
+
+def _is_inside(
+    value: float, at_least: float | None, above: float | None, at_most: float | None, below: float | None
+) -> bool:
+    return (
         (at_least is None or value >= at_least)
         and (above is None or value > above)
         and (at_most is None or value <= at_most)
         and (below is None or value < below)
     )
-    if inside:
-        return float(value)
-    if why and value in (above, below):
-        raise GrataError(f"must be {range_in_words(None, above, None, below)}, {why}, got {value!r}.")
-    raise wrong
 
 
 def check_count(value: Any, at_least: int = 1, or_null: bool = False) -> int:

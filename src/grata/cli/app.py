@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -152,14 +152,18 @@ def _grammar(name: str, parameters: Sequence[Any]) -> Grammar:
     options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
     return Grammar(
         name,
-        tuple(parameter.name for parameter in arguments),
-        tuple(parameter.name for parameter in options),
-        required=tuple(parameter.name for parameter in arguments if parameter.required),
-        switches=tuple(parameter.name for parameter in options if parameter.metavar == SWITCH.placeholder),
+        _names(arguments),
+        _names(options),
+        required=_names(parameter for parameter in arguments if parameter.required),
+        switches=_names(parameter for parameter in options if parameter.metavar == SWITCH.placeholder),
         by_position=command.by_position,
         nested=command.nested,
         others=command.others,
     )
+
+
+def _names(parameters: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(parameter.name for parameter in parameters)
 
 
 def _in_words(error: Exception) -> str:

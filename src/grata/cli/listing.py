@@ -56,15 +56,15 @@ def select(
     _check("mode", mode, lambda value: check_choice(value, _MODES))
     _check("backwards", backwards, check_flag)
     _check("prepared", prepared, check_flag)
-    return [
-        method
-        for method in methods.values()
-        if (changes is None or str(changes).lower() in method.changes.lower())
-        and (mode is None or method.episodic == (mode == "episodic"))
-        and (spatial_dims is None or spatial_dims in method.spatial_dims)
-        and (backwards is None or bool(method.backwards) == backwards)
-        and (prepared is None or bool(method.prepared) == prepared)
-    ]
+    filters: dict[str, tuple[Any, Callable[[MethodEntry], bool]]] = {
+        "changes": (changes, lambda method: str(changes).lower() in method.changes.lower()),
+        "mode": (mode, lambda method: method.episodic == (mode == "episodic")),
+        "spatial_dims": (spatial_dims, lambda method: spatial_dims in method.spatial_dims),
+        "backwards": (backwards, lambda method: bool(method.backwards) == backwards),
+        "prepared": (prepared, lambda method: bool(method.prepared) == prepared),
+    }
+    asked = [fits for value, fits in filters.values() if value is not None]
+    return [method for method in methods.values() if all(fits(method) for fits in asked)]
 
 
 def find(methods: Mapping[str, MethodEntry], name: str) -> MethodEntry:

@@ -66,6 +66,15 @@ def spelled(given: Sequence[str], grammar: Grammar) -> tuple[list[str], dict[str
     """
     if any(word in _HELP for word in given):
         return ["--help"], {}
+    named, others, values = _read(given, grammar)
+    _place(values, named, grammar)
+    options = [f"--{name}={value}" for name, value in named.items() if name in grammar.options]
+    positional = [named[name] for name in grammar.arguments if name in named]
+    return [*options, *(["--", *positional] if positional else [])], others
+
+
+def _read(given: Sequence[str], grammar: Grammar) -> tuple[dict[str, str], dict[str, Any], list[str]]:
+    """Return the declared options, the other options and the values without a name, in the order of the line."""
     named: dict[str, str] = {}
     others: dict[str, Any] = {}
     values: list[str] = []
@@ -75,20 +84,22 @@ def spelled(given: Sequence[str], grammar: Grammar) -> tuple[list[str], dict[str
         if not _is_flag(word):
             values.append(word)
             continue
-        key, equals, value = word.lstrip("-").partition("=")
-        bare = not equals and (not rest or _is_flag(rest[0]))
-        if not equals:
-            value = "true" if bare else rest.pop(0)
-        name, negated = _name(key.replace("-", "_"), bare, grammar)
-        value = "false" if negated else value
+        name, value = _option(word, rest, grammar)
         if name in grammar.names:
             named[name] = value
         else:
             others[name] = literal(value)
-    _place(values, named, grammar)
-    options = [f"--{name}={value}" for name, value in named.items() if name in grammar.options]
-    positional = [named[name] for name in grammar.arguments if name in named]
-    return [*options, *(["--", *positional] if positional else [])], others
+    return named, others, values
+
+
+def _option(word: str, rest: list[str], grammar: Grammar) -> tuple[str, str]:
+    """Return name and value of the option ``word``, whose value may be the first of ``rest``, which is then taken."""
+    key, equals, value = word.lstrip("-").partition("=")
+    bare = not equals and (not rest or _is_flag(rest[0]))
+    if not equals:
+        value = "true" if bare else rest.pop(0)
+    name, negated = _name(key.replace("-", "_"), bare, grammar)
+    return name, "false" if negated else value
 
 
 def literal(text: str) -> Any:
@@ -124,10 +135,14 @@ def _name(key: str, bare: bool, grammar: Grammar) -> tuple[str, bool]:
         return negated, True
     if grammar.others:
         return key, False
-    if len(key) == 1 and len(found := [name for name in grammar.names if name[0] == key]) == 1:
-        return found[0], False
+    if len(beginning := _beginning_with(key, grammar)) == 1:
+        return beginning[0], False
     hint = did_you_mean(head, grammar.names, f"grata {grammar.command} --help lists all.", prefix="--")
     raise GrataError(f"there is no such option. {hint}", f"--{key}")
+
+
+def _beginning_with(letter: str, grammar: Grammar) -> list[str]:
+    return [name for name in grammar.names if name[0] == letter]
 
 
 def _place(values: Sequence[str], named: dict[str, str], grammar: Grammar) -> None:
