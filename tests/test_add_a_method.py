@@ -15,7 +15,7 @@ PAGE = ROOT / "docs" / "add-a-method.md"
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
-    """A copy of the sources with the page's three files in it, and nothing else changed."""
+    """A copy of the sources with the page's two files in it, and what is generated from them."""
     folder = tmp_path_factory.mktemp("with_method")
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "src", folder / "src", ignore=ignored)
@@ -23,12 +23,21 @@ def copied(tmp_path_factory):
     (folder / "tests" / "methods").mkdir(parents=True)
     for name in ("conftest.py", "methods/test_contract.py"):
         shutil.copyfile(ROOT / "tests" / name, folder / "tests" / name)
-    shutil.copyfile(ROOT / "pyproject.toml", folder / "pyproject.toml")
+    (folder / "docs").mkdir()
+    (folder / "scripts").mkdir()
+    for name in ("pyproject.toml", "docs/methods.md", "scripts/generate.py"):
+        shutil.copyfile(ROOT / name, folder / name)
     files = re.findall(r"^## [^\n]*`(\S+)`\n(?:.*?)```\w+\n(.*?)```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert [Path(name).suffix for name, _ in files] == [".py", ".yaml", ".py"]
+    assert [Path(name).suffix for name, _ in files] == [".py", ".py"]
     for name, text in files:
         assert not (folder / name).exists(), "the example is of a method that is there"
         (folder / name).write_text(text)
+    environment = os.environ | {"PYTHONPATH": str(folder / "src")}
+    command = [sys.executable, str(folder / "scripts" / "generate.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = {"src/grata/methods/catalogue.json", "docs/methods.md", "configs/methods/pseudo_label.yaml"}
+    assert {line.split()[0] for line in done.stdout.splitlines()} == names
     return folder
 
 
@@ -52,10 +61,11 @@ def test_its_own_test_and_the_contract_pass(copied):
     assert "test_pseudo_label.py" in out and "test_contract.py" in out
 
 
-def test_it_is_listed_described_and_in_the_readmes_table(copied):
+def test_it_is_listed_described_and_in_the_tables(copied):
     assert "pseudo_label" in run(copied, "grata", "methods")
-    assert "threshold" in run(copied, "grata", "methods", "pseudo_label")
+    assert "least confidence t of a voxel" in " ".join(run(copied, "grata", "methods", "pseudo_label").split())
     assert "configs/methods/pseudo_label.yaml" in run(copied, "grata", "methods", "--form", "readme")
+    assert "configs/methods/pseudo_label.yaml" in (copied / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 def test_a_bundle_runs_with_it(copied, bundle):

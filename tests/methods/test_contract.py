@@ -9,6 +9,7 @@ import torch
 import yaml
 from monai.networks.nets import UNet
 
+from grata import catalogue
 from grata.methods import METHODS, NEEDS, create, settings_of
 from grata.networks import AuxiliaryHeads
 from grata.prepared import Prepared, network_digest
@@ -273,7 +274,7 @@ def test_the_overlay_selects_the_method_and_holds_its_defaults(name):
     for key, value in overlay["settings"].items():
         default = list(defaults[key]) if isinstance(defaults[key], tuple) else defaults[key]
         assert value == default or (value == {} and default is None), key
-    own = {key for key in vars(METHODS[name])["__init__"].__kwdefaults__ or {} if key != "prepared"}
+    own = set(catalogue.build()[name].own) - {"prepared"}
     assert own <= overlay["settings"].keys()
 
 
@@ -284,7 +285,7 @@ def test_the_card_tells_who_wrote_it_and_what_it_needs(name):
     assert card.title and card.reference and card.rule and card.changes
     assert set(card.needs) <= NEEDS.keys()
     if card.prepared:
-        assert "prepared" in vars(METHODS[name])["__init__"].__kwdefaults__
+        assert "prepared" in settings_of(name)
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.card.prepared])
