@@ -44,7 +44,7 @@ class CoTTA(GradientMethod):
       for 10 classes, and was set from the 5 % quantile of the confidence on source images; its segmentation uses 0.69
       for 19 classes.
     - An augmentation is a flip or quarter turn, which is inverted exactly, followed by a strong photometric view. The
-      photometric view stands for the colour jitter, noise and blur of the paper's 32 augmentations for classification.
+      photometric view corresponds to the colour jitter, noise and blur of the paper's 32 for classification.
       The paper's augmentations for segmentation, seven scales and a flip, would need networks that accept any size, and
       would resample each prediction twice.
     - ŷ is soft, as in the paper's equation; the authors' code for segmentation uses the hard label.
