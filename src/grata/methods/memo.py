@@ -34,8 +34,8 @@ class MEMO(GradientMethod):
     inverted exactly. The entropy is over the classes (softmax) or of each channel (sigmoid), averaged over voxels.
 
     The gradient is computed by the chain rule through the mean, with the memory of one augmentation. A first pass
-    without gradients gives p̄ and ``∂H/∂p̄``. A second pass draws the same N augmentations again, from the same state of
-    the generator, and adds up ``⟨∂H/∂p̄, ∂p_a/∂θ⟩/N``.
+    without gradients gives p̄ and ``∂H/∂p̄``. A second pass draws the same N augmentations again from the same state
+    of the generator, and adds up ``⟨∂H/∂p̄, ∂p_a/∂θ⟩/N``.
 
     The paper uses 32 or 64 augmentations. In networks with batch normalization it mixes the batch's statistics into the
     source's with weight 1/17 (a prior of 16 images). An image to segment has many more positions than an image to

@@ -68,8 +68,8 @@ class PredictiveMethod(Method):
         default=None,
         of=ENTROPIES,
         optional=True,
-        help="formula of the entropy: binary is Shannon's entropy of each sigmoid channel; plogp omits the complement's "
-        "term, and is Shannon's entropy over softmax classes; null: binary for sigmoid, plogp for softmax",
+        help="formula of the entropy: binary is Shannon's entropy of each sigmoid channel; plogp omits the term of the "
+        "complement, and is Shannon's entropy over softmax classes; null: binary for sigmoid, plogp for softmax",
     )
     batch_statistics: float | Rule | str = setting(
         default=1.0,
@@ -127,7 +127,7 @@ class PredictiveMethod(Method):
         return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
 
     def _precision(self, x: torch.Tensor, autocast: str | torch.dtype | None = None) -> torch.autocast:
-        """Return the precision of a forward: the given one, or else the method's, or else the surrounding autocast's."""
+        """Return the precision of a forward: the given one, else the method's, else the surrounding autocast's."""
         device, dtype = x.device.type, autocast or self.autocast
         if isinstance(dtype, torch.dtype):
             return torch.autocast(device, dtype=dtype)
