@@ -1,4 +1,4 @@
-"""The contract that every method keeps, and what methods share."""
+"""The base class of all methods: its contract and the code that methods share."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ SKIPPED = "step_skipped"
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """What one call of ``adapt`` did.
+    """Record of one call of ``adapt``.
 
     Attributes:
-        flags: names of what was out of the ordinary, e.g. ``non_finite_loss``; empty when all went well.
-        reset: whether the method started from the source network again before this batch.
+        flags: names of unusual events, e.g. ``non_finite_loss``; empty when there were none.
+        reset: whether the method returned to the source network before this batch.
     """
 
     flags: tuple[str, ...] = ()
@@ -45,24 +45,25 @@ class StepRecord:
 class Method(Remembers, KeywordSettings, ABC):
     """A test-time adaptation method for one network.
 
-    Constructing a method changes nothing. The first :meth:`adapt` takes the network's present weights as the source,
-    puts it into evaluation mode, switches its batch normalization to the method's statistics and lets gradients be
-    computed for the adapted parameters alone; :meth:`restore` undoes all of that.
+    Constructing a method does not change the network. The first :meth:`adapt` takes the network's present weights as
+    the source, puts the network into evaluation mode, switches its batch normalization to the method's statistics and
+    enables gradients for the adapted parameters only. :meth:`restore` undoes all of that.
 
-    A subclass declares its settings (:mod:`grata.settings`) and what it remembers (:class:`Remembered`), and writes the
-    hooks that it needs, in this order: :meth:`_collect` (what it changes), :meth:`_rule` (which statistics it
-    normalizes by), :meth:`_setup` (the rest of the construction), :meth:`_adapt` (one update).
+    A subclass declares its settings (:mod:`grata.settings`) and the values that it remembers (:class:`Remembered`). It
+    overrides the hooks that it needs, which are called in this order: :meth:`_collect` (what it changes), :meth:`_rule`
+    (which statistics it normalizes by), :meth:`_setup` (the rest of the construction), :meth:`_adapt` (one update).
 
     Attributes:
         name: name of the method in configurations.
-        card: what the method is, for tables.
-        learns: whether ``adapt`` looks at the images; if not, any call only switches the network's statistics.
-        predicts_by: part of its state that a plain network predicts by as the method does; None: no weights alone do.
-        attached: affine parameters that :func:`grata.methods.create` attached to the network for it; None: none were.
+        card: description of the method, for tables.
+        learns: whether ``adapt`` looks at the images; if not, a call only switches the network's statistics.
+        predicts_by: key of the weights in the method's state with which a plain network predicts as the method does;
+            None: there are no such weights.
+        attached: affine parameters that :func:`grata.methods.create` attached to the network; None: none were.
         given: the network as it was given.
-        parameters: what the method changes, by name.
-        policy: policy that says when to start from the source network again.
-        batches: number of batches that it has adapted to since the source.
+        parameters: parameters or buffers that the method changes, by name.
+        policy: policy that decides when to return to the source network.
+        batches: number of batches adapted to since the source.
 
     Raises:
         GrataError: a setting is not known or out of range, the parameters are too coarse to take small steps, or the
@@ -104,7 +105,7 @@ class Method(Remembers, KeywordSettings, ABC):
         self._setup()
 
     def _check_network(self) -> None:
-        """Raise :class:`GrataError` where the method does not fit the network, before anything is made of it."""
+        """Raise :class:`GrataError` where the method does not fit the network; called first in the construction."""
 
     def _collect(self) -> dict[str, Any]:
         """Return what the method changes, parameters or buffers, by their names in the network."""
@@ -115,7 +116,7 @@ class Method(Remembers, KeywordSettings, ABC):
         return 1.0
 
     def _setup(self) -> None:
-        """Finish the construction; settings, network, parameters and statistics are in place."""
+        """Finish the construction; settings, network, parameters and statistics are already set."""
 
     @classmethod
     def _words(cls) -> str:
@@ -123,11 +124,11 @@ class Method(Remembers, KeywordSettings, ABC):
 
     @classmethod
     def check_settings(cls, settings: Iterable[str], key: str = "settings") -> None:
-        """Raise :class:`GrataError` for a setting that the method does not have, naming the one that may be meant.
+        """Raise :class:`GrataError` for a setting that the method does not have, with the most similar name.
 
         Args:
             settings: names of settings.
-            key: key that they stand under, for the message.
+            key: configuration key of the settings, for the message.
         """
         cls._refuse_unknown(settings, key)
 
@@ -147,16 +148,16 @@ class Method(Remembers, KeywordSettings, ABC):
 
     @property
     def uses_batch_statistics(self) -> bool:
-        """Whether the method predicts by statistics of the batch where the network by itself has running ones."""
+        """Whether the method predicts with the batch's statistics where the network itself uses running ones."""
         return bool(self._statistics.layers) and self._statistics.mix != 0.0
 
     def begin_case(self, site: str | None = None) -> None:
-        """Begin a case: start from the source network again where the reset policy says so.
+        """Begin a case: return to the source network if the reset policy asks for it.
 
-        :meth:`adapt` does this by itself; call it before measuring the network's uncertainty on a new case.
+        :meth:`adapt` calls this itself. Call it before measuring the network's uncertainty on a new case.
 
         Args:
-            site: name of the site that the case comes from.
+            site: name of the case's site.
         """
         if self.policy.due(self, site):
             started = self.batches > 0
@@ -169,11 +170,11 @@ class Method(Remembers, KeywordSettings, ABC):
 
         Args:
             images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, any float dtype, on the network's device; not changed.
-            same_case: whether these images belong to the case that has begun, so that the reset policy is not asked.
-            site: name of the site that the images come from, for policies that ask for it.
+            same_case: whether these images belong to the present case; if so, the reset policy is not asked.
+            site: name of the images' site, for policies that use it.
 
         Returns:
-            The record of what was done; its flags say whether the step was skipped.
+            The record of the call; its flags show whether the step was skipped.
         """
         if not same_case:
             self.begin_case(site)
@@ -191,19 +192,20 @@ class Method(Remembers, KeywordSettings, ABC):
 
     @abstractmethod
     def _adapt(self, images: torch.Tensor) -> StepRecord:
-        """Take one online update; the network is active, in evaluation mode, and ``images`` is a plain tensor."""
+        """Make one update; the network is active and in evaluation mode, and ``images`` is a plain tensor."""
 
     def uncertainty(self, images: torch.Tensor) -> torch.Tensor:
-        """Return how unsure the present network is of each image ``(B, C, ...)``: shape ``(B,)``, higher is less sure.
+        """Return the present network's uncertainty for each image of ``(B, C, ...)``: shape ``(B,)``, higher is less
+        certain.
 
         Raises:
-            NotImplementedError: the method learns, but has no measure of uncertainty: it cannot choose windows by it.
+            NotImplementedError: the method has no measure of uncertainty, so that windows cannot be chosen by it.
         """
         raise NotImplementedError(f"{type(self).__name__} has no measure of uncertainty")
 
     def restore(self) -> None:
-        """Bring back the source network, exactly: parameters, statistics, modes, and the method as if just
-        constructed.
+        """Restore the source network exactly (parameters, statistics, modes), and reset the method to its state after
+        construction.
         """
         self.generator.manual_seed(self._seed)
         self._was_reset = False
@@ -223,17 +225,18 @@ class Method(Remembers, KeywordSettings, ABC):
             module.training = training
 
     def reassert(self) -> None:
-        """Write the adapted parameters again, where weights were loaded over them since; nothing before the first
-        batch.
+        """Write the adapted parameters into the network again, in case other weights were loaded over them.
+
+        Before the first batch this does nothing.
         """
         if self._active:
             write(self.parameters, self._adapted)
 
     @contextlib.contextmanager
     def source_network(self) -> Iterator[nn.Module]:
-        """Give the network as it was before any adaptation, for a ``with`` block; no gradients inside.
+        """Yield the network as it was before any adaptation, for a ``with`` block without gradients.
 
-        A module around :attr:`network` predicts as the source inside, too.
+        Inside the block, a module that wraps :attr:`network` predicts as the source, too.
         """
         with torch.no_grad():
             if not self._active or self._as_source:
@@ -249,11 +252,16 @@ class Method(Remembers, KeywordSettings, ABC):
                     self._statistics.attach()
 
     def parameter_change(self) -> dict[str, float]:
-        """Return how far the adapted parameters are from the source: Euclidean (``l2``) and relative to its norm."""
+        """Return the distance of the adapted parameters from the source: Euclidean (``l2``), and ``relative`` to the
+        source's norm.
+        """
         return distance(self.parameters, self._source if self._active else self._copy())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that another process needs to go on, bit for bit; safe for ``torch.load(weights_only=True)``."""
+        """Return the state from which another process continues bit for bit.
+
+        It is safe for ``torch.load(weights_only=True)``.
+        """
         return {
             "method": self.name,
             "parameters": self._copy(),
@@ -266,10 +274,10 @@ class Method(Remembers, KeywordSettings, ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``.
+        """Continue from ``state``.
 
         Raises:
-            GrataError: the state is that of another method, another network or other settings; nothing is changed then.
+            GrataError: the state belongs to another method, another network or other settings; nothing is changed then.
         """
         self._check_state(state)
         with torch.inference_mode(False):
@@ -305,7 +313,7 @@ class Method(Remembers, KeywordSettings, ABC):
                 )
 
     def _signature(self) -> dict[str, str]:
-        """Return the settings that a state was made by and holds for, as text: those that are plain values, by name."""
+        """Return, as text by name, the settings that must be equal when a state is loaded: those with plain values."""
         values = {item.key: getattr(self, item.name) for item in self.settings().values() if item.in_state}
         mix = self._statistics.mix
         return {
@@ -338,8 +346,9 @@ class Method(Remembers, KeywordSettings, ABC):
         self._network.eval()
 
     def _plain(self, images: torch.Tensor) -> torch.Tensor:
-        """Return a plain tensor of the network's dtype: metadata tensors slow a step down, and inference tensors cannot
-        enter it.
+        """Return a plain tensor of the network's dtype.
+
+        Metadata tensors slow a step down, and autograd does not accept inference tensors.
         """
         x = images.as_tensor() if hasattr(images, "as_tensor") else images
         if not torch.is_floating_point(x):

@@ -1,4 +1,4 @@
-"""BN-α: statistics between those of the source and those of the batch (NeurIPS 2020)."""
+"""BN-α: source statistics mixed with batch statistics (NeurIPS 2020)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["BNAlpha"]
 
 
 class BNAlpha(Method):
-    """Batch statistics mixed into the source's, nothing learnt (BN-α, Schneider et al., NeurIPS 2020).
+    """Batch statistics mixed into the source's, without learning (BN-α, Schneider et al., NeurIPS 2020).
 
     .. code-block:: text
 
         μ = (1 − α)·μ_source + α·μ_batch,  σ² likewise,  in each batch normalization layer
 
-    The paper's weight of the source is ``N/(N + n)`` for batches of n images and a prior worth of N; α is
-    ``n/(N + n)``. The rule is the same for every task: it looks at no prediction.
+    The paper gives the source the weight ``N/(N + n)``, for batches of n images and a prior that counts as N images;
+    α is ``n/(N + n)``. The rule does not use the prediction, so it is the same for every task.
 
     Raises:
-        GrataError: no layer of the network keeps running statistics, they cannot be mixed, or ``alpha`` is out of
-            range.
+        GrataError: no layer of the network keeps running statistics, the statistics cannot be mixed, or ``alpha`` is
+            out of range.
     """
 
     name = "bn_alpha"
@@ -33,7 +33,7 @@ class BNAlpha(Method):
         reference="Schneider et al., Improving robustness against common corruptions by covariate shift adaptation, "
         "NeurIPS 2020, arXiv:2006.16971",
         year=2020,
-        rule="the batch's statistics are mixed into the running ones, nothing is learnt",
+        rule="the batch's statistics are mixed into the running ones; no parameters are learned",
         changes="mixed statistics",
         needs=("running statistics",),
     )

@@ -1,4 +1,4 @@
-"""What a method is, as data: the registry's record, from which tables are made."""
+"""Descriptions of methods as data: the records of the registry, used to make tables."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ NEEDS: dict[str, str] = {
     "rotation head": "a rotation head trained on the source images",
     "denoising head": "a denoising head trained on the source images",
 }
-"""What a method can need beyond images and a network with its weights."""
+"""Possible requirements of a method beyond images and a network with its weights."""
 
 _PREPARED = ("class sizes", "shape moments", "fisher", "rotation head", "denoising head")
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """A method in the registry.
+    """Description of a method in the registry.
 
     Args:
         title: name of the method in its paper.
         reference: authors, venue and, where there is one, arXiv number.
         year: year of its publication.
-        rule: one line on what it does.
-        changes: what it changes in the network; ``nothing`` when it does not.
-        needs: keys of :data:`NEEDS`.
-        spatial_dims: numbers of spatial dimensions of the images that it takes.
-        episodic: whether it starts from the source network again for every case, as its paper has it; else it is
+        rule: summary of the method in one line.
+        changes: parts of the network that the method changes; ``nothing`` when there are none.
+        needs: requirements of the method, keys of :data:`NEEDS`.
+        spatial_dims: numbers of spatial dimensions of the images that the method accepts.
+        episodic: whether the method returns to the source network for every case, as in its paper; otherwise it is
             online.
-        forwards: calls of the network for one batch in :meth:`Method.adapt` and the prediction after it, at the default
-            settings, whatever the size of what a call is given: views, crops, or the batch.
-        backwards: the same of gradients.
+        forwards: number of network calls for one batch at the default settings, in :meth:`Method.adapt` and the
+            prediction after it; each call counts once, whether its input is a view, a set of crops or the batch.
+        backwards: number of gradient computations, counted in the same way.
     """
 
     title: str
@@ -57,5 +57,5 @@ class Card:
 
     @property
     def prepared(self) -> tuple[str, ...]:
-        """What of its needs is prepared from the source set, by ``python -m grata prepare``."""
+        """The needs that ``python -m grata prepare`` prepares from the source set."""
         return tuple(need for need in self.needs if need in _PREPARED)

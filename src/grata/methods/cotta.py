@@ -1,4 +1,4 @@
-"""CoTTA: continual test-time adaptation by an averaged teacher and stochastic restoring (CVPR 2022)."""
+"""CoTTA: continual test-time adaptation with an averaged teacher and stochastic restoration (CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["CoTTA"]
 
 
 class CoTTA(GradientMethod):
-    """A step towards an averaged teacher, and some weights back to the source's (CoTTA, Wang et al., CVPR 2022).
+    """A step towards an averaged teacher, then a random restoration of weights (CoTTA, Wang et al., CVPR 2022).
 
     .. code-block:: text
 
@@ -35,24 +35,28 @@ class CoTTA(GradientMethod):
         θ  ← M·θ0 + (1 − M)·θ,  M ~ Bernoulli(restore_probability), each weight for itself
         prediction: f_θ'(x)
 
-    Batch statistics throughout, also for anchor and teacher; online. For dense prediction:
+    The method is online. Student, anchor and teacher all use batch statistics. For dense prediction:
 
-    - the choice between the teacher's prediction and the mean over augmentations is made at every voxel, as in the
-      authors' code for segmentation. In their classification one mean confidence decides for a batch; on an image that
-      is mostly background it would always be high, and no augmentation ever used. Confidence is the largest probability
-      (softmax), or ``max(p, 1 − p)`` of each channel (sigmoid). The paper's 0.92 is for 10 classes, and set by the 5 %
-      quantile of the confidence on source images; its segmentation takes 0.69 for 19 classes;
-    - augmentations are flips and quarter turns, taken back exactly, each followed by a strong photometric view: the
-      colour jitter, noise and blur of the paper's 32 for classification. Those of its segmentation, seven scales and a
-      flip, need networks that take any size, and predictions that are resampled twice;
-    - ŷ is soft, as the paper's equation has it; the authors' code for segmentation takes the hard label.
+    - Each voxel chooses between the teacher's prediction and the mean over augmentations, as in the authors' code for
+      segmentation. Their code for classification decides for the whole batch by its mean confidence. On an image that
+      is mostly background this mean would always be high, and augmentations would never be used. Confidence is the
+      largest probability (softmax), or ``max(p, 1 − p)`` of each channel (sigmoid). The paper's threshold of 0.92 is
+      for 10 classes, and was set from the 5 % quantile of the confidence on source images; its segmentation uses 0.69
+      for 19 classes.
+    - An augmentation is a flip or quarter turn, which is inverted exactly, followed by a strong photometric view. The
+      photometric view corresponds to the colour jitter, noise and blur of the paper's 32 for classification.
+      The paper's augmentations for segmentation, seven scales and a flip, would need networks that accept any size, and
+      would resample each prediction twice.
+    - ŷ is soft, as in the paper's equation; the authors' code for segmentation uses the hard label.
 
-    The authors' code averages logits over the augmentations, the paper predictions: here probabilities are. It predicts
-    by ŷ from before the step; here the teacher predicts after it. For segmentation they take Adam at ``lr`` 7.5e-6.
+    The authors' code averages logits over the augmentations, and the paper averages predictions; here probabilities
+    are averaged. The authors' code predicts with ŷ from before the step; here the teacher predicts after the step. For
+    segmentation the authors use Adam at ``lr`` 7.5e-6.
 
-    The anchor is the source weights that are kept anyway for ``restore``, and teacher and anchor are put into the one
-    network for their forwards: between steps one more copy of the parameters is held beside the optimizer's moments,
-    and during a forward the student's as well.
+    The anchor needs no memory of its own: it is the copy of the source weights that ``restore`` needs anyway. Teacher
+    and anchor use the student's network with their weights in place. Between steps, memory holds one more copy of the
+    parameters beside the optimizer's moments; during a forward of teacher or anchor it also holds a copy of the
+    student's parameters.
 
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
@@ -63,8 +67,8 @@ class CoTTA(GradientMethod):
         title="CoTTA",
         reference="Wang et al., Continual test-time domain adaptation, CVPR 2022, arXiv:2203.13591",
         year=2022,
-        rule="cross-entropy to a teacher that is a moving average and averages augmentations where the source is "
-        "unsure; a few weights at random back to the source's",
+        rule="one step down the cross-entropy to a moving-average teacher, which averages augmentations where the "
+        "source is not confident; a few random weights return to the source's",
         changes="all parameters, batch statistics",
         forwards=36,
         backwards=1,
@@ -75,13 +79,13 @@ class CoTTA(GradientMethod):
         default=0.92,
         at_least=0,
         at_most=1,
-        help="confidence of the anchor below which a voxel's target is averaged over augmentations, which are computed "
-        "only where there is such a voxel",
+        help="confidence of the anchor below which a voxel's target is averaged over augmentations; they are computed "
+        "only if there is such a voxel",
     )
     augmentations: int = count(default=32, help="number of augmentations")
     momentum: float = number(default=0.999, at_least=0, at_most=1, help="momentum of the teacher")
     restore_probability: float = number(
-        default=0.01, at_least=0, at_most=1, help="probability of each weight to be the source's again after a step"
+        default=0.01, at_least=0, at_most=1, help="probability that a weight returns to the source's after a step"
     )
 
     def _collect(self) -> dict[str, Any]:
@@ -97,7 +101,7 @@ class CoTTA(GradientMethod):
         return self._prediction_network
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
-        # before the student's forward, whose gradient needs the student's weights to stay where they are
+        # the target comes first: after the student's forward, its weights must stay in place for the gradient
         target = self._target(x)
         return consistency_loss(self._logits(x), target, self.activation)
 
@@ -111,7 +115,9 @@ class CoTTA(GradientMethod):
 
     @torch.no_grad()
     def _target(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the teacher's prediction ``(B, C, ...)``, averaged over augmentations where the anchor is unsure."""
+        """Return the teacher's prediction ``(B, C, ...)``, averaged over augmentations where the anchor is not
+        confident.
+        """
         with in_place(self.parameters, self._source):
             sure = confidence(self._probabilities(x), self.activation) >= self.threshold
         self._notes["kept"] = sure.float().mean().item()
@@ -127,7 +133,7 @@ class CoTTA(GradientMethod):
     @torch.no_grad()
     def _restore_some(self) -> None:
         for name, parameter in self.parameters.items():
-            # drawn where the weights lie, from a seed that the one generator gives
+            # drawn on the weights' device, with a seed from the method's generator
             seed = int(torch.randint(2**62, (1,), generator=self.generator).item())
             on_device = torch.Generator(parameter.device).manual_seed(seed)
             drawn = torch.rand(parameter.shape, generator=on_device, device=parameter.device)

@@ -13,16 +13,17 @@ __all__ = ["DeTTA"]
 
 
 class DeTTA(GradientMethod):
-    """One step down the error of an auxiliary decoder that removes noise (DeTTA, Wen et al., WACV 2024).
+    """One step down the error of an auxiliary denoising decoder (DeTTA, Wen et al., WACV 2024).
 
     .. code-block:: text
 
         L = mean |σ(d(e_θ(x + σ_n·ε))) − x|          ε ~ N(0, 1); d: denoising decoder on the deepest feature
         θ ← Adam(θ, ∇L, lr)                           θ: affine parameters of the normalization layers
 
-    The decoder is trained with the source network in the paper; here it may also be trained afterwards, on the frozen
-    network. Images lie in 0..1, as the sigmoid does. The paper's learning rate of 1e-6 hardly moves anything in one
-    step; it is kept. Nothing of the rule depends on the task: it looks at no prediction.
+    The paper trains the decoder together with the source network; here it may also be trained afterwards, on the frozen
+    network. Images must lie in 0..1, because the decoder ends in a sigmoid. The default is the paper's learning rate of
+    1e-6, which hardly moves the parameters in one step. The rule does not use the prediction, so it is the same for
+    every task.
 
     Raises:
         GrataError: there is no denoising head, a setting is out of range, or the network has nothing to adapt.

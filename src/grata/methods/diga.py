@@ -29,7 +29,7 @@ _AREA: dict[int, Any] = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: 
 
 
 class DIGA(PredictiveMethod):
-    """Statistics and class prototypes guided by the image, without a gradient (DIGA, Wang et al., CVPR 2023).
+    """Statistics and class prototypes adapted to each image without a gradient (DIGA, Wang et al., CVPR 2023).
 
     .. code-block:: text
 
@@ -40,21 +40,21 @@ class DIGA(PredictiveMethod):
                        s = 0.8·s(Q) + 0.2·s(q(x))
         prediction:    p = 0.2·softmax(f(x)) + 0.8·s
 
-    All numbers are those of the authors' code. That takes the running prototypes from the ground truth from the second
-    image on; here they are of the prediction alone, as the paper means it. A class starts with the first image that has
-    confident voxels of it. The code gives a class without a prototype the score 0; structures of few voxels, none of
-    them sure, would be erased by that. Here it keeps its probability in s(·), and the others share the rest by their
-    scores.
+    All numbers are those of the authors' code. From the second image on, that code computes the running prototypes from
+    the ground truth; here they come from the prediction alone, as the paper intends. The prototype of a class starts
+    with the first image that has confident voxels of that class. The authors' code gives a class without a prototype
+    the score 0, which would erase small structures without confident voxels. Here such a class keeps its probability in
+    s(·), and the other classes share the rest in proportion to their scores.
 
-    Dense prediction is what the paper is about; for sigmoid each channel has two prototypes, of its foreground
-    (p ≥ 0.9) and its background (p ≤ 0.1), and is scored between them. The feature is what the last convolution takes
-    that takes more channels than are predicted (the very last one of a residual network may take the logits), or a
-    layer that is named; features are compared at their own resolution, to which probabilities are averaged, and scores
-    are interpolated from there.
+    The paper itself is about dense prediction. For sigmoid, each channel has two prototypes, one of its foreground
+    (p ≥ 0.9) and one of its background (p ≤ 0.1), and its score compares the two. The feature is the input of a
+    convolution: the last one whose input has more channels than the prediction (in a residual network, the input of the
+    very last convolution may be the logits). The setting ``feature_layer`` names another layer. Features are compared
+    at their own resolution: probabilities are averaged down to it, and scores are interpolated up from it.
 
     Raises:
-        GrataError: no layer keeps running statistics, they cannot be mixed, or a setting is out of range; by ``adapt``:
-            there is no such layer.
+        GrataError: no layer keeps running statistics, the statistics cannot be mixed, or a setting is out of range; by
+            ``adapt``: there is no layer that gives the feature.
     """
 
     name = "diga"
@@ -63,8 +63,8 @@ class DIGA(PredictiveMethod):
         reference="Wang et al., Dynamically instance-guided adaptation: a backward-free approach for test-time domain "
         "adaptive semantic segmentation, CVPR 2023",
         year=2023,
-        rule="statistics mixed with each image's, prediction fused with the similarity to prototypes of confident "
-        "voxels",
+        rule="running statistics mixed with each image's, prediction fused with the similarity to prototypes of "
+        "confident voxels",
         changes="mixed statistics; prototypes beside the network",
         needs=("running statistics",),
         forwards=2,
@@ -73,7 +73,7 @@ class DIGA(PredictiveMethod):
 
     instance_weight: float = number(default=0.2, at_least=0, at_most=1, help="weight of the image's statistics")
     confidence: float = number(
-        default=0.9, at_least=0, at_most=1, help="least probability of the voxels that make a prototype"
+        default=0.9, at_least=0, at_most=1, help="minimum probability of the voxels that form a prototype"
     )
     momentum: float = number(
         default=0.1, at_least=0, at_most=1, help="weight ρ of an image's prototypes in the running ones"
@@ -110,7 +110,7 @@ class DIGA(PredictiveMethod):
         return self._prediction_network
 
     def _adapt(self, images: torch.Tensor) -> StepRecord:
-        """Let the running prototypes follow the batch."""
+        """Update the running prototypes with the batch."""
         with torch.no_grad():
             logits, feature = self._logits_and_feature(images)
             of_images = self._of_images(activate(logits, self.activation), feature)
@@ -137,13 +137,15 @@ class DIGA(PredictiveMethod):
         return logits_of((1 - self.fusion) * p + self.fusion * scores, self.activation)
 
     def _scored(self, p: torch.Tensor, feature: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-        """Scores ``(C, ...)`` of one image by ``prototypes``: of its prediction ``p``, its feature ``(F, ...)``."""
+        """Return the scores ``(C, ...)`` of one image with prediction ``p`` and feature ``(F, ...)``, by
+        ``prototypes``.
+        """
         known = prototypes.isfinite().all(-1)
         z = feature.flatten(1)
-        # one prototype at a time: all differences at once would be as large as all features times all classes
+        # one prototype at a time, because all differences at once take the memory of all features times all classes
         distance = torch.stack([(z - q[:, None]).norm(dim=0) for q in torch.nan_to_num(prototypes).flatten(0, 1)])
         score = (-distance / self.temperature).reshape(*known.shape, -1).masked_fill(~known[..., None], -torch.inf)
-        # of a choice without any prototype nothing is scored
+        # a choice without any prototype gets no score
         score = torch.nan_to_num(score.softmax(1))
         grid = score.reshape(1, -1, *feature.shape[1:])
         if grid.shape[2:] != p.shape[1:]:
@@ -156,7 +158,7 @@ class DIGA(PredictiveMethod):
         return scored[0] if self.activation == "softmax" else scored[:, 0]
 
     def _of_images(self, p: torch.Tensor, feature: torch.Tensor) -> list[torch.Tensor]:
-        """Prototypes ``(G, K, F)`` of each image; NaN where no voxel is confident."""
+        """Return the prototypes ``(G, K, F)`` of each image; NaN where no voxel is confident."""
         coarse = _AREA[p.ndim](p, feature.shape[2:]) if p.shape[2:] != feature.shape[2:] else p
         outcomes = self._outcomes(coarse).flatten(3)
         predicted = F.one_hot(outcomes.argmax(2), outcomes.shape[2]).movedim(-1, 2).bool()
@@ -165,13 +167,14 @@ class DIGA(PredictiveMethod):
         return [torch.einsum("gkn,fn->gkf", c, f) / c.sum(-1, keepdim=True) for c, f in zip(confident, z)]
 
     def _outcomes(self, p: torch.Tensor) -> torch.Tensor:
-        """Probabilities ``(B, G, K, ...)``: one choice of K classes, or for each of G channels foreground or
-        background.
+        """Return probabilities ``(B, G, K, ...)``: one choice among K classes, or for each of G channels a choice
+        between foreground and background.
         """
         return p[:, None] if self.activation == "softmax" else torch.stack([p, 1 - p], 2)
 
     def _followed(self, prototypes: torch.Tensor) -> torch.Tensor:
-        """The running prototypes after an image's; those that one side does not know are the other's."""
+        """Return the running prototypes, updated with an image's; where one of the two is missing, the other is taken.
+        """
         if self._prototypes is None:
             return prototypes
         before = self._prototypes.to(prototypes)
@@ -186,21 +189,21 @@ class DIGA(PredictiveMethod):
 
 @contextlib.contextmanager
 def _input_of(network: nn.Module, layer: str | None, ndim: int) -> Iterator[Callable[[int], torch.Tensor]]:
-    """Watch for what a layer takes, or the last convolution with more channels than the prediction.
+    """Record the input of a layer, or of the last convolution whose input has more channels than the prediction.
 
     Yields:
-        A function of the number of channels of the prediction that gives the feature ``(B, F, ...)`` of the last
-        forward.
+        A function that takes the number of channels of the prediction and returns the feature ``(B, F, ...)`` of the
+        last forward.
 
     Raises:
-        GrataError: by that function, when there was none.
+        GrataError: by that function, when there was no such input.
     """
     taken: list[torch.Tensor] = []
 
     def watch(module: nn.Module, inputs: Any) -> None:
         if not (inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim == ndim):
             return
-        # an earlier one of no more channels can no longer be the answer, and is not held on to
+        # an earlier input with no more channels than this one can no longer be the answer: free its memory
         taken[:] = [x for x in taken if layer is None and x.shape[1] > inputs[0].shape[1]]
         taken.append(inputs[0])
 

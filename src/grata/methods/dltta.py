@@ -17,7 +17,7 @@ __all__ = ["DLTTA"]
 
 
 class DLTTA(GradientMethod):
-    """TENT with a learning rate by how unlike those of similar images a prediction is (DLTTA, Yang et al., 2022).
+    """TENT with a dynamic learning rate, set by the discrepancy to similar images (DLTTA, Yang et al., 2022).
 
     .. code-block:: text
 
@@ -26,14 +26,14 @@ class DLTTA(GradientMethod):
         D = ½·mean_i [KL(p_i ‖ q̄_i) + KL(q̄_i ‖ p_i)]
         θ ← Adam(θ, g, lr·exp(D))
 
-    The more a prediction differs from those of its neighbours, the larger the step. The rule is the learning rate law
-    ``discrepancy``, which any method that takes gradient steps can be given by ``learning_rate_law``: see
-    :class:`grata.alignment.DiscrepancyRate` for its settings, and for the first images, before there are 8 to compare
-    with.
+    The more a prediction differs from the predictions of its neighbours, the larger the step. This rule is the learning
+    rate law ``discrepancy``; the setting ``learning_rate_law`` gives it to any method that takes gradient steps. See
+    :class:`grata.alignment.DiscrepancyRate` for its settings and for the first images, before the memory holds 8.
 
-    Dense prediction needs no change: D is a mean over voxels, of the divergence over the classes or of the sum of those
-    of the channels' Bernoulli distributions. The authors' code averages its neighbours over one alone, by a slip in the
-    name of a variable, and weights them by similarity; here all 8 count alike, as in the paper.
+    Dense prediction needs no change. D is a mean over voxels: with softmax of the divergence over the classes, with
+    sigmoid of the sum of the divergences of the channels' Bernoulli distributions. Because of a slip in the name of a
+    variable, the authors' code averages over one neighbour only; it also weights neighbours by similarity. Here all 8
+    have equal weight, as in the paper.
 
     Raises:
         GrataError: a setting is out of range, the network has nothing to adapt or is a TorchScript network.
@@ -45,7 +45,7 @@ class DLTTA(GradientMethod):
         reference="Yang et al., DLTTA: dynamic learning rate for test-time adaptation on cross-domain medical images, "
         "IEEE TMI 2022, arXiv:2205.13723",
         year=2022,
-        rule="one step down the mean entropy, its length from the discrepancy to the predictions of similar images",
+        rule="one step down the mean entropy; the discrepancy to the predictions of similar images sets its length",
         changes="affine parameters, batch statistics",
         needs=("affine parameters",),
         forwards=3,

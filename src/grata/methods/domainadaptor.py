@@ -19,7 +19,7 @@ __all__ = ["DomainAdaptor", "adaptive_mix", "generalized_entropy"]
 
 
 class DomainAdaptor(GradientMethod):
-    """Statistics between source and batch, and one step down a generalized entropy (DomainAdaptor, Zhang et al., 2023).
+    """Source and batch statistics mixed, and one step down a generalized entropy (DomainAdaptor, Zhang et al., 2023).
 
     .. code-block:: text
 
@@ -32,23 +32,23 @@ class DomainAdaptor(GradientMethod):
         L = mean T²·H(softmax(z/T))
         θ ← SGD(θ, ∇L, lr)
 
-    Affine parameters of the normalization layers, episodic. At temperature 1 the entropy of a sure voxel has
-    hardly a gradient; at a temperature that grows with the spread of the logits it has.
+    The method adapts the affine parameters of the normalization layers and is episodic. At temperature 1 the entropy of
+    a confident voxel has almost no gradient. At a temperature that grows with the spread of the logits it has one.
 
-    A single image has the statistics of its batch, so that λ is 1/2 in every layer. The form of y is the paper's
-    transformation: the values are those of (x − μ)/σ, while the gradient flows as through the batch's own statistics.
-    The paper folds a and b into γ and β once, and steps on these; here γ and β take the step and a and b are found at
-    every forward, so that each window of a large image has a mix of its own.
+    If the batch is a single image, image and batch have the same statistics, so that λ is 1/2 in every layer. The form
+    of y is the paper's transformation: its values are those of (x − μ)/σ, and its gradient flows as through the batch's
+    own statistics. The paper folds a and b into γ and β once, and takes the step on the result. Here γ and β take the
+    step, and a and b are computed at every forward, so that each window of a large image has its own mix.
 
-    The paper classifies images; to dense prediction it carries over voxel by voxel. The standard deviation is that of
+    The paper classifies images; for dense prediction its rule applies to each voxel. The standard deviation is that of
     the sample, divided by C − 1, as in the authors' code. A channel of a sigmoid map is a two-class decision with
-    logits (z, 0), so that T = √2·|z|. With two classes z/T is ±1/√2 whatever z: the temperature takes all certainty
-    out, and L is a constant times T², whose gradient drives the logits apart in proportion to their distance. L itself
-    then rises from step to step, since T is the larger the surer a voxel is; what falls is L at the temperatures before
-    the step.
+    logits (z, 0), so that T = √2·|z|. With two classes, z/T is ±1/√2 for every z: the temperature removes all
+    confidence. L is then a constant times T², and its gradient drives the logits apart in proportion to their distance.
+    In that case L rises from step to step, because T grows with the confidence of a voxel. L at the temperatures from
+    before the step falls.
 
     Raises:
-        GrataError: a setting is out of range, or the network has no statistics to mix or nothing to adapt.
+        GrataError: a setting is out of range, or the network has no statistics to mix or no parameters to adapt.
     """
 
     name = "domainadaptor"
@@ -56,7 +56,8 @@ class DomainAdaptor(GradientMethod):
         title="DomainAdaptor",
         reference="Zhang et al., DomainAdaptor: a novel approach to test-time adaptation, ICCV 2023, arXiv:2308.10297",
         year=2023,
-        rule="statistics mixed by their distance to the source's, one step down the entropy at its own temperature",
+        rule="statistics mixed by their distance to the source's, one step down the entropy at each voxel's own "
+        "temperature",
         changes="affine parameters, mixed statistics",
         needs=("running statistics", "affine parameters"),
         episodic=True,
@@ -64,9 +65,9 @@ class DomainAdaptor(GradientMethod):
         backwards=1,
     )
 
-    # None is this method's own rule
+    # None stands for this method's own rule
     batch_statistics: float | Rule | str | None = override(  # type: ignore[assignment]
-        default=None, help="null: AdaMixBN; or a weight of the batch's statistics, or a rule, in its place"
+        default=None, help="null: AdaMixBN; otherwise a weight of the batch's statistics, or another rule"
     )
     optimizer_name: str | MakeOptimizer = override(default="SGD", alias="optimizer")
     lr: float = override(default=1e-3)
@@ -79,11 +80,11 @@ class DomainAdaptor(GradientMethod):
 
 
 def adaptive_mix(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """AdaMixBN as a rule of :class:`grata.normalization.BatchStatistics`: mean and variance ``(C,)``.
+    """Return mean and variance ``(C,)`` by AdaMixBN, a rule of :class:`grata.normalization.BatchStatistics`.
 
     Args:
-        layer: has ``running_mean`` and ``running_var`` of the source.
-        x: ``(B, C, ...)``.
+        layer: layer with the ``running_mean`` and ``running_var`` of the source.
+        x: input of the layer, ``(B, C, ...)``.
     """
     rest = [d for d in range(x.ndim) if d != 1]
     mean, variance = x.mean(rest), x.var(rest, unbiased=False)
@@ -95,33 +96,35 @@ def adaptive_mix(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch
         images = x.flatten(2).mean(2), x.flatten(2).var(2, unbiased=False).sqrt()
         batch_source = _distance(batch, source)
         total = batch_source + _distance(images, source) + _distance(images, batch)
-        # all of them are zero where the statistics are equal, and any weight gives the same
+        # equal statistics make all distances zero; then every weight gives the same mix
         weight = (1 - batch_source / total.clamp_min(torch.finfo(x.dtype).tiny)).mean()
         mixed_mean = weight * source_mean + (1 - weight) * mean
         mixed_variance = weight * source_variance + (1 - weight) * variance
         a = ((variance + eps) / (mixed_variance + eps)).sqrt()
         b = (mean - mixed_mean) * torch.rsqrt(mixed_variance + eps)
-    # their values are those of the mix; their gradients, those of a·(x − mean)/deviation + b
+    # the values are those of the mix, and the gradients those of a·(x − mean)/deviation + b
     return mean - b / a * (variance + eps).sqrt(), (variance + eps) / a.square() - eps
 
 
 def _distance(a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Between two pairs of mean and standard deviation, each ``(..., C)``."""
+    """Return the distance between two pairs of mean and standard deviation, each ``(..., C)``."""
     return (a[0] - b[0]).square().mean(-1) + (a[1] - b[1]).square().mean(-1)
 
 
 def generalized_entropy(logits: torch.Tensor, activation: str) -> torch.Tensor:
-    """Mean entropy at a voxel's own temperature ``T = 2·std(logits)``, times ``T²``; T carries no gradient.
+    """Return the mean of ``T²`` times the entropy at each voxel's temperature ``T = 2·std(logits)``.
+
+    T carries no gradient.
 
     Args:
-        logits: ``(B, C, ...)``.
+        logits: logits ``(B, C, ...)``.
         activation: ``softmax``, or ``sigmoid``: each channel is a decision between the logits z and 0.
     """
     if activation == "softmax":
         temperature = 2 * logits.detach().std(1, keepdim=True)
     else:
         temperature = 2**0.5 * logits.detach().abs()
-    # where all logits are equal there is no preference to sharpen, and no gradient
+    # equal logits show no preference to sharpen, and get no gradient
     temperature = temperature.clamp_min(torch.finfo(logits.dtype).eps)
     log_p = log_distributions(logits / temperature, activation)
     return (-(log_p.exp() * log_p).sum(2) * temperature.square()).mean()

@@ -25,17 +25,17 @@ _MULTIPLE = 32
 
 @dataclasses.dataclass(frozen=True)
 class DUARecord(StepRecord):
-    """One update of the running statistics.
+    """Record of one update of the running statistics.
 
     Attributes:
-        momentum: weight of the image's statistics; 0 once enough images were seen.
+        momentum: weight of the image's statistics; 0 after enough images.
     """
 
     momentum: float = 0.0
 
 
 class DUA(PredictiveMethod):
-    """Running statistics follow the images, ever more slowly (DUA, Mirza et al., CVPR 2022).
+    """Running statistics that follow the images with a decaying momentum (DUA, Mirza et al., CVPR 2022).
 
     .. code-block:: text
 
@@ -43,25 +43,25 @@ class DUA(PredictiveMethod):
         μ_running ← (1 − m_k − 0.005)·μ_running + (m_k + 0.005)·μ_views,  σ² likewise (unbiased)
         prediction with the running statistics
 
-    The statistics μ_views are those of a batch of 64 views of the one image, random crops that are flipped and turned,
-    each layer's after the layers before it have normalized by the views' own statistics. After 80 images they stay as
-    they are. Of a volume that is larger than the window each batch of windows that is adapted to counts as an image:
-    the momentum decays with every one, and 80 are reached sooner. The authors' code reports the best of all steps by
-    the test error, which needs labels; here it is the last.
+    The statistics μ_views are those of a batch of 64 views of one image: random crops, flipped and turned. In the
+    forward that measures them, each layer normalizes by the views' own statistics. After 80 images the running
+    statistics stay as they are. If a volume is larger than the window, each batch of windows that the method adapts to
+    counts as an image: the momentum decays with every batch, and the limit of 80 comes sooner. The authors' code
+    reports the best of all steps by test error, which needs labels; here the last step counts.
 
-    Nothing depends on the task. For segmentation a view is a crop of half the size along each axis, rounded up to a
-    multiple of 32 (what common networks divide by), or the whole image where it is smaller: together the 64 crops cost
-    as much as 16 pictures of 512 x 512, and, as they are 32 x 32 x 32, as 14 volumes of 48 x 64 x 48. A network that
-    takes images of one size alone needs ``crop: 1``: then the views are the flips and turns of the whole image, and
-    cost as much as 64 images. With several images in a batch the views are shared out among them.
+    The rule does not depend on the task. For segmentation a view is a crop of half the size along each axis, rounded up
+    to a multiple of 32 (common networks divide by it), or the whole image where it is smaller. Together the 64 crops
+    cost as much as 16 images of 512 x 512. For volumes of 48 x 64 x 48 the crops are 32 x 32 x 32, and cost as much as
+    14 volumes. A network that accepts images of one size only needs ``crop: 1``; then the views are flips and turns of
+    the whole image, and cost as much as 64 images. If a batch has several images, they share the views.
 
-    The views pass in parts of ``chunk``, to save memory; each part is one of the forwards that the card counts. The
-    update takes mean and variance over all parts together, of values that each part has normalized by its own
-    statistics on the way; ``chunk`` of at least ``views`` is the batch of the paper, to the last bit.
+    To save memory, the views pass through the network in parts of ``chunk``; each part is one of the forwards that the
+    card counts. Each part is normalized by its own statistics, and the update takes mean and variance over all parts.
+    With ``chunk`` of at least ``views`` there is one part: exactly the batch of the paper.
 
     Raises:
         GrataError: no layer keeps running statistics, a layer cannot normalize by given ones, or a setting is out of
-            range; by ``adapt``: the network does not take crops.
+            range; by ``adapt``: the network does not accept crops.
     """
 
     name = "dua"
@@ -70,7 +70,7 @@ class DUA(PredictiveMethod):
         reference="Mirza et al., The norm must go on: dynamic unsupervised domain adaptation by normalization, CVPR "
         "2022, arXiv:2112.00463",
         year=2022,
-        rule="running statistics follow those of 64 crops, flips and turns of each image, with a momentum that decays",
+        rule="running statistics follow those of 64 flipped and turned crops of each image, with a decaying momentum",
         changes="running statistics",
         needs=("running statistics",),
         forwards=5,
@@ -79,21 +79,21 @@ class DUA(PredictiveMethod):
     views: int = count(default=64, help="number of views of an image")
     decay: float = number(default=0.94, at_least=0, at_most=1, help="decay of the momentum")
     momentum: float = number(default=0.1, at_least=0, at_most=1, help="momentum m_0 at the source")
-    least: float = number(default=0.005, at_least=0, at_most=1, help="what is added to the momentum")
-    samples: int = count(default=80, help="number of batches after which nothing changes any more")
+    least: float = number(default=0.005, at_least=0, at_most=1, help="constant that is added to the momentum")
+    samples: int = count(default=80, help="number of batches after which the statistics no longer change")
     crop: float = number(
         default=0.5,
         above=0,
         at_most=1,
         help="size of a view along each axis as a share of the image's; 1: the whole image",
     )
-    chunk: int = count(default=16, help="number of views that pass at a time")
+    chunk: int = count(default=16, help="number of views in one forward")
     batch_statistics: float | Rule | str = excluded(
         why="it predicts by the running statistics that it changes. Leave the setting out."
     )
 
     def _check_network(self) -> None:
-        # a rule is what the update needs of the layers, and refuses those that do not take one
+        # the update needs layers that accept a rule: checking with one refuses all others
         check_running_statistics(self.name, self.given, BatchStatistics(self._network, self._gather))
 
     def _collect(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class DUA(PredictiveMethod):
             ) from error
 
     def _gather(self, layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalize by what passes now, and add it up: the rule of the update."""
+        """Return the statistics of the present views and add them to the sums; this is the rule of the update."""
         check_size(x)
         values = x.transpose(0, 1).flatten(1)
         variance, mean = torch.var_mean(values, 1, correction=0)
@@ -153,8 +153,8 @@ class DUA(PredictiveMethod):
         return mean, variance
 
     def _crops(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Return ``views`` crops ``(1, C, ...)``, drawn by the method's generator, in flips and turns that keep their
-        shape.
+        """Return ``views`` crops ``(1, C, ...)`` drawn by the method's generator, flipped and turned without a change
+        of shape.
         """
         size = images.shape[2:]
         crop = [min(n, math.ceil(n * self.crop / _MULTIPLE) * _MULTIPLE) for n in size]

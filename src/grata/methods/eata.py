@@ -24,7 +24,7 @@ _FOLLOWED = 0.9
 
 
 class EATA(GradientMethod):
-    """Weighted entropy minimization on reliable, new voxels, anchored to the source (EATA, Niu et al., ICML 2022).
+    """Weighted entropy minimization on reliable, non-redundant voxels, with an anchor (EATA, Niu et al., ICML 2022).
 
     .. code-block:: text
 
@@ -34,23 +34,24 @@ class EATA(GradientMethod):
         θ ← SGD(θ, ∇L, lr)                                      the weights exp(E₀ − H_i) carry no gradient
         m ← 0.9·m + 0.1·mean_{i ∈ S} p_i                        m starts at the first such mean
 
-    Affine parameters of the normalization layers, batch statistics, online. F is the diagonal Fisher information of the
-    source set, taken once by ``python -m grata prepare``; a parameter that the prediction did not depend on has none,
-    and no anchor.
+    The method adapts the affine parameters of the normalization layers with batch statistics, online. F is the diagonal
+    Fisher information of the source set, computed once by ``python -m grata prepare``. A parameter that the prediction
+    did not depend on has no Fisher information and no anchor.
 
-    To dense prediction it carries over as follows.
+    The method carries over to dense prediction as follows.
 
-    - A sample is a voxel: p_i is the distribution over the classes, ``H_max = ln C``; a channel of a sigmoid map is a
-      decision of its own, the distribution [p, 1 − p], with ``H_max = ln 2`` and a moving average of its own, and
-      passes the filters by itself. When no voxel of the batch passes, no step is taken.
-    - The paper's d is 0.05 for 1000 classes and 0.4 for 10. A sure prediction and an m that is uniform over C classes
-      have a cosine of 1/√C, so that with few classes these d let nothing pass at all. In that unit they are 1.58 and
-      1.26; here ``d = 1.26/√C``, with C = 2 for a channel of a sigmoid map: 0.89. A class is then redundant once it has
-      more than about two thirds of what was kept, as background has from the first image on.
+    - A sample is a voxel. With softmax, p_i is the distribution over the classes and ``H_max = ln C``. With sigmoid,
+      each channel is a separate decision with the distribution [p, 1 − p], ``H_max = ln 2`` and its own moving average,
+      and passes the filters separately. When no voxel of the batch passes, no step is taken.
+    - The paper's d is 0.05 for 1000 classes and 0.4 for 10. A fully confident prediction and an m that is uniform over
+      C classes have a cosine of 1/√C. With few classes these values of d would therefore let nothing pass. In units of
+      1/√C they are 1.58 and 1.26; here ``d = 1.26/√C``, with C = 2 for a channel of a sigmoid map: 0.89. A class is
+      then redundant once it makes up more than about two thirds of the kept voxels, as background does from the first
+      image on.
 
     Raises:
         GrataError: the Fisher information is missing, a setting is out of range, or the network has nothing to adapt;
-            by ``adapt``: it is of other weights.
+            by ``adapt``: the Fisher information belongs to other weights.
     """
 
     name = "eata"
@@ -58,7 +59,7 @@ class EATA(GradientMethod):
         title="EATA",
         reference="Niu et al., Efficient test-time model adaptation without forgetting, ICML 2022, arXiv:2204.02610",
         year=2022,
-        rule="one step down the weighted entropy of the reliable and not redundant voxels, anchored to the source",
+        rule="one step down the weighted entropy of the reliable, non-redundant voxels, anchored to the source",
         changes="affine parameters, batch statistics",
         needs=("affine parameters", "fisher"),
         forwards=2,
@@ -70,7 +71,7 @@ class EATA(GradientMethod):
         above=0,
         at_most=1,
         why="or no voxel is reliable",
-        help="bound E₀ of the reliable entropy, as a share of the highest entropy there is",
+        help="bound E₀ of the reliable entropy, as a share of the highest possible entropy",
     )
     redundancy: float = number(
         default=1.26, above=0, why="or every voxel is redundant", help="bound d of the cosine, in units of 1/√C"
@@ -99,7 +100,7 @@ class EATA(GradientMethod):
         margin = self.margin * maximal_entropy(logits.shape[1], self.activation)
         p = log_distributions(logits.detach(), self.activation).exp()
 
-        # "not above" keeps what is not a number, so that the step is told as what it is
+        # "not above" keeps NaN, so that the step is reported as not finite
         kept = ~(entropy.detach() >= margin)
         if self._average is not None:
             kept = kept & ~(self._similarity(p) >= self.redundancy / math.sqrt(p.shape[2]))
@@ -109,9 +110,9 @@ class EATA(GradientMethod):
         return kept_mean(weighted, kept) + self.fisher_alpha * self._distance()
 
     def _similarity(self, p: torch.Tensor) -> torch.Tensor:
-        """Cosine of each distribution ``(B, G, K, ...)`` with the moving average of its channel: ``(B, G, ...)``.
+        """Return the cosine ``(B, G, ...)`` of each distribution ``(B, G, K, ...)`` with its channel's moving average.
 
-        It is -1, new whatever comes, for a channel of which nothing was kept yet.
+        For a channel without kept voxels so far it is -1, so that no voxel is redundant.
         """
         assert self._average is not None
         average = self._average.to(p)
@@ -119,7 +120,9 @@ class EATA(GradientMethod):
         return torch.cosine_similarity(p, average, dim=2).where(average.isfinite().all(2), -1.0)
 
     def _followed(self, p: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The moving average ``(G, K)`` with what is kept of ``p`` now; NaN for channels without any, ever."""
+        """Return the moving average ``(G, K)``, updated with the kept voxels of ``p``; NaN for channels that never had
+        any.
+        """
         p, kept = p.transpose(0, 1).flatten(3).transpose(1, 2).flatten(2), kept.transpose(0, 1).flatten(1)
         now = (p * kept[:, None]).sum(2) / kept.sum(1)[:, None]
         if self._average is None:
@@ -129,7 +132,7 @@ class EATA(GradientMethod):
         return torch.where(now.isnan(), before, torch.where(before.isnan(), now, followed))
 
     def _distance(self) -> torch.Tensor:
-        """``Σ_k F_k (θ_k − θ⁰_k)²``."""
+        """Return ``Σ_k F_k (θ_k − θ⁰_k)²``."""
         parts = [
             (fisher.to(self.parameters[name]) * (self.parameters[name] - self._source[name]).square()).sum()
             for name, fisher in self._fisher.items()

@@ -40,10 +40,10 @@ from .predictive import PredictiveMethod, check_precision
 __all__ = ["OBJECTIVES", "GradientMethod", "GradientRecord", "non_finite"]
 
 _IN_STATE = ("activation", "steps", "entropy", "auxiliary", "rho", "views", "views_autocast", "autocast", "output")
-"""Order of the shared settings in a saved state, on which the digest of its file depends."""
+"""Order of the shared settings in a saved state; the digest of the state's file depends on it."""
 
 OBJECTIVES = ("entropy", "consistency", *BRANCH_LOSSES)
-"""Objectives by name: what can give the auxiliary gradient of any method, and both gradients of GraTa."""
+"""Objectives by name, for the auxiliary gradient of any method and both gradients of GraTa."""
 
 MakeStrongView = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -72,7 +72,7 @@ def check_options(value: Any) -> Mapping[str, Any]:
     """Return ``value``, a mapping of options; an empty one for None.
 
     Raises:
-        GrataError: it is something else.
+        GrataError: ``value`` is something else.
     """
     if not isinstance(value, Mapping | None):
         raise GrataError(f"must be a mapping such as {{'betas': [0.9, 0.999]}}, got {value!r}.")
@@ -89,19 +89,19 @@ def _strong_view(value: Any) -> MakeStrongView:
 
 @dataclasses.dataclass(frozen=True)
 class GradientRecord(StepRecord):
-    """One optimizer step; NaN stands for a value that does not exist, or was not reached when the step was skipped.
+    """Record of an optimizer step; NaN stands for a value that does not exist or that a skipped step did not reach.
 
     Attributes:
-        loss: value of the objective, at the parameters that its gradient was taken at.
-        gradient_norm: Euclidean norm of its gradient over all adapted parameters.
-        learning_rate: learning rate of the step, first parameter group; 0 when skipped.
+        loss: value of the objective at the parameters where its gradient was taken.
+        gradient_norm: Euclidean norm of that gradient over all adapted parameters.
+        learning_rate: learning rate of the step in the first parameter group; 0 when the step was skipped.
         auxiliary_loss: value of the auxiliary objective, at the parameters before the step.
         auxiliary_gradient_norm: Euclidean norm of the auxiliary gradient.
         cosine: cosine of the angle between the two gradients, -1 to 1.
-        agreement: agreement of the weak views' predictions with each other, 0 to 1, see
-            :func:`grata.objectives.view_agreement`: a measure of quality without labels.
-        kept: share of the voxels that a filter of the method let through, 0 to 1.
-        steps: records of all steps, when the method takes more than one for a batch.
+        agreement: agreement of the weak views' predictions with each other, 0 to 1; a measure of quality without
+            labels, see :func:`grata.objectives.view_agreement`.
+        kept: share of the voxels that passed the method's filter, 0 to 1.
+        steps: records of all steps, when the method takes more than one for each batch.
     """
 
     loss: float = math.nan
@@ -116,11 +116,12 @@ class GradientRecord(StepRecord):
 
 
 class GradientMethod(PredictiveMethod):
-    """Base of methods that take optimizer steps, by default on weight and bias of the normalization layers alone.
+    """Base of methods that take optimizer steps, by default only on weight and bias of the normalization layers.
 
-    A method gives the objective, :meth:`_loss`; the step down its gradient is the same for all. The two parts that make
-    GraTa are settings of every method: the gradient is taken where a step of ``rho`` down the gradient of an
-    ``auxiliary`` objective leads to, and the cosine between the two gradients sets the learning rate.
+    A method defines its objective, :meth:`_loss`; the step down the gradient is the same for all methods. The two parts
+    of GraTa are settings of every method. First, the method takes a step of ``rho`` down the gradient of the
+    ``auxiliary`` objective, and computes the gradient of its own objective there. Second, the cosine between the two
+    gradients sets the learning rate.
 
     Raises:
         GrataError: a setting is not known or out of range, or the network has nothing to adapt.
@@ -129,8 +130,8 @@ class GradientMethod(PredictiveMethod):
     optimizer_name: str | MakeOptimizer = setting(
         default="Adam",
         range="name of a class of torch.optim, or a function",
-        help="optimizer; a function gets a list of (name, parameter) and returns an optimizer with as many parameter "
-        "groups as it likes",
+        help="optimizer; a function gets a list of (name, parameter) and returns an optimizer with any number of "
+        "parameter groups",
         in_state=False,
         alias="optimizer",
     )
@@ -149,12 +150,12 @@ class GradientMethod(PredictiveMethod):
         default=None,
         check=_check_auxiliary,
         range=f"{', '.join(OBJECTIVES)}, or null",
-        help="objective of the auxiliary gradient; null: there is none",
+        help="objective of the auxiliary gradient; null: no auxiliary gradient",
     )
     rho: float = number(
         default=0.0,
         at_least=0,
-        help="length of the look ahead in units of the auxiliary gradient, which aligns the gradients; 0: none",
+        help="length of the look-ahead step in units of the auxiliary gradient; it aligns the gradients; 0: no step",
     )
     learning_rate_law: Rate | str | Mapping[str, Any] = setting(
         default="constant",
@@ -179,12 +180,12 @@ class GradientMethod(PredictiveMethod):
         default=None,
         check=check_precision,
         range="bfloat16, float16 or null",
-        help="precision of the weak views alone, which carry no gradient and are averaged",
+        help="precision of the weak views only; they carry no gradient and are averaged",
     )
     source_data: Prepared | str | Path | None = setting(
         default=None,
         range="file or null",
-        help="file that grata prepare wrote from the source set, read when an objective needs it",
+        help="file that grata prepare wrote from the source set; it is read when an objective needs it",
         in_state=False,
         alias="prepared",
     )
@@ -219,7 +220,7 @@ class GradientMethod(PredictiveMethod):
 
     @property
     def _strong(self) -> MakeStrongView:
-        """The strong view, made of its settings when the method was constructed."""
+        """The strong view, made from its settings at construction."""
         return cast(MakeStrongView, self.strong_view)
 
     @property
@@ -229,13 +230,13 @@ class GradientMethod(PredictiveMethod):
 
     @abstractmethod
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the objective of the step for images ``(B, C, ...)``, at the present parameters: a scalar with a
+        """Return the objective of the step for images ``(B, C, ...)`` at the present parameters: a scalar with a
         gradient.
 
-        What the record shows beside the loss is put into ``self._notes``.
+        Further values for the record go into ``self._notes``.
 
         Raises:
-            NothingKept: a filter let nothing through; no step is taken then.
+            NothingKept: no voxel passed a filter; then no step is taken.
         """
 
     def _adapt(self, images: torch.Tensor) -> GradientRecord:
@@ -281,7 +282,7 @@ class GradientMethod(PredictiveMethod):
     def _moved(
         self, direction: Sequence[torch.Tensor | None] | None, length: float
     ) -> contextlib.AbstractContextManager[None]:
-        """Put the network at ``θ + length·direction`` for a ``with`` block, then back at ``θ`` exactly."""
+        """Move the parameters to ``θ + length·direction`` for a ``with`` block, then back to exactly ``θ``."""
         if direction is None or length == 0.0:
             return contextlib.nullcontext()
         return moved(self.parameters, direction, length)
@@ -294,7 +295,7 @@ class GradientMethod(PredictiveMethod):
             pseudo_label = self._pseudo_label(x)
             view = self._given_view
             if view is None:
-                # In full precision, whatever the surrounding autocast: the view is an image, and may be in any unit.
+                # full precision even under autocast, because the view is an image and may be in any unit
                 with torch.autocast(x.device.type, enabled=False):
                     view = self._strong(x.clone(), self.generator)
             return consistency_loss(self._logits(view), pseudo_label, self.activation)
@@ -303,16 +304,16 @@ class GradientMethod(PredictiveMethod):
         return BRANCH_LOSSES[name](self._branch, x, self.generator)
 
     def _need_objective(self, name: str) -> None:
-        """Find what the objective called ``name`` needs beside the network.
+        """Find what the objective called ``name`` needs in addition to the network.
 
         Raises:
-            GrataError: it is not there.
+            GrataError: something that it needs is missing.
         """
         if name in BRANCH_LOSSES:
             self._find_branch(name)
 
     def _find_branch(self, name: str) -> None:
-        """Find the network's own branch, else the prepared head of that name.
+        """Find the network's own branch called ``name``, or else the prepared head of that name.
 
         Raises:
             GrataError: there is neither.
@@ -334,9 +335,9 @@ class GradientMethod(PredictiveMethod):
         return self._heads.views
 
     def prepared(self) -> Prepared | None:
-        """Return what was prepared from the source set; None where nothing was given.
+        """Return the data that were prepared from the source set; None where no file was given.
 
-        Its weights are compared with the network's at the first batch, because weights may be loaded until then.
+        Their weights are compared with the network's at the first batch, because weights may be loaded until then.
 
         Raises:
             GrataError: the file is missing or damaged.
@@ -360,7 +361,7 @@ class GradientMethod(PredictiveMethod):
             return output
 
     def _pseudo_label(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the mean probability over the weak views, each prediction mapped back; note how well these agree."""
+        """Return the mean probability over the weak views, each prediction mapped back; note their agreement."""
         views = resolve_views(self.views, x.shape[2:])
         total: Any = 0
 
@@ -371,7 +372,7 @@ class GradientMethod(PredictiveMethod):
             return p
 
         with torch.no_grad():
-            # one after the other, so that nothing is kept of a view but what the agreement needs
+            # one view at a time, so that memory holds only what the agreement needs
             agreement = view_agreement(map(predicted, views), background=self.activation == "softmax")
             self._notes["agreement"] = agreement
             mean: torch.Tensor = total / len(views)
@@ -386,17 +387,17 @@ class GradientMethod(PredictiveMethod):
     def _loss_and_gradient(
         self, x: torch.Tensor, loss_at: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[float, list[torch.Tensor | None]]:
-        """Return value and gradient over the adapted parameters of ``loss_at(x)``."""
+        """Return the value of ``loss_at(x)`` and its gradient over the adapted parameters."""
         loss = loss_at(x)
         return loss.item(), gradient_of(loss, list(self.parameters.values()), self._half_precision(x))
 
     def _mean_by_parts(
         self, parts: Iterable[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]], count: int
     ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-        """Return the losses, and the gradient of their mean, one part after the other: memory is that of one.
+        """Return the losses of the parts and the gradient of their mean, with the memory of one part.
 
         Args:
-            parts: images, and the function that gives their loss.
+            parts: pairs of images and the function that returns their loss.
             count: number of parts.
         """
         parameters = list(self.parameters.values())
@@ -417,7 +418,7 @@ class GradientMethod(PredictiveMethod):
         own = [key for key in found if key in self._declared_below(GradientMethod) and key != "batch_statistics"]
         ordered = {key: found.pop(key) for key in (*own, *_IN_STATE) if key in found}
         found = ordered | found | {"optimizer": self._stepper.signature()}
-        # what somebody gave as an object of their own is known by its class alone
+        # an object from outside the package is identified by its class only
         for key, value in (("learning_rate_law", self.rate), ("strong_view", self.strong_view)):
             declared = isinstance(value, Settings) and value.settings()
             found[key] = repr(value) if declared or dataclasses.is_dataclass(value) else type(value).__name__
@@ -425,7 +426,7 @@ class GradientMethod(PredictiveMethod):
 
 
 def non_finite(part: str, loss: float, norm: float) -> tuple[str, ...]:
-    """Return the flags of a step whose loss or gradient norm is not finite; none when both are."""
+    """Return the flags of a step whose loss or gradient norm is not finite; no flags when both are finite."""
     if not math.isfinite(loss):
         return (f"non_finite_{part}loss", SKIPPED)
     if not math.isfinite(norm):

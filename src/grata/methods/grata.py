@@ -46,7 +46,7 @@ class GraTa(GradientMethod):
         "AAAI 2025, arXiv:2408.07343",
         year=2025,
         rule="pseudo gradient (consistency of a strong view with a pseudo-label) aligned with the auxiliary gradient "
-        "(entropy), learning rate from their cosine",
+        "(entropy); their cosine sets the learning rate",
         changes="affine parameters, batch statistics",
         needs=("affine parameters",),
         forwards=9,
@@ -57,7 +57,7 @@ class GraTa(GradientMethod):
         default="consistency",
         check=check_objective,
         range=", ".join(OBJECTIVES),
-        help="objective of the pseudo gradient, which the step goes down",
+        help="objective of the pseudo gradient, along which the step is taken",
     )
     auxiliary: str | None = override(default="entropy")
     rho: float = override(default=1.0)
@@ -76,13 +76,13 @@ class GraTa(GradientMethod):
         site: str | None = None,
         strong_view: torch.Tensor | None = None,
     ) -> StepRecord:
-        """Adapt the network to one batch, as :meth:`Method.adapt` says.
+        """Adapt the network to one batch, as :meth:`Method.adapt` does.
 
         Args:
             images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, any float dtype, on the network's device; not changed.
-            same_case: whether these images belong to the case that has begun.
-            site: name of the site that the images come from.
-            strong_view: strong view to use instead of a drawn one, of the images' shape.
+            same_case: whether these images belong to the present case.
+            site: name of the images' site.
+            strong_view: strong view of the images' shape, used instead of a drawn one.
         """
         self._given_view = None if strong_view is None else self._plain(strong_view)
         try:

@@ -23,7 +23,7 @@ _WEIGHTINGS = ("balance", "entropy", "uniform")
 
 
 class InTEnt(PredictiveMethod):
-    """Predictions with several mixes of source and image statistics, averaged (InTEnt, Dong et al., CVPRW 2024).
+    """Average of predictions with several mixes of source and image statistics (InTEnt, Dong et al., CVPRW 2024).
 
     .. code-block:: text
 
@@ -32,22 +32,23 @@ class InTEnt(PredictiveMethod):
         w   = softmax_k((max H − H_k)/(max H − min H))                          max and min over k
         p   = Σ_k w_k·p_k
 
-    H_fg and H_bg are the mean entropies over the voxels that p_k holds for foreground and for background. The mean over
-    all voxels is that of the background where structures are small, and favours statistics with which the network finds
-    nothing, and is sure of it; balanced, both count alike. Where p_k has no foreground, or no background, H_k is the
-    mean over all voxels. Predictions of the same entropy count alike.
+    H_fg and H_bg are the mean entropies over the voxels that p_k predicts as foreground and as background. Where
+    structures are small, the mean over all voxels is practically that of the background. It would favour statistics
+    with which the network confidently finds nothing. In the balanced entropy, foreground and background have equal
+    weight. Where p_k has no foreground or no background, H_k is the mean over all voxels. Predictions of equal entropy
+    have equal weight.
 
-    The paper segments one structure. Here every channel of a sigmoid prediction is one, with weights of its own; for
-    softmax H_k is the mean over the classes that p_k contains of the mean entropy over their voxels, which for two
-    classes is the formula. The authors' code takes the image's statistics from one forward by the batch's statistics
-    alone, and averages several networks besides; here each layer's are those of what comes in after the layers before
-    it have mixed theirs.
+    The paper segments one structure. Here every channel of a sigmoid prediction is a structure with its own weights.
+    With softmax, H_k is computed in two steps: the mean entropy over the voxels of each class that p_k contains, then
+    the mean of these over the classes. For two classes this is the formula above. The authors' code takes the image's
+    statistics from one forward with the batch's statistics only, and also averages several networks. Here each layer
+    takes the statistics of its input, which the layers before it have already normalized by their mix.
 
-    Each image has weights of its own, so that nothing is left for the next one; with a sliding window each window has.
-    Nothing is learnt: all of the work is done in the prediction.
+    Each image has its own weights, and leaves nothing for the next one; with a sliding window each window has its own.
+    No parameters are learned: all of the work happens in the prediction.
 
     Raises:
-        GrataError: no layer keeps running statistics, or they cannot be mixed; a setting is out of range.
+        GrataError: no layer keeps running statistics, the statistics cannot be mixed, or a setting is out of range.
     """
 
     name = "intent"
@@ -56,7 +57,7 @@ class InTEnt(PredictiveMethod):
         reference="Dong et al., Medical image segmentation with InTEnt: integrated entropy weighting for single "
         "image test-time adaptation, CVPR workshops 2024, arXiv:2402.09604",
         year=2024,
-        rule="predictions with several mixes of source and image statistics, averaged by the balance of their "
+        rule="predictions with several mixes of source and image statistics, averaged with weights from their balanced "
         "entropies",
         changes="mixed statistics",
         needs=("running statistics",),
@@ -76,12 +77,13 @@ class InTEnt(PredictiveMethod):
     weighting: str = choice(
         default="balance",
         of=_WEIGHTINGS,
-        help="what weights the predictions: balance, H_k as above; entropy, H_k as the mean over all voxels; uniform",
+        help="weights of the predictions: balance, from H_k as above; entropy, from H_k as the mean over all voxels; "
+        "uniform, all equal",
     )
     batch_statistics: float | Rule | str = excluded(why="its own follow from mixes. Leave the setting out.")
 
     def _rule(self) -> float | Rule | str:
-        # a real mix, so that layers which do not take one are refused at once
+        # a real mix, so that layers that do not accept one are refused at once
         return 0.5
 
     def _setup(self) -> None:
@@ -107,7 +109,7 @@ class InTEnt(PredictiveMethod):
         return logits_of(sum(w.reshape(shape) * p for w, p in zip(weights, predictions)), self.activation)
 
     def _weights(self, entropies: torch.Tensor) -> torch.Tensor:
-        """Return the predictions' weights, of sum 1, from their entropies ``(K, B, C)``, softmax ``(K, B, 1)``."""
+        """Return the predictions' weights, with sum 1, from their entropies ``(K, B, C)``, softmax ``(K, B, 1)``."""
         if self.weighting == "uniform":
             return torch.full_like(entropies, 1 / len(entropies))
         high = entropies.amax(0)

@@ -13,7 +13,7 @@ __all__ = ["MedBN"]
 
 
 class MedBN(Method):
-    """The batch's median in place of its mean, nothing learnt (MedBN, Park et al., CVPR 2024).
+    """The batch's median in place of its mean, without learning (MedBN, Park et al., CVPR 2024).
 
     .. code-block:: text
 
@@ -21,13 +21,13 @@ class MedBN(Method):
         ρ²_c = mean over batch and space of (z_c − η_c)²
         z'_c = γ_c·(z_c − η_c)/√(ρ²_c + ε) + β_c
 
-    The median of many images is hardly moved by a few malicious ones, which is what the paper is about. A batch of one
-    image has no others: there the median is over its own voxels, and withstands what fills less than half of them, such
-    as an artefact. The rule looks at no prediction, and is the same for every task. With a method that learns it is the
-    setting ``batch_statistics: median`` of that method, as the paper combines it.
+    The paper's subject is malicious images: a few of them hardly move the median of many images. In a batch of one
+    image the median is over the image's own voxels; it is robust against anything that fills less than half of them,
+    such as an artefact. The rule does not use the prediction, so it is the same for every task. The setting
+    ``batch_statistics: median`` of a method that learns combines the two, as in the paper.
 
     Raises:
-        GrataError: no layer of the network keeps running statistics, or a layer's cannot be exchanged.
+        GrataError: no layer of the network keeps running statistics, or a layer's statistics cannot be replaced.
     """
 
     name = "medbn"
@@ -36,7 +36,7 @@ class MedBN(Method):
         reference="Park et al., MedBN: robust test-time adaptation against malicious test samples, CVPR 2024, "
         "arXiv:2403.19326",
         year=2024,
-        rule="normalization about the batch's median instead of its mean, nothing is learnt",
+        rule="normalization about the batch's median instead of its mean; no parameters are learned",
         changes="batch statistics",
         needs=("running statistics",),
     )

@@ -29,18 +29,18 @@ class MEMO(GradientMethod):
         g = ∇ mean_i H(p̄_i)                     through all of them; all parameters
         θ ← SGD(θ, g, lr)                        from the source for each case
 
-    For dense prediction the marginal is one of each voxel: an augmentation is a flip or quarter turn, taken back
-    exactly, followed by a strong photometric view, in place of the paper's AugMix, whose shears and shifts cannot be
-    taken back exactly. The entropy is that over the classes (softmax) or of each channel (sigmoid), the mean over
-    voxels.
+    For dense prediction each voxel has its own marginal. An augmentation is a flip or quarter turn, which is inverted
+    exactly, followed by a strong photometric view. It replaces the paper's AugMix, whose shears and shifts cannot be
+    inverted exactly. The entropy is over the classes (softmax) or of each channel (sigmoid), averaged over voxels.
 
-    The gradient is taken by the chain rule through the mean, so that memory is that of one augmentation: a first pass
-    without gradients gives p̄ and ``∂H/∂p̄``, a second one adds up ``⟨∂H/∂p̄, ∂p_a/∂θ⟩/N`` over the N augmentations,
-    drawn once more from the same state of the generator.
+    The gradient is computed by the chain rule through the mean, with the memory of one augmentation. A first pass
+    without gradients gives p̄ and ``∂H/∂p̄``. A second pass draws the same N augmentations again from the same state
+    of the generator, and adds up ``⟨∂H/∂p̄, ∂p_a/∂θ⟩/N``.
 
-    The paper takes 32 or 64 augmentations. On networks with batch normalization it mixes the batch's statistics into
-    the source's with weight 1/17 (a prior of 16 images); an image to segment has many more positions than one to
-    classify, and the batch's statistics are used as by the other methods: ``batch_statistics: 0.0588`` is the paper's.
+    The paper uses 32 or 64 augmentations. In networks with batch normalization it mixes the batch's statistics into the
+    source's with weight 1/17 (a prior of 16 images). An image to segment has many more positions than an image to
+    classify, so the default here is the batch's statistics, as for the other methods; ``batch_statistics: 0.0588`` is
+    the paper's weight.
 
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.

@@ -1,4 +1,4 @@
-"""Base of methods that look at the network's predictions."""
+"""Base of methods that use the network's predictions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _check_seed(value: Any) -> int:
 
 
 class PredictiveMethod(Method):
-    """Base of methods that need to know what the network's output means.
+    """Base of methods that need the meaning of the network's output: activation, logits and entropy.
 
     Raises:
         GrataError: a setting is not known or out of range.
@@ -68,26 +68,26 @@ class PredictiveMethod(Method):
         default=None,
         of=ENTROPIES,
         optional=True,
-        help="formula of the entropy: binary is Shannon's of each sigmoid channel, plogp leaves the complement's term "
-        "out, and is Shannon's over softmax classes; null: binary for sigmoid, plogp for softmax",
+        help="formula of the entropy: binary is Shannon's entropy of each sigmoid channel; plogp omits the term of the "
+        "complement, and is Shannon's entropy over softmax classes; null: binary for sigmoid, plogp for softmax",
     )
     batch_statistics: float | Rule | str = setting(
         default=1.0,
         range="0 to 1, median, or a rule",
-        help="weight of the batch's statistics in batch normalization: 1 the batch's, 0 the source's; or a rule",
+        help="weight of the batch's statistics in batch normalization: 1 uses the batch's, 0 the source's; or a rule",
         in_state=False,
     )
     reset: ResetPolicy | str | Mapping[str, Any] | None = setting(
         default=None,
         range=f"{', '.join(RESETS)}, a mapping of name and settings, or null",
-        help="policy that says when to start from the source network again; null: as the method's paper has it",
+        help="policy that decides when to return to the source network; null: as in the method's paper",
         in_state=False,
     )
     autocast: str | torch.dtype | None = setting(
         default=None,
         check=check_precision,
         range="bfloat16, float16 or null",
-        help="precision of the forwards; null: as the surrounding torch.autocast says",
+        help="precision of the forwards; null: that of the surrounding torch.autocast",
     )
     output: str | int | None = setting(
         default=None,
@@ -109,25 +109,25 @@ class PredictiveMethod(Method):
         return self.entropy or ("binary" if self.activation == "sigmoid" else "plogp")
 
     def uncertainty(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the mean entropy of each image's prediction, as the method makes it at present; shape ``(B,)``."""
+        """Return the mean entropy of the method's present prediction for each image; shape ``(B,)``."""
         self._activate()
         self._network.eval()
         with torch.no_grad():
             return entropy_map(self._predict(self._plain(images)), self.activation, self._entropy).flatten(1).mean(1)
 
     def _predict(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits ``(B, C, ...)`` that the method predicts images with, while it is active."""
+        """Return the logits ``(B, C, ...)`` of the method's prediction, while it is active."""
         return self._logits(x)
 
     def _half_precision(self, x: torch.Tensor) -> bool:
-        """Return whether a forward is one in float16, in which small gradients are lost."""
+        """Return whether a forward runs in float16, which loses small gradients."""
         if self.autocast is not None:
             return self.autocast is torch.float16
         device = x.device.type
         return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
 
     def _precision(self, x: torch.Tensor, autocast: str | torch.dtype | None = None) -> torch.autocast:
-        """Return the precision of a forward: the one given, else the method's, else the surrounding autocast's."""
+        """Return the precision of a forward: the given one, else the method's, else the surrounding autocast's."""
         device, dtype = x.device.type, autocast or self.autocast
         if isinstance(dtype, torch.dtype):
             return torch.autocast(device, dtype=dtype)
@@ -136,7 +136,7 @@ class PredictiveMethod(Method):
     def _logits(
         self, x: torch.Tensor, autocast: str | torch.dtype | None = None, network: nn.Module | None = None
     ) -> torch.Tensor:
-        """Return the logits in float32 ``(B, C, ...)`` of the adapted network, or of another one of its kind."""
+        """Return the float32 logits ``(B, C, ...)`` of the adapted network, or of another network of its kind."""
         with self._precision(x, autocast):
             logits = logits_in((network or self._network)(x), self.output)
         if self.activation == "softmax" and logits.shape[1] < 2:
@@ -145,19 +145,19 @@ class PredictiveMethod(Method):
 
 
 class PredictionNetwork(nn.Module):
-    """Network that a method predicts with, where its ``_predict`` is more than the adapted network itself.
+    """Network for methods whose ``_predict`` does more than call the adapted network.
 
     Before the first batch, after ``restore()`` and inside ``source_network()`` it predicts as the source network.
 
     Args:
-        method: method that predicts; its ``_predict`` is called without gradients.
+        method: method whose ``_predict`` is called, without gradients.
     """
 
     def __init__(self, method: PredictiveMethod) -> None:
         super().__init__()
         self.network = method._network
         self._method = method
-        # set directly: .eval() would change the mode of the network as well
+        # set directly, because .eval() would change the mode of the network as well
         self.training = False
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

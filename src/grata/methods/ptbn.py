@@ -13,7 +13,7 @@ __all__ = ["PTBN"]
 
 
 class PTBN(Method):
-    """Batch normalization by the batch's own statistics, nothing learnt (Nado et al. 2020, arXiv:2006.10963).
+    """Batch normalization with the batch's own statistics, without learning (Nado et al. 2020, arXiv:2006.10963).
 
     .. code-block:: text
 
@@ -28,7 +28,7 @@ class PTBN(Method):
         title="PTBN",
         reference="Nado et al., Evaluating prediction-time batch normalization, 2020, arXiv:2006.10963",
         year=2020,
-        rule="the batch's statistics replace the running ones, nothing is learnt",
+        rule="the batch's statistics replace the running ones; no parameters are learned",
         changes="batch statistics",
         needs=("running statistics",),
     )
@@ -37,7 +37,7 @@ class PTBN(Method):
     batch_statistics: float | str = setting(
         default=1.0,
         range="0 to 1, or median",
-        help="weight of the batch's statistics, below 1 they are mixed with the source's; or median",
+        help="weight of the batch's statistics; below 1 they are mixed with the source's; or median",
     )
 
     def _rule(self) -> float | Rule | str:

@@ -1,4 +1,4 @@
-"""All methods by name: found in this folder, one file each, and in other packages by an entry point."""
+"""All methods by name: those of this folder, one file each, and those of other packages, added by entry points."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ENTRY_POINTS = "grata.methods"
 
 
 class _Methods(Mapping[str, type[Method]]):
-    """Classes of methods by name: those of this folder and those of other packages, by year and name.
+    """Classes of methods by name, from this folder and from other packages, sorted by year and name.
 
-    Entry points are read when a name is looked for that is not this folder's, or when all names are asked for.
+    Entry points are read only when all names are requested, or a name that this folder does not have.
     """
 
     def __init__(self, own: Mapping[str, type[Method]]) -> None:
@@ -54,10 +54,10 @@ class _Methods(Mapping[str, type[Method]]):
 
 
 def _loaded(point: EntryPoint, taken: set[str]) -> type[Method] | None:
-    """Return the class that an entry point names; None, with a warning, where it is not a method of a new name."""
+    """Return the class that an entry point names; None, with a warning, if it is not a method with a new name."""
     try:
         method = point.load()
-    # a broken package must not take the other methods with it
+    # a broken package must not make the other methods unavailable
     except Exception as error:  # noqa: BLE001
         why = f"its import fails ({type(error).__name__}: {error})"
     else:
@@ -96,7 +96,7 @@ def _is_method(value: Any, module: ModuleType) -> bool:
 
 
 METHODS: Mapping[str, type[Method]] = _Methods(_in_order(_found()))
-"""Every method by its name in configurations; ``METHODS[name].card`` says what it is."""
+"""Every method by its name in configurations; ``METHODS[name].card`` describes it."""
 
 
 def method_class(method: str | type[Method]) -> type[Method]:
@@ -131,15 +131,15 @@ def create(
         method: name of the method, a key of :data:`METHODS`, or its class.
         network: source network.
         settings: settings of the method.
-        affine: what is adapted where normalization layers have no affine parameters, see
-            :func:`grata.normalization.ensure_affine`; methods that do not learn attach none. The method's ``attached``
-            holds what is attached.
-        common: what a bundle says for all methods (``activation``, ``seed``, ``reset``, ``prepared``): given to a
-            method that has such a setting, where ``settings`` does not say otherwise and the value is not None.
+        affine: choice of what is adapted where normalization layers have no affine parameters, see
+            :func:`grata.normalization.ensure_affine`. Methods that do not learn attach none. The method's ``attached``
+            holds the attached parameters.
+        common: settings that a bundle gives to all methods (``activation``, ``seed``, ``reset``, ``prepared``). A
+            method gets those that it has, unless ``settings`` contains them or the value is None.
 
     Raises:
-        GrataError: the name or a setting is not known (with the nearest known one), or the method refuses the network
-            or a value. The network is as it was then.
+        GrataError: the name or a setting is not known (with the most similar known one), or the method refuses the
+            network or a value. The network is unchanged then.
     """
     made = method_class(method)
     settings = dict(settings or {})
@@ -153,7 +153,7 @@ def create(
             attached = ensure_affine(network, affine)
         instance = made(network, **given)
     except GrataError as error:
-        # what another method attached stays its own
+        # parameters that another method attached stay attached
         if attached is not None and not earlier:
             attached.detach()
         if error.head in settings:
@@ -164,16 +164,16 @@ def create(
 
 
 def check_settings(name: str, settings: Mapping[str, Any], key: str = "settings") -> None:
-    """Raise :class:`GrataError` for a setting that a method does not have, naming the one that may be meant.
+    """Raise :class:`GrataError` for a setting that a method does not have, with the most similar name.
 
     Args:
         name: name of the method.
         settings: settings by name.
-        key: key that they stand under, for the message.
+        key: configuration key of the settings, for the message.
     """
     METHODS[name].check_settings(settings, key)
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """Return the defaults of all settings of the method called ``name``, its own first, then those of its bases."""
+    """Return the defaults of all settings of the method called ``name``: its own first, then those of its bases."""
     return {key: item.default for key, item in METHODS[name].settings().items()}

@@ -24,7 +24,7 @@ from .state import Remembered
 __all__ = ["SAR"]
 
 RECOVERED = "recovered"
-"""Flag of a batch after whose step the method went back to the source's parameters."""
+"""Flag of a batch after which the method returned to the source's parameters."""
 
 
 class SAR(GradientMethod):
@@ -40,21 +40,23 @@ class SAR(GradientMethod):
         m  ← 0.9·m + 0.1·mean_{i ∈ S} H(f_θ'(x)_i)              m starts at the first such mean
         when m < m₀:  θ ← source, m forgotten
 
-    Affine parameters of the normalization layers but those of the last ones, batch statistics, online.
+    The method adapts the affine parameters of all normalization layers except the last ones, with batch statistics,
+    online.
 
-    To dense prediction it carries over as follows.
+    The method carries over to dense prediction as follows.
 
-    - A sample is a voxel: H is the entropy over the classes, ``H_max = ln C``; a channel of a sigmoid map is a decision
-      of its own, with the entropy of a Bernoulli variable, ``H_max = ln 2``, and passes the filter by itself. So an
-      image of which nothing is reliable has no part in the step, and when no voxel of the batch is, no step is taken.
-    - The paper's threshold of recovery, m₀ = 0.2, is for 1000 classes; as a share of ``H_max`` it is 0.2/ln 1000 =
+    - A sample is a voxel. With softmax, H is the entropy over the classes and ``H_max = ln C``. With sigmoid, each
+      channel is a separate decision with the entropy of a Bernoulli variable and ``H_max = ln 2``, and passes the
+      filter separately. An image without reliable voxels therefore has no influence on the step. When no voxel of the
+      batch is reliable, no step is taken.
+    - The paper's threshold of recovery, m₀ = 0.2, is for 1000 classes. As a share of ``H_max`` it is 0.2/ln 1000 =
       0.029, which makes ``m₀ = 0.029·ln C``, and 0.020 for a sigmoid map.
-    - Most of a medical image is background of hardly any entropy, so that m may lie below that from the start.
-      Therefore m₀ is never above half of what m was at first: a recovery always means that the entropy has fallen.
-    - The paper leaves the last blocks alone (the fourth layer of a ResNet, the last 3 of 12 blocks of a transformer);
-      here that is the last quarter of the normalization layers, in the order of the network.
+    - Most of a medical image is background with almost no entropy, so that m may lie below this threshold from the
+      start. Therefore m₀ is at most half of the first m: a recovery always means that the entropy has fallen.
+    - The paper does not adapt the last blocks (the fourth layer of a ResNet, the last 3 of 12 blocks of a transformer).
+      Here these are the last quarter of the normalization layers, in the order of the network.
 
-    A recovery forgets the optimizer's momentum too. The batch that brought it about is predicted by the source's
+    A recovery also resets the optimizer's momentum. The batch that caused the recovery is predicted with the source's
     parameters.
 
     Raises:
@@ -66,8 +68,8 @@ class SAR(GradientMethod):
         title="SAR",
         reference="Niu et al., Towards stable test-time adaptation in dynamic wild world, ICLR 2023, arXiv:2302.12400",
         year=2023,
-        rule="one sharpness-aware step down the entropy of the reliable voxels, back to the source when it collapses",
-        changes="affine parameters but those of the last layers, batch statistics",
+        rule="one sharpness-aware step down the entropy of the reliable voxels; back to the source when it collapses",
+        changes="affine parameters except those of the last layers, batch statistics",
         needs=("affine parameters",),
         forwards=3,
         backwards=2,
@@ -78,14 +80,14 @@ class SAR(GradientMethod):
         above=0,
         at_most=1,
         why="or no voxel is reliable",
-        help="bound of the reliable entropy, as a share of the highest there is",
+        help="bound of the reliable entropy, as a share of the highest possible entropy",
     )
-    sharpness: float = number(default=0.05, at_least=0, help="length ρ of the way to θ'")
+    sharpness: float = number(default=0.05, at_least=0, help="distance ρ of θ' from θ")
     recovery: float = number(
         default=0.029,
         at_least=0,
         at_most=1,
-        help="threshold of recovery, as a share of the highest entropy; 0: there is none",
+        help="threshold of recovery, as a share of the highest possible entropy; 0: no recovery",
     )
     momentum: float = number(default=0.9, at_least=0, at_most=1, help="momentum of the moving average m")
     frozen: float = number(
@@ -93,7 +95,7 @@ class SAR(GradientMethod):
         at_least=0,
         below=1,
         why="or nothing is left to adapt",
-        help="share of the normalization layers, the last of the network, that is left alone",
+        help="share of the normalization layers, counted from the end of the network, that is not adapted",
     )
     optimizer_name: str | MakeOptimizer = override(default="SGD", alias="optimizer")
     lr: float = override(default=2.5e-4)
@@ -122,7 +124,7 @@ class SAR(GradientMethod):
         return record
 
     def _loss_and_gradient(self, x: torch.Tensor, loss_at: Any) -> tuple[float, list[torch.Tensor | None]]:
-        """Return the sharpness-aware gradient in place of that of the method's own objective."""
+        """Return the sharpness-aware gradient in place of the gradient of the method's own objective."""
         if loss_at != self._loss:
             return super()._loss_and_gradient(x, loss_at)
         self._reliable: torch.Tensor | None = None
@@ -134,11 +136,11 @@ class SAR(GradientMethod):
             return super()._loss_and_gradient(x, self._loss)
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the mean entropy of the reliable voxels; at θ', of those of them that are reliable there too."""
+        """Return the mean entropy of the reliable voxels; at θ', of the voxels that are reliable at θ and at θ'."""
         logits = self._logits(x)
         entropy = voxel_entropy(logits, self.activation)
         self._highest = maximal_entropy(logits.shape[1], self.activation)
-        # "not above" keeps what is not a number, so that the step is told as what it is
+        # "not above" keeps NaN, so that the step is reported as not finite
         kept = ~(entropy.detach() >= self.margin * self._highest)
         if self._reliable is None:
             self._reliable = kept
@@ -159,7 +161,7 @@ class SAR(GradientMethod):
 
 
 def _without_the_last(parameters: dict[str, nn.Parameter], share: float) -> dict[str, nn.Parameter]:
-    """Return the parameters of all layers but the last ``share`` (rounded up), at least those of the first layer."""
+    """Return the parameters of all layers except the last ``share`` (rounded up); those of the first always stay."""
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
     kept = layers[: max(1, len(layers) - math.ceil(share * len(layers)))]
     return {name: parameter for name, parameter in parameters.items() if name.rpartition(".")[0] in kept}

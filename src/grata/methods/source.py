@@ -1,4 +1,4 @@
-"""Source: no adaptation, the row that every table starts with."""
+"""Source: no adaptation; the first row of every table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method remembers, declared once: restoring, saving and loading follow from the declaration."""
+"""The memory of methods: values are declared once, and restoring, saving and loading follow from the declaration."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ P = TypeVar("P", bound="Part")
 
 
 class Part(Protocol):
-    """An object with a memory of its own that belongs to a method, such as an optimizer or a teacher."""
+    """An object with its own memory that belongs to a method, such as an optimizer or a teacher."""
 
     def forget(self) -> None:
-        """Be as if just constructed."""
+        """Return to the state after construction."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that another process needs to go on."""
+        """Return the state from which another process can continue."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Continue from ``state``."""
 
 
 class Remembered(Generic[T]):
     """A value that a method remembers from batch to batch.
 
-    Declared on the class as ``_average = Remembered[torch.Tensor | None](None)`` and used as a plain attribute. It
-    starts from its initial value, returns to it by ``restore()``, and stands in a saved state under its name without
-    the underscore.
+    A class declares it as ``_average = Remembered[torch.Tensor | None](None)`` and uses it as a plain attribute. It
+    starts with its initial value, and ``restore()`` resets it to that. In a saved state its key is its name without the
+    underscore.
 
     Args:
-        initial: value at the source network; its type is the type of numbers in a loaded state.
+        initial: value at the source network; a loaded number is converted to its type.
     """
 
     def __init__(self, initial: T) -> None:
@@ -60,28 +60,29 @@ class Remembered(Generic[T]):
         vars(instance)[self.name] = value
 
     def forget(self, instance: object) -> None:
-        """Give ``instance`` the initial value."""
+        """Set the value of ``instance`` to the initial value."""
         vars(instance)[self.name] = copy.copy(self.initial)
 
     def saved(self, instance: object) -> Any:
-        """Return a copy of the value of ``instance`` for a state."""
+        """Return a copy of the value of ``instance`` for a saved state."""
         return _copy(self.__get__(instance, type(instance)))
 
     def load(self, instance: object, value: Any) -> None:
-        """Give ``instance`` a copy of a saved value."""
+        """Set the value of ``instance`` to a copy of a saved value."""
         number = isinstance(self.initial, bool | int | float)
         vars(instance)[self.name] = type(self.initial)(value) if number else _copy(value)  # type: ignore[call-arg]
 
 
 class Remembers:
-    """Collects what a class and its bases declare as :class:`Remembered`, and the parts that an instance keeps."""
+    """Base of classes with a memory: :class:`Remembered` values of the class and its bases, and parts of an instance.
+    """
 
     def _keep(self, key: str | None, part: P) -> P:
-        """Return ``part`` after making it one of the method's parts.
+        """Add ``part`` to the method's parts and return it.
 
         Args:
-            key: key of its state in the method's; None: its state's own keys stand there.
-            part: object with a memory of its own.
+            key: key of the part's state in the method's state; None: the keys of the part's state are added directly.
+            part: object with its own memory.
         """
         vars(self).setdefault("_parts", []).append((key, part))
         return part
@@ -91,7 +92,7 @@ class Remembers:
         return list(vars(self).get("_parts", []))
 
     def _forget(self) -> None:
-        """Return to the initial values, and let each part forget."""
+        """Reset all values to the initial ones, and let each part forget."""
         for value in self._remembered():
             value.forget(self)
         for _, part in self._kept:
@@ -105,7 +106,7 @@ class Remembers:
         return state
 
     def _load_memory(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`_memory_state` returned."""
+        """Load what :meth:`_memory_state` returned."""
         for value in self._remembered():
             value.load(self, state[value.key])
         for key, part in self._kept:

@@ -19,8 +19,8 @@ class Tent(GradientMethod):
         g = ∇ mean_i H(f_θ(x)_i)          entropy over the classes, or of each channel, mean over voxels
         θ ← Adam(θ, g, lr)
 
-    Batch statistics, affine parameters of the normalization layers, online. The prediction is made after the step; the
-    authors' code predicts with the forward that gave the gradient, one step earlier.
+    The method adapts the affine parameters of the normalization layers with batch statistics, online. It predicts after
+    the step; the authors' code predicts with the forward that gave the gradient, one step earlier.
 
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.

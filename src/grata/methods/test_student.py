@@ -23,7 +23,7 @@ __all__ = ["TeST"]
 
 
 class TeST(GradientMethod):
-    """A teacher learns to be consistent, then a student from its confident labels (TeST, Sinha et al., WACV 2023).
+    """A teacher that learns consistency and a student that learns its confident labels (TeST, Sinha et al., WACV 2023).
 
     .. code-block:: text
 
@@ -36,21 +36,22 @@ class TeST(GradientMethod):
             θ  ← Adam(θ, ∇ [mean cross-entropy(f_θ(x), y) + entropy_weight · mean H(f_θ(x))])
         prediction: f_θ(x)
 
-    All parameters, batch statistics, online: teacher and student both go on from what the last image left them, each
-    with an optimizer of its own. The network holds the student; the teacher's weights are put into it for stage 1.
+    The method adapts all parameters with batch statistics, online: teacher and student both continue from their weights
+    after the last image, each with its own optimizer. The network holds the student; for stage 1 the teacher's weights
+    take its place.
 
-    The abstract and the introduction of the paper tell the parts: consistency regularization for invariant
-    representations, self-distillation from a teacher to a student for robust ones, and entropy minimization. The form
-    of the losses and the numbers (learning rate, steps, confidence and weight) are this package's; the learning rate
-    was chosen on simulated shifts of a source site (docs/results/settings.md).
+    The abstract and the introduction of the paper name the parts: consistency regularization for invariant
+    representations, self-distillation from a teacher to a student for robust representations, and entropy minimization.
+    The form of the losses and the numbers (learning rate, steps, confidence and weight) are this package's own. The
+    learning rate was chosen on simulated shifts of a source site (docs/results/settings.md).
 
-    For dense prediction each voxel is a sample. A weak view is a flip or quarter turn, taken back exactly, so that the
-    views' predictions are compared at the same voxel. Confidence is the largest probability (softmax), or
-    ``max(p, 1 − p)`` of each channel (sigmoid), which is then kept or not by itself; a bound above ½ means the same
-    majority for any number of classes. The cross-entropy is the mean over what is kept; where nothing is, the student
-    takes no step.
+    For dense prediction each voxel is a sample. A weak view is a flip or quarter turn, which is inverted exactly, so
+    that the views' predictions are compared at the same voxel. Confidence is the largest probability (softmax), or
+    ``max(p, 1 − p)`` of each channel (sigmoid), which is then kept or dropped on its own. A bound above ½ means the
+    same majority for any number of classes. The cross-entropy is the mean over the kept voxels; when there are none,
+    the student takes no step.
 
-    The gradient of stage 1 is added up view by view: memory is that of one forward.
+    The gradient of stage 1 is added up view by view, with the memory of one forward.
 
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
@@ -61,7 +62,7 @@ class TeST(GradientMethod):
         title="TeST",
         reference="Sinha et al., TeST: test-time self-training under distribution shift, WACV 2023, arXiv:2209.11459",
         year=2023,
-        rule="a teacher learns to predict the same on all weak views, a student its confident labels",
+        rule="a teacher learns to predict the same on all weak views; a student learns the teacher's confident labels",
         changes="all parameters, batch statistics",
         forwards=20,
         backwards=7,
@@ -69,7 +70,7 @@ class TeST(GradientMethod):
 
     teacher_steps: int = count(default=1, help="number of the teacher's steps on each batch, before the student's")
     confidence: float = number(
-        default=0.9, at_least=0, at_most=1, help="confidence of the teacher from which on a voxel's label is learned"
+        default=0.9, at_least=0, at_most=1, help="minimum confidence of the teacher's label for the student to learn it"
     )
     entropy_weight: float = number(default=1.0, at_least=0, help="weight of the student's entropy")
     lr: float = override(default=1e-5, help="base learning rate of teacher and student, for an optimizer that is named")
@@ -80,7 +81,7 @@ class TeST(GradientMethod):
     def _setup(self) -> None:
         super()._setup()
         self._teacher = self._keep("teacher", Teacher(self.parameters))
-        # the same settings, but moments of its own
+        # the same settings, but its own moments
         self._teacher_stepper = self._keep("teacher_optimizer", self._make_stepper())
 
     def _adapt(self, images: torch.Tensor) -> GradientRecord:
@@ -99,7 +100,7 @@ class TeST(GradientMethod):
         return dataclasses.replace(record, flags=tuple(dict.fromkeys((*flags, *record.flags))))
 
     def _teach(self, x: torch.Tensor) -> list[str]:
-        """Take one step of the teacher, whose weights are in place; return the flags of what went wrong."""
+        """Take one step of the teacher, whose weights are in place; return the flags of a failed step."""
         target = self._pseudo_label(x)
         views = resolve_views(self.views, x.shape[2:])
         parts = (

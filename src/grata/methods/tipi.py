@@ -27,21 +27,21 @@ class TIPI(GradientMethod):
         L  = mean_i KL(f_θ(x + δ)_i ‖ p_i)                       over voxels
         θ ← SGD(θ, ∇L, lr·B)                                     B: images in the batch
 
-    Affine parameters of the normalization layers, online. The change of an image is small, and stands for every change
-    that ought to leave the prediction as it is. The divergence is the reverse one, as in the authors' code; ``reverse:
-    false`` turns it round.
+    The method adapts the affine parameters of the normalization layers, online. The adversarial change of an image is
+    small, and represents all changes that should not affect the prediction. The divergence is the reverse one, as in
+    the authors' code; ``reverse: false`` exchanges the two predictions.
 
-    ε is in units of the intensity range of each image and channel, maximum minus minimum: 2/255 for an image of 8 bits.
-    At δ = 0 the divergence is at its minimum, so that its gradient there is rounding noise; the authors' code starts
-    there by default, and at random for its larger data sets. Here it always starts at random. x + δ is not clipped to
-    the range of x, as there.
+    ε is in units of the intensity range of each image and channel, maximum minus minimum: 2/255 for an 8-bit image.
+    The divergence has its minimum at δ = 0, so that its gradient there is rounding noise. The authors' code starts at 0
+    by default, and at random for its larger data sets; here δ always starts at random. As in the authors' code, x + δ
+    is not clipped to the range of x.
 
-    The authors' code keeps separate running statistics for the adversarial batch. Here batch normalization takes the
-    statistics of the batch at hand, each forward its own, so that the adversarial batch never has a part in those of
-    the clean one; the prediction is made by the clean batch's.
+    The authors' code keeps separate running statistics for the adversarial batch. Here each forward normalizes by the
+    statistics of its own batch, so that the adversarial batch has no influence on the statistics of the clean batch.
+    The prediction uses the statistics of the clean batch.
 
-    Dense prediction needs little change: the divergence is that of the distributions over the classes, or of the sum of
-    those of the channels' Bernoulli distributions, as a mean over voxels.
+    Dense prediction needs little change. The divergence is a mean over voxels: with softmax of the divergence over the
+    classes, with sigmoid of the sum of the divergences of the channels' Bernoulli distributions.
 
     Raises:
         GrataError: a setting is out of range, or the network has nothing to adapt.
@@ -84,7 +84,7 @@ class TIPI(GradientMethod):
         return self._divergence(x + self._perturbation(x, clean), clean)
 
     def _perturbation(self, x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """Return δ, of the shape of ``x``: what one step of ε up the divergence makes of a random start."""
+        """Return δ, with the shape of ``x``: a random start, followed by one step of ε up the divergence."""
         voxels = tuple(range(2, x.ndim))
         bound = self.epsilon * (x.amax(voxels, keepdim=True) - x.amin(voxels, keepdim=True))
         start = (2 * torch.rand(x.shape, generator=self.generator).to(x) - 1) * bound
@@ -93,7 +93,8 @@ class TIPI(GradientMethod):
         return torch.clamp(start.detach() + bound * gradient.sign(), -bound, bound)
 
     def _scale(self, x: torch.Tensor) -> float:
-        """Return a scale for a gradient whose sign alone counts: half precision loses a voxel's part of a mean."""
+        """Return a scale for a gradient of which only the sign is used: half precision loses a voxel's part of a mean.
+        """
         return float(x[0, 0].numel()) if self._half_precision(x) else 1.0
 
     def _divergence(self, x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:

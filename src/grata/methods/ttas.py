@@ -30,7 +30,7 @@ _MOMENTS = ("centroid", "spread")
 _ADAPTED = ("all", "affine")
 _WEIGHT_DECAY = {"weight_decay": 1e-4}
 
-# below that many voxels the moments of a structure are noise, as in the authors' code
+# with fewer voxels the moments of a structure are noise; the number is that of the authors' code
 _LEAST = 10
 
 
@@ -45,7 +45,7 @@ def _check_options(value: Any) -> Mapping[str, Any]:
 
 
 class TTAS(GradientMethod):
-    """Steps down the entropy, held to the shapes of the source's labels (TTAS, Bateson et al., MICCAI 2022).
+    """Steps down the entropy, with priors on the shapes of the source's labels (TTAS, Bateson et al., MICCAI 2022).
 
     .. code-block:: text
 
@@ -54,30 +54,30 @@ class TTAS(GradientMethod):
             + moment_weight · Σ_k,c dist²(μ_kc, prior_kc·(1 ± margin))    μ: centroid, spread along each axis
         θ ← Adam(θ, ∇L, lr, weight decay 1e-4)                   150 steps, from the source for each case
 
-    τ, and the priors of centroid and spread, are the means over the source's labels, prepared once. The moments are
-    soft, in 2D and 3D, and those of the foreground (with softmax not of channel 0), where more than 10 voxels are
-    predicted.
+    τ and the priors of centroid and spread are means over the source's labels, prepared once. The moments are soft, in
+    2D and 3D. They are computed for the foreground (all channels with sigmoid, all but channel 0 with softmax), where
+    more than 10 voxels are predicted.
 
-    For sigmoid each channel is a problem of two classes: its entropy has the weights ``1 − τ_c`` of the foreground and
-    ``τ_c`` of the background, its divergence that of ``(s_c, 1 − s_c)``, and channels are added up.
+    With sigmoid, each channel is a two-class problem. Its entropy has the weight ``1 − τ_c`` for the foreground and
+    ``τ_c`` for the background, its divergence is that of ``(s_c, 1 − s_c)``, and the channels are summed.
 
-    Of a volume that is larger than the window each batch of windows takes its own ``steps``, one batch after the
-    other, from where the last one ended. Size and moments are then those of the windows that were chosen, the most
-    uncertain ones, in which there is more foreground than in the windows that the priors were taken from: the method
-    is for images that the network sees at once.
+    If a volume is larger than the window, each batch of windows takes its own ``steps``, and starts where the batch
+    before it ended. Size and moments are then those of the chosen windows. The most uncertain windows have more
+    foreground than the windows that gave the priors. The method is therefore meant for images that fit into the network
+    as a whole.
 
-    The paper, by its abstract, and the authors' code adapt scale and bias of the normalization layers; later papers
-    that quote it adapt all parameters (``adapted: all``), which at this learning rate ruined the hippocampus network
+    The paper, by its abstract, and the authors' code adapt scale and bias of the normalization layers. Later papers
+    that quote it adapt all parameters (``adapted: all``). At this learning rate, that ruined the hippocampus network
     within 10 steps on simulated shifts of its source (docs/results/settings.md). The authors run 150 epochs over the
-    slices of a subject with the size alone, then 150 with one moment, whose prior they take from the subject's own
-    predictions; here all terms act from the start, and the priors are the source's. Their code exchanges the two ends
-    of the margin, so that the inside is penalized too; here it is free. Their weight of 1e-4 is for squared pixels of
-    images of 384, and 15 in units of the image.
+    slices of a subject with the size term alone, then 150 with one moment, whose prior they take from the subject's own
+    predictions. Here all terms act from the start, and the priors come from the source. The authors' code exchanges the
+    two ends of the margin, so that moments inside the margin are penalized too; here they are free. The authors' weight
+    of 1e-4 is for squared pixels of images of size 384, which is 15 in units of the image.
 
     Raises:
-        GrataError: the class sizes or moments were not prepared, a setting is out of range, or the network has
-            nothing to adapt; by ``adapt``: what was prepared is of other weights, or has other channels or axes than
-            the prediction.
+        GrataError: the class sizes or moments were not prepared, a setting is out of range, or the network has nothing
+            to adapt; by ``adapt``: the prepared data belong to other weights, or have other channels or axes than the
+            prediction.
     """
 
     name = "ttas"
@@ -86,7 +86,8 @@ class TTAS(GradientMethod):
         reference="Bateson et al., Test-time adaptation with shape moments for image segmentation, MICCAI 2022, "
         "arXiv:2205.07983",
         year=2022,
-        rule="entropy weighted by class, with the sizes, centroids and spreads of the source's labels as priors",
+        rule="steps down the class-weighted entropy, with the sizes, centroids and spreads of the source's labels as "
+        "priors",
         changes="affine parameters, batch statistics",
         needs=("affine parameters", "class sizes", "shape moments"),
         episodic=True,
@@ -97,14 +98,14 @@ class TTAS(GradientMethod):
     adapted: str = choice(
         default="affine",
         of=_ADAPTED,
-        help="parameters that take the steps: all, or the affine ones of normalization layers",
+        help="parameters that are adapted: all, or affine for those of the normalization layers",
         in_state=False,
     )
     moments: Sequence[str] = setting(
         default=_MOMENTS,
         check=_check_moments,
         range=f"list of {', '.join(_MOMENTS)}, or empty",
-        help="moments that the shape is held to; empty: the size alone",
+        help="moments with a prior; empty: only the size has one",
     )
     size_weight: float = number(default=1.0, at_least=0, help="weight of the divergence from the size prior")
     moment_weight: float = number(default=15.0, at_least=0, help="weight of the distance from the moments' priors")

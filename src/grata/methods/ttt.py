@@ -1,4 +1,4 @@
-"""TTT: test-time training by recognising a rotation (ICML 2020)."""
+"""TTT: test-time training by rotation prediction (ICML 2020)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["TTT"]
 
 
 class TTT(GradientMethod):
-    """One step down the loss of telling which way an image was turned (TTT, Sun et al., ICML 2020).
+    """One step down the loss of rotation prediction (TTT, Sun et al., ICML 2020).
 
     .. code-block:: text
 
         L = mean_k cross-entropy(h(e_θ(v_k(x))), k)      v_k: the k-th view; e: shared layers; h: rotation head
         θ ← SGD(θ, ∇L, lr)                               θ: all parameters that the head's feature depends on
 
-    The paper shows a batch of 32 copies of the one image, each turned at random; here every view is shown once, which
-    is the mean that such a batch estimates, so that nothing is drawn. The head is left as it was trained; the authors'
-    code moves it too. The paper's networks have group normalization; in those with batch normalization the batch's
-    statistics are used, as when the head was trained. Online, one step an image; the paper's other variant, ten steps
-    from the source for every image, is ``steps=10, reset="per-case"``. Nothing of the rule depends on the task being
-    classification: it looks at no prediction.
+    The paper uses a batch of 32 copies of the image, each turned at random. Here every view is used once. This gives
+    the mean that such a batch estimates, without random draws. The head keeps its trained weights; the authors' code
+    adapts it too. The paper's networks have group normalization. Networks with batch normalization use the batch's
+    statistics, as in the training of the head. The method is online, with one step for each image. The paper's other
+    variant, ten steps from the source for every image, is ``steps=10, reset="per-case"``. The rule does not use the
+    network's prediction, so it is the same for classification and segmentation.
 
     Raises:
         GrataError: there is no rotation head, or a setting is out of range.
@@ -45,7 +45,7 @@ class TTT(GradientMethod):
         reference="Sun et al., Test-time training with self-supervision for generalization under distribution "
         "shifts, ICML 2020, arXiv:1909.13231",
         year=2020,
-        rule="one step down the loss of a head that tells which way the image was turned",
+        rule="one step down the loss of a head that predicts how the image was turned",
         changes="all parameters of the encoder, batch statistics",
         needs=("rotation head",),
         forwards=7,
@@ -71,14 +71,14 @@ class TTT(GradientMethod):
     ) -> tuple[float, list[torch.Tensor | None]]:
         if loss_at != self._loss:
             return super()._loss_and_gradient(x, loss_at)
-        # the last view first, as one backward pass through all of them adds them up
+        # the last view first: the order in which one backward pass through all views adds up gradients
         turned = self._turned(x)[::-1]
         parts = ((view, partial(self._of_view, k)) for k, view in turned)
         losses, gradient = self._mean_by_parts(parts, len(turned))
         return float(cast(torch.Tensor, sum(losses[::-1]) / len(losses)).item()), gradient
 
     def _turned(self, x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-        """Return the views of ``x`` that keep its shape, each with its number: another shape would give a turn away."""
+        """Return the views of ``x`` that keep its shape, with their numbers; another shape would reveal the turn."""
         views = [view(x) for view in resolve_views(self._rotation_views(), x.shape[2:])]
         kept = [(k, view) for k, view in enumerate(views) if view.shape == x.shape]
         if len(kept) < 2:

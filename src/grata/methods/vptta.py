@@ -27,7 +27,7 @@ __all__ = ["VPTTA"]
 
 
 class VPTTA(PredictiveMethod):
-    """A prompt on an image's low frequencies, learnt for each image; the network stays (VPTTA, Chen et al., CVPR 2024).
+    """A prompt on the low frequencies, learned for each image, with a frozen network (VPTTA, Chen et al., CVPR 2024).
 
     .. code-block:: text
 
@@ -41,19 +41,20 @@ class VPTTA(PredictiveMethod):
         prediction: f(x̃)
 
     The prompt multiplies the amplitude of ``max(1, int(alpha·size))`` frequencies along each axis, in 2D or 3D, in each
-    channel; the phase stays. Nothing of the rule depends on the task: it looks at no prediction.
+    channel; the phase does not change. The rule does not use the prediction, so it is the same for every task.
 
-    The images of a batch have one prompt, learnt from all of them, which also fits batches of another size, such as the
-    windows of the same volume; each batch of windows counts as an image in n, and has entries of its own in the memory.
-    The authors' code takes one image at a time. The prompt starts from the mean of what the memory has for each image.
-    The memory is of images of one size and number of channels: when another comes, it is emptied, and the prompt starts
-    from ones. Until the method has adapted to images of a size, these are predicted without a prompt.
+    The images of a batch share one prompt, which is learned from all of them. It also fits batches of another size,
+    such as the windows of the same volume. Each batch of windows counts as an image in n, and adds its own entries to
+    the memory. The authors' code takes one image at a time. The prompt starts from the mean of the starting prompts
+    that the memory gives for the images. The memory holds images of one size and number of channels. When an image of
+    another size arrives, the memory is emptied and the prompt starts from ones. Until the method has adapted to images
+    of a size, it predicts them without a prompt.
 
-    The authors' code places a prompt of odd width one frequency beside the middle, and takes its channels in turned
-    order (it shifts the spectrum over channels too); here it is centred, and each channel has its own. Its memory holds
-    41 entries; here the paper's 40. As there, Adam keeps its moments from image to image, while the prompt starts anew,
-    and no gradient flows through the warmed-up statistics, though they move with the prompt: early in a stream, when
-    they are mostly the batch's, a step can raise L.
+    The authors' code places a prompt of odd width one frequency beside the middle, and permutes the prompt's channels
+    (it shifts the spectrum over channels too). Here the prompt is centred, and each channel has its own. The memory of
+    the authors' code holds 41 entries; here it holds the paper's 40. As in the authors' code, Adam keeps its moments
+    from image to image while the prompt starts anew. Also as there, no gradient flows through the warmed-up statistics,
+    although they move with the prompt. Early in a stream these are mostly the batch's, and a step can raise L.
 
     Raises:
         GrataError: the network has no batch normalization with running statistics, or a setting is out of range.
@@ -65,8 +66,8 @@ class VPTTA(PredictiveMethod):
         reference="Chen et al., Each test image deserves a specific prompt: continual test-time adaptation for 2D "
         "medical image segmentation, CVPR 2024, arXiv:2311.18363",
         year=2024,
-        rule="a prompt on the image's low-frequency amplitudes brings its statistics to those of the source",
-        changes="nothing: a prompt on the image; statistics warmed up from batch to source",
+        rule="a prompt on the image's low-frequency amplitudes moves the image's statistics towards the source's",
+        changes="no parameters: a prompt on the image; statistics that move from the batch's to the source's",
         needs=("running statistics",),
         forwards=2,
         backwards=1,
@@ -77,8 +78,8 @@ class VPTTA(PredictiveMethod):
         default=0.01, at_least=0, at_most=1, help="share of the spectrum along each axis that the prompt covers"
     )
     warm_up: float = number(default=5.0, above=0, help="τ in the weight of the batch's statistics")
-    memory: int = count(default=40, help="number of entries that the memory holds")
-    neighbours: int = count(default=16, help="number of entries that the prompt starts from, at most memory")
+    memory: int = count(default=40, help="number of entries in the memory")
+    neighbours: int = count(default=16, help="number of nearest entries that give the starting prompt, at most memory")
     lr: float = number(default=0.05, at_least=0, help="learning rate of the prompt")
     betas: Sequence[float] = numbers(default=(0.9, 0.99), length=2, at_least=0, at_most=1 - 1e-6, help="betas of Adam")
     steps: int = count(default=1, help="number of steps on each batch")
@@ -142,7 +143,7 @@ class VPTTA(PredictiveMethod):
         return dataclasses.replace(record, learning_rate=self.lr)
 
     def _start(self, keys: torch.Tensor) -> torch.Tensor:
-        """Return the prompt to begin with, from the memory's nearest entries to ``keys`` ``(B, C, ...)``."""
+        """Return the starting prompt, from the memory's nearest entries to ``keys`` ``(B, C, ...)``."""
         if len(self._prompt.memory) < self.neighbours:
             return torch.ones_like(self._prompt.values)
         starts = []
@@ -155,11 +156,11 @@ class VPTTA(PredictiveMethod):
         return self._logits(self._prompted(x) if x.shape[1:] == self._prompt.shape else x)
 
     def _prompted(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``x`` with its low frequencies multiplied by the prompt; ``x`` to the last bit where that is ones."""
+        """Return ``x`` with its low frequencies multiplied by the prompt; exactly ``x`` for a prompt of ones."""
         with torch.autocast(x.device.type, enabled=False):
             low, margins = self._low_frequencies(_exact(x))
             axes = list(range(2, x.ndim))
-            # the transform is linear: only what the prompt adds has to go there and back
+            # the transform is linear, so only what the prompt adds needs the inverse transform
             added = F.pad(low * (self._prompt.values - 1), margins)
             added = torch.fft.ifftn(torch.fft.ifftshift(added, axes), dim=axes).real
             return x + added.to(x.dtype)
@@ -180,7 +181,7 @@ class VPTTA(PredictiveMethod):
         return [max(1, int(self.alpha * size)) for size in x.shape[2:]]
 
     def _warmed_up(self, layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the statistics to normalize by; note how far each image's are from them while the prompt learns."""
+        """Return the statistics to normalize by; while the prompt learns, note their distance to each image's."""
         weight = 1 / (math.sqrt(self._seen) / self.warm_up + 1)
         dims = [0, *range(2, x.ndim)]
         batch = x.detach()
@@ -189,7 +190,7 @@ class VPTTA(PredictiveMethod):
         variance = weight * batch.var(dims, unbiased=False) + (1 - weight) * source_variance
         if self._distances is not None:
             flat = x.flatten(2)
-            # the root has no finite slope at 0, the deviation of a constant channel
+            # a constant channel has a deviation of 0, where the root has no finite slope
             deviation = (flat.var(2, unbiased=False) + 1e-10).sqrt()
             distance = (mean - flat.mean(2)).abs().mean() + (variance.sqrt() - deviation).abs().mean()
             self._distances.append(distance)
@@ -201,12 +202,12 @@ class _Prompt:
 
     Args:
         make: function that makes the optimizer of a prompt.
-        memory: memory of prompts by the images' low-frequency amplitudes.
-        network: network on whose device the prompt of a saved state is put.
+        memory: memory of prompts, with the images' low-frequency amplitudes as keys.
+        network: network whose device a loaded prompt is moved to.
 
     Attributes:
         shape: shape ``(C, ...)`` of the images; None: there is no prompt yet.
-        memory: the memory.
+        memory: memory of prompts.
     """
 
     shape: tuple[int, ...] | None
@@ -222,12 +223,12 @@ class _Prompt:
 
     @property
     def values(self) -> nn.Parameter:
-        """The prompt ``(1, C, ...)``; there is one once :meth:`begin` was called."""
+        """The prompt ``(1, C, ...)``; it exists after a call of :meth:`begin`."""
         assert self._values is not None
         return self._values
 
     def begin(self, values: torch.Tensor, shape: tuple[int, ...]) -> None:
-        """Start a prompt for images of ``shape`` (C, ...), with an empty memory."""
+        """Begin with a prompt for images of ``shape`` ``(C, ...)`` and an empty memory."""
         self.memory.forget()
         self.shape = shape
         self._values = nn.Parameter(values)
@@ -240,13 +241,13 @@ class _Prompt:
         self._optimizer.zero_grad(set_to_none=True)
 
     def forget(self) -> None:
-        """Have no prompt, and an empty memory."""
+        """Remove the prompt and empty the memory."""
         self.memory.forget()
         self.shape = None
         self._values = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return prompt, shape, optimizer and memory; a prompt of None where there is none yet."""
+        """Return prompt, shape, optimizer and memory; ``prompt`` is None where there is none yet."""
         if self._values is None or self.shape is None:
             return {"prompt": None}
         return {
@@ -257,7 +258,7 @@ class _Prompt:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Continue from ``state``."""
         if state["prompt"] is None:
             return
         device = next((p.device for p in self._network.parameters()), torch.device("cpu"))
@@ -267,5 +268,5 @@ class _Prompt:
 
 
 def _exact(x: torch.Tensor) -> torch.Tensor:
-    """Return ``x`` in the precision that transforms are computed in."""
+    """Return ``x`` in the precision of the Fourier transforms."""
     return x if x.dtype == torch.float64 else x.float()
