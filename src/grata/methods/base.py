@@ -269,6 +269,8 @@ class Method(Remembers, KeywordSettings, ABC):
             "settings": self._signature(),
             "reset": {"policy": repr(self.policy), "state": self.policy.state_dict()},
             "generator": self.generator.get_state(),
+            # the order is that of files on disk, whose digests depend on it
+            "batches": self.batches,
             "active": self._active,
             **self._memory_state(),
         }

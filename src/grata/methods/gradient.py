@@ -204,13 +204,14 @@ class GradientMethod(PredictiveMethod):
         super()._setup()
         if self.auxiliary is not None:
             self._need_objective(self.auxiliary)
-        self.rate = self._keep("rate", make_rate(self.learning_rate_law))
+        self.rate = make_rate(self.learning_rate_law)
         if self.auxiliary is None and (self.rho > 0 or self.rate.needs_auxiliary):
             raise GrataError(
                 f"needs two gradients: name the auxiliary objective, one of {', '.join(OBJECTIVES)}.",
                 key="rho" if self.rho > 0 else "learning_rate_law",
             )
         self._stepper = self._keep("optimizer", self._make_stepper())
+        self._keep("rate", self.rate)
 
     def _make_stepper(self) -> Stepper:
         options = self.optimizer_options or {}

@@ -100,10 +100,10 @@ class Remembers:
 
     def _memory_state(self) -> dict[str, Any]:
         """Return copies of the values and the states of the parts, by their keys."""
-        state = {value.key: value.saved(self) for value in self._remembered()}
+        state: dict[str, Any] = {}
         for key, part in self._kept:
             state |= part.state_dict() if key is None else {key: part.state_dict()}
-        return state
+        return state | {value.key: value.saved(self) for value in self._remembered()}
 
     def _load_memory(self, state: Mapping[str, Any]) -> None:
         """Load what :meth:`_memory_state` returned."""

@@ -21,7 +21,6 @@ from ..settings import count, excluded, number, numbers
 from .card import Card
 from .gradient import GradientRecord, non_finite
 from .predictive import PredictionNetwork, PredictiveMethod
-from .state import Remembered
 
 __all__ = ["VPTTA"]
 
@@ -85,8 +84,6 @@ class VPTTA(PredictiveMethod):
     steps: int = count(default=1, help="number of steps on each batch")
     batch_statistics: float | Rule | str = excluded(why="its own follow from warm_up. Leave the setting out.")
 
-    _seen = Remembered(0)
-
     def _rule(self) -> float | Rule | str:
         return self._warmed_up
 
@@ -108,7 +105,7 @@ class VPTTA(PredictiveMethod):
 
     def _adapt(self, images: torch.Tensor) -> GradientRecord:
         x = _exact(images)
-        self._seen += 1
+        self._prompt.seen += 1
         if self._prompt.shape != x.shape[1:]:
             ones = torch.ones([1, x.shape[1], *self._sizes(x)], dtype=x.dtype, device=x.device)
             self._prompt.begin(ones, tuple(x.shape[1:]))
@@ -182,7 +179,7 @@ class VPTTA(PredictiveMethod):
 
     def _warmed_up(self, layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the statistics to normalize by; while the prompt learns, note their distance to each image's."""
-        weight = 1 / (math.sqrt(self._seen) / self.warm_up + 1)
+        weight = 1 / (math.sqrt(self._prompt.seen) / self.warm_up + 1)
         dims = [0, *range(2, x.ndim)]
         batch = x.detach()
         source_mean, source_variance = running_statistics(layer)
@@ -244,13 +241,15 @@ class _Prompt:
         """Remove the prompt and empty the memory."""
         self.memory.forget()
         self.shape = None
+        self.seen = 0
         self._values = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return prompt, shape, optimizer and memory; ``prompt`` is None where there is none yet."""
         if self._values is None or self.shape is None:
-            return {"prompt": None}
+            return {"seen": self.seen, "prompt": None}
         return {
+            "seen": self.seen,
             "prompt": self._values.detach().clone(),
             "shape": list(self.shape),
             "prompt_optimizer": cloned(self._optimizer.state_dict()),
@@ -259,6 +258,7 @@ class _Prompt:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``."""
+        self.seen = int(state["seen"])
         if state["prompt"] is None:
             return
         device = next((p.device for p in self._network.parameters()), torch.device("cpu"))
