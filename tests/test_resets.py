@@ -1,13 +1,12 @@
 """When a method starts again: each policy on a stream, with any method."""
 
-import dataclasses
-
 import pytest
 import torch
 
 from grata.errors import GrataError
 from grata.methods import Source, Tent, create
 from grata.resets import RESETS, Drift, EntropyCollapse, EveryN, SiteChange, make_reset
+from grata.settings import MISSING
 
 
 def image(seed):
@@ -144,7 +143,7 @@ def test_refused(setting, message):
 def test_every_policy_has_a_name_a_summary_and_defaults():
     for name, policy in RESETS.items():
         assert make_reset(name) == policy() and policy.name == name and policy.summary
-        assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(policy))
+        assert all(item.default is not MISSING for item in policy.settings().values())
 
 
 def test_a_method_that_learns_nothing_cannot_collapse(make_network):

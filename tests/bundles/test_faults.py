@@ -135,7 +135,7 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
     ),
     "corrupt weights": (
         lambda folder, bundle: ("--weights", corrupt_weights(folder / "corrupt.pt", bundle)),
-        ("weights: ", "corrupt.pt cannot be read", "copy it anew"),
+        ("weights: ", "corrupt.pt cannot be read", "copy it again"),
     ),
     "weights that run code": (
         lambda folder, bundle: ("--weights", pickled_weights(folder / "pickled.pt")),

@@ -143,7 +143,7 @@ def test_any_method_can_be_given_the_law(make_network):
     tent = Tent(make_network(), activation="sigmoid", learning_rate_law=law)
     for method in (grata, tent):
         first, second = (method.adapt(batch(seed)).learning_rate for seed in (0, 1))
-        assert second > first == method._base_lr[0]
+        assert second > first == method.lr
     assert math.isfinite(grata.adapt(batch(2)).cosine)
 
 
