@@ -47,7 +47,7 @@ def main() -> int:
 
 def generated() -> dict[Path, str]:
     """Return the text of each file that is generated."""
-    methods = catalogue.build()
+    methods = catalogue.build(own=True)
     files = {catalogue.PATH: catalogue.to_json(methods), PAGE: _page(methods)}
     return files | {OVERLAYS / f"{name}.yaml": overlay(method) for name, method in methods.items()}
 

@@ -90,11 +90,18 @@ def load() -> dict[str, MethodEntry]:
     return build()
 
 
-def build() -> dict[str, MethodEntry]:
-    """Return the methods by name as their classes declare them; this imports torch."""
+def build(own: bool = False) -> dict[str, MethodEntry]:
+    """Return the methods by name as their classes declare them; this imports torch.
+
+    Args:
+        own: whether to leave out the methods of other packages.
+    """
     from .methods import METHODS
 
-    return {name: _entry(method) for name, method in METHODS.items()}
+    package = f"{__package__}.methods."
+    return {
+        name: _entry(method) for name, method in METHODS.items() if not own or method.__module__.startswith(package)
+    }
 
 
 def digest() -> str:

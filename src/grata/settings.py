@@ -456,8 +456,8 @@ class _Declared:
     @classmethod
     def _document(cls) -> None:
         """Add the declared settings to the docstring, where ``help()`` shows them."""
-        declared = [item for item in vars(cls).get("_own_settings", {}).values() if item.taken]
-        if not declared or cls.__doc__ is None:
+        declared = list(cls.settings().values())
+        if not declared or vars(cls).get("__doc__") is None:
             return
         lines = [f"    {item.key}: {item.help}{item.range and f' ({item.range})'}." for item in declared]
         wrapped = "\n".join(textwrap.fill(line, 116, subsequent_indent="        ") for line in lines)
@@ -466,8 +466,9 @@ class _Declared:
 
     @classmethod
     def _words(cls) -> str:
-        """Return what messages call the class."""
-        return str(getattr(cls, "name", None) or cls.__name__)
+        """Return how a message begins that something is missing here."""
+        name = getattr(cls, "name", None)
+        return f"{name} has" if name else "there is"
 
     def _assign(self, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
         """Give each declared setting its value, in the order of declaration.
@@ -476,7 +477,7 @@ class _Declared:
             GrataError: a setting is not known, missing, not taken, or out of range.
         """
         values = self._by_key(args, given)
-        self._refuse_unknown(values)
+        self.check_names(values)
         items = {item.key: item for item in self._parameters()}
         checked = {key: items[key].value(value) for key, value in values.items()}
         for key, item in items.items():
@@ -503,7 +504,13 @@ class _Declared:
         raise GrataError(item.missing, item.key)
 
     @classmethod
-    def _refuse_unknown(cls, given: Iterable[str], key: str = "") -> None:
+    def check_names(cls, given: Iterable[str], key: str = "") -> None:
+        """Raise :class:`GrataError` for a setting that the class does not take, naming the one that may be meant.
+
+        Args:
+            given: names of settings.
+            key: key that they stand under, for the message.
+        """
         taken = [item.key for item in cls._parameters()]
         refused = {item.key: item.why_not for item in cls._settings.values() if not item.taken}
         prefix = f"{key}#" if key else ""
@@ -511,10 +518,10 @@ class _Declared:
             if name in taken:
                 continue
             if refused.get(name) is not None:
-                raise GrataError(f"{cls._words()} has no such setting: {refused[name]}", f"{prefix}{name}")
+                raise GrataError(f"{cls._words()} no such setting: {refused[name]}", f"{prefix}{name}")
             known = list(cls.settings())
             hint = did_you_mean(name, known, f"Its settings are {', '.join(known) or 'none'}.", prefix)
-            raise GrataError(f"{cls._words()} has no such setting; {hint[0].lower()}{hint[1:]}", f"{prefix}{name}")
+            raise GrataError(f"{cls._words()} no such setting; {hint[0].lower()}{hint[1:]}", f"{prefix}{name}")
 
     def __repr__(self) -> str:
         first = [type(getattr(self, item.name)).__name__ for item in self._parameters() if item.positional]
@@ -591,7 +598,7 @@ def chosen(given: Any, table: Mapping[str, Callable[..., T]], kind: type[T], key
         raise GrataError(f"there is no {what} {given!r}; there are {', '.join(table)}.{hint and ' ' + hint}", key)
     made = table[name]
     if isinstance(made, type) and issubclass(made, _Declared):
-        made._refuse_unknown(options, key)
+        made.check_names(options, key)
     try:
         return made(**options)
     except GrataError as error:

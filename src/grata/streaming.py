@@ -186,10 +186,7 @@ def adapt(
         network = _load(network) if isinstance(network, str | os.PathLike) else network
         _check(network)
         common = {"activation": activation, "output": output, "reset": reset, "prepared": prepared, "seed": seed}
-        if isinstance(method, Method):
-            made = _instance(method, network, settings)
-        else:
-            made = create(method, network, settings, affine, **common)
+        made = _made(method, network, settings, affine, common)
         try:
             keeper = Keeper(made, bank, start_from, save_to)
         except GrataError:
@@ -201,10 +198,23 @@ def adapt(
     return AdaptedStream(made, items, inferer or SimpleInferer(), chosen, activation, output, keeper)
 
 
-def _instance(method: Method, network: nn.Module, settings: Mapping[str, Any] | None) -> Method:
-    """Return ``method``, which was made for ``network``."""
-    if settings:
-        raise GrataError(f"{method.name} is an instance that has its settings. Give them to its class.", key="settings")
+def _made(
+    method: str | type[Method] | Method,
+    network: nn.Module,
+    settings: Mapping[str, Any] | None,
+    affine: str,
+    common: Mapping[str, Any],
+) -> Method:
+    if isinstance(method, Method):
+        return _instance(method, network, {"settings": settings or None, **common, "seed": common["seed"] or None})
+    return create(method, network, settings, affine, **common)
+
+
+def _instance(method: Method, network: nn.Module, given: Mapping[str, Any]) -> Method:
+    """Return ``method``, which was made for ``network`` and has its settings; ``given`` must not say otherwise."""
+    for key, value in given.items():
+        if value is not None and value != getattr(method, key, None):
+            raise GrataError(f"{method.name} is an instance that has its settings. Give this one to its class.", key)
     if method.given is not network:
         raise GrataError("the instance was made for another network. Give that network, or the class.", key="method")
     return method

@@ -99,6 +99,8 @@ def _option(word: str, rest: list[str], grammar: Grammar) -> tuple[str, str]:
     if not equals:
         value = "true" if bare else rest.pop(0)
     name, negated = _name(key.replace("-", "_"), bare, grammar)
+    if bare and name in grammar.names and name not in grammar.switches:
+        raise GrataError("needs a value.", f"--{name}")
     return name, "false" if negated else value
 
 

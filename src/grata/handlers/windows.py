@@ -96,6 +96,7 @@ def window_selection(windows: WindowSelection | Mapping[str, Any] | None) -> Win
         return windows
     if not isinstance(windows, Mapping | None):
         raise GrataError(f"must hold the settings uncertain, random and batch_size, got {windows!r}.", key="windows")
+    WindowSelection.check_names(windows or {}, "windows")
     try:
         return WindowSelection(**(windows or {}))
     except GrataError as error:

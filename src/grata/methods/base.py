@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -81,6 +81,8 @@ class Method(Remembers, KeywordSettings, ABC):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        if not isinstance(self.given, nn.Module):
+            raise GrataError(f"must be a torch.nn.Module, got {self.given!r}.", key="network")
         self.attached: AttachedAffine | None = None
         self._network = switchable(self.given)
         self._check_network()
@@ -94,7 +96,8 @@ class Method(Remembers, KeywordSettings, ABC):
         self._statistics = BatchStatistics(self._network, self._rule())
         if "running statistics" in self.card.needs:
             check_running_statistics(self.name, self.given, self._statistics)
-        self.policy = make_reset(vars(self).get("reset") or ("per-case" if self.card.episodic else "never"))
+        policy = vars(self).get("reset")
+        self.policy = make_reset(("per-case" if self.card.episodic else "never") if policy is None else policy)
         vars(self)["reset"] = self.policy
         self.policy.check(self)
         self.generator = torch.Generator().manual_seed(self._seed)
@@ -120,17 +123,7 @@ class Method(Remembers, KeywordSettings, ABC):
 
     @classmethod
     def _words(cls) -> str:
-        return f"method {cls.name}"
-
-    @classmethod
-    def check_settings(cls, settings: Iterable[str], key: str = "settings") -> None:
-        """Raise :class:`GrataError` for a setting that the method does not have, with the most similar name.
-
-        Args:
-            settings: names of settings.
-            key: configuration key of the settings, for the message.
-        """
-        cls._refuse_unknown(settings, key)
+        return f"method {cls.name} has"
 
     @property
     def _seed(self) -> int:
@@ -293,8 +286,10 @@ class Method(Remembers, KeywordSettings, ABC):
             self._load_memory(state)
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
-        if state.get("method") != self.name:
-            raise GrataError(f"This state was written by method {state.get('method')!r}, not by {self.name!r}.")
+        if not isinstance(state, Mapping) or "method" not in state:
+            raise GrataError("This is not the state of a method. Give what its state_dict() returned.")
+        if state["method"] != self.name:
+            raise GrataError(f"This state was written by method {state['method']!r}, not by {self.name!r}.")
         if shapes(state["parameters"]) != shapes(self.parameters):
             raise GrataError(
                 "This state belongs to another network: its adapted parameters have other names or shapes."

@@ -173,7 +173,7 @@ class DIGA(PredictiveMethod):
         return p[:, None] if self.activation == "softmax" else torch.stack([p, 1 - p], 2)
 
     def _followed(self, prototypes: torch.Tensor) -> torch.Tensor:
-        """Return the running prototypes, updated with an image's; where one of the two is missing, the other is taken."""
+        """Return the running prototypes, updated with an image's; where one of the two is missing, the other."""
         if self._prototypes is None:
             return prototypes
         before = self._prototypes.to(prototypes)

@@ -63,6 +63,12 @@ def _check_auxiliary(value: Any) -> str | None:
     return None if value is None else check_objective(value)
 
 
+def _check_prepared(value: Any) -> Prepared | str | Path | None:
+    if not isinstance(value, Prepared | str | Path | None):
+        raise GrataError(f"must be a file of grata prepare or null, got {value!r}.")
+    return value
+
+
 def _check_views(value: Any) -> Any:
     resolve_views(value, (1, 1, 1))
     return value
@@ -184,6 +190,7 @@ class GradientMethod(PredictiveMethod):
     )
     source_data: Prepared | str | Path | None = setting(
         default=None,
+        check=_check_prepared,
         range="file or null",
         help="file that grata prepare wrote from the source set; it is read when an objective needs it",
         in_state=False,
@@ -207,7 +214,8 @@ class GradientMethod(PredictiveMethod):
         self.rate = make_rate(self.learning_rate_law)
         if self.auxiliary is None and (self.rho > 0 or self.rate.needs_auxiliary):
             raise GrataError(
-                f"needs two gradients: name the auxiliary objective, one of {', '.join(OBJECTIVES)}.",
+                f"needs two gradients: name the auxiliary objective, one of {', '.join(OBJECTIVES)}, or set "
+                f"{'rho to 0' if self.rho > 0 else 'learning_rate_law to constant'}.",
                 key="rho" if self.rho > 0 else "learning_rate_law",
             )
         self._stepper = self._keep("optimizer", self._make_stepper())

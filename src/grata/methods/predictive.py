@@ -39,6 +39,12 @@ def check_precision(value: Any) -> torch.dtype | None:
     return _AUTOCAST[str(value)]
 
 
+def _check_output(value: Any) -> str | int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+        raise GrataError(f"must be a key, an index or null, got {value!r}.")
+    return value
+
+
 def _check_seed(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise GrataError(f"must be a whole number of at least 0, got {value!r}.")
@@ -91,6 +97,7 @@ class PredictiveMethod(Method):
     )
     output: str | int | None = setting(
         default=None,
+        check=_check_output,
         range="key, index or null",
         help="key or index of the logits, for a network that returns a dict, list or tuple",
     )

@@ -142,8 +142,7 @@ def create(
             network or a value. The network is unchanged then.
     """
     made = method_class(method)
-    settings = dict(settings or {})
-    made.check_settings(settings)
+    settings = _checked(made, settings)
     known = made.settings()
     given = {key: value for key, value in common.items() if key in known and value is not None} | settings
     earlier = any(hasattr(module, ATTACHED) for module in network.modules())
@@ -163,6 +162,13 @@ def create(
     return instance
 
 
+def _checked(method: type[Method], settings: Any) -> dict[str, Any]:
+    if not isinstance(settings, Mapping | None):
+        raise GrataError(f"must be a mapping of settings by name, got {settings!r}.", key="settings")
+    method.check_names(settings or {}, "settings")
+    return dict(settings or {})
+
+
 def check_settings(name: str, settings: Mapping[str, Any], key: str = "settings") -> None:
     """Raise :class:`GrataError` for a setting that a method does not have, with the most similar name.
 
@@ -171,7 +177,7 @@ def check_settings(name: str, settings: Mapping[str, Any], key: str = "settings"
         settings: settings by name.
         key: configuration key of the settings, for the message.
     """
-    METHODS[name].check_settings(settings, key)
+    METHODS[name].check_names(settings, key)
 
 
 def settings_of(name: str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Remembered(Generic[T]):
 
 
 class Remembers:
-    """Base of classes with a memory: :class:`Remembered` values of the class and its bases, and parts of an instance."""
+    """Base of classes with a memory: :class:`Remembered` values of the class, and parts of an instance."""
 
     def _keep(self, key: str | None, part: P) -> P:
         """Add ``part`` to the method's parts and return it.

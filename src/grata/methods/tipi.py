@@ -93,7 +93,7 @@ class TIPI(GradientMethod):
         return torch.clamp(start.detach() + bound * gradient.sign(), -bound, bound)
 
     def _scale(self, x: torch.Tensor) -> float:
-        """Return a scale for a gradient of which only the sign is used: half precision loses a voxel's part of a mean."""
+        """Return a scale for a gradient whose sign alone is used: half precision loses a voxel's part of a mean."""
         return float(x[0, 0].numel()) if self._half_precision(x) else 1.0
 
     def _divergence(self, x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:

@@ -217,4 +217,4 @@ def _require_nnunet() -> None:
     try:
         importlib.import_module("nnunetv2")
     except ImportError as error:
-        raise GrataError('nnU-Net v2 is not installed. Install it: pip install "grata[nnunet]".') from error
+        raise GrataError('nnU-Net v2 is not installed. In the clone of grata: pip install -e ".[nnunet]".') from error
