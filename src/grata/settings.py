@@ -457,7 +457,7 @@ class _Declared:
     def _document(cls) -> None:
         """Add the declared settings to the docstring, where ``help()`` shows them."""
         declared = list(cls.settings().values())
-        if not declared or vars(cls).get("__doc__") is None:
+        if not declared or cls.__doc__ is None:
             return
         lines = [f"    {item.key}: {item.help}{item.range and f' ({item.range})'}." for item in declared]
         wrapped = "\n".join(textwrap.fill(line, 116, subsequent_indent="        ") for line in lines)
