@@ -476,7 +476,7 @@ def test_the_doctor_reports_it(trained, edited):
 
 def test_without_nnunet_the_message_says_how_to_install_it(trained, images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nnunetv2", None)
-    with pytest.raises(GrataError, match=r'pip install "grata\[nnunet\]"'):
+    with pytest.raises(GrataError, match=r'pip install -e "\.\[nnunet\]"'):
         predict(trained["2d"], images, tmp_path / "out")
 
 

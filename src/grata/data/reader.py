@@ -31,7 +31,7 @@ class ScanReader(ImageReader):
 
         >>> from monai.transforms import LoadImaged
         >>> load = LoadImaged(keys="image", reader=ScanReader, ensure_channel_first=True)
-        >>> volume = load(case)["image"]  # doctest: +SKIP  (a case of grata.data.discover)
+        >>> volume = load(case)["image"]  # doctest: +SKIP
     """
 
     def __init__(self, label: bool = False) -> None:

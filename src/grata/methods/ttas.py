@@ -111,7 +111,11 @@ class TTAS(GradientMethod):
     moment_weight: float = number(default=15.0, at_least=0, help="weight of the distance from the moments' priors")
     margin: float = number(default=0.1, at_least=0, help="relative margin within which a moment is not penalized")
     lr: float = override(default=5e-4)
-    optimizer_options: Mapping[str, Any] | None = override(default=_WEIGHT_DECAY, check=_check_options)
+    optimizer_options: Mapping[str, Any] | None = override(
+        default=None,
+        check=_check_options,
+        help="further arguments of an optimizer that is named; null: {weight_decay: 0.0001}",
+    )
     steps: int = override(default=150)
 
     def _collect(self) -> dict[str, Any]:
