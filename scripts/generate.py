@@ -72,8 +72,8 @@ def overlay(method: MethodEntry) -> str:
 
 
 def _setting(key: str, setting: SettingEntry) -> str:
-    # An option below a mapping can be overridden by --settings#<setting>#<option>, one below null cannot.
-    # an empty mapping shows what to fill in, unless null means more than that
+    # An option below a mapping can be overridden by --settings#<setting>#<option>, one below null cannot: an empty
+    # mapping stands for null, unless null means more than that.
     empty = setting.default is None and setting.range.startswith("mapping or null") and "null:" not in setting.help
     value = "{}" if empty else _yaml(setting.default)
     comment = textwrap.wrap(f"{setting.help} ({setting.range})" if setting.range else setting.help, _WIDTH - 4)
