@@ -246,3 +246,23 @@ def test_the_stream_adapts_as_the_method_by_hand(make_network):
         record = by_hand.adapt(x)
         assert adapted.record["loss"] == record.loss
     assert same(stream.method.state_dict()["parameters"], by_hand.state_dict()["parameters"])
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [({"activation": "softmax"}, "activation"), ({"settings": {"lr": 1.0}}, "settings"), ({"reset": "never"}, "reset")],
+)
+def test_an_instance_has_its_settings_already(make_network, given, key):
+    network = make_network()
+    method = GraTa(network, activation="sigmoid")
+    with pytest.raises(GrataError, match=f"^{key}: grata is an instance"):
+        grata.adapt(network, batches(), method=method, **given)
+    assert grata.adapt(network, batches(), method=method, activation="sigmoid").method is method
+    with pytest.raises(GrataError, match="^method: the instance was made for another network"):
+        grata.adapt(make_network(), batches(), method=method)
+    assert type(grata.adapt(network, batches(), method=GraTa, activation="softmax").method) is GraTa
+
+
+def test_settings_that_are_not_a_mapping_are_refused(make_network):
+    with pytest.raises(GrataError, match="^settings: must be a mapping"):
+        grata.adapt(make_network(), batches(), activation="sigmoid", settings=[1])

@@ -122,7 +122,9 @@ def _refusal(folder: Path, error: OSError) -> GrataError:
             f"A name in the output folder '{folder}' would be too long. Give the scan a shorter file name."
         )
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return OutputError(f"Cannot write to the output folder '{folder}': a file is in its place. Name a folder.")
+        return OutputError(
+            f"Cannot write to the output folder '{folder}': {error.strerror}. A file is in its place: name a folder."
+        )
     return OutputError(
         f"Cannot write to the output folder '{folder}': {error.strerror or error}. Free some space, or name a folder "
         "that you may write to."

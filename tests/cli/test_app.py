@@ -136,6 +136,14 @@ def test_values_of_the_others(run, called):
     ]
 
 
+@pytest.mark.parametrize(
+    "words", [("methods", "--bundle"), ("nnunet", "M", "I", "O", "--site"), ("prepare", "--bundle")]
+)
+def test_an_option_that_is_text_needs_a_value(run, called, words):
+    status, _, error = run(*words)
+    assert (status, error, called) == (1, f"error: {words[-1]}: needs a value.\n", [])
+
+
 def test_none_is_null_for_one_more_release(run, called):
     for words in (("nnunet", "M", "I", "O", "--bank", "none"), ("benchmark", "f", "--limit", "none")):
         status, _, error = run(*words)

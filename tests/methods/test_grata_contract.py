@@ -523,3 +523,26 @@ def test_weights_loaded_before_the_first_batch_are_the_source(make_network):
 def test_one_dimensional_signals_are_adapted_to_as_images_are():
     network = nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1))
     assert GraTa(network, activation="sigmoid").adapt(batch(shape=(2, 1, 32))).flags == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prepared": -1}, "prepared: must be a file"),
+        ({"output": [1]}, "output: must be a key"),
+        ({"output": True}, "output: must be a key"),
+        ({"reset": ""}, "reset: there is no policy ''"),
+        ({"reset": {}}, "reset: there is no policy {}"),
+    ],
+)
+def test_values_of_no_known_kind_are_refused(make_network, settings, message):
+    with pytest.raises(GrataError, match=f"^{message}"):
+        GraTa(make_network(), activation="sigmoid", **settings)
+
+
+def test_what_is_not_a_network_or_a_state_is_refused(make_network):
+    with pytest.raises(GrataError, match="^network: must be a torch.nn.Module, got None"):
+        GraTa(None, activation="sigmoid")
+    for state in ({}, None):
+        with pytest.raises(GrataError, match="not the state of a method"):
+            GraTa(make_network(), activation="sigmoid").load_state_dict(state)

@@ -17,7 +17,7 @@ from .benchmark import benchmark
 from .doctor import doctor
 from .methods import methods
 from .nnunet import nnunet
-from .options import SWITCH, Work
+from .options import SWITCH, TEXT, Kind, Work
 from .prepare import prepare
 from .spelling import Grammar, spelled
 
@@ -155,11 +155,16 @@ def _grammar(name: str, parameters: Sequence[Any]) -> Grammar:
         _names(arguments),
         _names(options),
         required=_names(parameter for parameter in arguments if parameter.required),
-        switches=_names(parameter for parameter in options if parameter.metavar == SWITCH.placeholder),
+        switches=_of_kind(SWITCH, options),
+        texts=_of_kind(TEXT, options),
         by_position=command.by_position,
         nested=command.nested,
         others=command.others,
     )
+
+
+def _of_kind(kind: Kind, options: Iterable[Any]) -> tuple[str, ...]:
+    return _names(option for option in options if option.metavar == kind.placeholder)
 
 
 def _names(parameters: Iterable[Any]) -> tuple[str, ...]:

@@ -64,12 +64,7 @@ def select(
         "prepared": (prepared, lambda method: bool(method.prepared) == prepared),
     }
     asked = [fits for value, fits in filters.values() if value is not None]
-    found = [method for method in methods.values() if all(fits(method) for fits in asked)]
-    if not found and changes is not None:
-        raise GrataError(
-            f"no method that fits changes {changes!r}. Try statistics, affine or parameters.", key="changes"
-        )
-    return found
+    return [method for method in methods.values() if all(fits(method) for fits in asked)]
 
 
 def find(methods: Mapping[str, MethodEntry], name: str) -> MethodEntry:

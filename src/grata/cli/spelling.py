@@ -27,6 +27,7 @@ class Grammar:
         options: names of the options.
         required: names of the arguments that must be given.
         switches: names of the options that are true or false; without a value they are true.
+        texts: names of the options whose value is text, which is never missing.
         by_position: options that can stand after the arguments without their name.
         nested: options whose parts can be given one by one, such as ``settings#lr``.
         others: whether options that are not declared are taken, such as keys of a bundle's configuration.
@@ -37,6 +38,7 @@ class Grammar:
     options: tuple[str, ...]
     required: tuple[str, ...] = ()
     switches: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
     by_position: tuple[str, ...] = ()
     nested: tuple[str, ...] = ()
     others: bool = False
@@ -99,7 +101,7 @@ def _option(word: str, rest: list[str], grammar: Grammar) -> tuple[str, str]:
     if not equals:
         value = "true" if bare else rest.pop(0)
     name, negated = _name(key.replace("-", "_"), bare, grammar)
-    if bare and name in grammar.names and name not in grammar.switches:
+    if bare and name in (*grammar.arguments, *grammar.texts) and not negated:
         raise GrataError("needs a value.", f"--{name}")
     return name, "false" if negated else value
 
