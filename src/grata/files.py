@@ -123,7 +123,8 @@ def _refusal(folder: Path, error: OSError) -> GrataError:
         )
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return OutputError(
-            f"Cannot write to the output folder '{folder}': {error.strerror}. A file is in its place; name a folder that you may write to."
+            f"Cannot write to the output folder '{folder}': {error.strerror}. A file is in its place; name a folder "
+            "that you may write to."
         )
     return OutputError(
         f"Cannot write to the output folder '{folder}': {error.strerror or error}. Free some space, or name a folder "
