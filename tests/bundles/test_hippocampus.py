@@ -1,5 +1,6 @@
 """The hippocampus bundle through MONAI's own command line."""
 
+import functools
 import hashlib
 import json
 import os
@@ -164,7 +165,11 @@ def test_a_stopped_run_that_is_resumed_ends_as_if_it_had_never_stopped(
     output = tmp_path / "output"
     command = [*COMMAND, "run", "adapt", "--config_file", str(bundle / "configs" / "adapt.yaml")]
     command += ["--bundle_root", str(bundle), "--dataset_dir", str(dataset), "--output_dir", str(output)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # a shell starts what it runs in the background with Ctrl-C ignored, and the tests may run there
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # no thread is running here
+    process = subprocess.Popen(command, cwd=tmp_path, preexec_fn=heeding, **pipes)  # noqa: PLW1509
     deadline = time.monotonic() + 240
     path = output / "journal.jsonl"
     while time.monotonic() < deadline and process.poll() is None:
