@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 import fire
 import torch
 from monai.bundle import ConfigParser
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm import tqdm
 
 from grata.methods import GraTa
@@ -29,28 +30,34 @@ STAGES = (
     "strong forward and backward",
     "optimizer step",
 )
+_ALL = ("plain forward", *STAGES)
 
 
 class Meter:
-    """Meter of seconds and peak bytes of named stages."""
+    """Meter of seconds and peak bytes of named stages. What a stage within a stage takes counts for the inner one."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, list[float]] = {}
         self.peak: dict[str, int] = {}
-        self.with_memory = False
+        self._within: list[float] = []
+        self._clock = True
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        if self.with_memory:
-            with self._peak(name):
+        if not self._clock:
+            with record_function(name):
                 yield
             return
         self._synchronize()
         started = time.perf_counter()
+        self._within.append(0.0)
         yield
         self._synchronize()
-        self.seconds.setdefault(name, []).append(time.perf_counter() - started)
+        taken = time.perf_counter() - started
+        self.seconds.setdefault(name, []).append(taken - self._within.pop())
+        if self._within:
+            self._within[-1] += taken
 
     def wrap(self, name: str, function: Callable) -> Callable:
         def measured(*args, **kwargs):
@@ -62,27 +69,39 @@ class Meter:
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
 
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[None]:
+        """Measure the peak of each stage of the block, beyond what was allocated when the stage began."""
+        activities = [ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        self._clock = False
+        with profile(activities=activities, profile_memory=True) as profiler:
+            yield
+            self._synchronize()
+        self._clock = True
+        events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+        stages = {e.name(): (e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name() in _ALL}
+        kind = DeviceType.CUDA if self.device.type == "cuda" else DeviceType.CPU
+        changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]" and e.device_type() == kind]
+        for name in stages:
+            self.peak[name] = _peak(name, stages, changes)
+
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    @contextlib.contextmanager
-    def _peak(self, name: str) -> Iterator[None]:
-        if self.device.type == "cuda":
-            self._synchronize()
-            before = torch.cuda.memory_allocated(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            yield
-            self.peak[name] = torch.cuda.max_memory_allocated(self.device) - before
-            return
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            yield
-        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-        level = highest = 0
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            level += event.nbytes()
-            highest = max(highest, level)
-        self.peak[name] = highest
+
+def _peak(name: str, stages: dict[str, tuple[int, int]], changes: list[tuple[int, int]]) -> int:
+    start, end = stages[name]
+    inner = [(s, e) for other, (s, e) in stages.items() if other != name and start <= s and e <= end]
+    level = highest = 0
+    for when, size in changes:
+        if start <= when <= end:
+            level += size
+            if not any(s <= when <= e for s, e in inner):
+                highest = max(highest, level)
+    return highest
 
 
 def main(
@@ -145,8 +164,7 @@ def main(
         record = method.adapt(x)
         if where.type == "cuda":
             torch.cuda.synchronize(where)
-        if not meter.with_memory:
-            meter.seconds.setdefault("whole step", []).append(time.perf_counter() - started)
+        meter.seconds.setdefault("whole step", []).append(time.perf_counter() - started)
         assert record.flags == (), record.flags
 
     for counted in tqdm([False] + [True] * rounds, desc="rounds", leave=False):
@@ -154,22 +172,22 @@ def main(
         step()
         if not counted:
             meter.seconds.clear()
-    meter.with_memory = True
-    forward()
-    step()
+    median = {name: meter.median(name) for name in ("whole step", *_ALL)}
+    with meter.memory():
+        forward()
+        step()
 
-    plain, plain_peak = meter.median("plain forward"), max(1, meter.peak["plain forward"])
+    plain, plain_peak = median["plain forward"], max(1, meter.peak["plain forward"])
     print(
         f"{type(network).__name__}, {sum(p.numel() for p in network.parameters()):,} parameters, "
         f"{len(method.parameters)} adapted tensors, image {tuple(x.shape)}, {where}, "
         f"{torch.get_num_threads()} threads, autocast {autocast}, torch {torch.__version__}, {platform.machine()}"
     )
     print(f"{'stage':34}{'seconds':>10}{'forwards':>10}{'peak MiB':>10}{'forwards':>10}")
-    for name in ["plain forward", *STAGES]:
-        seconds, peak = meter.median(name), meter.peak[name]
+    peaks = {**meter.peak, "whole step": max(meter.peak[name] for name in STAGES)}
+    for name in (*_ALL, "whole step"):
+        seconds, peak = median[name], peaks[name]
         print(f"{name:34}{seconds:10.4f}{seconds / plain:10.2f}{peak / 2**20:10.1f}{peak / plain_peak:10.2f}")
-    whole, peak = meter.median("whole step"), max(meter.peak[name] for name in STAGES)
-    print(f"{'whole step':34}{whole:10.4f}{whole / plain:10.2f}{peak / 2**20:10.1f}{peak / plain_peak:10.2f}")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ def test_a_description_holds_the_settings_with_their_meaning_and_the_formula(nam
         (("--bundle", "nowhere", "--form", "json"), "form: what a bundle can take is shown as simple alone"),
         (("tent", "--mode", "online"), "mode: chooses among all methods. Leave out tent, or mode"),
         (("tent", "--backwards", "false"), "backwards: chooses among all methods"),
+        (("tent", "sar"), "bundle: sar is a method, not the folder of a bundle"),
     ],
 )
 def test_errors_are_one_line_and_the_status_tells(command, arguments, message):

@@ -128,8 +128,11 @@ def test_a_method_and_its_settings_can_be_asked_for(make_bundle):
     report = examine(bundle, method="tent", **{"settings#lr": 0.1})
     assert report.methods == {"tent": ""} and "attached" in report.facts["adapts"]
     assert "lr: must be" in examine(bundle, method="tent", **{"settings#lr": -1.0}).methods["tent"]
+    assert "lr: must be" in examine(bundle, **{"settings#lr": -1.0}).methods["grata"]
     with pytest.raises(GrataError, match="did you mean settings#lr"):
         examine(bundle, method="tent", **{"settings#lrr": 0.1})
+    with pytest.raises(GrataError, match="method: there is no 'tentt'"):
+        examine(bundle, method="tentt")
     with pytest.raises(GrataError, match="Did you mean --adaptation#activation"):
         examine(bundle, **{"adaptation#activatoin": "softmax"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from ..catalogue import load
@@ -52,6 +53,8 @@ def methods(
         chosen = [find(known, name)] if name is not None else select(known, **filters)
         if name is not None:
             _refuse_idle(name, [key for key, value in filters.items() if value is not None], form)
+        if bundle in known and not Path(bundle).is_dir():
+            raise GrataError(f"{bundle} is a method, not the folder of a bundle. Name one method at a time.", "bundle")
         if bundle is None:
             print(methods_table(chosen, form) if name is None else describe(chosen[0]))
             return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import nn
 from ..adapters.saved import class_name
 from ..errors import GrataError
 from ..methods import METHODS
+from ..methods.registry import method_class
 from ..networks.weights import check_fit, read_state
 from ..normalization import normalization_layers
 from ..settings import constant
@@ -88,7 +90,7 @@ def examine(path: str | Path, config_file: str | None = None, **overrides: Any) 
         path: folder or file.
         config_file: configuration of a bundle, relative to its folder; None: ``configs/inference.json`` or ``.yaml``.
         overrides: for a bundle, keys of its configuration and of the overlay, nested ones with ``#``, such as
-            ``adaptation#activation``; with ``method`` and its ``settings`` only that method is examined. For an
+            ``adaptation#activation``; with ``method`` or ``settings`` only that method is examined. For an
             nnU-Net folder ``folds`` and ``checkpoint_name``, for a TorchScript file ``activation`` and ``output``.
 
     Returns:
@@ -152,8 +154,9 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     _report_network(report, network, _classes(config))
     _report_window(report, inferer)
     given["prepared"] = given.get("prepared") or prepared_of(root)
-    names = [config.raw()["method"]] if "method" in overrides else list(METHODS)
-    settings = config.raw("settings") if "method" in overrides else {}
+    one = any(re.split(f"#|{ID_SEP_KEY}", key)[0] in ("method", "settings") for key in overrides)
+    names = [method_class(config.raw("method")).name] if one else list(METHODS)
+    settings = config.raw("settings") if one else {}
     _report_methods(report, network, head, unit, given, names, settings)
     report.facts["images"] = "in 0..1" if unit else "not in 0..1; the strong view keeps their range"
     if any("grata prepare" in lack for lack in report.methods.values()) and not (root / "configs/adapt.yaml").is_file():
