@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,11 +51,10 @@ def methods(
             "prepared": prepared,
         }
         known = load()
+        _refuse_method_as_bundle(known, bundle)
         chosen = [find(known, name)] if name is not None else select(known, **filters)
         if name is not None:
             _refuse_idle(name, [key for key, value in filters.items() if value is not None], form)
-        if bundle in known and not Path(bundle).is_dir():
-            raise GrataError(f"{bundle} is a method, not the folder of a bundle. Name one method at a time.", "bundle")
         if bundle is None:
             print(methods_table(chosen, form) if name is None else describe(chosen[0]))
             return 0
@@ -66,6 +66,11 @@ def methods(
         return 0
 
     return run
+
+
+def _refuse_method_as_bundle(known: Container[str], bundle: str | None) -> None:
+    if bundle in known and not Path(str(bundle)).is_dir():
+        raise GrataError(f"{bundle} is a method, not the folder of a bundle. Name one method at a time.", "bundle")
 
 
 def _refuse_idle(name: str, filters: list[str], form: str) -> None:

@@ -154,10 +154,7 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     _report_network(report, network, _classes(config))
     _report_window(report, inferer)
     given["prepared"] = given.get("prepared") or prepared_of(root)
-    one = any(re.split(f"#|{ID_SEP_KEY}", key)[0] in ("method", "settings") for key in overrides)
-    names = [method_class(config.raw("method")).name] if one else list(METHODS)
-    settings = config.raw("settings") if one else {}
-    _report_methods(report, network, head, unit, given, names, settings)
+    _report_methods(report, network, head, unit, given, *_examined(config, overrides))
     report.facts["images"] = "in 0..1" if unit else "not in 0..1; the strong view keeps their range"
     if any("grata prepare" in lack for lack in report.methods.values()) and not (root / "configs/adapt.yaml").is_file():
         report.facts["prepare"] = (
@@ -170,6 +167,14 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
             f"'{overlay()}']\" --method <method> --dataset_dir <images>"
         )
     return report
+
+
+def _examined(config: _Config, overrides: Mapping[str, Any]) -> tuple[Sequence[str], Mapping[str, Any]]:
+    """Return the names of the methods to examine, and the settings of the one that was chosen."""
+    if not any(re.split(f"#|{ID_SEP_KEY}", key)[0] in ("method", "settings") for key in overrides):
+        return list(METHODS), {}
+    chosen = config.raw()
+    return [method_class(chosen["method"]).name], chosen["settings"]
 
 
 def _of_script(path: Path, **settings: Any) -> Report:
