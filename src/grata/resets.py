@@ -63,7 +63,7 @@ class ResetPolicy(Settings, ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Continue from ``state``."""
 
 
 class Never(ResetPolicy):

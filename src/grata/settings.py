@@ -439,7 +439,7 @@ class _Declared:
 
     @classmethod
     def _parameters(cls) -> list[Setting]:
-        """Settings in the order of the constructor: as declared, those of bases first."""
+        """Return the settings in the order of the constructor: as declared, those of bases first."""
         return [item for item in cls._settings.values() if item.taken]
 
     @classmethod

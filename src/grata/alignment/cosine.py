@@ -10,12 +10,12 @@ __all__ = ["cosine_similarity", "gradient_norm"]
 
 
 def gradient_norm(gradients: Sequence[torch.Tensor | None]) -> float:
-    """Euclidean norm of all gradients taken as one vector, summed in float64; None, as of autograd, counts as zero."""
+    """Return the Euclidean norm of all gradients as one vector, summed in float64; a gradient of None counts as 0."""
     return float(sum(g.double().square().sum() for g in gradients if g is not None)) ** 0.5
 
 
 def cosine_similarity(a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None], eps: float = 1e-12) -> float:
-    """``a·b / (‖a‖‖b‖ + eps)``, each a list of gradients taken as one vector; -1 to 1, 0 when one is zero.
+    """Return ``a·b / (‖a‖‖b‖ + eps)``, each a list of gradients taken as one vector; -1 to 1, 0 when one is zero.
 
     Sums are taken in float64: gradients of normalization layers span many orders of magnitude.
     """

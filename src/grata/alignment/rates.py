@@ -54,7 +54,7 @@ class Rate(Settings, ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Continue from ``state``."""
 
 
 class CosineRate(Rate):

@@ -19,18 +19,19 @@ __all__ = ["add_gradients", "cloned", "gradient_of", "load_optimizer"]
 def gradient_of(
     loss: torch.Tensor, parameters: Sequence[nn.Parameter], half_precision: bool = False
 ) -> list[torch.Tensor | None]:
-    """Gradient of ``loss`` over ``parameters``; its graph is gone afterwards, unless in half precision.
+    """Return the gradient of a loss. Its graph is freed, unless the forward was in half precision.
 
     Args:
-        loss: a scalar.
-        parameters: in the order of the result.
-        half_precision: whether the forward was one in float16.
+        loss: loss, a scalar.
+        parameters: parameters to differentiate by.
+        half_precision: whether the forward ran in float16.
 
     Returns:
-        None for a parameter that the loss does not depend on: an optimizer then leaves it alone, weight decay and all.
+        A gradient for each parameter, in their order; None for a parameter that the loss does not depend on, which an
+        optimizer then leaves unchanged, weight decay included.
 
     Raises:
-        GrataError: it depends on none of them.
+        GrataError: the loss depends on none of the parameters.
     """
     if not half_precision:
         return _gradient(loss, parameters)
@@ -46,14 +47,12 @@ def gradient_of(
 def add_gradients(
     total: Sequence[torch.Tensor | None], part: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
-    """Sum of two gradients over the same parameters; None counts as zero."""
+    """Return the sum of two gradients over the same parameters; None counts as zero."""
     return [b if a is None else a if b is None else a + b for a, b in zip(total, part)]
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """``optimizer.load_state_dict`` that neither shares tensors with ``state`` nor changes their types, as torch's
-    does.
-    """
+    """Load a state dict; unlike ``optimizer.load_state_dict``, share no tensor with it and keep all dtypes."""
     optimizer.load_state_dict(cloned(state))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, saved in state["state"].items():
@@ -64,7 +63,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def cloned(state: Any) -> Any:
-    """A copy of an optimizer's state dict, a fraction of the time of a deep copy."""
+    """Return a copy of an optimizer's state dict, in a fraction of the time of a deep copy."""
     if isinstance(state, torch.Tensor):
         return state.detach().clone()
     if type(state) is dict:

@@ -66,6 +66,6 @@ class MemoryBank:
         return {"keys": list(self._keys), "values": list(self._values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Continue from ``state``."""
         self._keys = [key.clone() for key in state["keys"]][-self.size :]
         self._values = [value.clone() for value in state["values"]][-self.size :]

@@ -70,7 +70,7 @@ class Stepper:
         return dict(cloned(self.optimizer.state_dict()))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Continue from ``state``."""
         load_optimizer(self.optimizer, dict(state))
 
     def signature(self) -> str:

@@ -58,7 +58,7 @@ class Teacher:
             weights[name].mul_(momentum).add_(parameter, alpha=1 - momentum)
 
     def forget(self) -> None:
-        """Be equal to the student again."""
+        """Make the teacher equal to the student again."""
         self._weights = None
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -66,7 +66,7 @@ class Teacher:
         return {} if self._weights is None else copied(self._weights)
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from ``state``."""
+        """Continue from ``state``."""
         self._weights = None
         if state:
             self._weights = {name: state[name].to(p, copy=True) for name, p in self._parameters.items()}
