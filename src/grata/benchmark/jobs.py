@@ -102,12 +102,16 @@ def _jobs_of(config: BenchmarkConfig, source: str, cases: dict[str, list[dict[st
     """Yield the jobs of one source network; ``cases`` keeps what the sites hold for the next one."""
     overrides = config.sources[source]
     bundle = Bundle(config.bundle, overrides, f"sources#{source}")
-    device = bundle.device.type
     bundle.refuse_idle(overrides, of_a_site=False)
     _check_methods(config, source)
     sites = {target: _site(config, source, target, cases) for target in config.targets_of(source)}
     source_print = bundle.fingerprint()
     threads = threads_each(config)
+    machine = {
+        "device": bundle.device.type,
+        "threads": threads,
+        "versions": (__version__, version("torch"), version("monai")),
+    }
     with_maps = {config.reference_method, *(row.name for row in config.methods if row.method == "source")}
     for protocol in config.protocols:
         for row, seed, stream in _streams(config, protocol, sites):
@@ -115,14 +119,10 @@ def _jobs_of(config: BenchmarkConfig, source: str, cases: dict[str, list[dict[st
             scored = {name: site.scored for name, site in used.items() if site.scored is not None}
             fingerprint = {
                 "sources": source_print,
-                "targets": {name: site.fingerprint for name, site in used.items()},
-                "images": {name: _sizes(site.cases) for name, site in used.items()},
-                "stream": [(item.site, item.case, item.reset, item.round) for item in stream.items],
+                **_fingerprint(stream, used),
                 "methods": bundle.method_fingerprint(row),
                 "metrics": (vars(config.metrics), scored),
-                "device": device,
-                "threads": threads,
-                "versions": (__version__, version("torch"), version("monai")),
+                **machine,
             }
             yield Job(
                 protocol=protocol.label,
@@ -142,6 +142,15 @@ def _jobs_of(config: BenchmarkConfig, source: str, cases: dict[str, list[dict[st
                 threads=threads,
                 fingerprint={key: _digest(value) for key, value in fingerprint.items()},
             )
+
+
+def _fingerprint(stream: Stream, sites: Mapping[str, _Site]) -> dict[str, Any]:
+    """Return what tells one stream from another: its order, and the images and settings of its sites."""
+    return {
+        "targets": {name: site.fingerprint for name, site in sites.items()},
+        "images": {name: _sizes(site.cases) for name, site in sites.items()},
+        "stream": [(item.site, item.case, item.reset, item.round) for item in stream.items],
+    }
 
 
 def _site(config: BenchmarkConfig, source: str, target: str, cases: dict[str, list[dict[str, Any]]]) -> _Site:

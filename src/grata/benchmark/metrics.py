@@ -99,12 +99,7 @@ def score(
         GrataError: the shapes differ, the label holds a value that no segment has, or the channels match neither the
             segments nor the label values.
     """
-    if prediction.shape != label.shape:
-        raise GrataError(f"The label has shape {label.shape}, but the prediction {prediction.shape}.")
-    known = [0, *(value for region in regions for value in region.values)]
-    if (unknown := np.setdiff1d(label, known)).size:
-        listed = ", ".join(f"{value:g}" for value in unknown[:5].tolist())
-        raise GrataError(f"The label holds the values {listed}, which no segment has.")
+    _check_label(label, prediction, regions)
     scores: dict[str, float] = {}
     chosen = [region for region in regions if scored is None or region.label in scored]
     for region in chosen:
@@ -116,6 +111,15 @@ def score(
         defined = [scores[f"{metric}/{r.label}"] for r in chosen if not math.isnan(scores[f"dice/{r.label}"])]
         scores[f"{metric}/mean"] = float(np.mean(defined)) if defined else math.nan
     return scores
+
+
+def _check_label(label: np.ndarray, prediction: np.ndarray, regions: Sequence[Region]) -> None:
+    if prediction.shape != label.shape:
+        raise GrataError(f"The label has shape {label.shape}, but the prediction {prediction.shape}.")
+    known = [0, *(value for region in regions for value in region.values)]
+    if (unknown := np.setdiff1d(label, known)).size:
+        listed = ", ".join(f"{value:g}" for value in unknown[:5].tolist())
+        raise GrataError(f"The label holds the values {listed}, which no segment has.")
 
 
 def calibration_error(probability: np.ndarray, label: np.ndarray, bins: int = _BINS) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -207,11 +207,15 @@ def _means(strata: list[pd.DataFrame], columns: Sequence[str]) -> dict[str, floa
         if metric == "dice":
             means[column], means[f"{column}:low"], means[f"{column}:high"] = mean_and_interval(finite)
         else:
-            finite = [v for v in finite if len(v)]
-            means[column] = float(np.mean([v.mean() for v in finite])) if finite else math.nan
+            means[column] = _mean_of_means(finite)
         if metric == DISTANCES[0]:
             means[f"undefined/{segment}"] = sum(int(np.isinf(v).sum()) for v in values)
     return means
+
+
+def _mean_of_means(strata: Iterable[np.ndarray]) -> float:
+    means = [values.mean() for values in strata if len(values)]
+    return float(np.mean(means)) if means else math.nan
 
 
 def _metric_order(column: str) -> tuple[int, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -113,12 +113,7 @@ def convert_checkpoint(state: Mapping[str, object]) -> Conversion:
     renamed = {ours: name for ours, name in trunk.items() if name in reference}
     for branch in branches:
         renamed |= _align(branch, reference, expected)
-    for ours in expected:
-        mean = ours.removesuffix(COUNTER) + "running_mean"
-        if ours.endswith(COUNTER) and mean in renamed:
-            counter = renamed[mean].removesuffix("running_mean") + COUNTER
-            if counter in reference:
-                renamed[ours] = counter
+    renamed |= _counters(renamed, reference, expected)
 
     unmapped = [key for key in reference if key not in renamed.values()]
     filled = [ours for ours in expected if ours not in renamed]
@@ -126,11 +121,7 @@ def convert_checkpoint(state: Mapping[str, object]) -> Conversion:
         {
             "keys of the checkpoint have no place": [key for key in unmapped if not _may_be_left(key)],
             "keys of the network get nothing": [ours for ours in filled if not ours.endswith(COUNTER)],
-            "tensors are of another shape": [
-                f"{name} {tuple(reference[name].shape)}, not {tuple(expected[ours].shape)}"
-                for ours, name in renamed.items()
-                if reference[name].shape != expected[ours].shape
-            ],
+            "tensors are of another shape": _misshapen(renamed, reference, expected),
         }
     )
     converted = {ours: reference[renamed[ours]] if ours in renamed else torch.tensor(0) for ours in expected}
@@ -202,6 +193,28 @@ def _align(branch: str, reference: dict[str, torch.Tensor], expected: dict[str, 
                 f"{', '.join(theirs)}. Remove them from the checkpoint to convert it without this branch."
             )
     return dict(zip(ours, theirs))
+
+
+def _counters(
+    renamed: Mapping[str, str], reference: Mapping[str, torch.Tensor], expected: Iterable[str]
+) -> dict[str, str]:
+    """Return the reference's key of each batch counter that it has, by our key: it lies beside the layer's mean."""
+    counters = {}
+    for ours in expected:
+        mean = renamed.get(ours.removesuffix(COUNTER) + "running_mean")
+        if ours.endswith(COUNTER) and mean is not None:
+            counters[ours] = mean.removesuffix("running_mean") + COUNTER
+    return {ours: counter for ours, counter in counters.items() if counter in reference}
+
+
+def _misshapen(
+    renamed: Mapping[str, str], reference: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> list[str]:
+    return [
+        f"{name} {tuple(reference[name].shape)}, not {tuple(expected[ours].shape)}"
+        for ours, name in renamed.items()
+        if reference[name].shape != expected[ours].shape
+    ]
 
 
 def _role(key: str | None, tensors: dict[str, torch.Tensor]) -> str:

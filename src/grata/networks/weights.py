@@ -45,13 +45,6 @@ def load_source(
     if memory_format not in _MEMORY_FORMATS:
         raise GrataError(f"must be one of {', '.join(_MEMORY_FORMATS)}, got {memory_format!r}.", key="memory_format")
     paths = _paths(weights)
-    for path in paths:
-        if path.is_dir():
-            raise GrataError(f"{path} is a folder. Name the file in it.", key="weights")
-        if not path.is_file():
-            raise GrataError(
-                f"{path} does not exist. Train them (configs/train.yaml) or give --weights <file>.", key="weights"
-            )
     scripts = [path for path in paths if path.suffix == ".ts"]
     if scripts and len(paths) > 1:
         raise GrataError(f"{scripts[0]} is a whole network (TorchScript). Name it alone.", key="weights")
@@ -60,6 +53,14 @@ def load_source(
     if network_def is None:
         read_state(paths[0])  # which explains a file of another kind, such as a TorchScript file that is not named .ts
         raise GrataError(f"{paths[0]} holds only weights. Give the network that they belong to.", key="network_def")
+    state = _joined(paths)
+    check_fit(state, network_def, " + ".join(map(str, paths)))
+    network_def.load_state_dict(state)
+    return _formatted(network_def.to(device), memory_format)
+
+
+def _joined(paths: Iterable[Path]) -> dict[str, torch.Tensor]:
+    """Return the weights of all files, none of which may be in two of them."""
     state: dict[str, torch.Tensor] = {}
     for path in paths:
         part = read_state(path)
@@ -71,9 +72,7 @@ def load_source(
                 key="weights",
             )
         state |= part
-    check_fit(state, network_def, " + ".join(map(str, paths)))
-    network_def.load_state_dict(state)
-    return _formatted(network_def.to(device), memory_format)
+    return state
 
 
 def _formatted(network: nn.Module, memory_format: str) -> nn.Module:
@@ -186,16 +185,18 @@ def check_fit(state: Mapping[str, torch.Tensor], network_def: nn.Module, source:
         GrataError: a key is missing or unknown, or a tensor has another shape.
     """
     expected = network_def.state_dict()
-    missing = [key for key in expected if key not in state]
-    unknown = [key for key in state if key not in expected]
-    reshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
-    if not (missing or unknown or reshaped):
+    differences = {
+        "missing": [key for key in expected if key not in state],
+        "unknown": [key for key in state if key not in expected],
+        "of another shape": [key for key in expected if key in state and state[key].shape != expected[key].shape],
+    }
+    if not any(differences.values()):
         return
-    differences = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
     details = "; ".join(f"{len(keys)} {what}, e.g. {keys[0]}" for what, keys in differences.items() if keys)
-    there, wanted = _branches(state), _branches(expected)
     advice = "Give the weights of this network, or the network_def of these weights."
-    if there != wanted and not reshaped and all(key.startswith("branches.") for key in missing + unknown):
+    there, wanted = _branches(state), _branches(expected)
+    reshaped, others = differences["of another shape"], expected.keys() ^ state.keys()
+    if there != wanted and not reshaped and all(key.startswith("branches.") for key in others):
         advice = (
             f"The weights hold branches: {_listed(there)}; network_def#branches names: {_listed(wanted)}. Set "
             f"network_def#branches to {there}, or weights to other files of the bundle: model.pt for the network "
@@ -220,7 +221,15 @@ def _paths(weights: object) -> list[Path]:
     names = [weights] if isinstance(weights, str | Path) else weights
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str | Path) for name in names):
         raise GrataError(f"must be a file or a list of files, got {weights!r}.", key="weights")
-    return [Path(name) for name in names]
+    paths = [Path(name) for name in names]
+    for path in paths:
+        if path.is_dir():
+            raise GrataError(f"{path} is a folder. Name the file in it.", key="weights")
+        if not path.is_file():
+            raise GrataError(
+                f"{path} does not exist. Train them (configs/train.yaml) or give --weights <file>.", key="weights"
+            )
+    return paths
 
 
 def _branches(keys: Iterable[str]) -> list[str]:

@@ -188,13 +188,18 @@ def _folds(folder: Path, folds: int | str | Sequence[int | str] | None, checkpoi
         )
     if folds is None:
         return [name for name in found if name != "all"] or found
-    names = [str(fold) for fold in (folds if isinstance(folds, list | tuple) else [folds])]
-    if not names or len(set(names)) < len(names):
-        raise GrataError(f"must name at least one fold, and each once, got {folds!r}.", key="folds")
+    names = _names(folds)
     if missing := [name for name in names if name not in found]:
         raise GrataError(
             f"{folder} has no fold {missing[0]} with {checkpoint_name}; it has {', '.join(found)}.", key="folds"
         )
+    return names
+
+
+def _names(folds: int | str | Sequence[int | str]) -> list[str]:
+    names = [str(fold) for fold in (folds if isinstance(folds, list | tuple) else [folds])]
+    if not names or len(set(names)) < len(names):
+        raise GrataError(f"must name at least one fold, and each once, got {folds!r}.", key="folds")
     return names
 
 

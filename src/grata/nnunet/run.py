@@ -7,7 +7,7 @@ import os
 import re
 import time
 import traceback as tracebacks
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,16 +271,7 @@ def _find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]
         raise GrataError(
             f"{folder} cannot be read ({error.strerror}). Name the folder of the images.", key="input"
         ) from error
-    found: dict[str, dict[int, Path]] = {}
-    faults = []
-    for file in files:
-        name = file.name.removesuffix(ending)
-        if numbered := re.fullmatch(r"(.+)_(\d{4})", name):
-            found.setdefault(numbered[1], {})[int(numbered[2])] = file
-        else:
-            faults.append(
-                Fault(name, f"{file.name}: the channel's number is missing. Rename it to {name}_0000{ending}.")
-            )
+    found, faults = _by_case(files, ending)
     for case, given in found.items():
         if set(given) != set(channels):
             wanted = ", ".join(f"{case}_{channel:04d}{ending}" for channel in channels)
@@ -293,3 +284,18 @@ def _find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]
             f"{folder} has no image named <case>_0000{ending}. Name the folder of the images.", key="input"
         )
     return cases, faults
+
+
+def _by_case(files: Iterable[Path], ending: str) -> tuple[dict[str, dict[int, Path]], list[Fault]]:
+    """Return the files of each case by the number of their channel, and the faults of files without such a number."""
+    found: dict[str, dict[int, Path]] = {}
+    faults = []
+    for file in files:
+        name = file.name.removesuffix(ending)
+        if numbered := re.fullmatch(r"(.+)_(\d{4})", name):
+            found.setdefault(numbered[1], {})[int(numbered[2])] = file
+        else:
+            faults.append(
+                Fault(name, f"{file.name}: the channel's number is missing. Rename it to {name}_0000{ending}.")
+            )
+    return found, faults

@@ -176,8 +176,12 @@ def collect_affine_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
             # a parameter that layers share takes one step, not several
             if parameter is not None and all(parameter is not known for known in parameters.values()):
                 parameters[f"{name}.{part}" if name else part] = parameter
-    if parameters:
-        return parameters
+    if not parameters:
+        raise _nothing_to_adapt(network)
+    return parameters
+
+
+def _nothing_to_adapt(network: nn.Module) -> GrataError:
     advice = "Train it with e.g. norm='batch' or norm=('instance', {'affine': True})."
     counts = Counter(kind for _, kind, _ in normalization_layers(network))
     if counts:
@@ -191,7 +195,7 @@ def collect_affine_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
             getattr(m, "original_name", type(m).__name__) for m in network.modules() if not any(m.children())
         )
         found = "no normalization layer, only " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common(6))
-    raise GrataError(
+    return GrataError(
         f"{getattr(network, 'original_name', type(network).__name__)} has nothing to adapt: it needs normalization "
         f"layers with affine parameters (weight, bias), but has {found}. {advice}"
     )

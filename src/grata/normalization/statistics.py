@@ -191,14 +191,8 @@ def channel_affine(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, tor
     if kind not in BATCH_NORM or keeps_own_forward(layer, kind) or layer._forward_hooks or layer._forward_pre_hooks:
         return None
     norm = cast(TrackedNorm, layer)
-    forward = vars(norm).get("forward")
-    if forward is None:
-        if norm.training or norm.running_mean is None:
-            return None
-        mix = 0.0
-    elif isinstance(forward, partial) and forward.func is _batch_norm:
-        mix = forward.args[1]
-    else:
+    mix = _mix_of(norm)
+    if mix is None:
         return None
     mean, variance = norm.running_mean, norm.running_var
     if mix == 1.0:
@@ -214,6 +208,16 @@ def channel_affine(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, tor
         scale = scale * norm.weight.detach()
         return scale, norm.bias.detach() - mean * scale
     return scale, -mean * scale
+
+
+def _mix_of(layer: TrackedNorm) -> float | None:
+    """Return the weight of the batch's statistics, 0 to 1; None where the layer does anything else."""
+    forward = vars(layer).get("forward")
+    if forward is None:
+        return None if layer.training or layer.running_mean is None else 0.0
+    if isinstance(forward, partial) and forward.func is _batch_norm:
+        return cast(float, forward.args[1])
+    return None
 
 
 def _forward(kind: str, layer: TrackedNorm) -> Callable[[TrackedNorm, float, torch.Tensor], torch.Tensor]:

@@ -18,6 +18,8 @@ from ..views import VIEWS, default_views
 
 __all__ = ["train_heads"]
 
+_Loss = Callable[[torch.Tensor], torch.Tensor]
+
 _BATCH = 4
 _LEARNING_RATE = 1e-3
 _HELD_OUT = 5
@@ -51,50 +53,77 @@ def train_heads(
     Raises:
         GrataError: the network cannot have heads.
     """
-    held_out = [x for n, x in enumerate(images) if n % _HELD_OUT == 0] if len(images) > 1 else []
-    trained_on = [x for n, x in enumerate(images) if n % _HELD_OUT or not held_out]
-    samples = [sample for windows in trained_on for sample in windows]
+    samples, held_out = _split(images)
     heads = AuxiliaryHeads.create(network, images[0][:1].to(device), names, _common_views(images), seed)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(heads.modules.parameters(), lr=_LEARNING_RATE)
+
+    if "rotation" in names:
+        _standardize(heads, samples, generator, device)
+    losses = _losses(heads, names, generator)
+    history: dict[str, list[float]] = {name: [] for name in names}
+    with tqdm(range(epochs), desc="heads", unit="epoch") as bar:
+        for _ in bar:
+            for name, loss in _epoch(losses, samples, optimizer, generator, device).items():
+                history[name].append(loss)
+            bar.set_postfix({name: f"{values[-1]:.4f}" for name, values in history.items()})
+    heads.modules.eval()
+    results = {name: {"first_loss": history[name][0], "last_loss": history[name][-1]} for name in names}
+    if "rotation" in results and held_out:
+        results["rotation"]["accuracy"] = _accuracy(heads, held_out, device)
+    return heads.saved(), results
+
+
+def _split(images: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return the samples to train on and those held out, each ``(C, ...)``; all windows of an image stay together."""
+    if len(images) == 1:
+        return list(images[0]), []
+    trained_on = [sample for n, windows in enumerate(images) for sample in windows if n % _HELD_OUT]
+    return trained_on, [sample for windows in images[::_HELD_OUT] for sample in windows]
+
+
+def _standardize(
+    heads: AuxiliaryHeads, samples: Sequence[torch.Tensor], generator: torch.Generator, device: torch.device
+) -> None:
+    """Give the rotation head mean and standard deviation of its inputs, each sample under a random view."""
+    with torch.no_grad():
+        turned = (VIEWS[_drawn(heads.views, generator)](sample[None].to(device)) for sample in samples)
+        pooled = torch.cat([heads.features(x).flatten(2).mean(2) for x in turned])
+    cast(RotationHead, heads.modules["rotation"]).standardize(pooled)
+
+
+def _losses(heads: AuxiliaryHeads, names: Sequence[str], generator: torch.Generator) -> dict[str, _Loss]:
+    """Return the loss of each head, as a function of images ``(B, C, ...)``."""
 
     def branch(name: str, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             feature = torch.cat([heads.features(sample[None]) for sample in x])
         return heads.head(name, feature, x.shape[2:])
 
-    if "rotation" in names:
-        with torch.no_grad():
-            turned = (VIEWS[_drawn(heads.views, generator)](sample[None].to(device)) for sample in samples)
-            pooled = torch.cat([heads.features(x).flatten(2).mean(2) for x in turned])
-        cast(RotationHead, heads.modules["rotation"]).standardize(pooled)
-
-    losses: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    losses: dict[str, _Loss] = {
         "rotation": lambda x: rotation_loss(branch, x, generator, heads.views),
         "denoising": lambda x: denoising_loss(branch, x, generator),
     }
-    history: dict[str, list[float]] = {name: [] for name in names}
-    with tqdm(range(epochs), desc="heads", unit="epoch") as bar:
-        for _ in bar:
-            total = dict.fromkeys(names, 0.0)
-            for batch in _batches(samples, generator):
-                x = torch.stack([samples[i] for i in batch]).to(device)
-                reached = _step({name: losses[name] for name in names}, x, optimizer)
-                for name in names:
-                    total[name] += reached[name] * len(x)
-            for name in names:
-                history[name].append(total[name] / len(samples))
-            bar.set_postfix({name: f"{values[-1]:.4f}" for name, values in history.items()})
-    heads.modules.eval()
-    results = {name: {"first_loss": history[name][0], "last_loss": history[name][-1]} for name in names}
-    if "rotation" in results and held_out:
-        results["rotation"]["accuracy"] = _accuracy(heads, [sample for x in held_out for sample in x], device)
-    return heads.saved(), results
+    return {name: losses[name] for name in names}
 
 
-def _step(
-    losses: Mapping[str, Callable[[torch.Tensor], torch.Tensor]], x: torch.Tensor, optimizer: torch.optim.Optimizer
+def _epoch(
+    losses: Mapping[str, _Loss],
+    samples: Sequence[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> dict[str, float]:
+    """Take a step for each batch of samples, and return the mean of each loss over the samples."""
+    total = dict.fromkeys(losses, 0.0)
+    for batch in _batches(samples, generator):
+        x = torch.stack([samples[i] for i in batch]).to(device)
+        for name, loss in _step(losses, x, optimizer).items():
+            total[name] += loss * len(x)
+    return {name: value / len(samples) for name, value in total.items()}
+
+
+def _step(losses: Mapping[str, _Loss], x: torch.Tensor, optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Take one step on the sum of all losses, and return each loss."""
     values = {name: loss(x) for name, loss in losses.items()}
     optimizer.zero_grad()

@@ -111,54 +111,75 @@ class OutputHandler:
         return [*(segmentations / f"{case}{end}" for end in (".nii.gz", ".seg.dcm", ".png")), figures / f"{case}.png"]
 
     def _write_case(self, case: Mapping[str, Any], item: Mapping[str, Any]) -> None:
-        name = case["case"]
-        image = item[self.image_key]
-        prediction = _label_map(item[self.pred_key])
+        image, prediction = item[self.image_key], _label_map(item[self.pred_key])
         source = item.get(self.source_key)
         maps = {} if source is None else {"source": _label_map(source)}
         maps[self.variant] = prediction
-
-        nifti, dicom_seg, png, figure = self.paths(name)
-        for path in (nifti, figure):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        label = _label_map(item[self.label_key]) if case.get("label") else None
+        affine = np.asarray(image.affine, dtype=float)
         is_picture = case["format"] == "picture"
-        if is_picture:
+        spacing = None if is_picture else np.linalg.norm(affine[:-1, :-1], axis=0)[: prediction.ndim].tolist()
+
+        self._write_segmentation(prediction, case)
+        self._measure(case, maps, label, spacing)
+        self._draw(case, image, maps, label, spacing or [1.0] * prediction.ndim)
+
+    def _write_segmentation(self, prediction: np.ndarray, case: Mapping[str, Any]) -> None:
+        nifti, dicom_seg, png, _ = self.paths(case["case"])
+        nifti.parent.mkdir(parents=True, exist_ok=True)
+        if case["format"] == "picture":
             write_png(prediction, case, png)
         else:
             write_nifti(prediction, case, nifti)
         if case["format"] == "dicom":
-            write_dicom_seg(
-                prediction,
-                case,
-                self.segments,
-                dicom_seg,
-                algorithm=(f"grata {self.variant}", __version__),
-            )
+            algorithm = (f"grata {self.variant}", __version__)
+            write_dicom_seg(prediction, case, self.segments, dicom_seg, algorithm=algorithm)
 
-        affine = np.asarray(image.affine, dtype=float)
-        spacing = None if is_picture else np.linalg.norm(affine[:-1, :-1], axis=0)[: prediction.ndim].tolist()
+    def _measure(
+        self,
+        case: Mapping[str, Any],
+        maps: Mapping[str, np.ndarray],
+        label: np.ndarray | None,
+        spacing: Sequence[float] | None,
+    ) -> None:
+        """Keep the rows of the tables of volumes and scores; without spacing, sizes are in pixels."""
+        name, site = case["case"], case["site"]
         self.volumes[name] = [
-            {"case": name, "site": case["site"], "variant": variant, **row}
+            {"case": name, "site": site, "variant": variant, **row}
             for variant, label_map in maps.items()
             for row in case_volumes(label_map, self.class_names, spacing, self.includes)
         ]
-        outlines = {"source" if key == "source" else "adapted": value for key, value in maps.items()}
-        if case.get("label"):
-            outlines["label"] = _label_map(item[self.label_key])
-            self.scores[name] = [
-                {"case": name, "site": case["site"], "variant": variant, **row}
-                for variant, label_map in maps.items()
-                for row in case_scores(label_map, outlines["label"], self.class_names, spacing, self.includes)
-                if row["class"] in self.scored
-            ]
+        if label is None:
+            return
+        self.scores[name] = [
+            {"case": name, "site": site, "variant": variant, **row}
+            for variant, label_map in maps.items()
+            for row in case_scores(label_map, label, self.class_names, spacing, self.includes)
+            if row["class"] in self.scored
+        ]
+
+    def _draw(
+        self,
+        case: Mapping[str, Any],
+        image: Any,
+        maps: Mapping[str, np.ndarray],
+        label: np.ndarray | None,
+        spacing: Sequence[float],
+    ) -> None:
+        figure = self.paths(case["case"])[-1]
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        outlines = {"source" if variant == "source" else "adapted": value for variant, value in maps.items()}
+        if label is not None:
+            outlines["label"] = label
         pixels = image.as_tensor().float().cpu().numpy()
+        colour = case["format"] == "picture" and len(pixels) == 3
         contact_sheet(
-            np.moveaxis(pixels, 0, -1) if is_picture and len(pixels) == 3 else pixels[0],
+            np.moveaxis(pixels, 0, -1) if colour else pixels[0],
             outlines,
             figure,
-            title=f"{name} ({self.variant})",
-            spacing=spacing or [1.0] * prediction.ndim,
-            axcodes=nib.aff2axcodes(affine) if prediction.ndim == 3 else None,
+            title=f"{case['case']} ({self.variant})",
+            spacing=spacing,
+            axcodes=nib.aff2axcodes(np.asarray(image.affine, dtype=float)) if pixels.ndim == 4 else None,
         )
 
 

@@ -118,22 +118,12 @@ def _only(overrides: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
 
 
 def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]) -> Report:
-    files = [root / config_file] if config_file else [root / "configs" / name for name in _CONFIGS]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise GrataError(
-            f"{root}: there is no {' or '.join(str(f.relative_to(root)) for f in files)}. Give the folder of a bundle, "
-            "a trained nnU-Net folder (with plans.json) or a TorchScript file."
-        )
+    file = _configuration(root, config_file)
     report = Report(root.resolve().name)
     check_overrides([file, overlay()], overrides)
     config = _Config(root, file, overrides)
     check_method_settings(config.raw())
-    network = config.get("network_def")
-    if not isinstance(network, nn.Module):
-        network = config.get("network")
-    if not isinstance(network, nn.Module):
-        raise GrataError(f"{file}: it has neither network_def nor network. Name the bundle's inference configuration.")
+    network = config.network()
     report.facts["configuration"] = str(file.relative_to(root))
     report.facts["weights"] = _weights(config, network, report)
     try:
@@ -141,13 +131,7 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     except GrataError as error:
         report.problems.append(str(error))
     given = constant(config.raw("adaptation"))
-    evaluator = str(given.get("evaluator", "@evaluator")).removeprefix("@").replace("#", ID_SEP_KEY)
-    if evaluator not in config:
-        found = ", ".join(evaluators(config.raw())) or "none"
-        report.problems.append(
-            f"adaptation#evaluator: the configuration has no {evaluator}; its evaluators: {found}. Name the one that "
-            "predicts, for example --adaptation#evaluator @validate#evaluator."
-        )
+    evaluator = _evaluator(config, given, report)
     head = find_head(config.get(f"{evaluator}{ID_SEP_KEY}postprocessing") or config.get("postprocessing"))
     inferer = config.get(f"{evaluator}{ID_SEP_KEY}inferer") or config.get("inferer") or SimpleInferer()
     unit = is_unit_range(config.get("preprocessing"))
@@ -156,6 +140,34 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     given["prepared"] = given.get("prepared") or prepared_of(root)
     _report_methods(report, network, head, unit, given, *_examined(config, overrides))
     report.facts["images"] = "in 0..1" if unit else "not in 0..1; the strong view keeps their range"
+    _report_commands(report, root, file)
+    return report
+
+
+def _configuration(root: Path, config_file: str | None) -> Path:
+    files = [root / config_file] if config_file else [root / "configs" / name for name in _CONFIGS]
+    for file in files:
+        if file.is_file():
+            return file
+    raise GrataError(
+        f"{root}: there is no {' or '.join(str(f.relative_to(root)) for f in files)}. Give the folder of a bundle, a "
+        "trained nnU-Net folder (with plans.json) or a TorchScript file."
+    )
+
+
+def _evaluator(config: _Config, given: Mapping[str, Any], report: Report) -> str:
+    """Return the id of the evaluator that predicts; report a problem where there is none of that id."""
+    evaluator = str(given.get("evaluator", "@evaluator")).removeprefix("@").replace("#", ID_SEP_KEY)
+    if evaluator not in config:
+        found = ", ".join(evaluators(config.raw())) or "none"
+        report.problems.append(
+            f"adaptation#evaluator: the configuration has no {evaluator}; its evaluators: {found}. Name the one that "
+            "predicts, for example --adaptation#evaluator @validate#evaluator."
+        )
+    return evaluator
+
+
+def _report_commands(report: Report, root: Path, file: Path) -> None:
     if any("grata prepare" in lack for lack in report.methods.values()) and not (root / "configs/adapt.yaml").is_file():
         report.facts["prepare"] = (
             "python -m grata prepare needs a configs/adapt.yaml like those of this project's bundles; this bundle has "
@@ -166,7 +178,6 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
             f"python -m monai.bundle run adapt --bundle_root . --config_file \"['{file.relative_to(root)}', "
             f"'{overlay()}']\" --method <method> --dataset_dir <images>"
         )
-    return report
 
 
 def _examined(config: _Config, overrides: Mapping[str, Any]) -> tuple[Sequence[str], Mapping[str, Any]]:
@@ -231,6 +242,19 @@ class _Config:
     def raw(self, key: str | None = None) -> dict[str, Any]:
         """Return the whole configuration, or the value of a key, as it is written."""
         return self._parser.get(key) if key else self._parser.get()
+
+    def network(self) -> nn.Module:
+        """Return the network that ``network_def`` or ``network`` stands for.
+
+        Raises:
+            GrataError: neither is a network.
+        """
+        for key in ("network_def", "network"):
+            if isinstance(network := self.get(key), nn.Module):
+                return network
+        raise GrataError(
+            f"{self.file}: it has neither network_def nor network. Name the bundle's inference configuration."
+        )
 
     def get(self, key: str) -> Any:
         """Return the object that a key stands for, or None where there is no such key."""
