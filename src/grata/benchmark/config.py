@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
+from ..checks import check_count, did_you_mean, option_constant
 from ..errors import GrataError
 from ..methods import METHODS, check_settings, settings_of
-from ..settings import MISSING, check_count, did_you_mean, option_constant
+from ..settings import MISSING
 from .keys import BenchmarkKeys, MetricSettings, check_known, check_name, check_unique, list_of_names, take
 from .protocols import Protocol, make_protocol
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from ..checks import did_you_mean
 from ..errors import GrataError
-from ..settings import KeywordSettings, Settings, choice, count, did_you_mean, flag, setting
+from ..settings import KeywordSettings, Settings, choice, count, flag, setting
 
 __all__ = [
     "BenchmarkKeys",

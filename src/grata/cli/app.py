@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
+from ..checks import did_you_mean
 from ..errors import GrataError
-from ..settings import did_you_mean
 from .bank import bank
 from .benchmark import benchmark
 from .doctor import doctor

@@ -10,8 +10,8 @@ from typing import Any
 from tabulate import tabulate
 
 from ..catalogue import MethodEntry, written
+from ..checks import check_choice, check_flag, did_you_mean
 from ..errors import GrataError
-from ..settings import check_choice, check_flag, did_you_mean
 
 __all__ = ["FORMS", "describe", "find", "methods_table", "select"]
 

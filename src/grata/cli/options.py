@@ -9,8 +9,8 @@ from typing import Any
 import typer
 from fire.parser import DefaultParseValue
 
+from ..checks import check_count, check_flag, check_number, constant, option_constant
 from ..errors import GrataError
-from ..settings import check_count, check_flag, check_number, constant, option_constant
 from .spelling import literal
 
 __all__ = ["NUMBER", "SWITCH", "TEXT", "VALUE", "Kind", "Work", "argument", "count", "given", "option"]

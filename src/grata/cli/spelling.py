@@ -9,8 +9,8 @@ from typing import Any
 
 from fire.parser import DefaultParseValue
 
+from ..checks import constant, did_you_mean
 from ..errors import GrataError
-from ..settings import constant, did_you_mean
 
 __all__ = ["Grammar", "literal", "spelled"]
 

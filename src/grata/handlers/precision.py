@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from monai.inferers import SimpleInferer
 
+from ..checks import checked
 from ..methods.predictive import check_precision
-from ..settings import checked
 
 __all__ = ["AutocastInferer"]
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import did_you_mean
 from ..errors import GrataError
 from ..normalization import AttachedAffine, ensure_affine
 from ..normalization.affine import ATTACHED
-from ..settings import did_you_mean
 from .base import Method
 
 __all__ = ["ENTRY_POINTS", "METHODS", "check_settings", "create", "method_class", "settings_of"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from ..checks import did_you_mean, option_constant
 from ..errors import GrataError
-from ..settings import did_you_mean, option_constant
 from .run import predict
 
 __all__ = ["run_command"]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..adapters import Keeper
+from ..checks import check_flag, check_number, checked
 from ..data import Fault
 from ..errors import GrataError, OutputError
 from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
@@ -23,7 +24,6 @@ from ..handlers import Journal
 from ..handlers.steps import merged_record
 from ..handlers.windows import WindowSelection
 from ..report import format_summary, write_summary
-from ..settings import check_flag, check_number, checked
 from ..workflows.configuration import check_device, explain
 from .model import CHECKPOINT, TrainedModel, load_model
 from .predictor import AdaptedPredictor

@@ -20,10 +20,10 @@ import torch
 from monai.bundle import ConfigExpression, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY
 
+from ..checks import check_count, check_flag, check_number, checked, constant, did_you_mean
 from ..data.identifiers import printable
 from ..errors import GrataError
 from ..methods import METHODS, check_settings
-from ..settings import check_count, check_flag, check_number, checked, constant, did_you_mean
 
 __all__ = [
     "STOPPED",

@@ -11,10 +11,10 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from ..adapters.saved import card_path, saved_path
+from ..checks import check_flag, checked, constant
 from ..errors import GrataError
 from ..files import JOURNAL, check_output_dir
 from ..methods import METHODS, Method, create, settings_of
-from ..settings import check_flag, checked, constant
 from ..workflows.configuration import running_workflow
 from .head import Head, find_head, is_unit_range
 from .run import EvaluatorRun, NamedCases

@@ -18,12 +18,12 @@ from tabulate import tabulate
 from torch import nn
 
 from ..adapters.saved import class_name
+from ..checks import constant
 from ..errors import GrataError
 from ..methods import METHODS
 from ..methods.registry import method_class
 from ..networks.weights import check_fit, read_state
 from ..normalization import normalization_layers
-from ..settings import constant
 from ..workflows.configuration import check_method_settings, explain, quiet
 from .adaptation import describe_changes, make_method, prepared_of
 from .head import Head, find_head, is_unit_range

@@ -11,8 +11,8 @@ from monai.bundle import ConfigParser, run
 from monai.bundle.utils import ID_SEP_KEY
 from monai.utils import ensure_tuple
 
+from ..checks import did_you_mean
 from ..errors import GrataError
-from ..settings import did_you_mean
 from ..workflows.configuration import check_method_settings, plain_errors, running_workflow
 from .run import TRACEBACK
 
