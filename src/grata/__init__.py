@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import alignment as alignment
     from . import benchmark as benchmark
     from . import catalogue as catalogue
+    from . import checks as checks
     from . import data as data
     from . import errors as errors
     from . import files as files
@@ -68,9 +69,9 @@ _NAMES = {
     "zoo": ("overlay",),
 }
 _ROOMS = (
-    *("adapters", "alignment", "benchmark", "catalogue", "data", "errors", "files", "handlers", "methods", "networks"),
-    *("nnunet", "normalization", "objectives", "preparation", "prepared", "report", "resets", "settings", "streaming"),
-    *("styles", "views", "workflows", "zoo"),
+    *("adapters", "alignment", "benchmark", "catalogue", "checks", "data", "errors", "files", "handlers", "methods"),
+    *("networks", "nnunet", "normalization", "objectives", "preparation", "prepared", "report", "resets", "settings"),
+    *("streaming", "styles", "views", "workflows", "zoo"),
 )
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "alignment",
     "benchmark",
     "catalogue",
+    "checks",
     "create",
     "data",
     "errors",
