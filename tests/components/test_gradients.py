@@ -33,15 +33,15 @@ def test_a_loss_that_depends_on_no_parameter_is_refused(loss, parameters):
 
 
 def test_a_mean_over_many_voxels_keeps_its_gradient_in_half_precision():
-    parameter = nn.Parameter(torch.tensor(1.0))
-    x = torch.full((4096,), 1e-3)
-    # each voxel's share, 1e-3/4096, lies below float16's smallest number, as in the mean loss of a large volume
-    loss = ((parameter * x).half() / 4096).float().sum()
-    (plain,) = gradient_of(loss, [parameter])
-    loss = ((parameter * x).half() / 4096).float().sum()
-    (scaled,) = gradient_of(loss, [parameter], half_precision=True)
-    assert scaled.item() == pytest.approx(1e-3, rel=1e-2)
-    assert abs(scaled.item() - 1e-3) <= abs(plain.item() - 1e-3)
+    parameter, voxels = nn.Parameter(torch.tensor(1.0)), 2**28
+
+    def loss():
+        # 1/voxels, the gradient at each voxel, is below the smallest number of float16
+        return (parameter * torch.ones(4096)).half().float().sum() / voxels
+
+    (plain,) = gradient_of(loss(), [parameter])
+    (scaled,) = gradient_of(loss(), [parameter], half_precision=True)
+    assert plain.item() == 0.0 and scaled.item() == pytest.approx(4096 / voxels)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e2, 1e4])
