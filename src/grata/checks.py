@@ -75,11 +75,13 @@ def did_you_mean(given: object, known: Iterable[str], otherwise: str = "", prefi
         prefix: what stands before a name in the hint.
 
     Example:
-        >>> did_you_mean("tnet", ["tent", "ptbn"])
+        >>> did_you_mean("tnet", ["test", "tent", "ptbn"])
         'Did you mean tent?'
     """
-    near = difflib.get_close_matches(str(given), [str(name) for name in known], n=1)
-    return f"Did you mean {prefix}{near[0]}?" if near else otherwise
+    word, names = str(given).lower(), {str(name).lower(): str(name) for name in known}
+    # Two letters in the wrong order are the likeliest slip, and difflib counts it as two.
+    near = sorted(difflib.get_close_matches(word, names, n=3), key=lambda name: sorted(name) != sorted(word))
+    return f"Did you mean {prefix}{names[near[0]]}?" if near else otherwise
 
 
 def check_number(

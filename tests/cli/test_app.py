@@ -1,5 +1,6 @@
 """The command as a whole: help, statuses, and one line where something is wrong."""
 
+import os
 import re
 import subprocess
 import sys
@@ -78,7 +79,25 @@ def test_the_version(run):
     [
         (("mehtods",), "there is no command 'mehtods'. Did you mean methods?"),
         (("zzz",), "there is no command 'zzz'. The commands are methods, doctor, nnunet, bank, prepare, benchmark."),
-        (("--quiet",), "there is no command '--quiet'. The commands are methods, doctor,"),
+        (("--quiet",), "--quiet: there is no such option. Name a command, or give --help or --version."),
+        (("--verison",), "--verison: there is no such option. Did you mean --version?"),
+        (
+            ("nnunet", "a", "b", "c", "--settings.lr", "1"),
+            "--settings.lr: there is no such option. Did you mean --settings#lr",
+        ),
+        (("doctor", "a", "--settings.lr", "1"), "--settings.lr: there is no such option. Did you mean --settings#lr"),
+        (
+            ("benchmark", "f", "--methods.tent.lr", "1"),
+            "--methods.tent.lr: there is no such option. Did you mean --methods#tent#lr",
+        ),
+        (("bank", "list", ""), "folder: needs a value, got ''."),
+        (("bank", "reset", "", "--all", "true"), "folder: needs a value, got ''."),
+        (("bank", "reset", "x", "--all"), "--all: needs a value."),
+        (("prepare", "b", ""), "dataset_dir: needs a value, got ''."),
+        (("prepare", "b", "--dataset_dir="), "--dataset_dir: needs a value, got ''."),
+        (("benchmark", "f", "--output_dir", ""), "--output_dir: needs a value, got ''."),
+        (("doctor", ""), "path: needs a value, got ''."),
+        (("nnunet", "", "b", "c"), "model_folder: needs a value, got ''."),
         (("methods", "--mod", "online"), "--mod: there is no such option. Did you mean --mode?"),
         (("nnunet", "a", "b", "c", "--fold", "0"), "--fold: there is no such option. Did you mean --folds?"),
         (("nnunet", "a", "b"), "output: is missing. grata nnunet --help shows what it takes."),
@@ -126,7 +145,7 @@ def test_values_of_the_others(run, called):
     run("prepare", "B", "--dataset-dir", "D", "--heads", "none", "--images", "4", "--network_def#depth", "34")
     run("doctor", "B", "--adaptation#activation", "sigmoid", "--config_file", "configs/x.yaml", "--folds", "0")
     run("bank", "export", "F", "north", "--checkpoint=model.pt", "--output", "7")
-    run("bank", "reset", "F", "--all")
+    run("bank", "reset", "F", "--all", "true")
     assert called == [
         (("f.yaml",), {"limit": None, "seeds": (0, 1), "methods#grata#lr": 0.001, "shuffle": True}),
         (("B", "D"), {"heads": "none", "images": 4, "network_def#depth": 34}),
@@ -150,6 +169,23 @@ def test_none_is_null_for_one_more_release(run, called):
         assert status == 0
         assert error == f"note: {words[-2][2:]}: the next release will not take none for null. Write null.\n"
     assert [options for _, options in called] == [{"bank": None}, {"limit": None}]
+
+
+def test_what_is_given_without_its_name_is_noted(run, called):
+    assert run("nnunet", "M", "I", "O", "tent")[0] == 0 and called == [(("M", "I", "O", "tent"), {})]
+    assert run("doctor", "B", "x.yaml") == (
+        0,
+        "",
+        "note: x.yaml is read as --config_file; the next release will ask for that name.\n",
+    )
+
+
+def test_letters_that_the_console_lacks_are_replaced():
+    code = "from grata.cli.app import main; main(['methods', 'grata'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True, check=False
+    )
+    assert b"learning rate" in done.stdout and b"\xc3" not in done.stdout and done.stderr == b""
 
 
 def test_an_interrupted_command_says_what_is_kept(run, monkeypatch):

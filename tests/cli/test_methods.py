@@ -76,6 +76,9 @@ def test_a_description_holds_the_settings_with_their_meaning_and_the_formula(nam
     [
         (("--mode", "offline"), "mode: must be one of online, episodic, got 'offline'"),
         (("--spatial_dims", 4), "spatial_dims: must be 2 or 3, got 4"),
+        (("--spatial_dims", "two"), "spatial_dims: must be 2 or 3, got 'two'"),
+        (("tnet",), "Did you mean tent?"),
+        (("TENT",), "Did you mean tent?"),
         (("--backwards", "perhaps"), "backwards: must be true or false"),
         (("--form", "html"), "form: must be one of simple, markdown, readme, json"),
         (("tentt",), "there is no 'tentt'"),
@@ -85,7 +88,7 @@ def test_a_description_holds_the_settings_with_their_meaning_and_the_formula(nam
         (("--bundle", "nowhere", "--form", "json"), "form: what a bundle can take is shown as simple alone"),
         (("tent", "--mode", "online"), "mode: chooses among all methods. Leave out tent, or mode"),
         (("tent", "--backwards", "false"), "backwards: chooses among all methods"),
-        (("tent", "sar"), "bundle: sar is a method, not the folder of a bundle"),
+        (("tent", "--bundle", "sar"), "bundle: sar is a method, not the folder of a bundle"),
     ],
 )
 def test_errors_are_one_line_and_the_status_tells(command, arguments, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class _Command:
         summary: one line for the list of commands.
         stopped: what to say on Ctrl-C.
         by_position, nested, others: see :class:`Grammar`.
+        stated: switches that do nothing without a value, because what they do cannot be undone.
     """
 
     declared: Callable[..., Work]
@@ -44,6 +46,7 @@ class _Command:
     by_position: tuple[str, ...] = ()
     nested: tuple[str, ...] = ()
     others: bool = False
+    stated: tuple[str, ...] = ()
 
 
 _COMMANDS = {
@@ -71,6 +74,7 @@ _COMMANDS = {
         "List, inspect, export or reset what was learned by site.",
         "stopped. Entries are whole, as they were or as they were to be.",
         by_position=("checkpoint", "output", "all"),
+        stated=("all",),
     ),
     "prepare": _Command(
         prepare, "Compute what methods need of the source set.", "stopped. Nothing was written.", others=True
@@ -94,6 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # Formulas have letters that a console of another encoding lacks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     command = _COMMANDS.get(words[0]) if words else None
     try:
         group = typer.main.get_command(_application())
@@ -138,7 +146,10 @@ def _spelled(words: list[str], group: Any) -> tuple[list[str], dict[str, Any]]:
         return ["--help"], {}
     if words[0] == "--version":
         return words[:1], {}
-    name = words[0].replace("-", "_") if not words[0].startswith("-") else words[0]
+    if words[0].startswith("-"):
+        hint = did_you_mean(words[0], ("--help", "--version"), "Name a command, or give --help or --version.")
+        raise GrataError(f"there is no such option. {hint}", words[0])
+    name = words[0].replace("-", "_")
     if name not in _COMMANDS:
         hint = did_you_mean(name, _COMMANDS, f"The commands are {', '.join(_COMMANDS)}.")
         raise GrataError(f"there is no command {words[0]!r}. {hint}")
@@ -156,7 +167,7 @@ def _grammar(name: str, parameters: Sequence[Any]) -> Grammar:
         _names(options),
         required=_names(parameter for parameter in arguments if parameter.required),
         switches=_of_kind(SWITCH, options),
-        texts=_of_kind(TEXT, options),
+        texts=(*_of_kind(TEXT, options), *command.stated),
         by_position=command.by_position,
         nested=command.nested,
         others=command.others,

@@ -21,12 +21,12 @@ def bank(
         option(
             "checkpoint",
             TEXT,
-            "Of export: file with the source weights (.pt, .pth or .ts); a copy of it with the adapted values is "
+            "For export: file with the source weights (.pt, .pth or .ts); a copy of it with the adapted values is "
             "written. Without it, a copy of the saved adaptation is written.",
         ),
     ] = None,
-    output: Annotated[str | None, option("output", TEXT, "Of export: file to write.")] = None,
-    all: Annotated[Any, option("all", SWITCH, "Of reset: remove all entries.", default="false")] = None,
+    output: Annotated[str | None, option("output", TEXT, "For export: file to write.")] = None,
+    all: Annotated[Any, option("all", SWITCH, "For reset: remove all entries.", default="false")] = None,
 ) -> Work:
     """Look after a bank, which keeps one adaptation for each site or scanner.
 

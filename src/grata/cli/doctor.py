@@ -21,33 +21,36 @@ def doctor(
         option(
             "config_file",
             TEXT,
-            "Of a bundle: its configuration, relative to it.",
+            "For a bundle: configuration, relative to its folder.",
             default="configs/inference.json or .yaml",
         ),
     ] = None,
-    method: Annotated[Any, option("method", VALUE, "Of a bundle: report on this method alone.")] = None,
+    method: Annotated[Any, option("method", VALUE, "For a bundle: report on this method alone.")] = None,
     settings: Annotated[
-        Any, option("settings", VALUE, "Of a bundle: settings of that method, one by one as --settings#lr 0.001.")
+        Any, option("settings", VALUE, "For a bundle: settings of that method, one by one as --settings#lr 0.001.")
     ] = None,
     activation: Annotated[
         Any,
         option(
             "activation",
             VALUE,
-            "Of a file: sigmoid or softmax, as the network was trained; of a bundle: --adaptation#activation.",
+            "For a TorchScript file: sigmoid or softmax, as it was trained. A bundle takes --adaptation#activation.",
         ),
     ] = None,
     output: Annotated[
-        Any, option("output", VALUE, "Of a file: which of the network's outputs are the logits, by name or number.")
+        Any,
+        option(
+            "output", VALUE, "For a TorchScript file: which of the network's outputs are the logits, by name or number."
+        ),
     ] = None,
-    folds: Annotated[Any, option("folds", VALUE, "Of an nnU-Net folder: folds to examine, such as 0 or 0,1.")] = None,
+    folds: Annotated[Any, option("folds", VALUE, "For an nnU-Net folder: folds to examine, such as 0 or 0,1.")] = None,
     checkpoint_name: Annotated[
-        Any, option("checkpoint_name", VALUE, "Of an nnU-Net folder: file in the folder of a fold.")
+        Any, option("checkpoint_name", VALUE, "For an nnU-Net folder: file in the folder of a fold.")
     ] = None,
 ) -> Work:
     """Show what can be adapted in a model, and what will be refused and why, before it is run.
 
-    Of a bundle any key of its configuration and of the overlay can be given too, such as --network_def#channels
+    For a bundle, any key of its configuration and of the overlay can be given too, such as --network_def#channels
     "[16, 32]" or --adaptation#affine attach.
     """
 

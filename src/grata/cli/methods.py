@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 from ..catalogue import load
 from ..errors import GrataError
 from .listing import describe, find, methods_table, select
-from .options import SWITCH, TEXT, Work, argument, count, option
+from .options import DIMENSIONS, SWITCH, TEXT, Work, argument, option
 
 __all__ = ["methods"]
 
@@ -24,7 +25,7 @@ def methods(
     ] = None,
     mode: Annotated[str | None, option("mode", TEXT, "Only methods that are online, or episodic.")] = None,
     spatial_dims: Annotated[
-        int | None, option("spatial_dims", count(1), "Only methods for 2D or for 3D images: 2 or 3.")
+        int | None, option("spatial_dims", DIMENSIONS, "Only methods for 2D or for 3D images.")
     ] = None,
     backwards: Annotated[
         Any, option("backwards", SWITCH, "Only methods that compute gradients, or only those that do not.")
@@ -57,6 +58,8 @@ def methods(
             _refuse_idle(name, [key for key, value in filters.items() if value is not None], form)
         if bundle is None:
             print(methods_table(chosen, form) if name is None else describe(chosen[0]))
+            if not chosen:
+                print("No method is left. grata methods without filters lists all.", file=sys.stderr)
             return 0
         if form != "simple":
             raise GrataError("what a bundle can take is shown as simple alone. Leave out bundle, or form.", key="form")

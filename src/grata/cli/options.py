@@ -13,7 +13,7 @@ from ..checks import check_count, check_flag, check_number, constant, option_con
 from ..errors import GrataError
 from .spelling import literal
 
-__all__ = ["NUMBER", "SWITCH", "TEXT", "VALUE", "Kind", "Work", "argument", "count", "given", "option"]
+__all__ = ["DIMENSIONS", "NUMBER", "SWITCH", "TEXT", "VALUE", "Kind", "Work", "argument", "count", "given", "option"]
 
 Work = Callable[[], int]
 """What a command does, when its options are read; it returns the exit status."""
@@ -43,10 +43,17 @@ def _same(value: Any) -> Any:
     return value
 
 
+def _dimensions(value: Any) -> Any:
+    if value not in (2, 3):
+        raise GrataError(f"must be 2 or 3, got {value!r}.")
+    return value
+
+
 TEXT = Kind("TEXT", _unquoted, _same)
 SWITCH = Kind("true|false", literal, check_flag)
 NUMBER = Kind("NUMBER", literal, check_number)
 VALUE = Kind("VALUE", literal, _same)
+DIMENSIONS = Kind("2|3", literal, _dimensions)
 
 
 def count(at_least: int) -> Kind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class Grammar:
         options: names of the options.
         required: names of the arguments that must be given.
         switches: names of the options that are true or false; without a value they are true.
-        texts: names of the options whose value is text, which is never missing.
+        texts: names of the options whose value must be written out.
         by_position: options that can stand after the arguments without their name.
         nested: options whose parts can be given one by one, such as ``settings#lr``.
         others: whether options that are not declared are taken, such as keys of a bundle's configuration.
@@ -103,6 +104,9 @@ def _option(word: str, rest: list[str], grammar: Grammar) -> tuple[str, str]:
     name, negated = _name(key.replace("-", "_"), bare, grammar)
     if bare and name in (*grammar.arguments, *grammar.texts) and not negated:
         raise GrataError("needs a value.", f"--{name}")
+    # An empty path, as from a shell variable that is not set, would be the current folder.
+    if not value and name in grammar.names:
+        raise GrataError("needs a value, got ''.", f"--{name}")
     return name, "false" if negated else value
 
 
@@ -137,10 +141,12 @@ def _name(key: str, bare: bool, grammar: Grammar) -> tuple[str, bool]:
     negated = key.removeprefix("no").removeprefix("_")
     if bare and key.startswith("no") and negated in grammar.switches:
         return negated, True
-    if grammar.others:
+    if grammar.others and key.partition(".")[0] not in grammar.nested:
         return key, False
     if len(beginning := _beginning_with(key, grammar)) == 1:
         return beginning[0], False
+    if "." in key and key.partition(".")[0] in grammar.nested:
+        raise GrataError(f"there is no such option. Did you mean --{key.replace('.', '#')}?", f"--{key}")
     hint = did_you_mean(head, grammar.names, f"grata {grammar.command} --help lists all.", prefix="--")
     raise GrataError(f"there is no such option. {hint}", f"--{key}")
 
@@ -157,7 +163,12 @@ def _place(values: Sequence[str], named: dict[str, str], grammar: Grammar) -> No
         raise GrataError(
             f"there is no place for {values[len(free)]!r}; the arguments of grata {grammar.command} are {places}."
         )
-    named.update(zip(free, values, strict=False))
+    for name, value in zip(free, values, strict=False):
+        if not value:
+            raise GrataError("needs a value, got ''.", name)
+        if name in grammar.by_position:
+            print(f"note: {value} is read as --{name}; the next release will ask for that name.", file=sys.stderr)
+        named[name] = value
     for name in grammar.required:
         if name not in named:
             raise GrataError(f"is missing. grata {grammar.command} --help shows what it takes.", name)
