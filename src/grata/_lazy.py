@@ -31,6 +31,7 @@ def lazy(
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     def listed() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *module_of, *reachable})
+        module = vars(sys.modules[package])
+        return sorted({*module_of, *reachable, *module.get("__all__", ()), *(n for n in module if n.startswith("__"))})
 
     return get, listed

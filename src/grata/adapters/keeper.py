@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..checks import checked
 from ..errors import GrataError, OutputError, RunError
 from ..methods import Method
 from .bank import AdapterBank, entry_name, make_bank, replace
@@ -67,11 +68,10 @@ class Keeper:
         self.bank = make_bank(bank)
         if self.bank is not None and save_to is not None:
             raise GrataError("the bank saves the adaptations already. Leave out save_to or bank.", key="save_to")
-        for name, value in (("start_from", start_from), ("save_to", save_to)):
-            if not isinstance(value, str | os.PathLike | None):
-                raise GrataError(f"must be a file, <name>.safetensors, got {value!r}.", key=name)
+        _check_file(start_from, "start_from")
+        _check_file(save_to, "save_to")
         self.start_from = None if start_from is None else saved_path(start_from)
-        self._start = None if start_from is None else Adaptation.read(start_from)
+        self._start = None if start_from is None else checked(Adaptation.read, start_from, "start_from")
         self.save_to = None if save_to is None else saved_path(save_to)
         self._works = not (self.bank is None and start_from is None and save_to is None)
         self._kept: dict[str, _Kept] = {}
@@ -224,8 +224,9 @@ class Keeper:
             adaptation.put(self.method, self._source(), path)
         except GrataError as error:
             # A bad entry affects one site; a bad start_from affects every case, so it ends the run.
-            kind = RunError if adaptation is self._start else GrataError
-            raise kind(error.message, error.key) from error
+            if adaptation is self._start:
+                raise RunError(error.message, error.key or "start_from") from error
+            raise
         # The digest of what was read, not of what another process may have written since.
         return _Kept(adaptation.state, adaptation.cases, adaptation.digest if on_disk else None)
 
@@ -243,3 +244,12 @@ class Keeper:
             return None
         self.save_to.parent.mkdir(parents=True, exist_ok=True)
         return replace(self.save_to, adaptation, before)
+
+
+def _check_file(path: object, key: str) -> None:
+    if path is None:
+        return
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise GrataError(f"must be a file, <name>.safetensors, got {path!r}.", key=key)
+    if (Path(path).is_dir() and not saved_path(path).is_file()) or str(path).endswith(os.sep):
+        raise GrataError(f"{path} is a folder. Name a file in it, <name>.safetensors.", key=key)

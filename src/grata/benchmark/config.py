@@ -158,7 +158,8 @@ def _rows(keys: BenchmarkKeys) -> tuple[MethodRow, ...]:
     names = [row.name for row in rows]
     if keys.reference_method not in names:
         raise GrataError(
-            f"{keys.reference_method!r} is not a row of methods, which are {', '.join(names)}.", key="reference_method"
+            f"{keys.reference_method!r} is not a row of methods, which are {', '.join(names)}. Name one of these.",
+            key="reference_method",
         )
     return rows
 

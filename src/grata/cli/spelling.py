@@ -104,10 +104,15 @@ def _option(word: str, rest: list[str], grammar: Grammar) -> tuple[str, str]:
     name, negated = _name(key.replace("-", "_"), bare, grammar)
     if bare and name in (*grammar.arguments, *grammar.texts) and not negated:
         raise GrataError("needs a value.", f"--{name}")
-    # An empty path, as from a shell variable that is not set, would be the current folder.
-    if not value and name in grammar.names:
-        raise GrataError("needs a value, got ''.", f"--{name}")
+    if name in grammar.names:
+        _refuse_empty(value, f"--{name}")
     return name, "false" if negated else value
+
+
+def _refuse_empty(value: str, key: str) -> None:
+    # An empty path, as from a shell variable that is not set, would be the current folder.
+    if not value:
+        raise GrataError("needs a value, got ''.", key)
 
 
 def literal(text: str) -> Any:
@@ -141,14 +146,20 @@ def _name(key: str, bare: bool, grammar: Grammar) -> tuple[str, bool]:
     negated = key.removeprefix("no").removeprefix("_")
     if bare and key.startswith("no") and negated in grammar.switches:
         return negated, True
-    if grammar.others and key.partition(".")[0] not in grammar.nested:
+    with_dots = key.partition(".")[0] in grammar.nested
+    if grammar.others and not with_dots:
         return key, False
     if len(beginning := _beginning_with(key, grammar)) == 1:
         return beginning[0], False
-    if "." in key and key.partition(".")[0] in grammar.nested:
-        raise GrataError(f"there is no such option. Did you mean --{key.replace('.', '#')}?", f"--{key}")
-    hint = did_you_mean(head, grammar.names, f"grata {grammar.command} --help lists all.", prefix="--")
-    raise GrataError(f"there is no such option. {hint}", f"--{key}")
+    raise _unknown(key, with_dots, grammar)
+
+
+def _unknown(key: str, with_dots: bool, grammar: Grammar) -> GrataError:
+    hint = f"Did you mean --{key.replace('.', '#')}?"
+    if not with_dots:
+        otherwise = f"grata {grammar.command} --help lists all."
+        hint = did_you_mean(key.partition("#")[0], grammar.names, otherwise, prefix="--")
+    return GrataError(f"there is no such option. {hint}", f"--{key}")
 
 
 def _beginning_with(letter: str, grammar: Grammar) -> list[str]:
@@ -164,8 +175,7 @@ def _place(values: Sequence[str], named: dict[str, str], grammar: Grammar) -> No
             f"there is no place for {values[len(free)]!r}; the arguments of grata {grammar.command} are {places}."
         )
     for name, value in zip(free, values, strict=False):
-        if not value:
-            raise GrataError("needs a value, got ''.", name)
+        _refuse_empty(value, name)
         if name in grammar.by_position:
             print(f"note: {value} is read as --{name}; the next release will ask for that name.", file=sys.stderr)
         named[name] = value

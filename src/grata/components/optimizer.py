@@ -91,15 +91,20 @@ def make_optimizer(
     """Make an optimizer.
 
     Args:
-        optimizer: name of a class of ``torch.optim``, or a function that makes the optimizer from the parameters.
-        lr: learning rate of an optimizer that is named.
-        options: further arguments of an optimizer that is named.
+        optimizer: class of an optimizer or its name in ``torch.optim``, or a function that makes the optimizer from the
+            parameters.
+        lr: learning rate, for a class or a name.
+        options: further arguments, for a class or a name.
         parameters: parameters with their names.
 
     Raises:
         GrataError: there is no such optimizer, it refuses its options, or it does not fit single gradient steps.
     """
-    made = optimizer(parameters) if callable(optimizer) else _named(optimizer, lr, options, parameters)
+    named: Any = optimizer if callable(optimizer) else _class_named(optimizer)
+    if isinstance(named, type) and issubclass(named, torch.optim.Optimizer):
+        made = _of_class(named, lr, options, parameters)
+    else:
+        made = named(parameters)
     if not isinstance(made, torch.optim.Optimizer):
         raise GrataError(
             f"must be a name or make a torch.optim.Optimizer, got a {type(made).__name__}.", key="optimizer"
@@ -113,16 +118,19 @@ def make_optimizer(
     return made
 
 
-def _named(
-    optimizer: str, lr: float, options: Mapping[str, Any], parameters: list[tuple[str, nn.Parameter]]
+def _class_named(name: str) -> type[torch.optim.Optimizer]:
+    found = getattr(torch.optim, str(name), None)
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        return found
+    raise GrataError(f"torch.optim has no {name!r}; for example Adam, AdamW or SGD.", key="optimizer")
+
+
+def _of_class(
+    optimizer: Any, lr: float, options: Mapping[str, Any], parameters: list[tuple[str, nn.Parameter]]
 ) -> torch.optim.Optimizer:
-    optimizer_class: Any = getattr(torch.optim, str(optimizer), None)
-    known = isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)
-    if not known:
-        raise GrataError(f"torch.optim has no {optimizer!r}; for example Adam, AdamW or SGD.", key="optimizer")
     try:
-        made: torch.optim.Optimizer = optimizer_class(parameters, lr=lr, **options)
+        made: torch.optim.Optimizer = optimizer(parameters, lr=lr, **options)
         return made
     # Optimizers check their arguments each in its own way.
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
-        raise GrataError(f"{optimizer} refuses {dict(options)}: {error}.", key="optimizer_options") from error
+        raise GrataError(f"{optimizer.__name__} refuses {dict(options)}: {error}.", key="optimizer_options") from error

@@ -25,7 +25,7 @@ from .dicom import (
     sort_series,
 )
 from .geometry import GeometryError
-from .identifiers import printable, remove_identifiers, safe_path
+from .identifiers import REMOVED, printable, remove_identifiers, safe_path
 from .labels import LabelIndex, is_image_folder, scan_stem
 from .nifti import check_nifti, grid_difference, is_nifti, load_nifti
 from .pictures import is_label_picture, is_picture, picture_size
@@ -151,7 +151,9 @@ class _Selection(NamedTuple):
         """Return the error for a selection that matches none of the series."""
         found: dict[str, list[str]] = defaultdict(list)
         for group in series:
-            found[group[0].modality].append(remove_identifiers(group[0].description, group[0].identifiers) or "none")
+            # As a pattern, which can be given as it stands.
+            shown = remove_identifiers(group[0].description, group[0].identifiers).replace(REMOVED, "*")
+            found[group[0].modality].append(shown or "none")
         given = {key: value for key, value in self._asdict().items() if value}
         wanted = " and ".join(f"{key} '{value}'" for key, value in given.items())
         listed = "; ".join(

@@ -289,13 +289,19 @@ class Method(Remembers, KeywordSettings, ABC):
         if not isinstance(state, Mapping) or "method" not in state:
             raise GrataError("This is not the state of a method. Give what its state_dict() returned.")
         if state["method"] != self.name:
-            raise GrataError(f"This state was written by method {state['method']!r}, not by {self.name!r}.")
+            raise GrataError(
+                f"This state was written by method {state['method']!r}, not by {self.name!r}. Use that method, or "
+                "start without the state."
+            )
         if shapes(state["parameters"]) != shapes(self.parameters):
             raise GrataError(
-                "This state belongs to another network: its adapted parameters have other names or shapes."
+                "This state belongs to another network: its adapted parameters have other names or shapes. Load the "
+                "network that it was adapted from, or start without the state."
             )
         if state["source"] != self._digest_of_source():
-            raise GrataError("This state was adapted from other source weights.")
+            raise GrataError(
+                "This state was adapted from other source weights. Load the same weights, or start without the state."
+            )
         if state["reset"]["policy"] != repr(self.policy):
             raise GrataError(
                 f"This state was written with another reset policy ({state['reset']['policy']}, here {self.policy!r}): "
@@ -348,8 +354,14 @@ class Method(Remembers, KeywordSettings, ABC):
         Metadata tensors slow a step down, and autograd does not accept inference tensors.
         """
         x = images.as_tensor() if hasattr(images, "as_tensor") else images
+        if not isinstance(x, torch.Tensor):
+            raise GrataError(f"must be a tensor (B, C, ...), got {type(x).__name__}.", key="images")
+        if not x.numel():
+            raise GrataError(f"must not be empty, got shape {tuple(x.shape)}.", key="images")
         if not torch.is_floating_point(x):
-            raise GrataError(f"images must be of a floating point type, got {x.dtype}: scale them as in training.")
+            raise GrataError(
+                f"must be of a floating point type, got {x.dtype}. Scale them as in training.", key="images"
+            )
         if x.is_inference():
             x = x.clone()
         dtype = next((p.dtype for p in self._network.parameters()), x.dtype)

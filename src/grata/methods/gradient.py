@@ -8,7 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -135,20 +135,23 @@ class GradientMethod(PredictiveMethod):
 
     optimizer_name: str | MakeOptimizer = setting(
         default="Adam",
-        range="name of a class of torch.optim, or a function",
+        range="name of a class of torch.optim, a class, or a function",
         help="optimizer; a function gets a list of (name, parameter) and returns an optimizer with any number of "
         "parameter groups",
         in_state=False,
         alias="optimizer",
     )
     lr: float = number(
-        default=1e-3, at_least=0, help="base learning rate of an optimizer that is named", in_state=False
+        default=1e-3,
+        at_least=0,
+        help="base learning rate; a function that makes the optimizer sets its own",
+        in_state=False,
     )
     optimizer_options: Mapping[str, Any] | None = setting(
         default=None,
         check=check_options,
         range="mapping or null",
-        help="further arguments of an optimizer that is named, such as {betas: [0.9, 0.999]}",
+        help="further arguments of the optimizer, such as {betas: [0.9, 0.999]}; not for a function that makes it",
         in_state=False,
     )
     steps: int = count(default=1, help="number of optimizer steps on each batch")
@@ -247,6 +250,10 @@ class GradientMethod(PredictiveMethod):
         Raises:
             NothingKept: no voxel passed a filter; then no step is taken.
         """
+
+    if TYPE_CHECKING:
+
+        def adapt(self, images: torch.Tensor, same_case: bool = False, site: str | None = None) -> GradientRecord: ...
 
     def _adapt(self, images: torch.Tensor) -> GradientRecord:
         records = [self._step(images) for _ in range(self.steps)]

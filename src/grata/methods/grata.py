@@ -9,9 +9,8 @@ import torch
 
 from ..alignment import Rate
 from ..settings import override, setting
-from .base import StepRecord
 from .card import Card
-from .gradient import OBJECTIVES, GradientMethod, check_objective
+from .gradient import OBJECTIVES, GradientMethod, GradientRecord, check_objective
 
 __all__ = ["GraTa"]
 
@@ -75,7 +74,7 @@ class GraTa(GradientMethod):
         same_case: bool = False,
         site: str | None = None,
         strong_view: torch.Tensor | None = None,
-    ) -> StepRecord:
+    ) -> GradientRecord:
         """Adapt the network to one batch, as :meth:`Method.adapt` does.
 
         Args:

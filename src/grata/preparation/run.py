@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..benchmark.bundle import Bundle, Case
+from ..checks import did_you_mean
 from ..errors import GrataError
 from ..files import check_output_dir
 from ..methods.predictive import logits_in
@@ -29,6 +30,8 @@ from .training import train_heads
 from .windows import check_inferer, foreground_windows
 
 __all__ = ["prepare"]
+
+_OPTIONS = ("dataset_dir", "labels_dir", "output", "images", "val_stride", "heads", "epochs", "seed")
 
 
 def prepare(
@@ -72,7 +75,7 @@ def prepare(
     images = None if images is None else _whole("images", images, 1)
     val_stride, epochs, seed = _whole("val_stride", val_stride, 0), _whole("epochs", epochs, 1), _whole("seed", seed, 0)
     given = {"dataset_dir": dataset_dir} | ({} if labels_dir is None else {"labels_dir": labels_dir})
-    opened = Bundle(Path(bundle), {**given, **overrides}, "prepare")
+    opened = _opened(Path(bundle), {**given, **overrides})
     path = opened.root / Path(str(output)).expanduser()
     check_output_dir(path.parent)
     cases = opened.cases(None, labelled=False)
@@ -97,6 +100,17 @@ def prepare(
     prepared.save(path)
     _report(prepared, path, len(cases), preparation.remarks, faults)
     return 1 if faults else 0
+
+
+def _opened(root: Path, overrides: Mapping[str, Any]) -> Bundle:
+    try:
+        return Bundle(root, overrides, "prepare")
+    except GrataError as error:
+        if error.head != "prepare":
+            raise
+        key = str(error.key).partition("#")[2]
+        hint = did_you_mean(key, _OPTIONS, prefix="--") if key in overrides and key not in _OPTIONS else ""
+        raise GrataError(f"{error.message} {hint}".strip(), f"--{key}") from error
 
 
 def _report(prepared: Prepared, path: Path, cases: int, remarks: Sequence[str], faults: Sequence[str]) -> None:

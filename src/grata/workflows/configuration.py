@@ -122,6 +122,9 @@ def _check_size(value: Any) -> None:
 
 
 def _check_path(value: Any) -> None:
+    if value == "":
+        # As from a shell variable that is not set; it would be the current folder, or the bundle's own scans.
+        raise GrataError("needs a value, got ''.")
     if not isinstance(constant(value), str | Path | None):
         raise GrataError(f"the command line reads {value!r} as a {type(value).__name__}. Write ./ before the name.")
 

@@ -11,10 +11,11 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from ..adapters.saved import card_path, saved_path
-from ..checks import check_flag, checked, constant
+from ..checks import check_choice, check_flag, checked, constant
 from ..errors import GrataError
 from ..files import JOURNAL, check_output_dir
 from ..methods import METHODS, Method, create, settings_of
+from ..normalization import AFFINE
 from ..workflows.configuration import running_workflow
 from .head import Head, find_head, is_unit_range
 from .run import EvaluatorRun, NamedCases
@@ -175,6 +176,7 @@ def make_method(
     Raises:
         GrataError: the activation is unknown, or the method refuses the network or a setting.
     """
+    check_common(affine, common.get("activation"), settings)
     settings = dict(settings or {})
     known = settings_of(name) if name in METHODS else {}
     if common.get("activation") is None:
@@ -197,6 +199,22 @@ def make_method(
         if error.head in (*common, "affine"):
             raise error.under("adaptation") from error
         raise
+
+
+def check_common(affine: object, activation: object, settings: object) -> None:
+    """Check what is given for all methods, whether or not the method at hand uses it.
+
+    Raises:
+        GrataError: a value is not one of those that are known, or ``settings`` is not a mapping.
+    """
+    checked(lambda value: check_choice(value, AFFINE), affine, "adaptation#affine")
+    if activation is not None:
+        checked(lambda value: check_choice(value, ("softmax", "sigmoid")), activation, "adaptation#activation")
+    if not isinstance(settings, Mapping | None):
+        raise GrataError(
+            f"must hold the settings of the method, got {settings!r}. Override a setting as --settings#<setting>.",
+            key="settings",
+        )
 
 
 def describe_changes(method: Method) -> str:

@@ -25,13 +25,15 @@ from ..methods.registry import method_class
 from ..networks.weights import check_fit, read_state
 from ..normalization import normalization_layers
 from ..workflows.configuration import check_method_settings, explain, quiet
-from .adaptation import describe_changes, make_method, prepared_of
+from .adaptation import check_common, describe_changes, make_method, prepared_of
 from .head import Head, find_head, is_unit_range
 from .start import check_collisions, check_overrides, evaluators, overlay
 
 __all__ = ["Report", "doctor", "examine"]
 
 _CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
+_OF_OTHERS = {"folds": "an nnU-Net folder", "checkpoint_name": "an nnU-Net folder", "output": "a TorchScript file"}
+"""What other kinds of models take, by option."""
 _CLASSES = ("out_channels", "out_classes", "num_classes")
 
 
@@ -120,7 +122,7 @@ def _only(overrides: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
 def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]) -> Report:
     file = _configuration(root, config_file)
     report = Report(root.resolve().name)
-    check_overrides([file, overlay()], overrides)
+    _check_overrides(root, file, overrides)
     config = _Config(root, file, overrides)
     check_method_settings(config.raw())
     network = config.network()
@@ -142,6 +144,16 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     report.facts["images"] = "in 0..1" if unit else "not in 0..1; the strong view keeps their range"
     _report_commands(report, root, file)
     return report
+
+
+def _check_overrides(root: Path, file: Path, overrides: Mapping[str, Any]) -> None:
+    try:
+        check_overrides([file, overlay()], overrides)
+    except GrataError as error:
+        name = str(error.key).removeprefix("--")
+        if name in _OF_OTHERS:
+            raise GrataError(f"is for {_OF_OTHERS[name]}, and {root.name} is a bundle.", f"--{name}") from error
+        raise
 
 
 def _configuration(root: Path, config_file: str | None) -> Path:
@@ -330,10 +342,12 @@ def _report_methods(
     activation = common["activation"] or head.activation
     output = common["output"] or head.output
     said = "" if common["activation"] or not head.source else f" (by {head.source})"
+    affine = given.get("affine") or "auto"
+    check_common(affine, common["activation"], settings)
     report.facts["head"] = f"{activation or 'unknown: give activation'}{said}{f', output {output}' if output else ''}"
     for name in names:
         try:
-            method = make_method(network, name, settings, head, unit, given.get("affine") or "auto", **common)
+            method = make_method(network, name, settings, head, unit, affine, **common)
         except GrataError as error:
             report.methods[name] = str(error)
             continue
