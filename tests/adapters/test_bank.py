@@ -11,7 +11,7 @@ from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.transforms import LoadImaged
 
 from grata.adapters import Adaptation, AdapterBank, Keeper, save
-from grata.errors import GrataError, OutputError
+from grata.errors import GrataError, OutputError, RunError
 from grata.handlers import AdaptationHandler, Journal
 
 METHODS = ("grata", "tent", "cotta", "ptbn", "dua", "sar", "vptta", "diga")
@@ -315,3 +315,22 @@ def test_a_start_that_does_not_fit_is_refused(make_method, run, tmp_path):
         run(make_method("tent"), items("A"), start_from=tmp_path / "none")
     with pytest.raises(GrataError, match="save_to: the bank saves the adaptations already"):
         run(make_method("tent"), items("A"), bank=tmp_path / "b", save_to=tmp_path / "a")
+
+
+@pytest.mark.parametrize("key", ["start_from", "save_to"])
+@pytest.mark.parametrize("given", ["a folder", "a name that ends like a folder", "", 3])
+def test_what_is_not_a_file_is_refused(make_method, tmp_path, key, given):
+    paths = {"a folder": tmp_path, "a name that ends like a folder": f"{tmp_path}/new/"}
+    with pytest.raises(GrataError) as caught:
+        Keeper(make_method("tent"), **{key: paths.get(given, given)})
+    assert caught.value.key == key and "<name>.safetensors" in caught.value.message
+    assert list(tmp_path.iterdir()) == [] and not tmp_path.with_name(f"{tmp_path.name}.safetensors").exists()
+
+
+def test_a_start_of_another_method_ends_the_run_with_key_and_remedy(make_method, run, tmp_path):
+    run(make_method("tent"), items("A"), save_to=tmp_path / "start")
+    with pytest.raises(RunError) as caught:
+        run(make_method("ptbn"), items("A"), start_from=tmp_path / "start")
+    assert caught.value.key == "start_from" and "Use that method, or start without" in caught.value.message
+    with pytest.raises(GrataError, match="^start_from: .*none.safetensors does not exist"):
+        Keeper(make_method("tent"), start_from=tmp_path / "none")

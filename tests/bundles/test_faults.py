@@ -176,6 +176,8 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
     "word for a policy": (lambda folder, bundle: ("--reset", "often"), ("reset", "'often'", "per-case")),
     "word for a number": (lambda folder, bundle: ("--settings#lr", "fast"), ("settings#lr", "finite number", "'fast'")),
     "word for the seed": (lambda folder, bundle: ("--seed", "abc"), ("seed", "whole number", "'abc'")),
+    "nothing for the scans": (lambda folder, bundle: ("--dataset_dir", ""), ("dataset_dir", "needs a value, got ''")),
+    "nothing for the output": (lambda folder, bundle: ("--output_dir", ""), ("output_dir", "needs a value, got ''")),
     "number for a folder": (lambda folder, bundle: ("--dataset_dir", 20240611), ("dataset_dir", "Write ./ before")),
     "file for a folder": (
         lambda folder, bundle: ("--dataset_dir", bundle / "sample_scans" / "nifti" / "icbm152_left.nii.gz"),

@@ -70,11 +70,19 @@ def test_the_signature_is_that_of_the_settings_whatever_the_last_steps_length():
     assert stepper("SGD", lr=0.2, momentum=0.9)[0].signature() != before
 
 
+def test_a_class_is_what_its_name_is():
+    (by_name, first), (by_class, second) = stepper("SGD", momentum=0.5), stepper(torch.optim.SGD, momentum=0.5)
+    assert by_name.signature() == by_class.signature()
+    assert by_class.step([torch.ones(3), torch.ones(2)], 0.5) == by_name.step([torch.ones(3), torch.ones(2)], 0.5)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "options", "key", "message"),
     [
         ("Adamm", {}, "optimizer", "torch.optim has no 'Adamm'"),
         ("Optimizer2", {}, "optimizer", "torch.optim has no"),
+        (3, {}, "optimizer", "torch.optim has no 3"),
         ("lr_scheduler", {}, "optimizer", "torch.optim has no"),
         ("LBFGS", {}, "optimizer", "LBFGS does not fit"),
         ("SparseAdam", {}, "optimizer", "SparseAdam does not fit"),

@@ -94,6 +94,17 @@ def test_selection_by_modality_and_description(tmp_path, scans):
     assert without_patient(scans, str(caught.value))
 
 
+def test_a_description_that_names_the_patient_is_offered_as_a_pattern_that_can_be_given(tmp_path, scans):
+    series = scans.series("axial", "one")
+    for dataset in series:
+        dataset.PatientName, dataset.SeriesDescription = "Mueller^Anna", "T1 MUELLER post"
+    scans.save(series, tmp_path)
+    with pytest.raises(GrataError) as caught:
+        discover(tmp_path, description="T2")
+    assert "descriptions: T1 * post)" in str(caught.value) and "UELLER" not in str(caught.value)
+    assert len(discover(tmp_path, description="T1 * post").cases) == 1
+
+
 def test_a_fault_in_a_series_that_is_not_selected_does_not_matter(tmp_path, scans):
     localizer = scans.series("axial", "localizer", 2)
     for dataset in localizer:

@@ -183,6 +183,7 @@ def test_a_scripted_network_has_all_but_heads(config, write_bundle, make_source,
         ({"images": "few"}, "images: must be a whole number"),
         ({"val_stride": 1}, "val_stride: 1 leaves no image"),
         ({"network_deff#depth": 1}, "network_deff"),
+        ({"epoch": 3}, "^--epoch: there is no such key.* Did you mean --epochs"),
     ],
 )
 def test_wrong_options_are_refused(config, write_bundle, make_source, options, message):

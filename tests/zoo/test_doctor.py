@@ -131,6 +131,15 @@ def test_a_method_and_its_settings_can_be_asked_for(make_bundle):
     assert "lr: must be" in examine(bundle, **{"settings#lr": -1.0}).methods["grata"]
     with pytest.raises(GrataError, match="did you mean settings#lr"):
         examine(bundle, method="tent", **{"settings#lrr": 0.1})
+    for wrong, message in (
+        ({"settings": "lr=1"}, "settings: must hold the settings of the method, got 'lr=1'. .*--settings#<setting>"),
+        ({"adaptation#affine": "atach"}, "adaptation#affine: must be one of auto, own, attach, got 'atach'"),
+        ({"adaptation#activation": "relu"}, "adaptation#activation: must be one of softmax, sigmoid, got 'relu'"),
+        ({"folds": 0}, "--folds: is for an nnU-Net folder, and .* is a bundle"),
+    ):
+        for method in ({}, {"method": "ptbn"}):
+            with pytest.raises(GrataError, match=message):
+                examine(bundle, **method, **wrong)
     with pytest.raises(GrataError, match="method: there is no 'tentt'"):
         examine(bundle, method="tentt")
     with pytest.raises(GrataError, match="Did you mean --adaptation#activation"):
