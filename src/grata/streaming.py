@@ -179,7 +179,7 @@ def adapt(
         check_activation(activation)
     chosen = window_selection(windows)
     if not isinstance(images, Iterable):
-        raise GrataError(f"give a batch or an iterable of batches, got a {type(images).__name__}.", key="images")
+        raise GrataError(f"give a batch or an iterable of batches, got {type(images).__name__}.", key="images")
     items = iter([images] if isinstance(images, torch.Tensor | Mapping) else images)
     # parameters made in inference mode could never be trained
     with torch.inference_mode(False):
@@ -264,7 +264,7 @@ def _opened(item: Any, index: int) -> tuple[torch.Tensor, list[str], Mapping[str
         images, site, meta = item[IMAGE], item.get(SITE, []), item.get(PostFix.meta(IMAGE), {})
         sites = [str(name) for name in (site if isinstance(site, list | tuple) else [site])]
     if not isinstance(images, torch.Tensor) or images.ndim not in (4, 5):
-        what = f"shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else f"a {type(images).__name__}"
+        what = f"shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
         raise GrataError(
             f"item {index} must be a batch (B, C, H, W) or (B, C, D, H, W), a tensor or a mapping with one "
             f"under {IMAGE!r}, got {what}.",

@@ -26,7 +26,7 @@ def log_distributions(logits: torch.Tensor, activation: str) -> torch.Tensor:
         Log-probabilities ``(B, G, K, ...)`` of G distributions over K outcomes at each voxel.
 
     Raises:
-        GrataError: another activation.
+        GrataError: ``activation`` is neither sigmoid nor softmax.
     """
     if activation == "softmax":
         return logits.log_softmax(1).unsqueeze(1)

@@ -32,7 +32,7 @@ def voxel_entropy(logits: torch.Tensor, activation: str) -> torch.Tensor:
         Entropy from 0 to :func:`maximal_entropy`: ``(B, 1, ...)`` for softmax, ``(B, C, ...)`` for sigmoid.
 
     Raises:
-        GrataError: another activation.
+        GrataError: ``activation`` is neither sigmoid nor softmax.
     """
     log_p = log_distributions(logits, activation)
     return -(log_p.exp() * log_p).sum(2)

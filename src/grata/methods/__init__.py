@@ -8,6 +8,7 @@ from .predictive import PredictionNetwork, PredictiveMethod
 from .ptbn import PTBN
 from .registry import METHODS, check_settings, create, settings_of
 from .source import Source
+from .state import Remembered
 from .tent import Tent
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Method",
     "PredictionNetwork",
     "PredictiveMethod",
+    "Remembered",
     "Source",
     "StepRecord",
     "Tent",

@@ -45,7 +45,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise GrataError(f"{path}: it cannot be read ({error.strerror}). Check its name and permissions.") from error
+        raise GrataError(f"{path} cannot be read ({error.strerror}). Check its name and permissions.") from error
     # A damaged archive or pickle can raise almost any exception.
     except Exception as error:
         if needed := re.search(r"GLOBAL (\S+)", str(error)):
@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
                 f"{path}: it needs {needed[1]}, which could run code and which nnU-Net's own checkpoints do not need. "
                 "It was not loaded. Ask its author for a checkpoint of weights and plain values alone."
             ) from error
-        raise GrataError(f"{path}: it is damaged or not a checkpoint. Copy it again.") from error
+        raise GrataError(f"{path} is damaged or not a checkpoint. Copy it again.") from error
     try:
         axes = content.get("inference_allowed_mirroring_axes")
         return Checkpoint(
@@ -63,6 +63,4 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             mirror_axes=None if axes is None else tuple(int(axis) for axis in axes),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise GrataError(
-            f"{path}: it is not a checkpoint of nnU-Net v2. Name another one by checkpoint_name."
-        ) from error
+        raise GrataError(f"{path} is not a checkpoint of nnU-Net v2. Name another one by checkpoint_name.") from error

@@ -56,7 +56,7 @@ class TrainedModel:
             return self.plans.get_configuration(self.checkpoint.configuration)
         except (RuntimeError, ValueError) as error:
             raise GrataError(
-                f"{self.folder / 'plans.json'}: it has no configuration {self.checkpoint.configuration}, with which "
+                f"{self.folder / 'plans.json'} has no configuration {self.checkpoint.configuration}, with which "
                 "the checkpoint was trained. Use the plans of that training."
             ) from error
 
@@ -208,13 +208,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GrataError(
-            f"{path}: it cannot be read ({error.strerror}). Give a trained-model folder of nnU-Net v2, which holds "
+            f"{path} cannot be read ({error.strerror}). Give a trained-model folder of nnU-Net v2, which holds "
             "plans.json, dataset.json and fold_0, ..."
         ) from error
     except ValueError as error:
-        raise GrataError(f"{path}: it is not JSON ({error}). Copy it again.") from error
+        raise GrataError(f"{path} is not JSON ({error}). Copy it again.") from error
     if not isinstance(content, dict):
-        raise GrataError(f"{path}: it holds a {type(content).__name__}, not a mapping. Copy it again.")
+        raise GrataError(f"{path} holds a {type(content).__name__}, not a mapping. Copy it again.")
     return content
 
 

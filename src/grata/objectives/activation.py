@@ -38,7 +38,7 @@ def activate(logits: torch.Tensor, activation: str) -> torch.Tensor:
         Probabilities of the same shape, 0 to 1.
 
     Raises:
-        GrataError: another activation.
+        GrataError: ``activation`` is neither sigmoid nor softmax.
     """
     check_activation(activation)
     return logits.sigmoid() if activation == "sigmoid" else logits.softmax(1)

@@ -29,7 +29,7 @@ def consistency_loss(logits: torch.Tensor, pseudo_label: torch.Tensor, activatio
         The loss, a scalar of at least 0; it is least where ``p = q``.
 
     Raises:
-        GrataError: another activation.
+        GrataError: ``activation`` is neither sigmoid nor softmax.
     """
     check_activation(activation)
     target = pseudo_label.detach()

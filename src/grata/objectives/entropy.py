@@ -35,7 +35,7 @@ def entropy_map(logits: torch.Tensor, activation: str, kind: str = "plogp") -> t
         ``binary``.
 
     Raises:
-        GrataError: another activation or kind, or ``binary`` with softmax.
+        GrataError: ``activation`` or ``kind`` is not known, or ``binary`` with softmax.
     """
     check_activation(activation)
     if kind not in ENTROPIES:
@@ -63,6 +63,6 @@ def entropy_loss(logits: torch.Tensor, activation: str, kind: str = "plogp") -> 
         The loss in nats, a scalar.
 
     Raises:
-        GrataError: another activation or kind, or ``binary`` with softmax.
+        GrataError: ``activation`` or ``kind`` is not known, or ``binary`` with softmax.
     """
     return entropy_map(logits, activation, kind).mean()

@@ -126,7 +126,7 @@ def _check_path(value: Any) -> None:
         # As from a shell variable that is not set; it would be the current folder, or the bundle's own scans.
         raise GrataError("needs a value, got ''.")
     if not isinstance(constant(value), str | Path | None):
-        raise GrataError(f"the command line reads {value!r} as a {type(value).__name__}. Write ./ before the name.")
+        raise GrataError(f"the command line reads {value!r} as {type(value).__name__}. Write ./ before the name.")
 
 
 def _check_running(workflow: ConfigWorkflow) -> None:

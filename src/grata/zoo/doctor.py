@@ -206,7 +206,7 @@ def _of_script(path: Path, **settings: Any) -> Report:
         network = torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise GrataError(
-            f"{path}: it is not a TorchScript file. Weights alone (a state dict) do not describe the network: give the "
+            f"{path} is not a TorchScript file. Weights alone (a state dict) do not describe the network: give the "
             "folder of their bundle."
         ) from error
     _report_network(report, network, None)
@@ -264,9 +264,7 @@ class _Config:
         for key in ("network_def", "network"):
             if isinstance(network := self.get(key), nn.Module):
                 return network
-        raise GrataError(
-            f"{self.file}: it has neither network_def nor network. Name the bundle's inference configuration."
-        )
+        raise GrataError(f"{self.file} has neither network_def nor network. Name the bundle's inference configuration.")
 
     def get(self, key: str) -> Any:
         """Return the object that a key stands for, or None where there is no such key."""

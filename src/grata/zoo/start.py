@@ -93,7 +93,7 @@ def check_collisions(files: list[Path]) -> None:
         if taken:
             own = " The file has its own workflow for adaptation: run that one." if "adapt" in taken else ""
             raise GrataError(
-                f"{path}: it has a key {taken[0]}, which the overlay would replace.{own} Rename that key, or leave the "
+                f"{path} has a key {taken[0]}, which the overlay would replace.{own} Rename that key, or leave the "
                 "file out."
             )
 
