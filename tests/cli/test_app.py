@@ -23,9 +23,14 @@ def run(capsys):
 
 
 @pytest.fixture
-def called(monkeypatch):
-    """What a command hands to the function behind it."""
+def called(monkeypatch, tmp_path):
+    """What a command hands to the function behind it, in a folder with what the commands name."""
     calls = []
+    monkeypatch.chdir(tmp_path)
+    for name in ("M", "I", "B/configs", "D", "F"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("f", "f.yaml", "B/configs/adapt.yaml"):
+        (tmp_path / name).touch()
     monkeypatch.setattr(
         "grata.nnunet.command.run_command", lambda *given, **options: calls.append((given, options)) or 0
     )
@@ -47,6 +52,8 @@ def test_help_names_the_commands(run, words):
 def test_help_of_a_command_lists_its_options(run, name):
     status, out, error = run(name, "--help")
     assert status == 0 and not error and f"Usage: grata {name}" in out and not re.search("[╭│]", out)
+    # A meaning names its thing, "For a bundle: ...", and does not begin with "of".
+    assert "  Of " not in out
 
 
 def test_help_of_nnunet_lists_what_predict_takes(run):
@@ -114,6 +121,25 @@ def test_the_version(run):
 def test_what_is_wrong_is_one_line(run, words, message):
     status, out, error = run(*words)
     assert status == 1 and not out and error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("doctor", "nowhere"), "nowhere does not exist. Name a folder or a file."),
+        (("prepare", "nowhere", "d"), "bundle: nowhere/configs/adapt.yaml does not exist. Name the folder of a bundle"),
+        (("methods", "--bundle", "nowhere"), "bundle: nowhere/configs/adapt.yaml does not exist."),
+        (("benchmark", "nowhere.yaml"), "nowhere.yaml does not exist. Name the benchmark's configuration file."),
+        (("nnunet", "nowhere", "i", "o"), "model_folder: nowhere does not exist. Give a trained-model folder"),
+        (("bank", "list", "nowhere"), "bank: nowhere does not exist."),
+    ],
+)
+def test_a_path_that_does_not_exist_is_refused_before_torch_is_imported(words, message):
+    code = (
+        "import sys; from grata.cli import main; done = main(sys.argv[1:]); sys.exit(done + ('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
 def test_values_of_nnunet(run, called):
@@ -188,7 +214,7 @@ def test_letters_that_the_console_lacks_are_replaced():
     assert b"learning rate" in done.stdout and b"\xc3" not in done.stdout and done.stderr == b""
 
 
-def test_an_interrupted_command_says_what_is_kept(run, monkeypatch):
+def test_an_interrupted_command_says_what_is_kept(run, called, monkeypatch):
     def interrupted(*given, **options):
         raise KeyboardInterrupt
 
@@ -197,7 +223,7 @@ def test_an_interrupted_command_says_what_is_kept(run, monkeypatch):
     assert status == 130 and "the same command goes on with the rest" in error and "Traceback" not in error
 
 
-def test_a_foreign_error_is_one_line(run, monkeypatch):
+def test_a_foreign_error_is_one_line(run, called, monkeypatch):
     def broken(*given, **options):
         raise ValueError("two\nlines")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import VALUE, Work, argument, given, option
+from .options import VALUE, Work, argument, check_exists, given, option
 
 __all__ = ["benchmark"]
 
@@ -57,6 +57,7 @@ def benchmark(
     """
 
     def run() -> int:
+        check_exists(config_file, "Name the benchmark's configuration file.")
         from ..benchmark import run_benchmark
 
         return run_benchmark(config_file, **given(context, "config_file"))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import TEXT, VALUE, Work, argument, given, option
+from .options import TEXT, VALUE, Work, argument, check_exists, given, option
 
 __all__ = ["doctor"]
 
@@ -55,6 +55,7 @@ def doctor(
     """
 
     def run() -> int:
+        check_exists(path, "Name a folder or a file.")
         from ..zoo.doctor import doctor as run_doctor
 
         return run_doctor(path, config_file, **given(context, "path", "config_file"))

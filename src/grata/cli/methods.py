@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from ..catalogue import load
 from ..errors import GrataError
 from .listing import describe, find, methods_table, select
-from .options import DIMENSIONS, SWITCH, TEXT, Work, argument, option
+from .options import DIMENSIONS, SWITCH, TEXT, Work, argument, check_bundle, option
 
 __all__ = ["methods"]
 
@@ -63,6 +63,7 @@ def methods(
             return 0
         if form != "simple":
             raise GrataError("what a bundle can take is shown as simple alone. Leave out bundle, or form.", key="form")
+        check_bundle(bundle)
         from ..benchmark import fitting_methods
 
         print(fitting_methods(bundle, [method.name for method in chosen]))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import NUMBER, SWITCH, TEXT, VALUE, Work, argument, count, given, option
+from .options import NUMBER, SWITCH, TEXT, VALUE, Work, argument, check_exists, count, given, option
 
 __all__ = ["nnunet"]
 
@@ -78,6 +78,8 @@ def nnunet(
     """Adapt a trained nnU-Net v2 to each image of a folder, and predict it with nnU-Net's own predictor."""
 
     def run() -> int:
+        remedy = "Give a trained-model folder of nnU-Net v2, which holds plans.json, dataset.json and fold_0, ..."
+        check_exists(model_folder, remedy, "model_folder")
         from ..nnunet.command import run_command
 
         options = given(context, "model_folder", "input", "output", "method")

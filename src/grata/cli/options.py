@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,7 +14,21 @@ from ..checks import check_count, check_flag, check_number, constant, option_con
 from ..errors import GrataError
 from .spelling import literal
 
-__all__ = ["DIMENSIONS", "NUMBER", "SWITCH", "TEXT", "VALUE", "Kind", "Work", "argument", "count", "given", "option"]
+__all__ = [
+    "DIMENSIONS",
+    "NUMBER",
+    "SWITCH",
+    "TEXT",
+    "VALUE",
+    "Kind",
+    "Work",
+    "argument",
+    "check_bundle",
+    "check_exists",
+    "count",
+    "given",
+    "option",
+]
 
 Work = Callable[[], int]
 """What a command does, when its options are read; it returns the exit status."""
@@ -59,6 +74,25 @@ DIMENSIONS = Kind("2|3", literal, _dimensions)
 def count(at_least: int) -> Kind:
     """Return the kind of whole numbers of at least ``at_least``."""
     return Kind("INTEGER", literal, lambda value: check_count(value, at_least))
+
+
+def check_exists(path: str, remedy: str, key: str | None = None) -> None:
+    """Check that a file or folder exists, before torch is imported for what reads it.
+
+    Raises:
+        GrataError: there is nothing of that name.
+    """
+    if not Path(path).expanduser().exists():
+        raise GrataError(f"{path} does not exist. {remedy}", key)
+
+
+def check_bundle(folder: str) -> None:
+    """Check that a folder holds a bundle with an ``adapt.yaml``.
+
+    Raises:
+        GrataError: it does not.
+    """
+    check_exists(f"{folder}/configs/adapt.yaml", "Name the folder of a bundle that has it.", "bundle")
 
 
 def argument(help: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import TEXT, VALUE, Work, argument, count, given, option
+from .options import TEXT, VALUE, Work, argument, check_bundle, count, given, option
 
 __all__ = ["prepare"]
 
@@ -49,6 +49,7 @@ def prepare(
     """
 
     def run() -> int:
+        check_bundle(bundle)
         from ..preparation import prepare as run_preparation
 
         return run_preparation(bundle, dataset_dir, **given(context, "bundle", "dataset_dir"))
