@@ -115,6 +115,13 @@ def test_a_subclass_has_another_default_with_the_same_check_and_can_refuse_a_set
     assert list(Blur.settings()) == list(DEFAULTS)
 
 
+def test_only_a_setting_of_a_base_can_be_overridden():
+    with pytest.raises(TypeError, match="Stronger.sgima: no base class declares this setting"):
+
+        class Stronger(Blur):
+            sgima: float = override(default=9.0)
+
+
 def test_a_setting_without_a_default_must_be_given():
     assert Filter.settings()["power"].default is MISSING
     with pytest.raises(GrataError, match="^power: must be given.$"):

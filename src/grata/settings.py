@@ -359,6 +359,8 @@ class _Declared:
             inherited |= vars(base).get("_own_settings", {})
         for name, item in list(vars(cls).items()):
             if isinstance(item, _Override):
+                if name not in inherited:
+                    raise TypeError(f"{cls.__name__}.{name}: no base class declares this setting. Declare it anew.")
                 setattr(cls, name, item.over(inherited[name]))
         own = {name: item for name, item in vars(cls).items() if isinstance(item, Setting)}
         cls._own_settings = own  # type: ignore[attr-defined]

@@ -38,7 +38,7 @@ class _Kept:
 
 
 class Keeper:
-    """Keeper of a method's adaptation: one per site or scanner in a bank, or the one of a stream.
+    """Loads and saves what a method learned: for each site or scanner in a bank, or for a whole stream in one file.
 
     Call :meth:`begin` before the method adapts to a case, and :meth:`keep` when the case is finished. A case that was
     begun and not kept leaves no trace. Without ``bank``, ``start_from`` and ``save_to`` nothing is done.

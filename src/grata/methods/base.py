@@ -272,7 +272,8 @@ class Method(Remembers, KeywordSettings, ABC):
         """Continue from ``state``.
 
         Raises:
-            GrataError: the state belongs to another method, another network or other settings; nothing is changed then.
+            GrataError: the state belongs to another method, to parameters of other names, shapes or source values, or
+                to other settings; nothing is changed then.
         """
         self._check_state(state)
         with torch.inference_mode(False):
