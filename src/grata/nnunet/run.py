@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 import traceback as tracebacks
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from ..handlers.steps import merged_record
 from ..handlers.windows import WindowSelection
 from ..report import format_summary, write_summary
 from ..workflows.configuration import check_device, explain
-from .model import CHECKPOINT, TrainedModel, load_model
+from .cases import find_cases
+from .model import CHECKPOINT, load_model
 from .predictor import AdaptedPredictor
 
 __all__ = ["predict"]
@@ -100,7 +100,7 @@ def predict(
     checked(lambda value: check_number(value, above=0, at_most=1), tile_step_size, "tile_step_size")
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
-    cases, faults = _find_cases(Path(input), model)
+    cases, faults = find_cases(Path(input), model)
     output = check_output_dir(output)
     if output.resolve() == Path(input).resolve():
         raise GrataError("must not be the folder of the images. Name another folder.", key="output")
@@ -260,42 +260,3 @@ class _Run:
                 self.journal.append(line)
                 if line["flags"]:
                     self.remarks.append(f"{case}, fold {line['fold']}: {', '.join(line['flags'])}")
-
-
-def _find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]], list[Fault]]:
-    """Return the files of each case in the order of the channels, and the faults of other files."""
-    ending, channels = model.dataset["file_ending"], range(model.channels)
-    try:
-        files = sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != ".")
-    except OSError as error:
-        raise GrataError(
-            f"{folder} cannot be read ({error.strerror}). Name the folder of the images.", key="input"
-        ) from error
-    found, faults = _by_case(files, ending)
-    for case, given in found.items():
-        if set(given) != set(channels):
-            wanted = ", ".join(f"{case}_{channel:04d}{ending}" for channel in channels)
-            has = ", ".join(file.name for _, file in sorted(given.items()))
-            faults.append(Fault(case, f"the model has {len(channels)} channels and needs {wanted}; there is {has}."))
-    bad = {fault.case for fault in faults}
-    cases = {case: [given[channel] for channel in channels] for case, given in found.items() if case not in bad}
-    if not cases and not faults:
-        raise GrataError(
-            f"{folder} has no image named <case>_0000{ending}. Name the folder of the images.", key="input"
-        )
-    return cases, faults
-
-
-def _by_case(files: Iterable[Path], ending: str) -> tuple[dict[str, dict[int, Path]], list[Fault]]:
-    """Return the files of each case by the number of their channel, and the faults of files without such a number."""
-    found: dict[str, dict[int, Path]] = {}
-    faults = []
-    for file in files:
-        name = file.name.removesuffix(ending)
-        if numbered := re.fullmatch(r"(.+)_(\d{4})", name):
-            found.setdefault(numbered[1], {})[int(numbered[2])] = file
-        else:
-            faults.append(
-                Fault(name, f"{file.name}: the channel's number is missing. Rename it to {name}_0000{ending}.")
-            )
-    return found, faults

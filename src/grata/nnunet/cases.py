@@ -1,0 +1,70 @@
+"""The images of a folder, by case and channel, named as for nnU-Net."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ..data import Fault
+from ..errors import GrataError
+from .model import TrainedModel
+
+__all__ = ["find_cases"]
+
+
+def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]], list[Fault]]:
+    """Return the files of each case in the order of the channels, and the faults of other files.
+
+    Args:
+        folder: folder of images named ``<case>_0000<ending>``, with one file per channel.
+        model: model, which knows the ending and the number of channels.
+
+    Raises:
+        GrataError: the folder cannot be read, or holds no such image.
+    """
+    ending = model.dataset["file_ending"]
+    found, faults = _by_case(_images(folder, ending), ending)
+    faults += [_incomplete(case, given, model) for case, given in found.items() if set(given) != set(_channels(model))]
+    bad = {fault.case for fault in faults}
+    cases = {case: [given[n] for n in _channels(model)] for case, given in found.items() if case not in bad}
+    if not cases and not faults:
+        raise GrataError(
+            f"{folder} has no image named <case>_0000{ending}. Name the folder of the images.", key="input"
+        )
+    return cases, faults
+
+
+def _channels(model: TrainedModel) -> range:
+    return range(model.channels)
+
+
+def _images(folder: Path, ending: str) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != ".")
+    except OSError as error:
+        raise GrataError(
+            f"{folder} cannot be read ({error.strerror}). Name the folder of the images.", key="input"
+        ) from error
+
+
+def _incomplete(case: str, given: Mapping[int, Path], model: TrainedModel) -> Fault:
+    ending = model.dataset["file_ending"]
+    wanted = ", ".join(f"{case}_{channel:04d}{ending}" for channel in _channels(model))
+    has = ", ".join(file.name for _, file in sorted(given.items()))
+    return Fault(case, f"the model has {model.channels} channels and needs {wanted}; there is {has}.")
+
+
+def _by_case(files: Iterable[Path], ending: str) -> tuple[dict[str, dict[int, Path]], list[Fault]]:
+    """Return the files of each case by the number of their channel, and the faults of files without such a number."""
+    found: dict[str, dict[int, Path]] = {}
+    faults = []
+    for file in files:
+        name = file.name.removesuffix(ending)
+        if numbered := re.fullmatch(r"(.+)_(\d{4})", name):
+            found.setdefault(numbered[1], {})[int(numbered[2])] = file
+        else:
+            faults.append(
+                Fault(name, f"{file.name}: the channel's number is missing. Rename it to {name}_0000{ending}.")
+            )
+    return found, faults
