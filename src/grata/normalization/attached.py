@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..checks import check_choice, checked
 from ..errors import GrataError
 from .affine import ATTACHED, ChannelAffine, keeps_own_forward, normalization_layers
 
@@ -102,8 +103,7 @@ def ensure_affine(network: nn.Module, affine: str = "auto") -> AttachedAffine | 
     Raises:
         GrataError: ``affine`` is another value, or ``attach`` finds nothing to attach to.
     """
-    if affine not in AFFINE:
-        raise GrataError(f"must be one of {', '.join(AFFINE)}, got {affine!r}.", key="affine")
+    checked(lambda value: check_choice(value, AFFINE), affine, "affine")
     layers = list(normalization_layers(network))
     lacking = any(_lacks_affine(kind, layer) or hasattr(layer, ATTACHED) for _, kind, layer in layers)
     none = all(getattr(layer, part, None) is None for _, _, layer in layers for part in _PARTS)

@@ -5,6 +5,7 @@ It shares the benchmark's reading of bundles, images and label maps.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,8 +31,6 @@ from .training import train_heads
 from .windows import check_inferer, foreground_windows
 
 __all__ = ["prepare"]
-
-_OPTIONS = ("dataset_dir", "labels_dir", "output", "images", "val_stride", "heads", "epochs", "seed")
 
 
 def prepare(
@@ -109,7 +108,8 @@ def _opened(root: Path, overrides: Mapping[str, Any]) -> Bundle:
         if error.head != "prepare":
             raise
         key = str(error.key).partition("#")[2]
-        hint = did_you_mean(key, _OPTIONS, prefix="--") if key in overrides and key not in _OPTIONS else ""
+        options = [name for name in inspect.signature(prepare).parameters if name not in ("bundle", "overrides")]
+        hint = did_you_mean(key, options, prefix="--") if key not in options else ""
         raise GrataError(f"{error.message} {hint}".strip(), f"--{key}") from error
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "check_device",
     "check_keys",
     "check_method_settings",
+    "check_settings_kind",
     "constant",
     "effective_settings",
     "explain",
@@ -180,13 +181,23 @@ def check_method_settings(config: Mapping[str, Any]) -> None:
         GrataError: the method has no such setting, or ``settings`` is not a mapping.
     """
     method, settings = config.get("method"), config.get("settings")
-    if settings is not None and not isinstance(settings, Mapping | str):
+    if not isinstance(settings, str):
+        check_settings_kind(settings)
+    if isinstance(method, str) and method in METHODS and isinstance(settings, Mapping):
+        check_settings(method, settings)
+
+
+def check_settings_kind(settings: object) -> None:
+    """Check that the settings of a method are a mapping, or None.
+
+    Raises:
+        GrataError: they are anything else.
+    """
+    if not isinstance(settings, Mapping | None):
         raise GrataError(
             f"must hold the settings of the method, got {settings!r}. Override a setting as --settings#<setting>.",
             key="settings",
         )
-    if isinstance(method, str) and method in METHODS and isinstance(settings, Mapping):
-        check_settings(method, settings)
 
 
 def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:

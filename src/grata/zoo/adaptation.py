@@ -16,7 +16,7 @@ from ..errors import GrataError
 from ..files import JOURNAL, check_output_dir
 from ..methods import METHODS, Method, create, settings_of
 from ..normalization import AFFINE
-from ..workflows.configuration import running_workflow
+from ..workflows.configuration import check_settings_kind, running_workflow
 from .head import Head, find_head, is_unit_range
 from .run import EvaluatorRun, NamedCases
 from .start import bundle_postprocessing
@@ -210,11 +210,7 @@ def check_common(affine: object, activation: object, settings: object) -> None:
     checked(lambda value: check_choice(value, AFFINE), affine, "adaptation#affine")
     if activation is not None:
         checked(lambda value: check_choice(value, ("softmax", "sigmoid")), activation, "adaptation#activation")
-    if not isinstance(settings, Mapping | None):
-        raise GrataError(
-            f"must hold the settings of the method, got {settings!r}. Override a setting as --settings#<setting>.",
-            key="settings",
-        )
+    check_settings_kind(settings)
 
 
 def describe_changes(method: Method) -> str:
