@@ -3,22 +3,24 @@
 ``import grata`` is light: a name below is imported when it is first used.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from ._lazy import lazy
+from ._version import __version__
 from .errors import GrataError, RunError
 
 if TYPE_CHECKING:
-    from . import adapters as adapters
     from . import alignment as alignment
+    from . import bank as bank
     from . import benchmark as benchmark
-    from . import catalogue as catalogue
+    from . import bundles as bundles
     from . import checks as checks
     from . import data as data
+    from . import doctor as doctor
+    from . import engines as engines
     from . import errors as errors
     from . import files as files
-    from . import handlers as handlers
+    from . import machine as machine
     from . import methods as methods
     from . import networks as networks
     from . import nnunet as nnunet
@@ -27,19 +29,16 @@ if TYPE_CHECKING:
     from . import preparation as preparation
     from . import prepared as prepared
     from . import report as report
-    from . import resets as resets
+    from . import session as session
     from . import settings as settings
-    from . import streaming as streaming
     from . import styles as styles
     from . import views as views
-    from . import workflows as workflows
-    from . import zoo as zoo
-    from .adapters import Adaptation as Adaptation
-    from .adapters import AdapterBank as AdapterBank
+    from .bank import Adaptation as Adaptation
+    from .bank import AdapterBank as AdapterBank
     from .benchmark import run_benchmark as run_benchmark
-    from .handlers import AdaptationHandler as AdaptationHandler
-    from .handlers import GraTaHandler as GraTaHandler
-    from .handlers import WindowSelection as WindowSelection
+    from .bundles import overlay as overlay
+    from .engines import AdaptationHandler as AdaptationHandler
+    from .engines import GraTaHandler as GraTaHandler
     from .methods import METHODS as METHODS
     from .methods import PTBN as PTBN
     from .methods import GradientRecord as GradientRecord
@@ -50,28 +49,57 @@ if TYPE_CHECKING:
     from .methods import Tent as Tent
     from .methods import create as create
     from .prepared import Prepared as Prepared
-    from .streaming import Adapted as Adapted
-    from .streaming import AdaptedStream as AdaptedStream
-    from .streaming import adapt as adapt
+    from .session import Adapted as Adapted
+    from .session import AdaptedStream as AdaptedStream
+    from .session import Session as Session
+    from .session import WindowSelection as WindowSelection
+    from .session import adapt as adapt
+    from .session import restore as restore
     from .styles import StrongView as StrongView
-    from .zoo import overlay as overlay
-
-__version__ = version("grata")
 
 _NAMES = {
-    "adapters": ("Adaptation", "AdapterBank"),
+    "bank": ("Adaptation", "AdapterBank"),
     "benchmark": ("run_benchmark",),
-    "handlers": ("AdaptationHandler", "GraTaHandler", "WindowSelection"),
+    "bundles": ("overlay",),
+    "engines": ("AdaptationHandler", "GraTaHandler"),
     "methods": ("METHODS", "PTBN", "GraTa", "GradientRecord", "Method", "Source", "StepRecord", "Tent", "create"),
     "prepared": ("Prepared",),
-    "streaming": ("Adapted", "AdaptedStream", "adapt"),
+    "session": ("Adapted", "AdaptedStream", "Session", "WindowSelection", "adapt", "restore"),
     "styles": ("StrongView",),
-    "zoo": ("overlay",),
 }
 _ROOMS = (
-    *("adapters", "alignment", "benchmark", "catalogue", "checks", "data", "errors", "files", "handlers", "methods"),
-    *("networks", "nnunet", "normalization", "objectives", "preparation", "prepared", "report", "resets", "settings"),
-    *("streaming", "styles", "views", "workflows", "zoo"),
+    *(
+        "adapters",
+        "alignment",
+        "bank",
+        "benchmark",
+        "bundles",
+        "catalogue",
+        "checks",
+        "data",
+        "doctor",
+        "engines",
+        "errors",
+        "files",
+        "handlers",
+        "machine",
+        "methods",
+        "networks",
+        "nnunet",
+        "normalization",
+        "objectives",
+        "preparation",
+        "prepared",
+        "report",
+        "resets",
+        "session",
+        "settings",
+        "streaming",
+        "styles",
+        "views",
+        "workflows",
+        "zoo",
+    ),
 )
 
 __all__ = [
@@ -89,6 +117,7 @@ __all__ = [
     "PTBN",
     "Prepared",
     "RunError",
+    "Session",
     "Source",
     "StepRecord",
     "StrongView",
@@ -98,14 +127,19 @@ __all__ = [
     "adapt",
     "adapters",
     "alignment",
+    "bank",
     "benchmark",
+    "bundles",
     "catalogue",
     "checks",
     "create",
     "data",
+    "doctor",
+    "engines",
     "errors",
     "files",
     "handlers",
+    "machine",
     "methods",
     "networks",
     "nnunet",
@@ -116,7 +150,9 @@ __all__ = [
     "prepared",
     "report",
     "resets",
+    "restore",
     "run_benchmark",
+    "session",
     "settings",
     "streaming",
     "styles",

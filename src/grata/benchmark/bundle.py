@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -18,13 +19,16 @@ from monai.inferers import Inferer
 from monai.transforms import Compose, Invertd, ResampleToMatch
 from torch import nn
 
+from ..bank.header import saved_path
+from ..bundles.configuration import check_keys, check_method_settings
+from ..engines.earlier import first_names
 from ..errors import GrataError
-from ..handlers import WindowSelection, window_selection
+from ..machine import check_device
 from ..methods import Method, create, settings_of
 from ..objectives import ACTIVATIONS
-from ..workflows import check_device
-from ..workflows.configuration import check_keys, check_method_settings, explain
-from .config import MethodRow
+from ..session import Session, WindowSelection, window_selection
+from ..session.faults import explain
+from .config import OF_ROWS, MethodRow
 from .metrics import Region, make_regions
 
 __all__ = ["Bundle", "Case", "is_random"]
@@ -43,19 +47,35 @@ _REQUIRED = (
     "weights",
 )
 
-_READ_OF_SITES = ("imports", "discovery", "preprocessing", "to_probabilities", "to_label_map")
+_READ_OF_SITES = ("imports", "site", "discovery", "preprocessing", "to_probabilities", "to_label_map")
 """Configuration keys that a benchmark reads for a target site."""
 
-_OF_METHODS = ("activation", "prepared", "reset")
-"""Configuration keys that apply to every method that has a setting of that name."""
+_OF_METHODS = ("activation", "prepared", "reset", "affine")
+"""Configuration keys that apply to every method."""
+
+_OF_SESSIONS = ("bank", "start_from", "save_to")
+"""Configuration keys that say where an adaptation is kept, and what it starts from."""
+
+_KEPT = ("bank", "save_to")
+"""Of these, each job has its own."""
 
 _READ = {
-    *(*_REQUIRED, *_OF_METHODS, "method", "settings", "seed"),
+    *(*_REQUIRED, *_OF_METHODS, *_OF_SESSIONS, "method", "settings", "seed"),
     *("windows", "amp", "keep_pages", "scored", "initialize", "adapt"),
 }
 """Configuration keys that are read directly, so that no other key has to refer to them."""
 
-_READ_OF_SOURCES = (*_READ_OF_SITES, *_REQUIRED, *_OF_METHODS, "device", "amp", "keep_pages", "windows", "scored")
+_READ_OF_SOURCES = (
+    *_READ_OF_SITES,
+    *_REQUIRED,
+    *_OF_METHODS,
+    *_OF_SESSIONS,
+    "device",
+    "amp",
+    "keep_pages",
+    "windows",
+    "scored",
+)
 """Configuration keys that a benchmark reads for a source network; its overrides apply to its sites too."""
 
 # A relative reference (@##key) may mean another key than the one found here: too many keys are found, never too few.
@@ -165,18 +185,44 @@ class Bundle:
         Raises:
             GrataError: a setting is not known, or the method refuses it or the network; the key is that of the row.
         """
-        try:
+        with _under_row(row):
             return self.create_method(row, network, seed)
-        except GrataError as error:
-            where = f"methods#{row.name}"
-            if error.head == "settings":
-                raise GrataError(error.message, f"{where}{(error.key or '').removeprefix('settings')}") from error
-            raise GrataError(str(error), where) from error
 
     def create_method(self, row: MethodRow, network: nn.Module, seed: int) -> Method:
         """Return the method of a row; errors keep the keys that :func:`grata.methods.create` gives them."""
-        common = {key: self._resolve(key) for key in _OF_METHODS if key in self._parser}
-        return create(row.method, network, row.settings, seed=seed, **common)
+        common = {key: self._value(key) for key in ("activation", "prepared")}
+        affine = row.affine or self._value("affine") or "auto"
+        return create(row.method, network, row.settings, affine, seed=seed, **common)
+
+    def make_session(self, row: MethodRow, network: nn.Module, seed: int, job: str = "") -> Session:
+        """Return a session of the method of a row, see :meth:`make_method`.
+
+        Args:
+            row: row of the tables.
+            network: source network.
+            seed: seed of the method's random generator.
+            job: name of the job, which has its own folder in the bank and its own saved adaptation; empty: nothing is
+                kept.
+        """
+        method = self.make_method(row, network, seed)
+        bank, save_to = (Path(str(path)) / job if job and (path := self._value(key)) else None for key in _KEPT)
+        with _under_row(row):
+            return Session(
+                method,
+                self.windows,
+                bank,
+                self._value("start_from"),
+                save_to,
+                reset=self._value("reset") if row.reset is None else row.reset,
+            )
+
+    def _value(self, key: str) -> Any:
+        return self._resolve(key) if key in self._parser else None
+
+    @cached_property
+    def site(self) -> str | None:
+        """Name of the site that methods are told; None: the target's own."""
+        return self._value("site")
 
     @cached_property
     def device(self) -> torch.device:
@@ -193,7 +239,7 @@ class Bundle:
 
     @cached_property
     def keeps_pages(self) -> bool:
-        """Whether the allocator keeps freed memory, see :func:`grata.workflows.keep_pages`."""
+        """Whether the allocator keeps freed memory, see :func:`grata.machine.keep_pages`."""
         return self._flag("keep_pages")
 
     def _flag(self, key: str) -> bool:
@@ -351,17 +397,26 @@ class Bundle:
         for path in map(Path, [weights] if isinstance(weights, str | Path) else weights):
             with path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-        config = {key: value for key, value in self._parser.get().items() if key not in {*_WHERE, *_OF_METHODS}}
-        return {"weights": digests, "config": config}
+        apart = {*_WHERE, *_OF_METHODS}
+        config = {key: value for key, value in self._parser.get().items() if key not in apart}
+        return {"weights": digests, "config": first_names(config)}
 
     def method_fingerprint(self, row: MethodRow) -> dict[str, Any]:
         """Return what a row's method depends on beside the network: its settings, and a digest of the prepared file."""
         known = settings_of(row.method)
-        common = {key: self._resolve(key) for key in _OF_METHODS if key in self._parser and key in known}
-        prepared = common.pop("prepared", None)
-        path = Path(prepared) if isinstance(prepared, str | Path) else None
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
-        return {"method": row.method, **common, "settings": row.settings, "prepared": digest}
+        common = {key: self._resolve(key) for key in ("activation", "prepared") if key in self._parser and key in known}
+        # As long as it was one, a policy stood among the settings of the methods that have an activation.
+        digest, settings = _digest(common.pop("prepared", None)), dict(row.settings)
+        if "activation" in known:
+            settings |= {} if row.reset is None else {"reset": row.reset}
+            common |= {"reset": self._value("reset")} if "reset" in self._parser else {}
+        found = {"method": row.method, **common, "settings": settings, "prepared": digest}
+        # Digests on the disk hold what is not at its default alone.
+        if (affine := row.affine or self._value("affine") or "auto") != "auto":
+            found["affine"] = affine
+        if (start_from := self._value("start_from")) is not None:
+            found["start_from"] = _digest(saved_path(start_from))
+        return found
 
 
 # Keys without influence on a result: where files lie, and what only the command `adapt` reads.
@@ -396,6 +451,26 @@ _WHERE = {
 def is_random(row: MethodRow) -> bool:
     """Return whether a row's method has a random generator."""
     return "seed" in settings_of(row.method)
+
+
+def _digest(file: Any) -> str | None:
+    """Return the SHA-256 of a file; None where there is none."""
+    path = Path(file) if isinstance(file, str | Path) else None
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
+
+
+@contextlib.contextmanager
+def _under_row(row: MethodRow) -> Iterator[None]:
+    """Name the row in errors of its method and its session."""
+    try:
+        yield
+    except GrataError as error:
+        where, key = f"methods#{row.name}", error.key or ""
+        if error.head == "settings":
+            raise GrataError(error.message, f"{where}{key.removeprefix('settings')}") from error
+        if getattr(row, error.head, None) is not None and error.head in OF_ROWS:
+            raise GrataError(error.message, f"{where}#{key}") from error
+        raise GrataError(str(error), where) from error
 
 
 def _texts(config: Any) -> Iterator[str]:

@@ -30,11 +30,19 @@ class MethodRow:
         name: name of the row.
         method: key of :data:`grata.methods.METHODS`.
         settings: settings of the method, which take precedence over the bundle's.
+        reset: reset policy; None: the bundle's.
+        affine: treatment of normalization layers without affine parameters; None: the bundle's.
     """
 
     name: str
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
+    reset: Any = None
+    affine: str | None = None
+
+
+OF_ROWS = ("reset", "affine")
+"""Keys of a row that are no settings of its method."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,7 @@ def _checked(given: Mapping[str, Any]) -> BenchmarkKeys:
 def _rows(keys: BenchmarkKeys) -> tuple[MethodRow, ...]:
     rows = tuple(_row(name, settings, keys.common) for name, settings in keys.methods.items())
     for key in keys.common:
-        if all(key not in settings_of(row.method) for row in rows):
+        if key not in OF_ROWS and all(key not in settings_of(row.method) for row in rows):
             raise GrataError("no method of the benchmark has such a setting.", key=f"common#{key}")
     names = [row.name for row in rows]
     if keys.reference_method not in names:
@@ -169,11 +177,12 @@ def _row(name: str, settings: dict[str, Any], common: Mapping[str, Any]) -> Meth
     if method not in METHODS:
         hint = did_you_mean(method, METHODS, f"The methods are {', '.join(METHODS)}.")
         raise GrataError(f"there is no method {method!r}. {hint}", key=f"methods#{name}")
+    of_row = {key: settings.pop(key, common.get(key)) for key in OF_ROWS}
     check_settings(method, settings, f"methods#{name}")
     if "seed" in settings:
         raise GrataError("the benchmark sets it. See seeds.", key=f"methods#{name}#seed")
     settings = {key: value for key, value in common.items() if key in settings_of(method)} | settings
-    return MethodRow(name, method, settings)
+    return MethodRow(name, method, settings, **of_row)
 
 
 def _protocols(given: object, targets: Sequence[str]) -> tuple[Protocol, ...]:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from ..errors import GrataError
 from .bundle import Bundle, Case, is_random
 from .config import BenchmarkConfig, MethodRow, MetricSettings
@@ -214,7 +214,7 @@ def _check_methods(config: BenchmarkConfig, source: str) -> None:
     bundle = Bundle(config.bundle, {**config.sources[source], "device": "cpu"}, f"sources#{source}")
     network = bundle.make_network()
     for row in config.methods:
-        bundle.make_method(row, network, config.seeds[0])
+        bundle.make_session(row, network, config.seeds[0])
 
 
 def _scored(config: BenchmarkConfig, source: str, target: str, site: Bundle) -> list[str] | None:

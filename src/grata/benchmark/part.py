@@ -57,8 +57,11 @@ class Part:
         """
         self._read_state()
 
-    def open(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-        """Return the finished rows and the method's state after them (None: the source), and make the files ready.
+    def open(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None, dict[str, Any] | None]:
+        """Return what an earlier process left, and make the files ready.
+
+        Returns:
+            The finished rows, the method's state after them (None: the source), and what the bank needs to go on.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -74,12 +77,12 @@ class Part:
                 self._write_progress(finished, state is not None)
                 if state is None:
                     self._remove_state()
-                return rows, None if state is None else state["method"]
+                return (rows, None, None) if state is None else (rows, state["method"], state.get("kept"))
         self._base.parent.mkdir(parents=True, exist_ok=True)
         self._remove_state()
         self._write_rows([])
         self._write_progress(0, False)
-        return [], None
+        return [], None, None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the finished rows."""
@@ -90,15 +93,16 @@ class Part:
         """Write a row; it counts as finished after :meth:`commit`."""
         append_line(self._rows, json.dumps(row))
 
-    def commit(self, finished: int, method: Mapping[str, Any] | None) -> None:
+    def commit(self, finished: int, method: Mapping[str, Any] | None, kept: Mapping[str, Any] | None = None) -> None:
         """Count the first ``finished`` rows as finished.
 
         Args:
             finished: number of rows.
             method: state of the method after the last of them; None: no later image depends on it.
+            kept: what the bank needs to go on from that state; None: there is no bank.
         """
         if method is not None:
-            self._write_state(finished, method)
+            self._write_state(finished, method, kept)
         self._write_progress(finished, method is not None)
         if method is None:
             self._remove_state()
@@ -132,10 +136,11 @@ class Part:
         with atomic_write(self._progress) as temporary:
             temporary.write_text(json.dumps(progress, sort_keys=True), encoding="utf-8")
 
-    def _write_state(self, finished: int, method: Mapping[str, Any]) -> None:
+    def _write_state(self, finished: int, method: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:
         # On a full disk torch.save itself raises a RuntimeError about its archive.
         buffer = io.BytesIO()
-        torch.save({"finished": finished, "method": method}, buffer)
+        state = {"finished": finished, "method": dict(method)}
+        torch.save(state if kept is None else state | {"kept": dict(kept)}, buffer)
         with atomic_write(self._state) as temporary:
             temporary.write_bytes(buffer.getvalue())
 

@@ -13,7 +13,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import cast
 
-from ..workflows.configuration import explain, quiet
+from ..session.faults import explain, quiet
 from .jobs import Job
 from .stream import run_job
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..errors import GrataError
 from ..files import atomic_write, check_output_dir, remove_leftovers
-from ..workflows.configuration import quiet
+from ..session.faults import quiet
 from .config import BenchmarkConfig, load_config
 from .figures import draw_figures
 from .jobs import Job, plan, threads_each
@@ -127,7 +127,7 @@ def _take_over(job: Job, part: Part, longer: Part) -> int:
     found = longer.rows()[: len(job.items)]
     if len(found) < len(job.items):
         return 0
-    before, _ = part.open()
+    before, _, _ = part.open()
     for position in range(len(before), len(found)):
         row = {"protocol": job.protocol, "stream": job.stream, "round": job.items[position].round}
         labels = longer.read_label_map(position) if job.keep_label_maps else None

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,10 @@ from filelock import FileLock
 from monai.networks import eval_mode
 from monai.utils import set_determinism
 
-from ..errors import GrataError, OutputError
-from ..handlers import adapt_to_case, merged_record
-from ..methods import Method
-from ..workflows import keep_pages
-from ..workflows.configuration import explain
+from ..errors import GrataError, RunError
+from ..machine import keep_pages
+from ..session import Case as SessionCase
+from ..session.faults import explain
 from .bundle import Bundle, Case
 from .jobs import Job
 from .metrics import score
@@ -55,7 +52,7 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
     part = Part(parts, job.name, job.fingerprint)
     part.lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(part.lock, timeout=_WAIT_FOR_PREDECESSOR):
-        rows, state = part.open()
+        rows, state, kept = part.open()
         if len(rows) == len(job.items):
             return
         torch.set_num_threads(job.threads)
@@ -63,23 +60,26 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
         runner = _Runner(job)
         if own_process and runner.bundle.keeps_pages:
             keep_pages()
-        runner.resume(rows, state)
+        runner.resume(rows, state, kept)
         done = {(row["target"], row["case"]): row for row in rows}
         for position in range(len(rows), len(job.items)):
             item = job.items[position]
             earlier = done.get((item.site, item.case)) if runner.each_for_itself else None
             if earlier is not None:
-                again = {"position": position, "round": item.round, "reset": runner.method.episodic}
+                again = {"position": position, "round": item.round, "reset": runner.session.episodic}
                 row = {key: again.get(key, value) for key, value in earlier.items() if key not in MEASURED}
                 label_map = part.read_label_map(earlier["position"])
+                _write(part, position, row, label_map if job.keep_label_maps else None)
+                runner.commit(part, position)
             else:
-                row, label_map = runner.step(position)
-                done[item.site, item.case] = row
-            if label_map is not None and job.keep_label_maps:
-                part.write_label_map(position, label_map)
-            part.append(row)
-            part.commit(position + 1, runner.state if runner.goes_on_after(position) else None)
+                done[item.site, item.case] = runner.step(part, position)
             advance()
+
+
+def _write(part: Part, position: int, row: Mapping[str, Any], label_map: np.ndarray | None) -> None:
+    if label_map is not None:
+        part.write_label_map(position, label_map)
+    part.append(row)
 
 
 class _Runner:
@@ -92,31 +92,37 @@ class _Runner:
             site: Bundle(job.bundle, {**job.source_overrides, **overrides}, f"targets#{site}")
             for site, overrides in job.site_overrides.items()
         }
-        self.method: Method = self.bundle.make_method(job.row, self.bundle.make_network(), job.seed)
-        self.state = self.method.state_dict()
+        self.session = self.bundle.make_session(job.row, self.bundle.make_network(), job.seed, job.name)
+        self.session.store = self._store
+        self._kept: Mapping[str, Any] | None = None
         self._last_unreset = max((n for n, item in enumerate(job.items) if not item.reset), default=0)
         self._cold = True
 
     @property
     def each_for_itself(self) -> bool:
         """Whether no image influences the result of another, so that the result of a repeated image can be reused."""
-        return self.method.episodic or not self.method.learns
+        return self.session.episodic or not self.session.method.learns
 
-    def goes_on_after(self, position: int) -> bool:
-        """Return whether images after this position depend on the method's state after it."""
-        return not self.method.episodic and position < self._last_unreset
+    def _goes_on_after(self, position: int) -> bool:
+        """Return whether images after this position depend on the method's state after it, or a later run does."""
+        return self.session.keeper.works or (not self.session.episodic and position < self._last_unreset)
 
-    def resume(self, rows: Sequence[Mapping[str, Any]], state: dict[str, Any] | None) -> None:
+    def resume(
+        self, rows: Sequence[Mapping[str, Any]], state: Mapping[str, Any] | None, kept: Mapping[str, Any] | None
+    ) -> None:
         """Continue after the rows of an earlier process, from the state that it left, if any."""
-        if state is None and self.method.episodic and any("flags" in row for row in rows):
-            # The next image returns to the source network, so its row must show a reset, not a first start.
-            state = self.state | {"batches": 1}
         if state is not None:
-            self.method.load_state_dict(state)
-            self.state = state
+            self._kept = kept
+            self.session.resume(state, kept)
+        elif self.session.episodic and any("flags" in row for row in rows):
+            # The next image returns to the source network, so its row must show a reset, not a first start.
+            self.session.load_state_dict(self.session.state_dict() | {"batches": 1})
+        elif not rows:
+            self.session.keeper.check_new()
 
-    def step(self, position: int) -> tuple[dict[str, Any], np.ndarray | None]:
-        """Return the row of the image at a position, and its label map unless it failed."""
+    def step(self, part: Part, position: int) -> dict[str, Any]:
+        """Do the image at a position, write its row and its label map, and return the row."""
+        self._part, self._position = part, position
         item = self.job.items[position]
         case = self.job.cases[item.site][item.case]
         row: dict[str, Any] = {
@@ -134,57 +140,51 @@ class _Runner:
         try:
             if "fault" in case:
                 raise GrataError(case["fault"])
-            image = self.sites[item.site].read_image(case)
-            measured, logits = self._adapt_and_predict(image, item)
-            labels, probabilities = self.sites[item.site].postprocess(image, logits, self.job.metrics.space)
-        except OutputError:
+            return self._finish(row, item, case)
+        except RunError:
             raise
         # An unreadable image, or a method that fails on one image, must not end the stream.
         except Exception as error:  # noqa: BLE001
-            self.method.load_state_dict(self.state)
-            return {**row, "error": self._message(error, item)}, None
-        self.state = self.method.state_dict()
-        row |= measured
-        # Labels are read only from here on, and whatever happens to them has no effect on the method.
-        try:
-            row |= self._score(item, case, image, labels, probabilities)
-        except Exception as error:  # noqa: BLE001
-            row["error"] = self._message(error, item)
-        return row, labels
+            row |= {"error": self._message(error, item)}
+        part.append(row)
+        self.commit(part, position)
+        return row
 
-    def _adapt_and_predict(self, image: Mapping[str, Any], item: Item) -> tuple[dict[str, Any], torch.Tensor]:
+    def commit(self, part: Part, position: int) -> None:
+        """Count the row at a position as finished, where no case of the session does so."""
+        known = self._kept is not None or not self.session.keeper.works
+        state = self.session.state_dict() if known and self._goes_on_after(position) else None
+        part.commit(position + 1, state, self._kept)
+
+    def _store(self, case: SessionCase, state: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:
+        self._kept = kept
+        self._part.commit(self._position + 1, state if self._goes_on_after(self._position) else None, kept)
+
+    def _finish(self, row: dict[str, Any], item: Item, case: Case) -> dict[str, Any]:
+        """Adapt to an image, predict it, and write its row: the image is finished, whatever becomes of its scores."""
+        site = self.sites[item.site]
+        image = site.read_image(case)
         tensor = image["image"]
         images = (tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor)[None].to(self.bundle.device)
         precision = torch.autocast("cuda") if self.bundle.amp else contextlib.nullcontext()
-        with _peak_memory(images.device) as peak:
+        network = self.session.network
+        with self.session.case(images, item.case, site.site or item.site) as adapting:
             if item.reset:
-                self.method.restore()
-            started = self._now()
+                self.session.restore()
             with precision:
-                records = adapt_to_case(self.method, images, self.bundle.inferer, self.bundle.windows, item.site)
-            adapted = self._now()
-            with eval_mode(self.method.network), precision:
-                logits = self.bundle.inferer(images, self.method.network)[0].float()
-            predicted = self._now()
-        if not torch.isfinite(logits).all():
-            raise GrataError("The prediction holds NaN or infinite values.")
-        record = merged_record(records)
-        measured = {
-            "seconds": round(adapted - started, 4),
-            "seconds_predict": round(predicted - adapted, 4),
-            "peak_memory_mib": peak[0],
-            "cold": self._cold,
-            "flags": ";".join(record.pop("flags")),
-            **{key: value for key, value in record.items() if isinstance(value, str | int | float)},
-            **{f"parameter_change/{key}": value for key, value in self.method.parameter_change().items()},
-        }
-        self._cold = False
-        return measured, logits
-
-    def _now(self) -> float:
-        if self.bundle.device.type == "cuda":
-            torch.cuda.synchronize(self.bundle.device)
-        return time.perf_counter()
+                adapting.adapt(self.bundle.inferer)
+            with eval_mode(network), precision:
+                logits = adapting.judge(self.bundle.inferer(images, network)[0].float())
+            labels, probabilities = site.postprocess(image, logits, self.job.metrics.space)
+            row |= _columns(adapting.record) | {"cold": self._cold}
+            # Labels are read only from here on, and whatever happens to them has no effect on the method.
+            try:
+                row |= self._score(item, case, image, labels, probabilities)
+            except Exception as error:  # noqa: BLE001
+                row["error"] = self._message(error, item)
+            self._cold = False
+            _write(self._part, self._position, row, labels if self.job.keep_label_maps else None)
+        return row
 
     def _score(
         self, item: Item, case: Case, image: Mapping[str, Any], labels: np.ndarray, probabilities: np.ndarray
@@ -201,22 +201,12 @@ class _Runner:
         return self.sites[item.site].without_folders(explain(error), self.job.cases[item.site][item.case])
 
 
-@contextlib.contextmanager
-def _peak_memory(device: torch.device) -> Iterator[list[float]]:
-    """Measure the peak memory of the block in MiB: of tensors on CUDA, of the process on a CPU with Linux, else NaN."""
-    peak = [math.nan]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield peak
-        peak[0] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-        return
-    status = Path("/proc/self/status")
-    try:
-        # 5 resets the peak resident size, see proc(5).
-        Path("/proc/self/clear_refs").write_text("5")
-        resettable = True
-    except OSError:
-        resettable = False
-    yield peak
-    if resettable and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        peak[0] = round(int(found[1]) / 2**10, 1)
+def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that the record of a case gives: those of one value, and the change of the parameters."""
+    peak = record["peak_memory_mib"]
+    return {
+        **{key: value for key, value in record.items() if isinstance(value, str | int | float)},
+        **{f"parameter_change/{key}": value for key, value in record["parameter_change"].items()},
+        "flags": ";".join(record["flags"]),
+        "peak_memory_mib": math.nan if peak is None else peak,
+    }

@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 from tabulate import tabulate
 
-from .. import __version__
+from .._version import __version__
 from ..files import atomic_write
 from ..methods.base import SKIPPED
 from .config import BenchmarkConfig

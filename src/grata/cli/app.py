@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import __version__
+from .._version import __version__
 from ..checks import did_you_mean
 from ..errors import GrataError
 from .bank import bank
@@ -185,6 +185,6 @@ def _names(parameters: Iterable[Any]) -> tuple[str, ...]:
 def _in_words(error: Exception) -> str:
     if isinstance(error, GrataError) and "Traceback" not in str(error):
         return str(error)
-    from ..workflows.configuration import explain
+    from ..session.faults import explain
 
     return explain(error)

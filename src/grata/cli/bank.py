@@ -35,7 +35,7 @@ def bank(
     """
 
     def run() -> int:
-        from ..adapters.command import run_bank
+        from ..bank.command import run_bank
 
         return run_bank(action, folder, name, checkpoint, output, bool(all))
 

@@ -56,7 +56,7 @@ def doctor(
 
     def run() -> int:
         check_exists(path, "Name a folder or a file.")
-        from ..zoo.doctor import doctor as run_doctor
+        from ..doctor.doctor import doctor as run_doctor
 
         return run_doctor(path, config_file, **given(context, "path", "config_file"))
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..catalogue import MethodEntry, written
 from ..checks import check_choice, check_flag, did_you_mean
+from ..doctor.catalogue import MethodEntry, written
 from ..errors import GrataError
 
 __all__ = ["FORMS", "describe", "find", "methods_table", "select"]
@@ -41,7 +41,7 @@ def select(
     """Return the methods that fit, in the order of ``methods``.
 
     Args:
-        methods: the methods by name, see :func:`grata.catalogue.load`.
+        methods: the methods by name, see :func:`grata.doctor.catalogue.load`.
         changes: text in what the method changes, such as ``statistics``.
         mode: ``online`` or ``episodic``, as the method's paper has it.
         spatial_dims: number of spatial dimensions of the images, 2 or 3.

@@ -7,7 +7,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..catalogue import load
+from ..doctor.catalogue import load
 from ..errors import GrataError
 from .listing import describe, find, methods_table, select
 from .options import DIMENSIONS, SWITCH, TEXT, Work, argument, check_bundle, option

@@ -23,7 +23,7 @@ from pydicom import DataElement, Dataset, dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from .. import __version__
+from .._version import __version__
 from ..errors import GrataError
 from ..files import atomic_write
 from .dicom import (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,6 @@ from torch import nn
 from ..errors import GrataError
 from ..networks.parameters import copied, digest, distance, in_place, shapes, write
 from ..normalization import AttachedAffine, BatchStatistics, Rule, check_running_statistics, switchable
-from ..resets import PerCase, make_reset
 from ..settings import KeywordSettings, argument
 from .card import Card
 from .state import Remembered, Remembers
@@ -24,6 +24,8 @@ __all__ = ["SKIPPED", "Method", "StepRecord"]
 SKIPPED = "step_skipped"
 """Flag of a step that was not taken."""
 
+_RESET = "reset"
+
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
@@ -31,7 +33,7 @@ class StepRecord:
 
     Attributes:
         flags: names of unusual events, e.g. ``non_finite_loss``; empty when there were none.
-        reset: whether the method returned to the source network before this batch.
+        reset: whether the method was put back to the source network before this batch; a session sets it.
     """
 
     flags: tuple[str, ...] = ()
@@ -62,12 +64,12 @@ class Method(Remembers, KeywordSettings, ABC):
         attached: affine parameters that :func:`grata.methods.create` attached to the network; None: none were.
         given: the network as it was given.
         parameters: parameters or buffers that the method changes, by name.
-        policy: policy that decides when to return to the source network.
         batches: number of batches adapted to since the source.
+        asked_reset: reset policy that was given to the method itself, as until version 0.1; a session without one of
+            its own takes it.
 
     Raises:
-        GrataError: a setting is not known or out of range, the parameters are too coarse to take small steps, or the
-            reset policy could never act.
+        GrataError: a setting is not known or out of range, or the parameters are too coarse to take small steps.
     """
 
     name: ClassVar[str]
@@ -80,6 +82,7 @@ class Method(Remembers, KeywordSettings, ABC):
     batches = Remembered(0)
 
     def __init__(self, *args: Any, **settings: Any) -> None:
+        self.asked_reset = _asked_reset(settings)
         super().__init__(*args, **settings)
         if not isinstance(self.given, nn.Module):
             raise GrataError(f"must be a torch.nn.Module, got {self.given!r}.", key="network")
@@ -96,12 +99,7 @@ class Method(Remembers, KeywordSettings, ABC):
         self._statistics = BatchStatistics(self._network, self._rule())
         if "running statistics" in self.card.needs:
             check_running_statistics(self.name, self.given, self._statistics)
-        policy = vars(self).get("reset")
-        self.policy = make_reset(("per-case" if self.card.episodic else "never") if policy is None else policy)
-        vars(self)["reset"] = self.policy
-        self.policy.check(self)
         self.generator = torch.Generator().manual_seed(self._seed)
-        self._was_reset = False
         self._active = False
         self._as_source = False
         self._source_digest = ""
@@ -135,52 +133,37 @@ class Method(Remembers, KeywordSettings, ABC):
         return self._network
 
     @property
-    def episodic(self) -> bool:
-        """Whether every case starts from the source network."""
-        return isinstance(self.policy, PerCase)
+    def active(self) -> bool:
+        """Whether the network is being adapted: from the first :meth:`adapt` on, until :meth:`restore`."""
+        return self._active
 
     @property
     def uses_batch_statistics(self) -> bool:
         """Whether the method predicts with the batch's statistics where the network itself uses running ones."""
         return bool(self._statistics.layers) and self._statistics.mix != 0.0
 
-    def begin_case(self, site: str | None = None) -> None:
-        """Begin a case: return to the source network if the reset policy asks for it.
+    @classmethod
+    def check_names(cls, given: Iterable[str], key: str = "") -> None:
+        super().check_names([name for name in given if name != _RESET], key)
 
-        :meth:`adapt` calls this itself. Call it before measuring the network's uncertainty on a new case.
-
-        Args:
-            site: name of the case's site.
-        """
-        if self.policy.due(self, site):
-            started = self.batches > 0
-            self.restore()
-            self._was_reset = started
-        self.policy.begin(site)
-
-    def adapt(self, images: torch.Tensor, same_case: bool = False, site: str | None = None) -> StepRecord:
+    def adapt(self, images: torch.Tensor) -> StepRecord:
         """Adapt the network to one batch; call this before predicting that batch with :attr:`network`.
+
+        Whether a case starts from the source network is for the caller to say, by :meth:`restore`; a session does so.
 
         Args:
             images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, any float dtype, on the network's device; not changed.
-            same_case: whether these images belong to the present case; if so, the reset policy is not asked.
-            site: name of the images' site, for policies that use it.
 
         Returns:
             The record of the call; its flags show whether the step was skipped.
         """
-        if not same_case:
-            self.begin_case(site)
         self._activate()
         self._network.eval()
         with torch.inference_mode(False), torch.enable_grad():
             x = self._plain(images)
             record = self._adapt(x)
-            if self._was_reset:
-                record, self._was_reset = dataclasses.replace(record, reset=True), False
             self._adapted = self._copy()
             self.batches += 1
-            self.policy.observe(self, x)
         return record
 
     @abstractmethod
@@ -201,8 +184,6 @@ class Method(Remembers, KeywordSettings, ABC):
         construction.
         """
         self.generator.manual_seed(self._seed)
-        self._was_reset = False
-        self.policy.forget()
         if self._active:
             self._deactivate()
         self._forget()
@@ -260,7 +241,6 @@ class Method(Remembers, KeywordSettings, ABC):
             "parameters": self._copy(),
             "source": self._digest_of_source(),
             "settings": self._signature(),
-            "reset": {"policy": repr(self.policy), "state": self.policy.state_dict()},
             "generator": self.generator.get_state(),
             # the order is that of files on disk, whose digests depend on it
             "batches": self.batches,
@@ -282,7 +262,6 @@ class Method(Remembers, KeywordSettings, ABC):
                 self._activate()
             write(self.parameters, state["parameters"])
             self._adapted = self._copy()
-            self.policy.load_state_dict(state["reset"]["state"])
             self.generator.set_state(state["generator"].cpu())
             self._load_memory(state)
 
@@ -302,11 +281,6 @@ class Method(Remembers, KeywordSettings, ABC):
         if state["source"] != self._digest_of_source():
             raise GrataError(
                 "This state was adapted from other source weights. Load the same weights, or start without the state."
-            )
-        if state["reset"]["policy"] != repr(self.policy):
-            raise GrataError(
-                f"This state was written with another reset policy ({state['reset']['policy']}, here {self.policy!r}): "
-                "give the same one, or start anew."
             )
         present = self._signature()
         for key, written in state.get("settings", {}).items():
@@ -367,6 +341,19 @@ class Method(Remembers, KeywordSettings, ABC):
             x = x.clone()
         dtype = next((p.dtype for p in self._network.parameters()), x.dtype)
         return x.detach().to(dtype)
+
+
+def _asked_reset(settings: dict[str, Any]) -> Any:
+    """Take the reset policy out of a method's settings, where it stood until version 0.1."""
+    asked = settings.pop(_RESET, None)
+    if asked is not None:
+        warnings.warn(
+            "reset is no setting of a method any more: give it to grata.adapt, the handler or the session. This old "
+            "form goes with the next release.",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+    return asked
 
 
 def _is_plain(value: Any) -> bool:

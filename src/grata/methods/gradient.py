@@ -253,7 +253,7 @@ class GradientMethod(PredictiveMethod):
 
     if TYPE_CHECKING:
 
-        def adapt(self, images: torch.Tensor, same_case: bool = False, site: str | None = None) -> GradientRecord: ...
+        def adapt(self, images: torch.Tensor) -> GradientRecord: ...
 
     def _adapt(self, images: torch.Tensor) -> GradientRecord:
         records = [self._step(images) for _ in range(self.steps)]

@@ -68,24 +68,16 @@ class GraTa(GradientMethod):
         super()._setup()
         self._need_objective(self.pseudo)
 
-    def adapt(
-        self,
-        images: torch.Tensor,
-        same_case: bool = False,
-        site: str | None = None,
-        strong_view: torch.Tensor | None = None,
-    ) -> GradientRecord:
+    def adapt(self, images: torch.Tensor, strong_view: torch.Tensor | None = None) -> GradientRecord:
         """Adapt the network to one batch, as :meth:`Method.adapt` does.
 
         Args:
             images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, any float dtype, on the network's device; not changed.
-            same_case: whether these images belong to the present case.
-            site: name of the images' site.
             strong_view: strong view of the images' shape, used instead of a drawn one.
         """
         self._given_view = None if strong_view is None else self._plain(strong_view)
         try:
-            return super().adapt(images, same_case, site)
+            return super().adapt(images)
         finally:
             self._given_view = None
 

@@ -12,7 +12,6 @@ from ..errors import GrataError, RunError
 from ..normalization import Rule
 from ..objectives import ACTIVATIONS, ENTROPIES, entropy_loss
 from ..objectives.entropy import entropy_map
-from ..resets import RESETS, ResetPolicy
 from ..settings import choice, setting
 from .base import Method
 
@@ -81,12 +80,6 @@ class PredictiveMethod(Method):
         default=1.0,
         range="0 to 1, median, or a rule",
         help="weight of the batch's statistics in batch normalization: 1 uses the batch's, 0 the source's; or a rule",
-        in_state=False,
-    )
-    reset: ResetPolicy | str | Mapping[str, Any] | None = setting(
-        default=None,
-        range=f"{', '.join(RESETS)}, a mapping of name and settings, or null",
-        help="policy that decides when to return to the source network; null: as in the method's paper",
         in_state=False,
     )
     autocast: str | torch.dtype | None = setting(

@@ -134,8 +134,8 @@ def create(
         affine: choice of what is adapted where normalization layers have no affine parameters, see
             :func:`grata.normalization.ensure_affine`. Methods that do not learn attach none. The method's ``attached``
             holds the attached parameters.
-        common: settings that a bundle gives to all methods (``activation``, ``seed``, ``reset``, ``prepared``). A
-            method gets those that it has, unless ``settings`` contains them or the value is None.
+        common: settings that a bundle gives to all methods (``activation``, ``seed``, ``prepared``). A method gets
+            those that it has, unless ``settings`` contains them or the value is None.
 
     Raises:
         GrataError: the name or a setting is not known (with the most similar known one), or the method refuses the
@@ -144,7 +144,8 @@ def create(
     made = method_class(method)
     settings = _checked(made, settings)
     known = made.settings()
-    given = {key: value for key, value in common.items() if key in known and value is not None} | settings
+    # the reset policy stood among them until version 0.1
+    given = {key: value for key, value in common.items() if key in (*known, "reset") and value is not None} | settings
     earlier = any(hasattr(module, ATTACHED) for module in network.modules())
     attached: AttachedAffine | None = None
     try:

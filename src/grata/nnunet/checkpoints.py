@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..adapters.export import NUMPY_NUMBERS
+from ..bank.export import NUMPY_NUMBERS
 from ..errors import GrataError
 
 __all__ = ["Checkpoint", "read_checkpoint"]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..handlers.windows import WindowSelection, window_selection
-from ..methods import METHODS, Method, StepRecord, create
+from ..methods import METHODS, Method, create
 from ..methods.gradient import GradientMethod
+from ..session import Case, WindowSelection
+from ..session.session import Batches
 from ..views import VIEWS
-from ..workflows.checks import check_finite
 from .model import TrainedModel
 
 __all__ = ["AdaptedPredictor", "mirror_views"]
@@ -31,11 +32,10 @@ class AdaptedPredictor:
         model: model that :func:`grata.nnunet.load_model` has read.
         method: name of the method.
         settings: settings of the method.
-        windows: selection of windows to adapt to: a :class:`grata.handlers.WindowSelection` or its settings. Without a
-            batch size, the batch size of the training is taken from the plans.
         affine: treatment of normalization layers without affine parameters, see
             :func:`grata.normalization.ensure_affine`.
         seed: seed of the methods' random generators.
+        prepared: file of ``python -m grata prepare``, or one for each fold by its key, for methods that need it.
         device: device to compute on.
         tile_step_size: step between windows, as a fraction of their size.
         use_mirroring: whether to predict mirrored images as well, as nnU-Net does.
@@ -52,9 +52,9 @@ class AdaptedPredictor:
         model: TrainedModel,
         method: str = "grata",
         settings: Mapping[str, Any] | None = None,
-        windows: WindowSelection | Mapping[str, Any] | None = None,
         affine: str = "auto",
         seed: int = 0,
+        prepared: str | Path | Mapping[str, str | Path] | None = None,
         device: torch.device | str = "cpu",
         tile_step_size: float = 0.5,
         use_mirroring: bool = True,
@@ -63,7 +63,6 @@ class AdaptedPredictor:
 
         model.check()
         self.model = model
-        self.windows = window_selection(windows)
         self.device = torch.device(device)
         settings, common = dict(settings or {}), {"activation": model.activation, "seed": seed}
         # Settings of these names mean something else in other methods.
@@ -76,7 +75,8 @@ class AdaptedPredictor:
         self.methods: dict[str, Method] = {}
         for fold in model.checkpoints:
             network = model.network(fold).to(self.device)
-            self.methods[fold] = create(method, network, settings, affine, **common)
+            own = prepared.get(fold) if isinstance(prepared, Mapping) else prepared
+            self.methods[fold] = create(method, network, settings, affine, prepared=own, **common)
         # nnU-Net prints a remark when the device is a CPU.
         with contextlib.redirect_stdout(io.StringIO()):
             self._predictor = nnUNetPredictor(
@@ -96,41 +96,46 @@ class AdaptedPredictor:
             model.checkpoint.mirror_axes,
         )
 
-    def adapt(self, fold: str, data: torch.Tensor, site: str | None = None) -> list[StepRecord]:
-        """Let the method of a fold adapt to one image.
+    def batches(self, data: torch.Tensor) -> Batches:
+        """Return the function that gives a session the batches of an image to adapt to.
+
+        They are windows ``(N, C, *patch_size)``, padded and placed as in the prediction. Without a batch size in the
+        selection of windows, the batch size of the training is taken from the plans.
 
         Args:
-            fold: key of ``methods``.
             data: image ``(C, X, Y, Z)``, preprocessed by nnU-Net; a 2D image has ``X`` = 1.
-            site: site of the image, for reset policies that need it.
-
-        Returns:
-            The record of each call of ``method.adapt``.
         """
-        method = self.methods[fold]
-        # nnU-Net predicts with the same autocast.
-        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            method.begin_case(site)
-            return [method.adapt(batch, same_case=True) for batch in self._batches(method, data)]
-
-    def _batches(self, method: Method, data: torch.Tensor) -> list[torch.Tensor]:
-        """Return batches of windows ``(N, C, *patch_size)`` to adapt to, padded and placed as in the prediction."""
         from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
         configuration = self.model.configuration
-        padded, _ = pad_nd_image(data, configuration.patch_size, "constant", {"value": 0}, True, None)
-        places = self._predictor._internal_get_sliding_window_slicers(padded.shape[1:])
 
-        def crop(chosen: Sequence[tuple[slice | int, ...]]) -> torch.Tensor:
-            return torch.stack([padded[place] for place in chosen]).to(self.device)
+        def chosen_windows(method: Method, windows: WindowSelection) -> list[torch.Tensor]:
+            padded, _ = pad_nd_image(data, configuration.patch_size, "constant", {"value": 0}, True, None)
+            places = self._predictor._internal_get_sliding_window_slicers(padded.shape[1:])
 
-        if not method.learns or len(places) == 1:
-            return [crop(places[:1])]
-        # Numbers, because small tensors between large ones would keep the heap from shrinking.
-        entropy = [method.uncertainty(crop([place])).item() for place in places]
-        chosen = [places[i] for i in self.windows.choose(entropy, method.generator)]
-        size = self.windows.batch_size or configuration.batch_size
-        return [crop(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+            def crop(chosen: Sequence[tuple[slice | int, ...]]) -> torch.Tensor:
+                return torch.stack([padded[place] for place in chosen]).to(self.device)
+
+            if not method.learns or len(places) == 1:
+                return [crop(places[:1])]
+            # Numbers, because small tensors between large ones would keep the heap from shrinking.
+            entropy = [method.uncertainty(crop([place])).item() for place in places]
+            chosen = [places[i] for i in windows.choose(entropy, method.generator)]
+            size = windows.batch_size or configuration.batch_size
+            return [crop(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+
+        return chosen_windows
+
+    def adapt(self, case: Case, data: torch.Tensor) -> None:
+        """Let the method of a fold adapt to one image.
+
+        Args:
+            case: case of the session of the fold.
+            data: image ``(C, X, Y, Z)``, preprocessed by nnU-Net.
+        """
+        # nnU-Net predicts with the same autocast.
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            case.adapt(self.batches(data))
 
     @torch.inference_mode()
     def logits(self, data: torch.Tensor) -> torch.Tensor:
@@ -138,9 +143,6 @@ class AdaptedPredictor:
 
         Args:
             data: image ``(C, X, Y, Z)``, preprocessed by nnU-Net.
-
-        Raises:
-            GrataError: the logits are not all finite.
         """
         total: torch.Tensor | None = None
         for method in self.methods.values():
@@ -152,7 +154,6 @@ class AdaptedPredictor:
         assert total is not None  # a model has at least one fold
         if len(self.methods) > 1:
             total /= len(self.methods)
-        check_finite([total])
         return total
 
 

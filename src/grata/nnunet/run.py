@@ -13,17 +13,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .. import __version__
-from ..adapters import Keeper
+from .._version import __version__
 from ..checks import check_flag, check_number, checked
 from ..data import Fault
-from ..errors import GrataError, OutputError
+from ..errors import GrataError, RunError
 from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
-from ..handlers import Journal
-from ..handlers.steps import merged_record
-from ..handlers.windows import WindowSelection
+from ..machine import check_device
 from ..report import format_summary, write_summary
-from ..workflows.configuration import check_device, explain
+from ..session import Journal, ResetPolicy, Session, WindowSelection, explain, together
 from .cases import find_cases
 from .model import CHECKPOINT, load_model
 from .predictor import AdaptedPredictor
@@ -45,6 +42,10 @@ def predict(
     seed: int = 0,
     site: str | None = None,
     bank: str | Path | None = None,
+    start_from: str | Path | None = None,
+    save_to: str | Path | None = None,
+    reset: ResetPolicy | str | Mapping[str, Any] | None = None,
+    prepared: str | Path | None = None,
     device: str | torch.device | None = None,
     tile_step_size: float = 0.5,
     use_mirroring: bool = True,
@@ -62,11 +63,11 @@ def predict(
         model_folder: trained-model folder of nnU-Net v2 with ``plans.json``, ``dataset.json``, ``fold_0``, ...
         input: folder of images named ``<case>_0000<ending>``, with one file per channel.
         output: folder for ``<case><ending>``, for ``journal.jsonl`` with a line for each case and fold (see
-            :class:`grata.handlers.AdaptationHandler`), for ``summary.json``, and for the files that nnU-Net's
+            :class:`grata.session.Case`), for ``summary.json``, and for the files that nnU-Net's
             postprocessing needs.
         method: name of the method, see ``python -m grata methods``.
         settings: settings of the method, e.g. ``{"lr": 1e-3}``.
-        windows: selection of windows to adapt to, see :class:`grata.handlers.WindowSelection`.
+        windows: selection of windows to adapt to, see :class:`grata.session.WindowSelection`.
         folds: folds whose networks are used; None: every numbered fold, or else ``all``.
         checkpoint_name: name of the checkpoint's file in the folder of a fold.
         affine: treatment of normalization layers without affine parameters, see
@@ -74,8 +75,15 @@ def predict(
         seed: seed of the methods' random generators.
         site: site of the images, for the journal, the bank and reset policies that need it.
         bank: folder of the adaptations by site, which go on from their last state, also in another run: one
-            :class:`grata.adapters.AdapterBank` per fold, in ``fold_0`` and so on. It needs a ``site``, because these
+            :class:`grata.bank.AdapterBank` per fold, in ``fold_0`` and so on. It needs a ``site``, because these
             images carry no metadata of their scanner.
+        start_from: saved adaptations to start from: a folder with ``fold_0.safetensors`` and so on, or the file of a
+            single fold.
+        save_to: without a bank: folder for the saved adaptation of each fold, ``fold_0.safetensors`` and so on.
+        reset: policy that says when to start from the source networks again, see :mod:`grata.session.resets`; None: as
+            in the method's paper.
+        prepared: what methods need beyond images: a folder with ``fold_0.safetensors`` and so on, or the file of a
+            single fold.
         device: device to compute on; None: CUDA if there is one, or else the CPU.
         tile_step_size: step between nnU-Net's windows, as a fraction of their size.
         use_mirroring: whether to predict mirrored images as well, as nnU-Net does.
@@ -105,17 +113,32 @@ def predict(
     if output.resolve() == Path(input).resolve():
         raise GrataError("must not be the folder of the images. Name another folder.", key="output")
     remove_leftovers(output)
-    predictor = AdaptedPredictor(model, method, settings, windows, affine, seed, device, tile_step_size, use_mirroring)
+    prepared_of = {fold: _of_fold(prepared, fold, "prepared") for fold in model.checkpoints}
+    predictor = AdaptedPredictor(
+        model, method, settings, affine, seed, prepared_of, device, tile_step_size, use_mirroring
+    )
     given = {
         "model_folder": model_folder, "input": input, "method": method, "settings": settings, "windows": windows,
         "folds": list(model.checkpoints), "checkpoint_name": checkpoint_name, "affine": affine, "seed": seed,
-        "site": site, "bank": bank, "device": device, "tile_step_size": tile_step_size, "use_mirroring": use_mirroring,
+        "site": site, "bank": bank, "start_from": start_from, "save_to": save_to, "reset": reset,
+        "prepared": prepared, "device": device, "tile_step_size": tile_step_size, "use_mirroring": use_mirroring,
     }  # fmt: skip
-    keepers = {
-        fold: Keeper(adapting, None if bank is None else str(Path(bank) / f"fold_{fold}"))
+    journal = Journal(output / JOURNAL)
+    sessions = {
+        fold: Session(
+            adapting,
+            windows,
+            None if bank is None else str(Path(bank) / f"fold_{fold}"),
+            _of_fold(start_from, fold, "start_from"),
+            None if save_to is None else Path(save_to) / f"fold_{fold}",
+            journal,
+            reset,
+            site,
+            about={"fold": fold},
+        )
         for fold, adapting in predictor.methods.items()
     }
-    run = _Run(predictor, keepers, output, save_probabilities, site, traceback)
+    run = _Run(predictor, sessions, journal, output, save_probabilities, traceback)
     done = set() if overwrite else {case for case in cases if run.is_done(case)}
     run.start({case: files for case, files in cases.items() if case not in done})
     faults += run.faults
@@ -130,7 +153,7 @@ def predict(
     }
     write_summary(output / "summary.json", **summary, settings=given)
     print(format_summary(**summary, output_dir=output))
-    for remark in run.remarks:
+    for remark in (remark for session in sessions.values() for remark in session.remarks()):
         print(f"note: {remark}")
     return 1 if faults else 0
 
@@ -141,23 +164,21 @@ class _Run:
     def __init__(
         self,
         predictor: AdaptedPredictor,
-        keepers: Mapping[str, Keeper],
+        sessions: Mapping[str, Session],
+        journal: Journal,
         output: Path,
         save_probabilities: bool,
-        site: str | None,
         traceback: bool,
     ) -> None:
         self.predictor = predictor
-        self.keepers = keepers
+        self.sessions = sessions
+        self.journal = journal
         self.model = predictor.model
         self.output = output
         self.save_probabilities = save_probabilities
-        self.site = site
         self.traceback = traceback
-        self.journal = Journal(output / JOURNAL)
         self.finished: list[str] = []
         self.faults: list[Fault] = []
-        self.remarks: list[str] = []
         self._ending = self.model.dataset["file_ending"]
 
     def is_done(self, case: str) -> bool:
@@ -176,47 +197,36 @@ class _Run:
             with atomic_write(self.output / name) as temporary:
                 temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
         self.journal.keep({str(line.get("case")) for line in self.journal.lines()} - cases.keys())
-        methods = self.predictor.methods
-        committed: dict[str, Any] = {}
-        for case, files in tqdm(cases.items(), desc=next(iter(methods.values())).name, unit="case"):
+        name = next(iter(self.sessions.values())).method.name
+        for case, files in tqdm(cases.items(), desc=name, unit="case"):
             try:
                 self._case(case, files)
-            except OutputError:
+            except RunError:
                 raise
             except Exception as error:  # noqa: BLE001 (readers, nnU-Net and networks can raise anything)
                 if self.traceback:
                     tracebacks.print_exception(error)
                 self.faults.append(Fault(case, explain(error, "--traceback true")))
                 tqdm.write(f"{case}: {self.faults[-1].message}")
-                for fold, method in methods.items():
-                    if committed:
-                        method.load_state_dict(committed[fold])
-                    else:
-                        method.restore()
-                self.journal.append({"case": case, "fault": self.faults[-1].message, "version": __version__})
+                next(iter(self.sessions.values())).fail(case, self.faults[-1].message)
             else:
-                committed = {fold: method.state_dict() for fold, method in methods.items()}
                 self.finished.append(case)
 
     def _case(self, case: str, files: list[Path]) -> None:
+        """Do one case. Its final name marks it as finished, and comes last, so that it is never missing in the bank."""
         data, properties = self._preprocess(files)
-        lines = [self._adapt(case, fold, data) for fold in self.predictor.methods]
-        self._finish(case, self.predictor.logits(data), properties, lines)
-
-    def _adapt(self, case: str, fold: str, data: torch.Tensor) -> dict[str, Any]:
-        method, started = self.predictor.methods[fold], time.perf_counter()
-        self.keepers[fold].begin(data[None], [self.site] if self.site else [])
-        record = merged_record(self.predictor.adapt(fold, data, self.site))
-        return {
-            "case": case,
-            "site": self.site,
-            "fold": fold,
-            "method": method.name,
-            "version": __version__,
-            **record,
-            "parameter_change": method.parameter_change(),
-            "seconds": round(time.perf_counter() - started, 4),
-        }
+        with (
+            atomic_write(self.output / f"{case}{self._ending}") as temporary,
+            together([session.case(data[None], case) for session in self.sessions.values()]) as folds,
+        ):
+            for adapting in folds:
+                self.predictor.adapt(adapting, data)
+            for adapting in folds:
+                adapting.restart_clock()
+            logits = self.predictor.logits(data)
+            for adapting in folds:
+                logits = adapting.judge(logits)
+            self._export(case, logits, properties, temporary)
 
     def _preprocess(self, files: list[Path]) -> tuple[torch.Tensor, dict[str, Any]]:
         model = self.model
@@ -233,30 +243,34 @@ class _Run:
             ) from error
         return torch.from_numpy(data).to(torch.float32), properties
 
-    def _finish(self, case: str, logits: torch.Tensor, properties: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-        """Export a case as nnU-Net does, keep its adaptation, and only then give its segmentation its final name.
-
-        The final name marks the case as finished, so a finished case is never missing in the bank.
-        """
+    def _export(self, case: str, logits: torch.Tensor, properties: dict[str, Any], temporary: Path) -> None:
+        """Write the segmentation under a temporary name, as nnU-Net does, and the probabilities beside it."""
         from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
         model = self.model
-        with atomic_write(self.output / f"{case}{self._ending}") as temporary:
-            truncated = str(temporary).removesuffix(self._ending)
-            export_prediction_from_logits(
-                logits,
-                properties,
-                model.configuration,
-                model.plans,
-                model.dataset,
-                truncated,
-                self.save_probabilities,
-            )
-            for keeper in self.keepers.values():
-                keeper.keep()
-            for ending in (".npz", ".pkl") if self.save_probabilities else ():
-                os.replace(truncated + ending, self.output / f"{case}{ending}")
-            for line in lines:
-                self.journal.append(line)
-                if line["flags"]:
-                    self.remarks.append(f"{case}, fold {line['fold']}: {', '.join(line['flags'])}")
+        truncated = str(temporary).removesuffix(self._ending)
+        export_prediction_from_logits(
+            logits,
+            properties,
+            model.configuration,
+            model.plans,
+            model.dataset,
+            truncated,
+            self.save_probabilities,
+        )
+        for ending in (".npz", ".pkl") if self.save_probabilities else ():
+            os.replace(truncated + ending, self.output / f"{case}{ending}")
+
+
+def _of_fold(path: str | Path | None, fold: str, key: str) -> Path | None:
+    """Return the file of a fold in a folder, or the file itself.
+
+    Raises:
+        GrataError: the folder has no file of the fold.
+    """
+    if path is None or not Path(path).is_dir():
+        return None if path is None else Path(path)
+    file = Path(path) / f"fold_{fold}.safetensors"
+    if not file.is_file():
+        raise GrataError(f"{path} has no fold_{fold}.safetensors. Name a folder with one file for each fold.", key)
+    return file

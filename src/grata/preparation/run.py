@@ -24,7 +24,7 @@ from ..networks import HEADS
 from ..normalization import BatchStatistics, ScriptedNetwork, collect_affine_parameters
 from ..objectives import activate
 from ..prepared import Prepared, SavedHeads, network_digest
-from ..workflows.configuration import explain, quiet
+from ..session.faults import explain, quiet
 from .fisher import squared_gradient
 from .moments import ShapeMoments, channel_masks
 from .training import train_heads

@@ -1,0 +1,8 @@
+"""Bundles in Model Zoo layout: what their configurations say, and one overlay that adapts any of them."""
+
+from .configuration import effective_settings, start
+from .head import Head, find_head, is_unit_range
+from .overlay import ZooAdaptation
+from .start import begin, overlay
+
+__all__ = ["Head", "ZooAdaptation", "begin", "effective_settings", "find_head", "is_unit_range", "overlay", "start"]

@@ -1,0 +1,150 @@
+"""Checks before a bundle is run with the overlay: mistyped keys, keys of the same name, plain messages."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, run
+from monai.bundle.utils import ID_SEP_KEY
+from monai.utils import ensure_tuple
+
+from ..checks import did_you_mean
+from ..engines import EvaluatorRun
+from ..errors import GrataError
+from ..session.faults import plain_errors
+from .configuration import check_method_settings, running_workflow
+
+__all__ = ["begin", "bundle_postprocessing", "check_collisions", "check_overrides", "evaluators", "overlay"]
+
+_OF_MONAI = ("bundle_root", "workflow_type", "workflow_name", "properties_path")
+"""Options of the command line that MONAI itself reads."""
+
+
+def overlay() -> Path:
+    """Return the path of the overlay that adapts any bundle in Model Zoo layout. Its first lines say how to use it."""
+    return Path(__file__).with_name("adapt.yaml")
+
+
+def begin() -> None:
+    """Check the running configuration, as the first expression of the overlay's ``adapt``.
+
+    Raises:
+        GrataError: the bundle has a key that the overlay would replace, nothing reads a key of the command line (it may
+            be mistyped), or there is no evaluator.
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return
+    config = workflow.parser.get()
+    plain_errors(
+        config["adaptation"].get("traceback"),
+        EvaluatorRun.hint,
+        "The bundle's outputs and the saved adaptation are kept. A bank goes on by itself; without a bank give "
+        "--adaptation#start_from.",
+    )
+    check_method_settings(config)
+    files, overrides = _command()
+    check_collisions(files)
+    check_overrides(files, overrides)
+    reference = config["adaptation"].get("evaluator")
+    if isinstance(reference, str) and reference.startswith("@") and _id(reference) not in workflow.parser:
+        engines = ", ".join(sorted(evaluators(config))) or "none"
+        raise GrataError(
+            f"the configuration has no {reference[1:]}; its evaluators: {engines}. Run the "
+            "overlay after the bundle's configs/inference.json, or name the engine, for example --adaptation#evaluator "
+            "@validate#evaluator.",
+            key="adaptation#evaluator",
+        )
+
+
+def bundle_postprocessing() -> Any:
+    """Return the postprocessing of the running workflow's evaluator.
+
+    If it has none, the configuration's ``postprocessing`` is returned, which a handler may apply, or else None.
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return None
+    evaluator = _id(str(workflow.parser.get()["adaptation"].get("evaluator")))
+    for key in (f"{evaluator}{ID_SEP_KEY}postprocessing", "postprocessing"):
+        if key in workflow.parser:
+            return workflow.parser.get_parsed_content(key)
+    return None
+
+
+def check_collisions(files: list[Path]) -> None:
+    """Check that the overlay replaces no key of the configuration files before it.
+
+    Args:
+        files: configuration files in their order, the overlay among them or not.
+
+    Raises:
+        GrataError: a file has a key of the overlay.
+    """
+    ours = ConfigParser.load_config_file(overlay())
+    for path in files:
+        keys = ConfigParser.load_config_file(path)
+        adaptation = keys.get("adaptation")
+        if isinstance(adaptation, Mapping) and adaptation.get("_target_") == ours["adaptation"]["_target_"]:
+            return
+        taken = sorted(ours.keys() & {key.lstrip("+") for key in keys})
+        if taken:
+            own = " The file has its own workflow for adaptation: run that one." if "adapt" in taken else ""
+            raise GrataError(
+                f"{path} has a key {taken[0]}, which the overlay would replace.{own} Rename that key, or leave the "
+                "file out."
+            )
+
+
+def check_overrides(files: list[Path], overrides: Mapping[str, Any]) -> None:
+    """Check that every key of the command line is read by something; MONAI accepts any key.
+
+    Args:
+        files: all configuration files, the overlay among them; without any, nothing is checked.
+        overrides: values of the command line, by key.
+
+    Raises:
+        GrataError: nothing reads a key.
+    """
+    config: dict[str, Any] = {}
+    for path in files:
+        config |= {key.lstrip("+"): value for key, value in ConfigParser.load_config_file(path).items()}
+    known = {*config, *_OF_MONAI} if config else set()
+    arguments = config.get("adaptation") or {}
+    for key in overrides if config else ():
+        head, _, rest = key.lstrip("+").partition("#")
+        if head not in known:
+            hint = did_you_mean(head, known, "Nothing in the configuration has that name.", "--")
+            if head in arguments:
+                hint = f"Did you mean --adaptation#{head}?"
+            raise GrataError(f"there is no such key. {hint}", key=f"--{key}")
+        name = rest.split("#")[0]
+        if head == "adaptation" and name not in arguments:
+            hint = did_you_mean(name, arguments, f"The keys are {', '.join(arguments)}.", "--adaptation#")
+            raise GrataError(f"there is no such key. {hint}", key=f"--{key}")
+
+
+def _command() -> tuple[list[Path], Mapping[str, Any]]:
+    """Return the configuration files and overrides of the running ``monai.bundle run``, empty if it is not running."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is run.__code__:
+            files = frame.f_locals["config_file"]
+            return list(map(Path, ensure_tuple(files) if files else ())), frame.f_locals["override"]
+        frame = frame.f_back
+    return [], {}
+
+
+def evaluators(config: Any, key: str = "") -> list[str]:
+    """Return the keys of all components that are evaluators, nested ones with ``#``."""
+    if not isinstance(config, Mapping):
+        return []
+    found = [key] if "Evaluator" in str(config.get("_target_", "")) else []
+    return found + [name for k, v in config.items() for name in evaluators(v, f"{key}#{k}" if key else str(k))]
+
+
+def _id(reference: str) -> str:
+    return reference.removeprefix("@").replace("#", ID_SEP_KEY)

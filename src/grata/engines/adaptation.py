@@ -1,0 +1,253 @@
+"""Adapt the network of a ``SupervisedEvaluator`` to each batch, just before it predicts the batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import IterationEvents, SupervisedEvaluator
+from monai.utils import CommonKeys
+from monai.utils.enums import PostFix
+from torch import nn
+
+from ..bank import AdapterBank
+from ..errors import GrataError
+from ..methods import GraTa, Method
+from ..session import Case, Guard, Journal, ResetPolicy, Session, WindowSelection
+from .private import is_last_handler
+
+__all__ = ["AdaptationHandler", "GraTaHandler"]
+
+
+class AdaptationHandler:
+    """A handler that plugs a method into ``monai.engines.SupervisedEvaluator``.
+
+    On ``ITERATION_STARTED`` the handler prepares the batch as the engine does (``prepare_batch``, device, AMP), and the
+    method adapts the network to it. The engine then predicts the batch with the adapted network, and the prediction is
+    judged before its postprocessing. On ``ITERATION_COMPLETED`` the batch is finished: the handlers before this one
+    have written its outputs. A batch that fails leaves no trace in the network. See :class:`grata.Session`.
+
+    With a ``SlidingWindowInferer`` and a volume larger than its window, the method adapts on some windows, never on
+    all, so the memory is that of one batch of windows. The source weights are those at the first batch, because
+    handlers may load them on ``STARTED``. When the engine runs again, or goes on with a method's saved state, this
+    handler undoes what such handlers loaded over the adapted parameters: attach it after them.
+
+    The evaluator's network may also be a module around the method's network, such as one that ends in the activation,
+    or a compiled one.
+
+    Args:
+        method: method that adapts the network.
+        windows: selection of windows of large volumes: a :class:`grata.WindowSelection` or its settings.
+        journal: file of JSON lines, one per case: case, site, losses, cosine, learning rate, gradient norms, change of
+            the parameters from the source, seconds, peak memory, method and version. None: no journal.
+        source_key: key under which the prediction of the source network is put into ``engine.state.batch``, where
+            postprocessing finds it. None: the source network does not predict.
+        case_key: key of the case ids in the batch.
+        site_key: key of the site names in the batch.
+        bank: one adaptation per site or scanner, which goes on from its last state, also in another run: an
+            :class:`grata.AdapterBank`, its folder, or a mapping of ``path`` and ``tags``.
+        start_from: saved adaptation to start from.
+        save_to: file of the saved adaptation of a stream without a bank, written after each case.
+        reset: policy that says when to start from the source network again, see :mod:`grata.session.resets`; None: as
+            in the method's paper.
+        site: site of batches that name none.
+        guard: judge of each prediction, see :class:`grata.session.Guard`.
+
+    Attributes:
+        session: session that adapts.
+        names: names of the next batch's images, for a run whose batches have none; empty: those in the batch.
+        finished: whether the last batch is finished, also where the last step of that failed.
+
+    Raises:
+        GrataError: a setting is refused.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        windows: WindowSelection | Mapping[str, Any] | None = None,
+        journal: Journal | str | Path | None = None,
+        source_key: str | None = None,
+        case_key: str = "case",
+        site_key: str = "site",
+        bank: AdapterBank | str | Path | Mapping[str, Any] | None = None,
+        start_from: str | Path | None = None,
+        save_to: str | Path | None = None,
+        reset: ResetPolicy | str | Mapping[str, Any] | None = None,
+        site: str | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        self.session = Session(method, windows, bank, start_from, save_to, journal, reset, site, guard)
+        self.source_key = source_key
+        self.case_key = case_key
+        self.site_key = site_key
+        self.names: tuple[str, ...] = ()
+        self.finished = False
+        self._case: Case | None = None
+
+    @property
+    def method(self) -> Method:
+        """Method that adapts the network."""
+        return self.session.method
+
+    @property
+    def journal(self) -> Journal | None:
+        """Journal of the session."""
+        return self.session.journal
+
+    @property
+    def flags(self) -> dict[str, tuple[str, ...]]:
+        """Flags of the record, by case; cases without flags are left out."""
+        return self.session.flags
+
+    def remarks(self) -> list[str]:
+        """Return one line for each case with flags, in the order of the cases."""
+        return self.session.remarks()
+
+    def attach(self, engine: SupervisedEvaluator) -> None:
+        """Register the handler on the engine's events.
+
+        Args:
+            engine: evaluator whose network is adapted.
+        """
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.adapt)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.judge)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.commit)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
+
+    def start(self, engine: SupervisedEvaluator) -> None:
+        """Let the engine predict with the method's network.
+
+        Raises:
+            GrataError: the engine's network is not the one that the method was given.
+        """
+        self.method.reassert()
+        if engine.network is self.method.given:
+            engine.network = self.method.network
+        elif all(module is not self.method.network for module in engine.network.modules()):
+            if any(module is self.method.given for module in engine.network.modules()):
+                scripted = isinstance(self.method.given, torch.jit.ScriptModule)
+                what = "a TorchScript network" if scripted else f"the network that {self.method.name} predicts with"
+                raise GrataError(
+                    f"{what} cannot be put inside a {type(engine.network).__name__}. Give the network itself "
+                    "to both the method and the evaluator.",
+                    key="network",
+                )
+            raise GrataError(
+                f"the evaluator predicts with another {type(engine.network).__name__} than the network that "
+                f"method {self.method.name} adapts. Give both the same.",
+                key="network",
+            )
+
+    def adapt(self, engine: SupervisedEvaluator) -> None:
+        """Adapt the network to ``engine.state.batch``.
+
+        Raises:
+            GrataError: the network needs more than the image, or the session refuses the batch.
+        """
+        state: Any = engine.state
+        batch: Any = engine.prepare_batch(state.batch, state.device, engine.non_blocking, **engine.to_kwargs)
+        images, _, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
+        if self.method.learns and (args or kwargs or getattr(engine.inferer, "with_coord", False)):
+            raise GrataError(
+                "the network gets more than the image, and adaptation cannot make views of the rest. "
+                "Use method source or ptbn, or a network that takes the image alone.",
+                key="prepare_batch, inferer",
+            )
+        names = list(self.names) or self._items(engine, self.case_key)
+        names = names or [f"iteration-{state.iteration}-{index}" for index in range(len(images))]
+        case = self.session.case(images, names, self._items(engine, self.site_key) or None, self._meta(engine))
+        self._case = case.__enter__()
+        if self.source_key is not None:
+            with self.method.source_network() as source, engine.mode(engine.network), _precision(engine):
+                network = source if engine.network is self.method.network else engine.network
+                state.batch[self.source_key] = engine.inferer(images, network, *args, **kwargs)
+        with _precision(engine):
+            case.adapt(engine.inferer)
+
+    def judge(self, engine: SupervisedEvaluator) -> None:
+        """Check the prediction before its postprocessing, and put the one to use in its place.
+
+        Raises:
+            GrataError: the prediction is not finite.
+        """
+        output: Any = engine.state.output
+        assert self._case is not None  # the batch was adapted to
+        output[CommonKeys.PRED] = self._case.judge(output[CommonKeys.PRED])
+
+    def commit(self, engine: SupervisedEvaluator) -> None:
+        """Finish the batch: write the journal's lines and keep the adaptation."""
+        assert self._case is not None  # the batch was adapted to
+        case, self._case = self._case, None
+        try:
+            case.__exit__(None, None, None)
+        finally:
+            self.finished = case.finished
+
+    def fail(self, engine: SupervisedEvaluator, error: Exception) -> None:
+        """Put everything back to before the batch; the error is raised again, unless a later handler takes it."""
+        if self._case is not None:
+            case, self._case = self._case, None
+            case.__exit__(type(error), error, error.__traceback__)
+        # ignite raises an error itself only where nothing handles it
+        if is_last_handler(engine, Events.EXCEPTION_RAISED, self.fail):
+            raise error
+
+    def _meta(self, engine: SupervisedEvaluator) -> Mapping[str, Any]:
+        """Return the metadata that loading put beside images that are not a ``MetaTensor``."""
+        batch: Any = engine.state.batch
+        return batch.get(PostFix.meta(CommonKeys.IMAGE), {}) if isinstance(batch, Mapping) else {}
+
+    def _items(self, engine: SupervisedEvaluator, key: str) -> list[str]:
+        batch: Any = engine.state.batch
+        if isinstance(batch, Mapping):
+            value = batch.get(key, [])
+            return [str(v) for v in ([value] if isinstance(value, str) else value)]
+        items = batch if isinstance(batch, list) else []
+        return [str(item[key]) for item in items if isinstance(item, Mapping) and key in item]
+
+
+class GraTaHandler(AdaptationHandler):
+    """An :class:`AdaptationHandler` with GraTa as its method.
+
+    Args:
+        network: network of the evaluator.
+        windows, journal, source_key, case_key, site_key, bank, start_from, save_to, reset, site: see
+            :class:`AdaptationHandler`.
+        settings: settings of :class:`grata.methods.GraTa`, e.g. ``activation="softmax", lr=1e-4``.
+
+    Example::
+
+        evaluator = SupervisedEvaluator(device, loader, network, val_handlers=[GraTaHandler(network, lr=1e-4)])
+        evaluator.run()
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        windows: WindowSelection | Mapping[str, Any] | None = None,
+        journal: Journal | str | Path | None = None,
+        source_key: str | None = None,
+        case_key: str = "case",
+        site_key: str = "site",
+        bank: AdapterBank | str | Path | Mapping[str, Any] | None = None,
+        start_from: str | Path | None = None,
+        save_to: str | Path | None = None,
+        reset: ResetPolicy | str | Mapping[str, Any] | None = None,
+        site: str | None = None,
+        **settings: Any,
+    ) -> None:
+        method = GraTa(network=network, **settings)
+        super().__init__(
+            method, windows, journal, source_key, case_key, site_key, bank, start_from, save_to, reset, site
+        )
+
+
+def _precision(engine: SupervisedEvaluator) -> contextlib.AbstractContextManager:
+    """Return the engine's own autocast, which handlers run outside of."""
+    return torch.autocast("cuda", **engine.amp_kwargs) if engine.amp else contextlib.nullcontext()

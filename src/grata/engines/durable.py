@@ -1,0 +1,326 @@
+"""A run over a folder of scans that can be stopped at any moment and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from filelock import FileLock, Timeout
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents, SupervisedEvaluator
+from torch.utils.data import DataLoader, SequentialSampler
+from tqdm import tqdm
+
+from .._version import __version__
+from ..data import Discovery, Fault
+from ..errors import GrataError, OutputError, RunError
+from ..files import JOURNAL, OVERVIEW, atomic_write, check_output_dir, remove_leftovers
+from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary, write_volumes
+from ..session import Case, Journal, explain
+from ..session.faults import STOPPED, TRACEBACK_HINT
+from .adaptation import AdaptationHandler
+from .earlier import comparable
+from .outputs import OutputHandler
+from .run import EvaluatorRun
+
+__all__ = ["AdaptationRun"]
+
+_STATE = "state.pt"
+_BEGUN = ".begun"
+_TABLES = (_STATE, "scores.csv", "volumes.csv", "summary.json", OVERVIEW, JOURNAL)
+
+
+class AdaptationRun(EvaluatorRun):
+    """A run of an evaluator over all cases that were found, with a summary at its end.
+
+    Faults are those of an :class:`EvaluatorRun`. After each case everything that the next one depends on is on the
+    disk, in ``state.pt`` and the adapter bank: a run that was stopped at any moment and is resumed ends as if it had
+    never stopped.
+
+    Args:
+        evaluator: evaluator that predicts one case per batch, in order, from a data loader over a
+            ``monai.data.Dataset``; its handlers are ``outputs`` and then ``adaptation``.
+        discovery: cases to predict, and faults of the files that are not cases.
+        adaptation: handler that adapts the evaluator's network; its journal should be ``journal.jsonl`` in
+            ``output_dir``.
+        outputs: handler that writes the outputs of each case.
+        output_dir: folder of this run; it is created if it does not exist.
+        settings: plain values that a resumed run must share with the stopped one (method, seed, ...); the summary
+            lists them too.
+        resume: whether to go on with the run that was stopped in ``output_dir``; if there is none, a new one starts.
+        overwrite: whether to remove the files of an earlier run from ``output_dir`` and start anew.
+        traceback: whether to show the Python traceback of each fault.
+
+    Raises:
+        GrataError: ``output_dir`` cannot be written, is in use by another run, or holds an earlier run that is neither
+            resumed nor overwritten, or that has other settings; the evaluator does not take cases one at a time and in
+            order; the handlers are not attached.
+    """
+
+    hint: ClassVar[str] = TRACEBACK_HINT
+    unit: ClassVar[str] = "case"
+
+    def __init__(
+        self,
+        evaluator: SupervisedEvaluator,
+        discovery: Discovery,
+        adaptation: AdaptationHandler,
+        outputs: OutputHandler,
+        output_dir: str | Path,
+        settings: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        traceback: bool = False,
+    ) -> None:
+        self.discovery = discovery
+        self.session = adaptation.session
+        self.outputs = outputs
+        self.output_dir = check_output_dir(output_dir)
+        self.settings = json.loads(json.dumps(dict(settings or {}), default=str))
+        self.finished: list[str] = []
+        _check_evaluator(evaluator, adaptation, outputs)
+        super().__init__(evaluator, adaptation, traceback)
+        self.faults = list(discovery.faults)
+        self._stopped_by: RunError | None = None
+        self._source_hash = _hash(self.session.network)
+        # Held until the process ends, however it ends; the file stays, because removing it would let two runs in.
+        self._lock = FileLock(self.output_dir / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise GrataError(
+                f"another run is writing to {self.output_dir}. Wait for it, or choose another folder.", key="output_dir"
+            ) from error
+        try:
+            self._open(resume, overwrite)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def run(self) -> int:
+        """Run all cases that are not finished yet, write the tables, print the summary.
+
+        Returns:
+            Exit status: 0 if every case was finished, 1 if there were faults.
+
+        Raises:
+            GrataError: there is no scan, or a fault belongs to no case.
+        """
+        if not self.discovery.cases and not self.discovery.faults:
+            raise GrataError(
+                "no scan was found in it. Give a folder with NIfTI files or DICOM series.", key="dataset_dir"
+            )
+        started = time.perf_counter()
+        try:
+            self._attach()
+            self.evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._note)
+            self.session.store = self._store
+            done = set(self.finished)
+            self._run_all([[index] for index, name in self._names.items() if name not in done])
+            return self._close(time.perf_counter() - started)
+        finally:
+            self._lock.release()
+
+    def _named(self, indices: list[int]) -> dict[int, str]:
+        return {index: self._dataset.data[index]["case"] for index in indices}
+
+    def _check_images(self) -> None:
+        """Leave it to :meth:`run`: files that are no scan are reported even where there is no other."""
+
+    def _open(self, resume: bool, overwrite: bool) -> None:
+        state_file, journal = self.output_dir / _STATE, self.output_dir / JOURNAL
+        if resume and overwrite:
+            raise GrataError(
+                "resume goes on with the earlier run, overwrite removes it. Give one of them.", key="resume, overwrite"
+            )
+        if resume and state_file.is_file():
+            self._resume(_read_state(state_file))
+        elif overwrite:
+            self._remove_earlier_run()
+        elif resume and self._finished_without_state():
+            raise GrataError(
+                f"the run in {self.output_dir} has lost its {_STATE}. Put it back, start anew with "
+                "--overwrite true instead, or choose another folder.",
+                key="resume",
+            )
+        elif not resume and (state_file.exists() or journal.exists()):
+            raise GrataError(
+                f"{self.output_dir} holds the results of an earlier run. Add --resume true to go on with "
+                "it, --overwrite true to replace it, or choose another folder.",
+                key="output_dir",
+            )
+        self._remove_unfinished()
+        remove_leftovers(self.output_dir)
+        if self.session.journal is not None:
+            self.session.journal.keep(set(self.finished))
+
+    def _finished_without_state(self) -> bool:
+        """Return whether cases were finished: a single line may come from a run killed before its first commit."""
+        lines = [line for line in Journal(self.output_dir / JOURNAL).lines() if "fault" not in line]
+        return len(lines) > 1 or (len(lines) == 1 and (self.output_dir / "summary.json").exists())
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        before, now = comparable(json.loads(state["settings"])), comparable(self.settings)
+        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        if changed or state["source"] != self._source_hash:
+            other = f"other settings ({', '.join(changed)})" if changed else "other weights"
+            raise GrataError(
+                f"the run in {self.output_dir} had {other}. Give the same, or start anew in another output_dir.",
+                key="resume",
+            )
+        self.finished = list(state["finished"])
+        self.outputs.scores = json.loads(state["scores"])
+        self.outputs.volumes = json.loads(state["volumes"])
+        self.session.flags |= {case: tuple(flags) for case, flags in json.loads(state["flags"]).items()}
+        self.session.resume(state["method"], json.loads(state.get("kept", "null")))
+
+    def _remove_earlier_run(self) -> None:
+        """Remove the files of an earlier run, and nothing else."""
+        journal = Journal(self.output_dir / JOURNAL)
+        cases = {str(line["case"]) for line in journal.lines() if "case" in line}
+        for path in (*(self.output_dir / name for name in _TABLES), *(p for c in cases for p in self.outputs.paths(c))):
+            path.unlink(missing_ok=True)
+
+    def _note(self, engine: Engine) -> None:
+        """Note the case whose outputs are about to be written, so that they are found if the run is killed."""
+        batch: Any = engine.state.batch
+        with atomic_write(self.output_dir / _BEGUN) as temporary:
+            temporary.write_text("\n".join(map(str, batch["case"])), encoding="utf-8")
+
+    def _remove_unfinished(self) -> None:
+        begun = self.output_dir / _BEGUN
+        if begun.is_file():
+            for case in begun.read_text(encoding="utf-8").splitlines():
+                if case not in self.finished:
+                    self.outputs.remove(case)
+            begun.unlink()
+
+    def _store(self, case: Case, state: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:
+        """Write what a resumed run goes on from."""
+        finished = [*self.finished, *case.names]
+        content = {
+            "method": dict(state),
+            "finished": finished,
+            "scores": json.dumps(self.outputs.scores),
+            "volumes": json.dumps(self.outputs.volumes),
+            "flags": json.dumps(self.session.flags),
+            "kept": json.dumps(kept),
+            "settings": json.dumps(self.settings, sort_keys=True),
+            "source": self._source_hash,
+        }
+        # On a full disk torch.save would raise a RuntimeError about its archive.
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        with atomic_write(self.output_dir / _STATE) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+        self.finished = finished
+
+    def _fail(self, index: int, error: Exception) -> None:
+        message = self._report(self._names[index], error)
+        try:
+            self.session.fail(self._names[index], message)
+        except OutputError as unwritten:
+            self._stopped_by = unwritten
+            self.faults.append(Fault(self._names[index], str(unwritten)))
+
+    def _stop(self, index: int | None, error: Exception, reason: RunError) -> None:
+        self._stopped_by = reason
+        if index is not None:
+            self._report(self._names[index], error)
+        else:
+            lost = f"it is finished, but its adaptation could not be saved: {reason}"
+            self.faults.append(Fault(self.finished[-1], lost))
+
+    def _report(self, name: str, error: Exception) -> str:
+        message = explain(error, self.hint)
+        tqdm.write(f"{name}: {message}")
+        with contextlib.suppress(OSError):
+            self.outputs.remove(name)
+            (self.output_dir / _BEGUN).unlink(missing_ok=True)
+        self.faults.append(Fault(name, message))
+        self._bar.update(1)
+        return message
+
+    def _close(self, seconds: float) -> int:
+        scores, volumes = (
+            [row for case in sorted(rows) for row in rows[case]] for rows in (self.outputs.scores, self.outputs.volumes)
+        )
+        found = {*self.finished, *(case["case"] for case in self.discovery.cases)}
+        found |= {fault.case for fault in self.faults}
+        summary: dict[str, Any] = {
+            "method": self.session.method.name,
+            "version": __version__,
+            "cases_found": len(found),
+            "cases_finished": len(self.finished),
+            "faults": self.faults,
+            "scores": summarise_scores(scores),
+        }
+        unwritten = None
+        try:
+            write_volumes(volumes, self.output_dir / "volumes.csv")
+            if scores:
+                write_scores(scores, self.output_dir / "scores.csv")
+                overview_figure(scores, self.output_dir / OVERVIEW)
+            (self.output_dir / _BEGUN).unlink(missing_ok=True)
+            write_summary(self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings)
+        except GrataError as error:
+            unwritten = error
+        print(format_summary(**summary, seconds=seconds, output_dir=self.output_dir))
+        for remark in self.session.remarks():
+            print(f"note: {remark}")
+        if unwritten is not None:
+            print(f"error: {unwritten}")
+        if self._stopped_by is not None:
+            left = sum(case["case"] not in self.finished for case in self.discovery.cases)
+            print(f"stopped early: {left} cases are left. {STOPPED}")
+        return 1 if self.faults or unwritten else 0
+
+
+def _check_evaluator(engine: SupervisedEvaluator, adaptation: AdaptationHandler, outputs: OutputHandler) -> None:
+    loader = engine.data_loader
+    if not isinstance(loader, DataLoader):
+        raise GrataError(f"must be a DataLoader over a Dataset, got a {type(loader).__name__}.", key="dataloader")
+    if loader.batch_size != 1:
+        raise GrataError(
+            f"cases are taken one at a time here, got {loader.batch_size}. Leave it at 1.",
+            key="dataloader#batch_size",
+        )
+    if not isinstance(loader.sampler, SequentialSampler):
+        raise GrataError(
+            "cases are taken in order here, so that a run can be resumed. Leave it false.", key="dataloader#shuffle"
+        )
+    adapts = engine.has_event_handler(adaptation.adapt, Events.ITERATION_STARTED)
+    writes = engine.has_event_handler(outputs.write, Events.ITERATION_COMPLETED)
+    for part, attached in ((adaptation, adapts), (outputs, writes)):
+        if not attached:
+            raise GrataError(
+                f"{type(part).__name__} is not among the evaluator's handlers. Give @outputs and @adaptation.",
+                key="handlers",
+            )
+
+
+def _hash(network: torch.nn.Module) -> str:
+    """Return the SHA-256 of all source weights: a run is never resumed with another network."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    # A damaged archive or pickle can raise almost any exception.
+    with contextlib.suppress(Exception):
+        state = torch.load(path, weights_only=True)
+        if {"method", "finished", "scores", "volumes", "flags", "settings", "source"} <= state.keys():
+            return state
+    raise GrataError(
+        f"{path} is damaged or not the state of a run. Start anew with --overwrite true instead.", key="resume"
+    )

@@ -1,0 +1,297 @@
+"""A run of an evaluator over all of its images; an image that fails does not stop it."""
+
+from __future__ import annotations
+
+import traceback as tracebacks
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
+from monai.utils import CommonKeys
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from tqdm import tqdm
+
+from ..data import Fault
+from ..errors import GrataError, RunError
+from ..session import causes, explain
+from .adaptation import AdaptationHandler
+from .private import forget_run, silence
+
+__all__ = ["EvaluatorRun"]
+
+_ENDINGS = (
+    ".nii.gz",
+    ".nii",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".npy",
+)
+
+
+class EvaluatorRun:
+    """A run of an evaluator over all images of its data loader.
+
+    An image that fails (in reading, adaptation, prediction or writing) is reported and leaves no trace in the network,
+    and the run goes on; the images of a larger batch are then taken one by one. After a fault the evaluator starts
+    again with the images that are left, so its handlers average over the images since the last fault only. A fault
+    before the first image or after the last one belongs to no image and ends the run. Images are taken in the order of
+    the data set, even if the loader would shuffle them.
+
+    Args:
+        evaluator: evaluator with any data loader; with a stream without indices, the first fault ends the run.
+        handler: handler that adapts the network; it is attached if it is not yet. A batch is finished after all other
+            handlers of the evaluator.
+        traceback: whether to show the Python traceback of each fault.
+
+    Attributes:
+        images: number of images; of a stream, the number that came.
+        done: number of images that were finished.
+        faults: images that failed, by the names of their files or their places in the list, and why.
+
+    Raises:
+        GrataError: there is no image.
+    """
+
+    hint: ClassVar[str] = "--adaptation#traceback true"
+    """Option that shows the traceback of a fault."""
+
+    unit: ClassVar[str] = "image"
+
+    def __init__(self, evaluator: SupervisedEvaluator, handler: AdaptationHandler, traceback: bool = False) -> None:
+        self.evaluator = evaluator
+        self.handler = handler
+        self.traceback = traceback
+        self.images = self.done = 0
+        self.faults: list[Fault] = []
+        self._loader = evaluator.data_loader
+        self._batches: list[list[int]] | None = None
+        if isinstance(self._loader, DataLoader) and not isinstance(self._loader.dataset, IterableDataset):
+            self._dataset = self._loader.dataset
+            self._batches = _batches(self._loader)
+            self.images = sum(map(len, self._batches))
+            self._names = self._named([index for batch in self._batches for index in batch])
+            self._check_images()
+
+    def run(self) -> Any:
+        """Run the evaluator. May be called once.
+
+        Raises:
+            GrataError: a stream had no image.
+            RunError: no later image could be done either.
+            Exception: a fault before the first image or after the last, or the first fault of a stream.
+        """
+        self._attach()
+        if self._batches is None:
+            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._count)
+            self.evaluator.run()
+            self._check_images()
+            return
+        self._run_all(self._batches)
+
+    def _run_all(self, pending: list[list[int]]) -> None:
+        engine = self.evaluator
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._name)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._next)
+        self._move_commit()
+        with tqdm(total=sum(map(len, pending)), desc=self.handler.method.name, unit=self.unit) as self._bar:
+            while pending:
+                pending = self._run(pending)
+        engine.data_loader = self._loader
+
+    def _attach(self) -> None:
+        engine = self.evaluator
+        if not engine.has_event_handler(self.handler.adapt, Events.ITERATION_STARTED):
+            self.handler.attach(engine)
+        # This run reports each fault itself, with its traceback if that is asked for.
+        silence(engine)
+
+    def _move_commit(self) -> None:
+        """Let the batch be finished after all that the evaluator does with it, and before this run counts it."""
+        for step in (self.handler.commit, self._next):
+            if self.evaluator.has_event_handler(step, Events.ITERATION_COMPLETED):
+                self.evaluator.remove_event_handler(step, Events.ITERATION_COMPLETED)
+            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, step)
+
+    def _run(self, pending: list[list[int]]) -> list[list[int]]:
+        """Run the evaluator up to a fault or the end, and return the batches that are left."""
+        engine = self.evaluator
+        assert isinstance(self._loader, DataLoader)  # a stream has no batches to run apart
+        forget_run(engine)
+        self._pending, self._at, self._begun = pending, 0, False
+        engine.data_loader = _loader_of(self._loader, pending)
+        engine.state.epoch_length = len(pending)
+        try:
+            engine.run()
+            return []
+        # Reading, a transform or a network can raise anything, and one image must not end the run.
+        except Exception as error:
+            # An interrupted library may raise an error of its own.
+            if not self._begun or any(not isinstance(cause, Exception) for cause in causes(error)):
+                raise
+            finished = self.handler.finished
+            if finished:
+                self._next(engine)
+            left = pending[self._at :]
+            if not left and not finished:
+                raise
+            left = self._after_fault(left, error, finished)
+        if not left:
+            # The bundle writes its results on these events, also when the last image failed.
+            engine.fire_event(Events.EPOCH_COMPLETED)
+            engine.fire_event(Events.COMPLETED)
+        return left
+
+    def _begin(self, engine: Engine) -> None:
+        self._begun = True
+        self.handler.finished = False
+
+    def _count(self, engine: Engine) -> None:
+        self.images += len(engine.state.batch) if isinstance(engine.state.batch, list) else 1
+        self.done = self.images
+
+    def _name(self, engine: Engine) -> None:
+        self.handler.names = tuple(self._names[index] for index in self._pending[self._at])
+
+    def _next(self, engine: Engine) -> None:
+        self.done += len(self._pending[self._at])
+        self._bar.update(len(self._pending[self._at]))
+        self._at += 1
+        self.handler.finished = False
+
+    def _after_fault(self, left: list[list[int]], error: Exception, finished: bool) -> list[list[int]]:
+        """Report a fault, and return the batches that are left to do.
+
+        Args:
+            left: batches that are not finished; the first one failed, unless ``finished``.
+            error: what was raised.
+            finished: whether the batch was finished, and only its adaptation could not be saved.
+        """
+        if self.traceback:
+            tracebacks.print_exception(error)
+        if stopped := next((cause for cause in causes(error) if isinstance(cause, RunError)), None):
+            self._stop(None if finished else left[0][0], error, stopped)
+            return []
+        failed, rest = left[0], left[1:]
+        if len(failed) > 1:
+            return [[index] for index in failed] + rest
+        self._fail(failed[0], error)
+        return rest
+
+    def _stop(self, index: int | None, error: Exception, reason: RunError) -> None:
+        """End the run where no later image could be done.
+
+        Args:
+            index: image that failed; None: the last one is finished, and its adaptation could not be saved.
+            error: what was raised.
+            reason: what led to it.
+        """
+        raise error
+
+    def _fail(self, index: int, error: Exception) -> None:
+        """Report the fault of an image."""
+        name = self._names[index]
+        message = _without_paths(explain(error, self.hint), self._dataset, index, name)
+        tqdm.write(f"{name}: {message}")
+        self.faults.append(Fault(name, message))
+        self._bar.update(1)
+        self.handler.session.fail(name, message)
+
+    def _named(self, indices: list[int]) -> dict[int, str]:
+        return _names(self._dataset, indices)
+
+    def _check_images(self) -> None:
+        if not self.images:
+            raise _no_image()
+
+
+def _no_image() -> GrataError:
+    return GrataError(
+        "the bundle finds no image. Check dataset_dir, and how the bundle's configuration lists the images in it: "
+        "files and folders must have the names that it expects.",
+        key="dataset",
+    )
+
+
+def _batches(loader: DataLoader) -> list[list[int]]:
+    """Return the indices of each batch, in the order of the data set."""
+    if not isinstance(loader.sampler, RandomSampler) and loader.batch_sampler is not None:
+        return [list(batch) for batch in loader.batch_sampler]
+    size = loader.batch_size or 1
+    dataset: Any = loader.dataset
+    indices = range(len(dataset))
+    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+
+def _loader_of(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
+    """Return the same loader for these batches alone."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batches,
+        num_workers=min(loader.num_workers, len(batches)),
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+    )
+
+
+def _names(dataset: Any, indices: list[int]) -> dict[int, str]:
+    """Return a name for each image.
+
+    The name is that of the image's file. Without such a file, with a name that several share, and for DICOM, whose
+    files and folders may name the patient, it has the image's place in the list.
+    """
+    found = {index: _file_name(_files(dataset, index)) or "image" for index in indices}
+    shared = Counter(found.values())
+    taken = {name for name, count in shared.items() if count == 1 and name != "image"}
+    names: dict[int, str] = {}
+    for index, name in found.items():
+        if name in taken:
+            names[index] = name
+            continue
+        numbered = f"{name}-{index + 1}"
+        while numbered in taken:
+            numbered += "-"
+        taken.add(numbered)
+        names[index] = numbered
+    return names
+
+
+def _file_name(files: list[Path]) -> str:
+    name = files[0].name if files else ""
+    lower = name.lower()
+    ending = next((ending for ending in _ENDINGS if lower.endswith(ending)), "")
+    return name[: -len(ending)] if ending else ""
+
+
+def _files(dataset: Any, index: int) -> list[Path]:
+    """Return the files that an item of a ``monai.data.Dataset`` names before it is read, the image's first."""
+    data = getattr(dataset, "data", None)
+    item = data[index] if isinstance(data, list | tuple) and index < len(data) else None
+    if not isinstance(item, Mapping):
+        item = {CommonKeys.IMAGE: item}
+    values = [item[key] for key in sorted(item, key=lambda key: key != CommonKeys.IMAGE)]
+    paths = [path for value in values for path in (value if isinstance(value, list | tuple) else [value])]
+    return [Path(path) for path in paths if isinstance(path, str | Path)]
+
+
+def _without_paths(message: str, dataset: Any, index: int, name: str) -> str:
+    """Return a message without the paths of an item's files, which may name the patient."""
+    paths = {str(path) for file in _files(dataset, index) for path in (file, file.resolve())}
+    for path in sorted(paths, key=len)[::-1]:
+        message = message.replace(path, name)
+    return message

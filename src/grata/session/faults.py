@@ -1,0 +1,171 @@
+"""Faults in plain words: what the user can put right, whatever raised it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import re
+import signal
+import sys
+import traceback as tracebacks
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..checks import constant, did_you_mean
+from ..data.identifiers import printable
+from ..errors import GrataError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["STOPPED", "TRACEBACK_HINT", "causes", "check_finite", "explain", "plain_errors", "quiet", "tensors_in"]
+
+# Options of the bundles' `adapt`; other commands have other options.
+TRACEBACK_HINT = "--traceback true"
+STOPPED = "Finished cases are kept; --resume true goes on with the rest."
+
+_TRACEBACK = "Traceback (most recent call last):\n"
+# What follows that line: the calls, then name and message of the exception, up to the next exception of the chain.
+_RAISED = re.compile(
+    r"(?:[ \t][^\n]*\n)*([^\s:]+)(?:: (.*?))?\s*(?:\n\n(?:Traceback|The above exception|During handling)|\Z)", re.DOTALL
+)
+# Addresses differ between runs, and line numbers of a library do not help the user.
+_NOISE = re.compile(r"\S+\.[ch]xx:\d+:\s+|\(0x[0-9a-fA-F]+\)| at 0x[0-9a-fA-F]+")
+
+
+def plain_errors(traceback: bool | str | None = False, hint: str | None = None, stopped: str = "") -> None:
+    """Report what ends the process in plain words from now on.
+
+    Args:
+        traceback: whether to leave Python's tracebacks as they are.
+        hint: option that shows them, see :func:`explain`.
+        stopped: sentence about the finished part of the work, shown on Ctrl-C.
+    """
+    if constant(traceback) is not True:
+        sys.excepthook = functools.partial(_plain_error, hint=hint, stopped=stopped)
+    quiet()
+
+
+def quiet() -> None:
+    """Hide MONAI's warnings about an image decoder that is not used here."""
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+
+
+def explain(error: BaseException, hint: str | None = None) -> str:
+    """Return one sentence for the user: the :class:`GrataError` behind ``error``, or else its root cause.
+
+    Args:
+        error: exception that was raised.
+        hint: option of the running command that shows the traceback, such as ``--traceback true``; None: there is none.
+    """
+    return printable(_explained(error, hint))
+
+
+def _explained(error: BaseException, hint: str | None) -> str:
+    chain = list(causes(error))
+    for link in chain:
+        if isinstance(link, GrataError) and _TRACEBACK not in str(link):
+            return str(link)
+    root = chain[-1]
+    if _TRACEBACK in str(root) and (own := re.findall(r"^grata\.errors\.\w+: (.*)$", str(root), flags=re.MULTILINE)):
+        return own[-1]
+    key, component = _config_item(error)
+    argument = re.search(r"unexpected keyword argument '(\w+)'", str(root))
+    if argument and callable(component) and argument[1] not in inspect.signature(component).parameters:
+        known = list(inspect.signature(component).parameters)
+        remedy = did_you_mean(argument[1], known, f"Its arguments are {', '.join(known)}.", f"{key}#")
+        name = getattr(component, "__name__", component)
+        return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {name}. {remedy}"
+    where = f"{key}: " if key else ""
+    shown = f" ({hint} shows where)" if hint else ""
+    return f"{where}{_sentence(type(root).__name__, str(root))}{shown}"
+
+
+def _sentence(name: str, text: str) -> str:
+    """Return an exception's name and message, with the first cause in place of the tracebacks that it quotes.
+
+    A worker process of the data loader hands over its exception as the text of a traceback, and MONAI's ``LoadImage``
+    quotes the traceback of each reader that it tried, that of the requested reader first.
+    """
+    own, _, quoted = text.partition(_TRACEBACK)
+    found = _RAISED.match(quoted)
+    cause = _sentence(found[1].rsplit(".", 1)[-1], found[2] or "") if found else ""
+    if "in DataLoader worker process" in own:
+        return cause or name
+    own = own.split("\n")[0] if cause else own.split("The current registered:")[0]
+    return " ".join(_NOISE.sub("", f"{name}: {own} {cause}").split())
+
+
+def _config_item(error: BaseException) -> tuple[str, Any]:
+    """Return key and class of what MONAI was building when it failed: its messages name no key."""
+    key, component = "", None
+    for frame, _ in tracebacks.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_resolve_one_item":
+            key = _shown(str(frame.f_locals.get("id", "")))
+        elif frame.f_code.co_name == "instantiate":
+            component = frame.f_locals.get("component", component)
+    return key, component
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield ``error`` and what led to it, the first cause last."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _shown(key: str) -> str:
+    """Return an id of MONAI's as users write it on the command line."""
+    from monai.bundle.utils import ID_SEP_KEY
+
+    return key.replace(ID_SEP_KEY, "#")
+
+
+def _plain_error(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None, hint: str | None, stopped: str
+) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        print(f"\nstopped. {stopped}".rstrip(), file=sys.stderr, flush=True)
+        if os.name == "posix":
+            # A shell sees by the signal that the user stopped the process; Python forgets it inside an evaluated
+            # expression.
+            sys.stdout.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+    elif isinstance(error, Exception):
+        print(f"error: {explain(error, hint)}", file=sys.stderr)
+    else:
+        tracebacks.print_exception(kind, error, trace)
+
+
+def check_finite(prediction: Iterable[torch.Tensor]) -> None:
+    """Check that a prediction is finite: postprocessing turns NaN into an empty segmentation, which looks valid.
+
+    Args:
+        prediction: tensors of the prediction, of any shape.
+
+    Raises:
+        GrataError: a tensor holds values that are not finite.
+    """
+    if not all(tensor.isfinite().all() for tensor in prediction):
+        raise GrataError(
+            "The prediction holds NaN or infinite values. Export the scan again with values in their usual range, or "
+            "check the weights."
+        )
+
+
+def tensors_in(prediction: Any) -> list[torch.Tensor]:
+    """Return the tensors of a prediction: itself, or those in a mapping, list or tuple, at any depth."""
+    if isinstance(prediction, Mapping):
+        prediction = list(prediction.values())
+    if isinstance(prediction, list | tuple):
+        return [tensor for item in prediction for tensor in tensors_in(item)]
+    return [prediction] if hasattr(prediction, "isfinite") else []

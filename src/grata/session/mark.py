@@ -1,0 +1,126 @@
+"""The mark that a network is being adapted, on the network itself: a second method would take it for the source."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+from torch import nn
+
+from ..errors import RunError
+from ..methods import Method
+
+__all__ = ["Mark", "loosen", "mark_of", "release", "restore", "take"]
+
+_KEY = "_adapted_by"
+
+
+class Mark:
+    """The method that adapts a network, and the session that holds it.
+
+    The method keeps the source weights, so the network can be restored after everything else that knew it is gone. A
+    copy of the network, also in a file, has no mark.
+
+    Args:
+        method: method whose network is marked.
+        holder: session that adapts; it is not kept alive.
+
+    Attributes:
+        method: method that adapts the network.
+    """
+
+    def __init__(self, method: Method, holder: object) -> None:
+        self.method = method
+        self._holder: weakref.ref[object] | None = weakref.ref(holder)
+
+    @property
+    def holder(self) -> object | None:
+        """The session; None once it is gone or has failed."""
+        return None if self._holder is None else self._holder()
+
+    def loosen(self) -> None:
+        """Let the next session have the network, which it restores first."""
+        self._holder = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+def mark_of(network: nn.Module) -> Mark | None:
+    """Return the mark of a network, of one inside it or of one around it; None: no method adapts it."""
+    for module in network.modules():
+        mark = vars(module).get(_KEY)
+        if isinstance(mark, Mark) and mark.method.active:
+            return mark
+    return None
+
+
+def take(method: Method, holder: object) -> None:
+    """Mark the network of a method as taken by a session.
+
+    A network that is still adapted by a session that is gone or has failed is restored first.
+
+    Args:
+        method: method that is about to adapt its network.
+        holder: its session.
+
+    Raises:
+        RunError: another method adapts the network for a session that is still there.
+    """
+    mark = mark_of(method.given)
+    if mark is not None and mark.method is method and mark.holder is holder:
+        return
+    if mark is not None and mark.method is not method:
+        if mark.holder is not None:
+            # What nobody can reach any more may still wait for its collection.
+            gc.collect()
+        if mark.holder is not None:
+            raise RunError(
+                f"method {mark.method.name} adapts it already, for a stream or a handler that is still there. "
+                "Call grata.restore(network) to bring its source weights back, and begin anew.",
+                key="network",
+            )
+        release(mark.method)
+    new = Mark(method, holder)
+    for module in method.given.modules():
+        vars(module)[_KEY] = new
+
+
+def loosen(session: Any) -> None:
+    """Let the next session have the network of one that has failed; that one may go on until then."""
+    mark = vars(session.method.given).get(_KEY)
+    if isinstance(mark, Mark) and mark.holder is session:
+        mark.loosen()
+
+
+def release(method: Method) -> None:
+    """Restore the source network of a method, and remove its mark."""
+    method.restore()
+    for module in method.given.modules():
+        mark = vars(module).get(_KEY)
+        if isinstance(mark, Mark) and mark.method is method:
+            del vars(module)[_KEY]
+
+
+def restore(network: nn.Module) -> bool:
+    """Bring the source weights of a network back, whoever adapts it, and remove what was attached to it.
+
+    A stream, handler or session that adapted the network has ended then; make a new one.
+
+    Args:
+        network: network that was given to :func:`grata.adapt`, to a handler or to a session.
+
+    Returns:
+        Whether the network was adapted.
+    """
+    mark = mark_of(network)
+    if mark is None:
+        return False
+    release(mark.method)
+    if mark.method.attached is not None:
+        mark.method.attached.detach()
+    return True

@@ -1,0 +1,383 @@
+"""One method on a stream of cases: what every entrance drives, and what is promised at all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import zip_longest
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+
+from ..errors import GrataError
+from ..methods import Method, StepRecord
+from ..methods.base import SKIPPED
+from .faults import check_finite, tensors_in
+from .guard import Guard
+from .journal import Journal
+from .keeper import Keeper
+from .learner import Learner
+from .mark import take
+from .measure import Clock, PeakMemory
+from .record import fault_line, journal_line, merged_record
+from .windows import WindowSelection, window_selection
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..bank import AdapterBank
+    from .resets import ResetPolicy
+
+__all__ = ["Batches", "Case", "Session", "Store", "together"]
+
+UNKNOWN_SITE = "unknown_site"
+"""Flag of a case whose site and scanner are unknown to the bank."""
+
+Batches = Callable[[Method, WindowSelection], Sequence["torch.Tensor"]]
+"""Gives the batches of a case to adapt to, for an entrance whose predictor is not one of MONAI's inferers."""
+
+Store = Callable[["Case", Mapping[str, Any], Mapping[str, Any] | None], None]
+"""Writes what a stopped process goes on from: the case that is finished, the state of the session after it, and what
+:meth:`Session.resume` needs of the bank."""
+
+
+class Session:
+    """A method on a stream of cases, each of which is finished or leaves no trace.
+
+    .. code-block:: text
+
+        with session.case(images, name="scan-1", site="north") as case:
+            case.adapt(inferer)
+            prediction = case.judge(inferer(images, session.network))
+            ...                                                        # write the prediction
+
+    At the end of the block the case is committed: its line is written into the journal and its adaptation into the
+    bank. On any exception in the block everything is as before the case: parameters, optimizer, generator, reset
+    policy, bank and journal.
+
+    The first case takes the network's weights as the source and marks the network as taken, until the session is gone
+    or :func:`grata.restore` is called.
+
+    Args:
+        method: method that adapts its network.
+        windows: choice of the windows of large volumes to adapt on: a :class:`WindowSelection` or its settings.
+        bank: one adaptation per site or scanner, which goes on from its last state, also in another process: an
+            :class:`grata.bank.AdapterBank`, its folder, or a mapping of ``path`` and ``tags``.
+        start_from: saved adaptation that the stream, or each new entry of the bank, starts from.
+        save_to: file of the saved adaptation of a stream without a bank, written after each case.
+        journal: file of JSON lines, one for each image of a case; None: no journal.
+        reset: policy that says when to start from the source network again, see :mod:`grata.session.resets`; None: as
+            in the method's paper.
+        site: site of cases that name none.
+        guard: judge of each prediction, see :class:`grata.session.Guard`; None: every finite prediction passes.
+        about: further keys of each line of the journal, such as the fold of a network.
+
+    Attributes:
+        flags: flags of each image that has any, by name.
+        store: function that writes the state after each case, for an entrance whose stopped process can be resumed; it
+            is called after the journal and before the bank, which :meth:`resume` completes from it.
+
+    Raises:
+        GrataError: a setting is refused.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        windows: WindowSelection | Mapping[str, Any] | None = None,
+        bank: AdapterBank | str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        start_from: str | os.PathLike[str] | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+        journal: Journal | str | os.PathLike[str] | None = None,
+        reset: ResetPolicy | str | Mapping[str, Any] | None = None,
+        site: str | None = None,
+        guard: Guard | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.method = method
+        self.windows = window_selection(windows)
+        self.learner = Learner(method, reset)
+        self.keeper = Keeper(self.learner, bank, start_from, save_to)
+        self.journal = Journal(journal) if isinstance(journal, str | os.PathLike) else journal
+        self.site = site
+        self.guard = guard
+        self.about = dict(about or {})
+        self.flags: dict[str, tuple[str, ...]] = {}
+        self.store: Store | None = None
+        self._open: Case | None = None
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network to predict with."""
+        return self.method.network
+
+    def case(
+        self,
+        images: torch.Tensor,
+        name: str | Sequence[str] = "",
+        site: str | Sequence[str] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Case:
+        """Return the context of a case, a batch of one or more images that are adapted to together.
+
+        Args:
+            images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, on the network's device.
+            name: name of the case, or one for each image; a case without a name gets its number.
+            site: its site, or one for each image; None: the session's.
+            meta: collated metadata of images that are not a ``MetaTensor``, for a bank by scanner.
+        """
+        return Case(self, images, _listed(name), _listed(self.site if site is None else site), meta or {})
+
+    def restore(self) -> None:
+        """Bring the source network back exactly; the next case starts from it."""
+        self.learner.restore()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state from which another process continues bit for bit, with :meth:`load_state_dict`."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``.
+
+        Raises:
+            GrataError: the state belongs to another method, network or policy, or to other settings; nothing is changed
+                then.
+        """
+        self.learner.load_state_dict(state)
+
+    def resume(self, state: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:
+        """Go on from what :attr:`store` was called with in a stopped process, and complete the bank from it.
+
+        Raises:
+            GrataError: the state does not belong to this session, or the bank is not as that process left it.
+        """
+        self.load_state_dict(state)
+        self.keeper.resume(kept)
+
+    def fail(self, name: str, message: str) -> None:
+        """Write the line of an image that failed, without a case or in one that was rolled back.
+
+        Args:
+            name: name of the image.
+            message: what was wrong, in one sentence.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        if self.journal is not None:
+            self.journal.append(fault_line(name, message))
+
+    def remarks(self) -> list[str]:
+        """Return one line for each image with flags, in their order."""
+        where = "".join(f", {key} {value}" for key, value in self.about.items())
+        lines = []
+        for name, flags in self.flags.items():
+            listed = ", ".join(flags)
+            skipped = f"adaptation skipped ({listed}), predicted with the parameters before it"
+            lines.append(f"{name}{where}: {skipped if SKIPPED in flags else f'adapted ({listed})'}")
+        return lines
+
+
+class Case:
+    """One case of a session, used in a ``with`` block: :meth:`adapt`, then predict, then :meth:`judge`.
+
+    Attributes:
+        images: images ``(B, C, ...)``.
+        names: names of the images.
+        sites: their sites; empty where they are unknown.
+        steps: records of the steps, see :class:`grata.methods.StepRecord`.
+        record: the case's record, complete after :meth:`judge`: values and flags of the steps, ``parameter_change``,
+            ``seconds`` of the adaptation, ``seconds_predict`` from there to the prediction, ``peak_memory_mib`` of
+            both (of the process, or of the tensors on CUDA; None: unknown), and with a bank its entry.
+        finished: whether the case is committed.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        images: torch.Tensor,
+        names: Sequence[str],
+        sites: Sequence[str],
+        meta: Mapping[str, Any],
+    ) -> None:
+        self.session = session
+        self.images = images
+        self.names = list(names)
+        self.sites = list(sites)
+        self.steps: list[StepRecord] = []
+        self.record: dict[str, Any] = {}
+        self.finished = False
+        self._meta = meta
+        self._entry: str | None = None
+        self._judged = False
+        self._keep = True
+
+    def __enter__(self) -> Self:
+        session = self.session
+        if session._open is not None:
+            raise RuntimeError("the session is in the middle of another case")
+        take(session.method, session)
+        session.keeper.synchronize()
+        self._before = session.learner.snapshot()
+        session._open = self
+        try:
+            self._entry = session.keeper.begin(self.images, self.sites, self._meta)
+            self._start = session.learner.snapshot() if session.guard is not None else None
+        except BaseException:
+            self._roll_back()
+            raise
+        return self
+
+    def adapt(self, inferer: Inferer | Batches | None = None) -> list[StepRecord]:
+        """Let the method adapt to the case.
+
+        Args:
+            inferer: inferer that predicts the case afterwards, and so says which batches there are to adapt to:
+                ``SimpleInferer``, or ``SlidingWindowInferer`` for some of its windows; or a function that gives them.
+                None: the images at once.
+
+        Returns:
+            The record of each step.
+
+        Raises:
+            GrataError: adaptation does not know the inferer, or the method refuses the images.
+        """
+        session, method = self.session, self.session.method
+        device = next((p.device for p in method.given.parameters()), self.images.device)
+        self._memory, self._clock = PeakMemory(device), Clock(device)
+        was_reset = session.learner.begin(self.sites[0] if self.sites else None)
+        self.steps = []
+        for batch in self._batches(inferer):
+            self.steps.append(session.learner.adapt(batch, was_reset))
+            was_reset = False
+        self.record = {
+            **merged_record(self.steps),
+            "parameter_change": method.parameter_change(),
+            "seconds": self._clock.lap(),
+        }
+        self._peak = self._memory.mib()
+        if self._entry is not None:
+            self.record["bank"] = self._entry
+            if session.keeper.is_unknown(self._entry):
+                self.record["flags"] = [*self.record["flags"], UNKNOWN_SITE]
+        return self.steps
+
+    def restart_clock(self) -> None:
+        """Let the time of the prediction begin now, where other work came after the adaptation."""
+        self._clock.lap()
+
+    def judge(self, prediction: Any) -> Any:
+        """Check a prediction, and return the one to use: a guard may put another in its place.
+
+        Args:
+            prediction: tensor, or a mapping, list or tuple of tensors.
+
+        Raises:
+            GrataError: the prediction is not finite.
+        """
+        peaks = [peak for peak in (self._peak, self._memory.mib()) if peak is not None]
+        self.record |= {"seconds_predict": self._clock.lap(), "peak_memory_mib": max(peaks, default=None)}
+        check_finite(tensors_in(prediction))
+        self._judged = True
+        if self.session.guard is None:
+            return prediction
+        verdict = self.session.guard(self.session.method, self.images, prediction, self.record)
+        self.record |= verdict.record
+        self._keep = verdict.keep
+        return verdict.prediction
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._roll_back()
+            return
+        if not self._judged:
+            self._roll_back()
+            raise RuntimeError("a case is adapted to and its prediction judged before it ends")
+        self._commit()
+
+    def _batches(self, inferer: Inferer | Batches | None) -> Sequence[torch.Tensor]:
+        method, windows = self.session.method, self.session.windows
+        if isinstance(inferer, Inferer):
+            if not method.learns or isinstance(inferer, SimpleInferer):
+                return [self.images]
+            if isinstance(inferer, SlidingWindowInferer):
+                return windows.select(self.images, inferer, method)
+            raise GrataError(
+                f"adaptation does not know {type(inferer).__name__}. "
+                "Use SimpleInferer, SlidingWindowInferer or SliceInferer.",
+                key="inferer",
+            )
+        return [self.images] if inferer is None else inferer(method, windows)
+
+    def _commit(self) -> None:
+        """Write journal, state and bank, in this order: a stopped process goes on from the state, if there is one."""
+        session = self.session
+        if not self._keep:
+            session.learner.go_back(self._start)
+        lines = self._lines()
+        before = session.journal.size() if session.journal is not None else 0
+        try:
+            if session.journal is not None:
+                for line in lines:
+                    session.journal.append(line)
+            flags = {name: tuple(self.record["flags"]) for name in self._named() if self.record["flags"]}
+            session.flags |= flags
+            if session.store is not None:
+                state = session.state_dict()
+                session.store(self, state, session.keeper.stage(state))
+                self._finish()
+            session.keeper.keep()
+        except BaseException:
+            if not self.finished:
+                if session.journal is not None:
+                    session.journal.cut(before)
+                for name in self._named():
+                    session.flags.pop(name, None)
+                self._roll_back()
+            raise
+        self._finish()
+
+    def _finish(self) -> None:
+        self.finished = True
+        self.session._open = None
+
+    def _roll_back(self) -> None:
+        self.session._open = None
+        self.session.learner.go_back(self._before)
+
+    def _named(self) -> list[str]:
+        return self.names or [f"image-{index + 1}" for index in range(len(self.images))]
+
+    def _lines(self) -> list[dict[str, Any]]:
+        session = self.session
+        return [
+            journal_line(name, site, session.method.name, self.record, session.about)
+            for name, site in zip_longest(self._named(), self.sites[: len(self._named())])
+        ]
+
+
+@contextmanager
+def together(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
+    """Enter cases of several sessions, such as the folds of an ensemble: all are committed in their order, or none.
+
+    Args:
+        cases: one case of each session.
+
+    Yields:
+        The cases.
+    """
+    with ExitStack() as stack:
+        # The last to enter is the first to leave.
+        for case in reversed(cases):
+            stack.enter_context(case)
+        yield cases
+
+
+def _listed(value: str | Sequence[str] | None) -> list[str]:
+    if isinstance(value, str):
+        return [value] if value else []
+    return [str(item) for item in value or ()]
