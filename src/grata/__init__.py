@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from . import nnunet as nnunet
     from . import normalization as normalization
     from . import objectives as objectives
+    from . import optimization as optimization
+    from . import predictions as predictions
     from . import preparation as preparation
     from . import prepared as prepared
     from . import report as report
@@ -45,15 +47,15 @@ if TYPE_CHECKING:
     from .methods import GradientRecord as GradientRecord
     from .methods import GraTa as GraTa
     from .methods import Method as Method
+    from .methods import Prepared as Prepared
     from .methods import Source as Source
     from .methods import StepRecord as StepRecord
     from .methods import Tent as Tent
     from .methods import create as create
-    from .prepared import Prepared as Prepared
     from .streaming import Adapted as Adapted
     from .streaming import AdaptedStream as AdaptedStream
     from .streaming import adapt as adapt
-    from .styles import StrongView as StrongView
+    from .views import StrongView as StrongView
     from .zoo import overlay as overlay
 
 __version__ = version("grata")
@@ -62,16 +64,18 @@ _NAMES = {
     "adapters": ("Adaptation", "AdapterBank"),
     "benchmark": ("run_benchmark",),
     "handlers": ("AdaptationHandler", "GraTaHandler", "WindowSelection"),
-    "methods": ("METHODS", "PTBN", "GraTa", "GradientRecord", "Method", "Source", "StepRecord", "Tent", "create"),
-    "prepared": ("Prepared",),
+    "methods": (
+        *("METHODS", "PTBN", "GraTa", "GradientRecord", "Method"),
+        *("Prepared", "Source", "StepRecord", "Tent", "create"),
+    ),
     "streaming": ("Adapted", "AdaptedStream", "adapt"),
-    "styles": ("StrongView",),
+    "views": ("StrongView",),
     "zoo": ("overlay",),
 }
 _ROOMS = (
     *("adapters", "alignment", "benchmark", "catalogue", "checks", "data", "errors", "files", "handlers", "methods"),
-    *("networks", "nnunet", "normalization", "objectives", "preparation", "prepared", "report", "resets", "settings"),
-    *("streaming", "styles", "views", "workflows", "zoo"),
+    *("networks", "nnunet", "normalization", "objectives", "optimization", "predictions", "preparation", "prepared"),
+    *("report", "resets", "settings", "streaming", "styles", "views", "workflows", "zoo"),
 )
 
 __all__ = [
@@ -111,7 +115,9 @@ __all__ = [
     "nnunet",
     "normalization",
     "objectives",
+    "optimization",
     "overlay",
+    "predictions",
     "preparation",
     "prepared",
     "report",

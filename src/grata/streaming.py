@@ -19,13 +19,11 @@ from .adapters import AdapterBank, Keeper
 from .errors import GrataError
 from .handlers.steps import adapt_to_case, merged_record
 from .handlers.windows import WindowSelection, window_selection
-from .methods import Method, create
+from .methods import Method, Prepared, create
 from .methods.predictive import logits_in
 from .networks.weights import read_state
 from .normalization import AttachedAffine
-from .objectives import activate
-from .objectives.activation import check_activation
-from .prepared import Prepared
+from .predictions import activate, check_activation
 from .resets import ResetPolicy
 
 __all__ = ["Adapted", "AdaptedStream", "adapt"]

@@ -18,9 +18,9 @@ from .. import __version__
 from ..errors import GrataError
 from ..files import atomic_write
 from ..methods import Method
+from ..networks import network_digest
 from ..normalization import attach_affine
 from ..normalization.affine import ATTACHED
-from ..prepared import network_digest
 from .codec import decode, encode
 from .header import FORMAT, HEADER, Header, card_path, content_digest, is_other, read_checked, saved_digest, saved_path
 

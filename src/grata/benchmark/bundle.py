@@ -21,7 +21,7 @@ from torch import nn
 from ..errors import GrataError
 from ..handlers import WindowSelection, window_selection
 from ..methods import Method, create, settings_of
-from ..objectives import ACTIVATIONS
+from ..predictions import ACTIVATIONS
 from ..workflows import check_device
 from ..workflows.configuration import check_keys, check_method_settings, explain
 from .config import MethodRow
