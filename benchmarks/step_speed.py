@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from grata.methods import GraTa
 from grata.networks import ResUNet, load_source
-from grata.styles import StrongView
+from grata.views import StrongView
 from grata.workflows import keep_pages as hold_pages
 
 VIEWS = (

@@ -152,7 +152,7 @@ def make_prepared(network: torch.nn.Module, spatial_dims: int) -> Any:
     """Make all that a method can need of a source set."""
     from grata.networks import AuxiliaryHeads
 
-    places = ("grata.prepared", "grata.methods.prepared", "grata.methods", "grata.preparation")
+    places = ("grata.methods", "grata.methods.prepared", "grata.prepared", "grata.preparation")
     heads = AuxiliaryHeads.create(network, image(spatial_dims, 0), seed=1)
     heads.modules.eval()
     return find("Prepared", *places)(
@@ -163,7 +163,7 @@ def make_prepared(network: torch.nn.Module, spatial_dims: int) -> Any:
         heads=heads.saved(),
         images=3,
         network="UNet",
-        digest=find("network_digest", *places, "grata.networks")(network),
+        digest=find("network_digest", "grata.networks", *places)(network),
     )
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from . import nnunet as nnunet
     from . import normalization as normalization
     from . import objectives as objectives
+    from . import optimization as optimization
+    from . import predictions as predictions
     from . import preparation as preparation
     from . import prepared as prepared
     from . import report as report
@@ -44,62 +46,36 @@ if TYPE_CHECKING:
     from .methods import GradientRecord as GradientRecord
     from .methods import GraTa as GraTa
     from .methods import Method as Method
+    from .methods import Prepared as Prepared
     from .methods import Source as Source
     from .methods import StepRecord as StepRecord
     from .methods import Tent as Tent
     from .methods import create as create
-    from .prepared import Prepared as Prepared
     from .session import Adapted as Adapted
     from .session import AdaptedStream as AdaptedStream
     from .session import Session as Session
     from .session import WindowSelection as WindowSelection
     from .session import adapt as adapt
     from .session import restore as restore
-    from .styles import StrongView as StrongView
+    from .views import StrongView as StrongView
 
 _NAMES = {
     "bank": ("Adaptation", "AdapterBank"),
     "benchmark": ("run_benchmark",),
     "bundles": ("overlay",),
     "engines": ("AdaptationHandler", "GraTaHandler"),
-    "methods": ("METHODS", "PTBN", "GraTa", "GradientRecord", "Method", "Source", "StepRecord", "Tent", "create"),
-    "prepared": ("Prepared",),
+    "methods": (
+        *("METHODS", "PTBN", "GraTa", "GradientRecord", "Method"),
+        *("Prepared", "Source", "StepRecord", "Tent", "create"),
+    ),
     "session": ("Adapted", "AdaptedStream", "Session", "WindowSelection", "adapt", "restore"),
-    "styles": ("StrongView",),
+    "views": ("StrongView",),
 }
 _ROOMS = (
-    *(
-        "adapters",
-        "alignment",
-        "bank",
-        "benchmark",
-        "bundles",
-        "catalogue",
-        "checks",
-        "data",
-        "doctor",
-        "engines",
-        "errors",
-        "files",
-        "handlers",
-        "machine",
-        "methods",
-        "networks",
-        "nnunet",
-        "normalization",
-        "objectives",
-        "preparation",
-        "prepared",
-        "report",
-        "resets",
-        "session",
-        "settings",
-        "streaming",
-        "styles",
-        "views",
-        "workflows",
-        "zoo",
-    ),
+    *("adapters", "alignment", "bank", "benchmark", "bundles", "catalogue", "checks", "data", "doctor", "engines"),
+    *("errors", "files", "handlers", "machine", "methods", "networks", "nnunet", "normalization", "objectives"),
+    *("optimization", "predictions", "preparation", "prepared", "report", "resets", "session", "settings"),
+    *("streaming", "styles", "views", "workflows", "zoo"),
 )
 
 __all__ = [
@@ -145,7 +121,9 @@ __all__ = [
     "nnunet",
     "normalization",
     "objectives",
+    "optimization",
     "overlay",
+    "predictions",
     "preparation",
     "prepared",
     "report",

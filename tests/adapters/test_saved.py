@@ -11,8 +11,8 @@ from grata.adapters.codec import decode, encode
 from grata.adapters.saved import source_digest
 from grata.errors import GrataError
 from grata.methods import Tent
+from grata.networks import network_digest
 from grata.normalization import attach_affine
-from grata.prepared import network_digest
 
 METHODS = ("source", "ptbn", "grata", "tent", "cotta", "dua", "sar", "vptta", "diga")
 

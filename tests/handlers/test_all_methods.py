@@ -13,9 +13,8 @@ from torch import nn
 
 from grata.errors import GrataError
 from grata.handlers import AdaptationHandler, WindowSelection, adapt_to_case
-from grata.methods import METHODS, PredictionNetwork, create, settings_of
-from grata.networks import AuxiliaryHeads
-from grata.prepared import Prepared, network_digest
+from grata.methods import METHODS, PredictionNetwork, Prepared, create, settings_of
+from grata.networks import AuxiliaryHeads, network_digest
 from grata.resets import EveryN, SiteChange
 
 

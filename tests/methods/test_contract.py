@@ -10,9 +10,8 @@ import yaml
 from monai.networks.nets import UNet
 
 from grata import catalogue
-from grata.methods import METHODS, NEEDS, create, settings_of
-from grata.networks import AuxiliaryHeads
-from grata.prepared import Prepared, network_digest
+from grata.methods import METHODS, NEEDS, Prepared, create, settings_of
+from grata.networks import AuxiliaryHeads, network_digest
 
 ROOT = Path(__file__).parents[2]
 LEARNING = [name for name, method in METHODS.items() if method.learns]

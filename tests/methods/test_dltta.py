@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from grata.alignment import RATES, DiscrepancyRate, StepSignals, make_rate
-from grata.components.memory import MemoryBank
 from grata.errors import GrataError
 from grata.methods import METHODS
+from grata.optimization import RATES, DiscrepancyRate, MemoryBank, StepSignals, make_rate
 
 DLTTA, GraTa, Tent = METHODS["dltta"], METHODS["grata"], METHODS["tent"]
 

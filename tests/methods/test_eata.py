@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from grata.errors import GrataError
-from grata.methods import METHODS
-from grata.prepared import Prepared, network_digest
+from grata.methods import METHODS, Prepared
+from grata.networks import network_digest
 
 EATA = METHODS["eata"]
 

@@ -11,7 +11,7 @@ from monai.networks.nets import UNet
 
 from grata.handlers import AdaptationHandler
 from grata.methods import GraTa
-from grata.styles import brightness, contrast, gamma_inverted, gaussian_blur, min_max
+from grata.views import brightness, contrast, gamma_inverted, gaussian_blur, min_max
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference traces are not part of the repository")

@@ -7,9 +7,9 @@ import nibabel
 import pytest
 import torch
 
-from grata.components.filters import maximal_entropy, voxel_entropy
 from grata.errors import GrataError
 from grata.methods import METHODS
+from grata.predictions import maximal_entropy, voxel_entropy
 
 SAR = METHODS["sar"]
 

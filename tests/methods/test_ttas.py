@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from grata.errors import GrataError
-from grata.methods import create
+from grata.methods import Prepared, create
+from grata.networks import network_digest
 from grata.objectives.shape_moments import moment_penalty, soft_moments
 from grata.preparation.moments import ShapeMoments
-from grata.prepared import Prepared, network_digest
 
 
 def batch(size=2, spatial_dims=2, seed=0):

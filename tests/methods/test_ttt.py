@@ -8,9 +8,8 @@ from monai.networks.nets import UNet
 from torch.nn import functional as F
 
 from grata.errors import GrataError
-from grata.methods import create
-from grata.networks import AuxiliaryHeads
-from grata.prepared import Prepared, network_digest
+from grata.methods import Prepared, create
+from grata.networks import AuxiliaryHeads, network_digest
 from grata.views import resolve_views
 
 

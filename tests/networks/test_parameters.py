@@ -14,6 +14,7 @@ from grata.networks.parameters import (
     distance,
     in_place,
     moved,
+    network_digest,
     shapes,
     write,
 )
@@ -131,3 +132,31 @@ def test_the_digest_knows_each_bit_and_name_but_not_the_layout(dtype):
     changed["b"].view(torch.uint8)[0] ^= 1
     others = [changed, {"a": weights["a"], "c": weights["b"]}, dict(reversed(weights.items()))]
     assert len({digest(w) for w in (weights, *others)}) == 4
+
+
+def test_running_statistics_are_weights_but_counters_are_not(make_network):
+    made = make_network().eval()
+    digest = network_digest(made)
+    for name, buffer in made.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.add_(1)
+    assert network_digest(made) == digest
+    next(buffer for name, buffer in made.named_buffers() if name.endswith("running_mean")).add_(1)
+    assert network_digest(made) != digest
+
+
+def test_neither_order_nor_memory_format_changes_a_digest(make_network):
+    made = make_network().eval()
+    digest = network_digest(made)
+    assert network_digest(made.to(memory_format=torch.channels_last)) == digest
+    reordered = torch.nn.Module()
+    reordered.state_dict = lambda: dict(reversed(made.state_dict().items()))
+    assert network_digest(reordered) == digest
+
+
+def test_a_tensor_of_another_name_or_shape_changes_a_digest():
+    a, b = torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        a.weight.copy_(torch.arange(6).view(3, 2))
+        b.weight.copy_(torch.arange(6).view(2, 3))
+    assert len({network_digest(n) for n in (a, b, torch.nn.Sequential(a))}) == 3

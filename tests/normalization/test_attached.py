@@ -8,10 +8,9 @@ from monai.networks.nets import BasicUNet, DynUNet, SwinUNETR, UNet
 from torch import nn
 
 from grata.errors import GrataError
-from grata.methods import METHODS, create, settings_of
-from grata.networks import AuxiliaryHeads
+from grata.methods import METHODS, Prepared, create, settings_of
+from grata.networks import AuxiliaryHeads, network_digest
 from grata.normalization import attach_affine, collect_affine_parameters, ensure_affine
-from grata.prepared import Prepared, network_digest
 
 
 def unet(spatial_dims, norm):

@@ -6,11 +6,11 @@ import torch
 
 from grata.benchmark.bundle import Bundle
 from grata.errors import GrataError
+from grata.methods import Prepared
 from grata.networks import AuxiliaryHeads
 from grata.normalization import BatchStatistics, collect_affine_parameters
 from grata.preparation import prepare
 from grata.preparation.fisher import pseudo_label_loss
-from grata.prepared import Prepared
 
 
 def result(bundle):

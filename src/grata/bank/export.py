@@ -14,7 +14,7 @@ import torch
 
 from ..errors import GrataError
 from ..files import atomic_write
-from ..prepared import weights_digest
+from ..networks import weights_digest
 from .saved import Adaptation
 
 __all__ = ["NUMPY_NUMBERS", "export_checkpoint"]

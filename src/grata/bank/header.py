@@ -54,7 +54,7 @@ class Header:
         settings: settings that the state belongs to, by name, as text.
         reset: reset policy.
         network: class of the network.
-        source: SHA-256 of the source weights, see :func:`grata.prepared.network_digest`.
+        source: SHA-256 of the source weights, see :func:`grata.networks.network_digest`.
         entry: site or scanner of the adaptation, by ``site`` or DICOM keyword; empty: both are unknown.
         cases: number of cases so far; their names are not kept.
         batches: number of batches since the source network.

@@ -18,9 +18,9 @@ from .._version import __version__
 from ..errors import GrataError
 from ..files import atomic_write
 from ..methods import Method
+from ..networks import network_digest
 from ..normalization import attach_affine
 from ..normalization.affine import ATTACHED
-from ..prepared import network_digest
 from .codec import decode, encode
 from .header import FORMAT, HEADER, Header, card_path, content_digest, is_other, read_checked, saved_digest, saved_path
 
@@ -156,7 +156,7 @@ class Adaptation(Header):
         """Check that the adaptation belongs to these source weights.
 
         Args:
-            digest: digest of the source weights, see :func:`grata.prepared.network_digest`.
+            digest: digest of the source weights, see :func:`grata.networks.network_digest`.
             path: path of the file, for the message.
 
         Raises:

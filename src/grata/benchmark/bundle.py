@@ -25,7 +25,7 @@ from ..engines.earlier import first_names
 from ..errors import GrataError
 from ..machine import check_device
 from ..methods import Method, create, settings_of
-from ..objectives import ACTIVATIONS
+from ..predictions import ACTIVATIONS
 from ..session import Session, WindowSelection, window_selection
 from ..session.faults import explain
 from .config import OF_ROWS, MethodRow
@@ -404,7 +404,8 @@ class Bundle:
     def method_fingerprint(self, row: MethodRow) -> dict[str, Any]:
         """Return what a row's method depends on beside the network: its settings, and a digest of the prepared file."""
         known = settings_of(row.method)
-        common = {key: self._resolve(key) for key in ("activation", "prepared") if key in self._parser and key in known}
+        of_methods = [key for key in ("activation", "prepared") if key in self._parser and key in known]
+        common: dict[str, Any] = {key: self._resolve(key) for key in of_methods}
         # As long as it was one, a policy stood among the settings of the methods that have an activation.
         digest, settings = _digest(common.pop("prepared", None)), dict(row.settings)
         if "activation" in known:

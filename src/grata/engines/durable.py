@@ -129,7 +129,8 @@ class AdaptationRun(EvaluatorRun):
             self._lock.release()
 
     def _named(self, indices: list[int]) -> dict[int, str]:
-        return {index: self._dataset.data[index]["case"] for index in indices}
+        dataset: Any = self._dataset
+        return {index: dataset.data[index]["case"] for index in indices}
 
     def _check_images(self) -> None:
         """Leave it to :meth:`run`: files that are no scan are reported even where there is no other."""

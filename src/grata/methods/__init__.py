@@ -5,6 +5,7 @@ from .card import NEEDS, Card
 from .gradient import GradientMethod, GradientRecord
 from .grata import GraTa
 from .predictive import PredictionNetwork, PredictiveMethod
+from .prepared import Prepared
 from .ptbn import PTBN
 from .registry import METHODS, check_settings, create, settings_of
 from .source import Source
@@ -22,6 +23,7 @@ __all__ = [
     "Method",
     "PredictionNetwork",
     "PredictiveMethod",
+    "Prepared",
     "Remembered",
     "Source",
     "StepRecord",

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..components.augmentation import augmentations
-from ..components.probabilities import confidence
-from ..components.teacher import Teacher
 from ..networks.parameters import collect_all_parameters, in_place
-from ..objectives import activate, consistency_loss
+from ..objectives import consistency_loss
+from ..optimization import Teacher
+from ..predictions import activate
+from ..predictions.probabilities import confidence
 from ..settings import count, number
-from ..views import resolve_views
+from ..views import augmentations, resolve_views
 from .base import SKIPPED
 from .card import Card
 from .gradient import GradientMethod, GradientRecord

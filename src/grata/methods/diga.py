@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..components.probabilities import logits_of
 from ..errors import GrataError
 from ..normalization import Rule
 from ..normalization.rules import instance_mix
-from ..objectives import activate
+from ..predictions import activate, logits_of
 from ..settings import excluded, number, setting
 from .base import SKIPPED, StepRecord
 from .card import Card

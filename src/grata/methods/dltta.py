@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..alignment import Rate
 from ..errors import GrataError
+from ..optimization import Rate
 from ..settings import override
 from .card import Card
 from .gradient import GradientMethod
@@ -28,7 +28,7 @@ class DLTTA(GradientMethod):
 
     The more a prediction differs from the predictions of its neighbours, the larger the step. This rule is the learning
     rate law ``discrepancy``; the setting ``learning_rate_law`` gives it to any method that takes gradient steps. See
-    :class:`grata.alignment.DiscrepancyRate` for its settings and for the first images, before the memory holds 8.
+    :class:`grata.optimization.DiscrepancyRate` for its settings and for the first images, before the memory holds 8.
 
     Dense prediction needs no change. D is a mean over voxels: with softmax of the divergence over the classes, with
     sigmoid of the sum of the divergences of the channels' Bernoulli distributions. Because of a slip in the name of a

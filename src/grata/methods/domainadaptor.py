@@ -7,10 +7,10 @@ from typing import cast
 import torch
 from torch import nn
 
-from ..components.distributions import log_distributions
-from ..components.optimizer import MakeOptimizer
 from ..normalization import Rule
 from ..normalization.rules import running_statistics
+from ..optimization import MakeOptimizer
+from ..predictions import log_distributions
 from ..settings import override
 from .card import Card
 from .gradient import GradientMethod

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from ..components.distributions import log_distributions
-from ..components.filters import kept_mean, kept_share, maximal_entropy, voxel_entropy
-from ..components.optimizer import MakeOptimizer
-from ..prepared import require
+from ..optimization import MakeOptimizer
+from ..predictions import kept_mean, kept_share, log_distributions, maximal_entropy, voxel_entropy
 from ..settings import number, override
 from .base import SKIPPED
 from .card import Card
 from .gradient import GradientMethod, GradientRecord
+from .prepared import require
 from .state import Remembered
 
 __all__ = ["EATA"]

@@ -12,10 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ..alignment import LAWS, RATES, Rate, StepSignals, cosine_similarity, gradient_norm, make_rate
-from ..components.filters import NOTHING_KEPT, NothingKept
-from ..components.gradients import add_gradients, gradient_of
-from ..components.optimizer import MakeOptimizer, Stepper, make_optimizer
 from ..errors import GrataError
 from ..networks import HEADS, AuxiliaryHeads
 from ..networks.parameters import moved, write
@@ -23,19 +19,31 @@ from ..normalization import collect_affine_parameters, deepest_feature
 from ..objectives import (
     BRANCH_LOSSES,
     ROTATION_VIEWS,
-    activate,
     check_branch,
     consistency_loss,
     entropy_loss,
     rotation_loss,
-    view_agreement,
 )
-from ..prepared import Prepared, require
+from ..optimization import (
+    LAWS,
+    RATES,
+    MakeOptimizer,
+    Rate,
+    Stepper,
+    StepSignals,
+    add_gradients,
+    cosine_similarity,
+    gradient_norm,
+    gradient_of,
+    make_optimizer,
+    make_rate,
+)
+from ..predictions import NOTHING_KEPT, NothingKept, activate, view_agreement
 from ..settings import Settings, count, number, setting
-from ..styles import StrongView
-from ..views import VIEWS, View, resolve_views
+from ..views import VIEWS, StrongView, View, resolve_views
 from .base import SKIPPED, StepRecord
 from .predictive import PredictiveMethod, check_precision
+from .prepared import Prepared, require
 
 __all__ = ["OBJECTIVES", "GradientMethod", "GradientRecord", "non_finite"]
 
@@ -105,7 +113,7 @@ class GradientRecord(StepRecord):
         auxiliary_gradient_norm: Euclidean norm of the auxiliary gradient.
         cosine: cosine of the angle between the two gradients, -1 to 1.
         agreement: agreement of the weak views' predictions with each other, 0 to 1; a measure of quality without
-            labels, see :func:`grata.objectives.view_agreement`.
+            labels, see :func:`grata.predictions.view_agreement`.
         kept: share of the voxels that passed the method's filter, 0 to 1.
         steps: records of all steps, when the method takes more than one for each batch.
     """
@@ -181,7 +189,7 @@ class GradientMethod(PredictiveMethod):
     strong_view: MakeStrongView | Mapping[str, Any] | None = setting(
         default=None,
         check=_strong_view,
-        range="mapping of settings of grata.styles.StrongView, a function, or null",
+        range="mapping of settings of grata.views.StrongView, a function, or null",
         help="strong view; null: the reference's ranges and probabilities",
         in_state=False,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..alignment import Rate
+from ..optimization import Rate
 from ..settings import override, setting
 from .card import Card
 from .gradient import OBJECTIVES, GradientMethod, GradientRecord, check_objective

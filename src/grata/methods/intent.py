@@ -8,10 +8,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from ..components.probabilities import logits_of
 from ..normalization import Rule
-from ..objectives import activate
 from ..objectives.entropy import entropy_map
+from ..predictions import activate, logits_of
 from ..settings import choice, excluded, numbers
 from .base import StepRecord
 from .card import Card

@@ -7,13 +7,12 @@ from typing import Any, cast
 
 import torch
 
-from ..components.augmentation import augmentations
-from ..components.optimizer import MakeOptimizer
-from ..components.probabilities import logits_of
 from ..networks.parameters import collect_all_parameters
-from ..objectives import activate, entropy_loss
+from ..objectives import entropy_loss
+from ..optimization import MakeOptimizer
+from ..predictions import activate, logits_of
 from ..settings import count, override
-from ..views import View, resolve_views
+from ..views import View, augmentations, resolve_views
 from .card import Card
 from .gradient import GradientMethod
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from ..errors import GrataError, RunError
 from ..normalization import Rule
-from ..objectives import ACTIVATIONS, ENTROPIES, entropy_loss
+from ..objectives import ENTROPIES, entropy_loss
 from ..objectives.entropy import entropy_map
+from ..predictions import ACTIVATIONS
 from ..settings import choice, setting
 from .base import Method
 

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..alignment import gradient_norm
-from ..components.filters import kept_mean, kept_share, maximal_entropy, voxel_entropy
-from ..components.optimizer import MakeOptimizer
 from ..networks.parameters import write
 from ..normalization import collect_affine_parameters
+from ..optimization import MakeOptimizer, gradient_norm
+from ..predictions import kept_mean, kept_share, maximal_entropy, voxel_entropy
 from ..settings import number, override
 from .base import SKIPPED
 from .card import Card

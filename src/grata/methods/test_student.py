@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..components.probabilities import confidence
-from ..components.teacher import Teacher
 from ..networks.parameters import collect_all_parameters, write
 from ..objectives import consistency_loss, entropy_loss
+from ..optimization import Teacher
+from ..predictions.probabilities import confidence
 from ..settings import count, number, override
 from ..views import resolve_views
 from .base import SKIPPED

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..components.distributions import kl_divergence, log_distributions
-from ..components.optimizer import MakeOptimizer
+from ..optimization import MakeOptimizer
+from ..predictions import kl_divergence, log_distributions
 from ..settings import flag, number, override
 from .card import Card
 from .gradient import GradientMethod, GradientRecord

@@ -10,7 +10,6 @@ import torch
 from ..errors import GrataError
 from ..networks.parameters import collect_all_parameters
 from ..normalization import collect_affine_parameters
-from ..objectives import activate
 from ..objectives.shape_moments import (
     class_weights,
     moment_penalty,
@@ -19,10 +18,11 @@ from ..objectives.shape_moments import (
     soft_moments,
     weighted_entropy,
 )
-from ..prepared import require
+from ..predictions import activate
 from ..settings import choice, number, override, setting
 from .card import Card
 from .gradient import GradientMethod, check_options
+from .prepared import require
 
 __all__ = ["TTAS"]
 

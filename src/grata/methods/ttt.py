@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch.nn import functional as F
 
-from ..components.optimizer import MakeOptimizer
 from ..errors import GrataError
 from ..networks.parameters import collect_all_parameters
+from ..optimization import MakeOptimizer
 from ..settings import override
 from ..views import resolve_views
 from .card import Card

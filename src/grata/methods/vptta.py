@@ -11,12 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..alignment import gradient_norm
-from ..components.gradients import cloned, gradient_of, load_optimizer
-from ..components.memory import MemoryBank
 from ..errors import GrataError
 from ..normalization import Rule
 from ..normalization.rules import running_statistics
+from ..optimization import MemoryBank, cloned, gradient_norm, gradient_of, load_optimizer
 from ..settings import count, excluded, number, numbers
 from .card import Card
 from .gradient import GradientRecord, non_finite

@@ -2,7 +2,8 @@
 
 from .branches import BRANCHES
 from .checkpoints import Conversion, convert_checkpoint, to_reference_names
-from .heads import HEADS, AuxiliaryHeads
+from .heads import HEADS, AuxiliaryHeads, SavedHeads
+from .parameters import network_digest, weights_digest
 from .resunet import ResUNet
 from .weights import load_encoder, load_source
 
@@ -12,8 +13,11 @@ __all__ = [
     "AuxiliaryHeads",
     "Conversion",
     "ResUNet",
+    "SavedHeads",
     "convert_checkpoint",
     "load_encoder",
     "load_source",
+    "network_digest",
     "to_reference_names",
+    "weights_digest",
 ]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import GrataError
-from ..objectives import ROTATION_VIEWS
+from ..views import ROTATION_VIEWS
 
 __all__ = ["BRANCHES", "make_branch"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -14,10 +15,9 @@ from torch.nn import functional as F
 
 from ..errors import GrataError
 from ..normalization.features import depth, is_map
-from ..prepared import SavedHeads
 from ..views import default_views
 
-__all__ = ["HEADS", "AuxiliaryHeads", "RotationHead"]
+__all__ = ["HEADS", "AuxiliaryHeads", "RotationHead", "SavedHeads"]
 
 HEADS = ("rotation", "denoising")
 """Names of all heads."""
@@ -92,6 +92,31 @@ class DenoisingHead(nn.Module):
             # A 1×1 convolution commutes with interpolation and costs a fraction before it.
             y = norm(F.relu(_resized(convolution(y), doubled)))
         return _resized(self.last(y), size)
+
+
+@dataclass(frozen=True)
+class SavedHeads:
+    """Auxiliary heads as they are stored; :meth:`AuxiliaryHeads.load` makes the heads from them.
+
+    Attributes:
+        feature: name of the network's module whose output the heads take.
+        names: names of the heads: ``rotation``, ``denoising``.
+        views: classes of the rotation head, in the order of its outputs.
+        channels: number of channels of the feature.
+        image_channels: number of channels of the image.
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        blocks: number of blocks of the denoising head.
+        state: state dict of all heads.
+    """
+
+    feature: str
+    names: tuple[str, ...]
+    views: tuple[str, ...]
+    channels: int
+    image_channels: int
+    spatial_dims: int
+    blocks: int
+    state: Mapping[str, torch.Tensor]
 
 
 class AuxiliaryHeads:
@@ -195,7 +220,7 @@ class AuxiliaryHeads:
 
         Args:
             network: network that the heads were trained for.
-            saved: value of :attr:`grata.prepared.Prepared.heads`.
+            saved: value of :attr:`grata.methods.Prepared.heads`.
 
         Raises:
             GrataError: the heads do not fit the network, or are damaged.

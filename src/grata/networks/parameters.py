@@ -15,7 +15,20 @@ from torch import nn
 
 from ..errors import GrataError
 
-__all__ = ["collect_all_parameters", "copied", "digest", "distance", "in_place", "moved", "shapes", "write"]
+__all__ = [
+    "collect_all_parameters",
+    "copied",
+    "digest",
+    "distance",
+    "in_place",
+    "moved",
+    "network_digest",
+    "shapes",
+    "weights_digest",
+    "write",
+]
+
+_COUNTER = "num_batches_tracked"
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -107,10 +120,31 @@ def digest(parameters: Weights) -> str:
     """Return the SHA-256 of names and values, to the last bit.
 
     A state holds it, so that it need not carry the source's weights to know them again. It depends on the order of the
-    parameters; :func:`grata.prepared.weights_digest` does not, and knows whole state dicts.
+    parameters; :func:`weights_digest` does not, and knows whole state dicts.
     """
     found = hashlib.sha256()
     for name, value in parameters.items():
         found.update(name.encode())
         found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def network_digest(network: nn.Module) -> str:
+    """Return :func:`weights_digest` of a network's present weights and statistics."""
+    return weights_digest(network.state_dict())
+
+
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of the weights and statistics in a state dict, the same on every device and in any order.
+
+    Batch counters are left out because no prediction depends on them, and auxiliary ``branches`` because a network may
+    have them or not.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        if name.endswith(_COUNTER) or name.startswith("branches."):
+            continue
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -54,7 +54,7 @@ class AdaptedPredictor:
         settings: Mapping[str, Any] | None = None,
         affine: str = "auto",
         seed: int = 0,
-        prepared: str | Path | Mapping[str, str | Path] | None = None,
+        prepared: str | Path | Mapping[str, str | Path | None] | None = None,
         device: torch.device | str = "cpu",
         tile_step_size: float = 0.5,
         use_mirroring: bool = True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from .activation import check_activation
+from ..predictions import check_activation
 
 __all__ = ["consistency_loss"]
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ..errors import GrataError
-from .activation import check_activation
+from ..predictions import check_activation
 
 __all__ = ["ENTROPIES", "entropy_loss", "entropy_map"]
 

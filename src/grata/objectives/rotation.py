@@ -8,13 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from ..errors import GrataError
-from ..views import View, resolve_views
+from ..views import ROTATION_VIEWS, View, resolve_views
 from .branch import Branch
 
-__all__ = ["ROTATION_VIEWS", "rotation_loss"]
-
-ROTATION_VIEWS = ("identity", "flip_w", "flip_h", "rot90", "rot180", "rot270")
-"""GraTa's six classes, in the order of the outputs of the rotation branch."""
+__all__ = ["rotation_loss"]
 
 
 def rotation_loss(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from .activation import activate
+from ..predictions import activate
 
 __all__ = ["class_weights", "moment_penalty", "predicted", "proportion_divergence", "soft_moments", "weighted_entropy"]
 
@@ -29,7 +29,7 @@ def soft_moments(probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
     Returns:
         The size ``(B, C)``, 0 to 1, the centroid and the spread, both ``(B, C, spatial dims)``, in the units of
-        :class:`grata.prepared.Prepared`.
+        :class:`grata.methods.Prepared`.
     """
     axes = range(2, probabilities.ndim)
     volume = probabilities.sum(list(axes))

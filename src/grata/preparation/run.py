@@ -19,11 +19,11 @@ from ..benchmark.bundle import Bundle, Case
 from ..checks import did_you_mean
 from ..errors import GrataError
 from ..files import check_output_dir
+from ..methods import Prepared
 from ..methods.predictive import logits_in
-from ..networks import HEADS
+from ..networks import HEADS, SavedHeads, network_digest
 from ..normalization import BatchStatistics, ScriptedNetwork, collect_affine_parameters
-from ..objectives import activate
-from ..prepared import Prepared, SavedHeads, network_digest
+from ..predictions import activate
 from ..session.faults import explain, quiet
 from .fisher import squared_gradient
 from .moments import ShapeMoments, channel_masks
@@ -125,7 +125,7 @@ def _report(prepared: Prepared, path: Path, cases: int, remarks: Sequence[str], 
 
 
 class _Preparation:
-    """Collects what images give, one after the other, and makes one :class:`~grata.prepared.Prepared` from it."""
+    """Collects what images give, one after the other, and makes one :class:`~grata.methods.Prepared` from it."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.remarks: list[str] = []

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..networks import AuxiliaryHeads
+from ..networks import AuxiliaryHeads, SavedHeads
 from ..networks.heads import RotationHead
 from ..objectives import denoising_loss, rotation_loss
-from ..prepared import SavedHeads
 from ..views import VIEWS, default_views
 
 __all__ = ["train_heads"]

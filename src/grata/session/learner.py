@@ -31,7 +31,7 @@ class Learner:
         self.method = method
         given = method.asked_reset if reset is None else reset
         made = make_reset(("per-case" if method.card.episodic else "never") if given is None else given)
-        self.policy = made if method.is_reset else make_reset("never")
+        self.policy = made if method.learns or method.card.episodic else make_reset("never")
         self.policy.check(method)
 
     @property

@@ -113,6 +113,11 @@ class Session:
         """The network to predict with."""
         return self.method.network
 
+    @property
+    def episodic(self) -> bool:
+        """Whether every case starts from the source network."""
+        return self.learner.episodic
+
     def case(
         self,
         images: torch.Tensor,

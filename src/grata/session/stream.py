@@ -17,13 +17,11 @@ from torch import nn
 
 from ..bank import AdapterBank
 from ..errors import GrataError
-from ..methods import Method, create
+from ..methods import Method, Prepared, create
 from ..methods.predictive import logits_in
 from ..networks.weights import read_state
 from ..normalization import AttachedAffine
-from ..objectives import activate
-from ..objectives.activation import check_activation
-from ..prepared import Prepared
+from ..predictions import activate, check_activation
 from .mark import loosen, restore
 from .resets import ResetPolicy
 from .session import Session

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import GrataError
 
-__all__ = ["VIEWS", "View", "default_views", "resolve_views"]
+__all__ = ["ROTATION_VIEWS", "VIEWS", "View", "default_views", "resolve_views"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,9 @@ VIEWS: dict[str, View] = {
     )
 }
 """All weak views by name. ``rot90`` turns in the H,W plane, ``rot90_dh`` in D,H and ``rot90_dw`` in D,W."""
+
+ROTATION_VIEWS = ("identity", "flip_w", "flip_h", "rot90", "rot180", "rot270")
+"""GraTa's six classes, in the order of the outputs of the rotation branch."""
 
 
 def default_views(spatial_shape: Sequence[int]) -> tuple[View, ...]:

@@ -4,7 +4,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from grata.errors import GrataError
-from grata.styles import StrongView, brightness, contrast, gamma_inverted, gaussian_blur, min_max
+from grata.views import StrongView, brightness, contrast, gamma_inverted, gaussian_blur, min_max
 
 SHAPES = [(3, 12, 10), (2, 7, 9, 8)]
 
@@ -85,7 +85,7 @@ def test_probabilities_and_ranges_are_those_of_the_fact_sheet():
 
 
 def test_gamma_and_contrast_fall_on_either_side_of_one_with_equal_chance():
-    from grata.styles.strong import _about_one
+    from grata.views.strong import _about_one
 
     values = _about_one((0.5, 2.0), 4000, torch.Generator().manual_seed(0))
     assert values.min() >= 0.5 and values.max() <= 2.0

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grata.objectives import view_agreement
+from grata.predictions import view_agreement
 
 
 def maps(*values):

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..components.distributions import symmetric_divergence
-from ..components.memory import MemoryBank
 from ..errors import GrataError
+from ..predictions import symmetric_divergence
 from ..settings import count
+from .memory import MemoryBank
 from .rates import RATES, Rate, StepSignals
 
 __all__ = ["DiscrepancyRate"]

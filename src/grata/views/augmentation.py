@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..views import View
+from .weak import View
 
 __all__ = ["augmentations"]
 

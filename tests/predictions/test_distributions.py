@@ -7,10 +7,19 @@ import torch
 from torch.distributions import Bernoulli, Categorical
 from torch.distributions import kl_divergence as expected_divergence
 
-from grata.components.distributions import kl_divergence, log_distributions, symmetric_divergence
-from grata.components.filters import NothingKept, kept_mean, kept_share, maximal_entropy, voxel_entropy
-from grata.components.probabilities import confidence, logits_of
 from grata.errors import GrataError
+from grata.predictions import (
+    NothingKept,
+    kept_mean,
+    kept_share,
+    kl_divergence,
+    log_distributions,
+    logits_of,
+    maximal_entropy,
+    symmetric_divergence,
+    voxel_entropy,
+)
+from grata.predictions.probabilities import confidence
 
 SHAPES = [(2, 3, 4, 5), (1, 2, 3, 4, 5), (2, 1, 6, 7)]
 ACTIVATIONS = ["softmax", "sigmoid"]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..alignment import gradient_norm
 from ..errors import GrataError
+from .cosine import gradient_norm
 
 __all__ = ["add_gradients", "cloned", "gradient_of", "load_optimizer"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from grata.components.optimizer import Stepper, make_optimizer
 from grata.errors import GrataError
+from grata.optimization import Stepper, make_optimizer
 
 
 def stepper(optimizer="Adam", lr=0.1, **options):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from grata.components.teacher import Teacher
+from grata.optimization import Teacher
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from grata.components.gradients import add_gradients, cloned, gradient_of, load_optimizer
 from grata.errors import GrataError
+from grata.optimization import add_gradients, cloned, gradient_of, load_optimizer
 
 
 @pytest.fixture

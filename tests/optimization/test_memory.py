@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grata.components.memory import MemoryBank
+from grata.optimization import MemoryBank
 
 
 def filled(size, count):

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from grata.alignment import LAWS, cosine_similarity, gradient_norm, learning_rate_factor
 from grata.errors import GrataError
+from grata.optimization import LAWS, cosine_similarity, gradient_norm, learning_rate_factor
 
 
 def test_the_cosine_is_over_all_parameters_as_one_vector():

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 from grata.errors import GrataError
-from grata.networks import AuxiliaryHeads
+from grata.methods.prepared import Prepared, require
+from grata.networks import AuxiliaryHeads, network_digest
 from grata.normalization import collect_affine_parameters
-from grata.prepared import Prepared, network_digest, require
 
 
 @pytest.fixture
@@ -69,32 +69,6 @@ def test_other_weights_are_refused(prepared, network):
         match="prepared: was prepared for other weights .of a UNet. than this network has. Run python -m grata",
     ):
         prepared.check_network(network)
-
-
-def test_running_statistics_are_weights_but_counters_are_not(network):
-    digest = network_digest(network)
-    for name, buffer in network.named_buffers():
-        if name.endswith("num_batches_tracked"):
-            buffer.add_(1)
-    assert network_digest(network) == digest
-    next(buffer for name, buffer in network.named_buffers() if name.endswith("running_mean")).add_(1)
-    assert network_digest(network) != digest
-
-
-def test_neither_order_nor_memory_format_changes_a_digest(network):
-    digest = network_digest(network)
-    assert network_digest(network.to(memory_format=torch.channels_last)) == digest
-    reordered = torch.nn.Module()
-    reordered.state_dict = lambda: dict(reversed(network.state_dict().items()))
-    assert network_digest(reordered) == digest
-
-
-def test_a_tensor_of_another_name_or_shape_changes_a_digest():
-    a, b = torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 2, bias=False)
-    with torch.no_grad():
-        a.weight.copy_(torch.arange(6).view(3, 2))
-        b.weight.copy_(torch.arange(6).view(2, 3))
-    assert len({network_digest(n) for n in (a, b, torch.nn.Sequential(a))}) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,25 @@
+"""What a dense prediction says: its probabilities, distributions and confidence, and the agreement of several."""
+
+from .activation import ACTIVATIONS, activate, check_activation
+from .agreement import view_agreement
+from .confidence import NOTHING_KEPT, NothingKept, kept_mean, kept_share, maximal_entropy, voxel_entropy
+from .distributions import kl_divergence, log_distributions, symmetric_divergence
+from .probabilities import logits_of
+
+# The function `confidence` of `probabilities` would hide the module of that name.
+__all__ = [
+    "ACTIVATIONS",
+    "NOTHING_KEPT",
+    "NothingKept",
+    "activate",
+    "check_activation",
+    "kept_mean",
+    "kept_share",
+    "kl_divergence",
+    "log_distributions",
+    "logits_of",
+    "maximal_entropy",
+    "symmetric_divergence",
+    "view_agreement",
+    "voxel_entropy",
+]
