@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from grata.machine import keep_pages as hold_pages
 from grata.methods import GraTa
 from grata.networks import ResUNet, load_source
 from grata.views import StrongView
-from grata.workflows import keep_pages as hold_pages
 
 VIEWS = (
     (lambda x: x, lambda y: y),

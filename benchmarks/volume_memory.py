@@ -34,7 +34,7 @@ def one(size: int, method: str, window: int = 96, overlap: float = 0.5, sw_batch
     from monai.inferers import SlidingWindowInferer
     from monai.networks.nets import UNet
 
-    from grata.handlers import AdaptationHandler
+    from grata.engines import AdaptationHandler
     from grata.methods import create
 
     torch.manual_seed(0)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import yaml
 
-from grata import catalogue
-from grata.catalogue import MethodEntry, SettingEntry, written
 from grata.cli.listing import methods_table
+from grata.doctor import catalogue
+from grata.doctor.catalogue import MethodEntry, SettingEntry, written
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = ROOT / "configs" / "methods"

@@ -237,6 +237,7 @@ def stream_lines(
         prepared: whether the settings need what is prepared from a source set, although the method does not.
     """
     from grata.methods import METHODS, create
+    from grata.session import Session
 
     network = network_of(kind, spatial_dims)
     needed = prepared or METHODS[name].card.prepared
@@ -247,22 +248,24 @@ def stream_lines(
         "attach" if kind == "attached" else "own",
         activation=activation,
         seed=3,
-        reset=reset,
         prepared=make_prepared(network, spatial_dims) if needed else None,
     )
+    session = Session(method, reset=reset)
     for index, site in enumerate(("north", "north", "south")):
         images = image(spatial_dims, index, 128 if kind == "branched" else 16)
-        record = method.adapt(images, site=site)
+        with session.case(images, site=site) as case:
+            (record,) = case.adapt()
+            case.judge(torch.zeros(1))
         with torch.no_grad():
             yield f"prediction/{index}", method.network(images)
         with method.source_network() as source:
             yield f"source/{index}", source(images)
         yield f"network/{index}", network.state_dict()
         yield from by_key(f"record/{index}", record.as_dict())
-        yield from by_key(f"state/{index}", method.state_dict())
-    method.restore()
+        yield from by_key(f"state/{index}", session.state_dict())
+    session.restore()
     yield "restored/network", network.state_dict()
-    yield from by_key("restored/state", method.state_dict())
+    yield from by_key("restored/state", session.state_dict())
 
 
 def network_of(kind: str, spatial_dims: int) -> torch.nn.Module:

@@ -27,9 +27,9 @@ import yaml
 from monai.bundle import ConfigWorkflow
 
 from grata import overlay
+from grata.doctor.doctor import Report, examine
 from grata.errors import GrataError
 from grata.files import atomic_write
-from grata.zoo.doctor import Report, examine
 
 HEADER = (
     "bundle",

@@ -27,7 +27,7 @@ SLOW = (
         "docs/test_pages",
         "nnunet/test_nnunet",
     ),
-    *("benchmark/test_benchmark", "zoo/test_rows", "benchmark/test_command", "test_add_a_method", "adapters/test_run"),
+    *("benchmark/test_benchmark", "bundles/test_overlay", "benchmark/test_command", "test_add_a_method", "session/test_keeper"),
 )
 
 

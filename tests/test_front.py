@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import grata
-import grata.adapters
+import grata.bank
 
 TYPING = Path(__file__).parent / "typing"
 
@@ -25,7 +25,7 @@ def _for_checkers(module):
     return found
 
 
-@pytest.mark.parametrize("module", [grata, grata.adapters])
+@pytest.mark.parametrize("module", [grata, grata.bank])
 def test_checkers_see_what_python_gives(module):
     names = _for_checkers(module)
     public = {name for name in module.__all__ if name not in ("GrataError", "RunError", "__version__")}

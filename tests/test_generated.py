@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grata import catalogue
+from grata.doctor import catalogue
 from grata.methods import METHODS
 
 ROOT = Path(__file__).parents[1]

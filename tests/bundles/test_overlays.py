@@ -10,8 +10,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from grata.bundles.configuration import check_keys
 from grata.methods import METHODS
-from grata.workflows.configuration import check_keys
 
 ROOT = Path(__file__).parents[2]
 

@@ -34,9 +34,9 @@ def called(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "grata.nnunet.command.run_command", lambda *given, **options: calls.append((given, options)) or 0
     )
-    for place in ("grata.benchmark.run_benchmark", "grata.preparation.prepare", "grata.zoo.doctor.doctor"):
+    for place in ("grata.benchmark.run_benchmark", "grata.preparation.prepare", "grata.doctor.doctor.doctor"):
         monkeypatch.setattr(place, lambda *given, **options: calls.append((given, options)) or 0)
-    monkeypatch.setattr("grata.adapters.command.run_bank", lambda *given: calls.append((given, {})) or 0)
+    monkeypatch.setattr("grata.bank.command.run_bank", lambda *given: calls.append((given, {})) or 0)
     return calls
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from grata import catalogue
-from grata.catalogue import written
 from grata.cli import main
 from grata.cli.listing import describe, methods_table, select
+from grata.doctor import catalogue
+from grata.doctor.catalogue import written
 from grata.errors import GrataError
 from grata.methods import METHODS, settings_of
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-from grata.adapters import save
+from grata.bank import save
 from grata.benchmark.config import load_config
 from grata.methods import create
 

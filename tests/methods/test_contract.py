@@ -9,7 +9,7 @@ import torch
 import yaml
 from monai.networks.nets import UNet
 
-from grata import catalogue
+from grata.doctor import catalogue
 from grata.methods import METHODS, NEEDS, Prepared, create, settings_of
 from grata.networks import AuxiliaryHeads, network_digest
 

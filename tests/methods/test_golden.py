@@ -9,7 +9,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.networks.nets import UNet
 
-from grata.handlers import AdaptationHandler
+from grata.engines import AdaptationHandler
 from grata.methods import GraTa
 from grata.views import brightness, contrast, gamma_inverted, gaussian_blur, min_max
 

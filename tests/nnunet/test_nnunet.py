@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from grata.adapters import AdapterBank, Keeper, export_checkpoint
+from grata.bank import AdapterBank, export_checkpoint
+from grata.doctor.doctor import examine
 from grata.errors import GrataError
-from grata.handlers import Journal
 from grata.nnunet import AdaptedPredictor, describe, load_model, predict
 from grata.nnunet.checkpoints import read_checkpoint
 from grata.nnunet.command import run_command
 from grata.nnunet.predictor import mirror_views
+from grata.session import Journal
+from grata.session.keeper import Keeper
 from grata.views import VIEWS
-from grata.zoo.doctor import examine
 
 pytest.importorskip("nnunetv2")
 

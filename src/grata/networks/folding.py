@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import torch
 from torch import nn
@@ -11,21 +11,35 @@ from torch.nn import functional as F
 
 from ..normalization import channel_affine
 
-if TYPE_CHECKING:
-    from .resunet import DecoderBlock, ResUNet
-
 __all__ = ["can_fold", "decode"]
 
 
-def can_fold(network: ResUNet, y: torch.Tensor) -> bool:
+class _Block(Protocol):
+    """A block of :class:`grata.networks.ResUNet`'s decoder."""
+
+    up: nn.ConvTranspose2d
+    skip: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+
+class _Network(Protocol):
+    """The decoder of a :class:`grata.networks.ResUNet`."""
+
+    decoder: nn.ModuleList
+    up: nn.ConvTranspose2d
+    norm: nn.BatchNorm2d
+    head: nn.Conv2d
+
+
+def can_fold(network: _Network, y: torch.Tensor) -> bool:
     """Return whether :func:`decode` can run: no gradient is needed, the channels are innermost, and no hook is set."""
     if torch.is_grad_enabled() or y.is_contiguous() or not y.is_contiguous(memory_format=torch.channels_last):
         return False
-    skipped = [network.up, *(module for block in _blocks(network) for module in (block, block.up))]
+    skipped = [network.up, *(module for block in network.decoder for module in (block, cast(_Block, block).up))]
     return not any(module._forward_hooks or module._forward_pre_hooks for module in skipped)
 
 
-def decode(network: ResUNet, maps: list[torch.Tensor]) -> torch.Tensor:
+def decode(network: _Network, maps: list[torch.Tensor]) -> torch.Tensor:
     """Return logits ``(B, out_channels, H, W)`` from the encoder's maps, equal to the plain decoder's up to rounding.
 
     A 2×2 transposed convolution with stride 2 is a 1×1 convolution to four times the channels, then a pixel shuffle.
@@ -58,8 +72,8 @@ def decode(network: ResUNet, maps: list[torch.Tensor]) -> torch.Tensor:
     return logits.reshape(batch, -1, 2 * height, 2 * width)
 
 
-def _blocks(network: ResUNet) -> Iterable[DecoderBlock]:
-    return cast("Iterable[DecoderBlock]", network.decoder)
+def _blocks(network: _Network) -> Iterable[_Block]:
+    return cast("Iterable[_Block]", network.decoder)
 
 
 def _up(layer: nn.ConvTranspose2d, y: torch.Tensor, affine: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:

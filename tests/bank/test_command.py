@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from grata.adapters import AdapterBank, load, run_bank, save
+from grata.bank import AdapterBank, load, run_bank, save
 from grata.cli import main
 from grata.errors import GrataError
 

@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import resource, sys, torch
-from grata.workflows import keep_pages
+from grata.machine import keep_pages
 if "keep" in sys.argv:
     assert keep_pages()
 x = torch.ones(2**24)

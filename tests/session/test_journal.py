@@ -3,7 +3,7 @@ import json
 import pytest
 
 from grata.errors import GrataError
-from grata.handlers import Journal
+from grata.session import Journal
 
 
 def test_lines_are_valid_json_also_for_numbers_that_are_not(tmp_path):

@@ -5,8 +5,8 @@ import torch
 from monai.engines import SupervisedTrainer
 from torch.nn import functional as F
 
+from grata.engines import JointInferer
 from grata.errors import GrataError
-from grata.handlers import JointInferer
 from grata.networks import BRANCHES, ResUNet
 
 WEIGHTS = {"reconstruction": 2.0, "denoising": 1.0, "super_resolution": 0.5, "rotation": 0.1}

@@ -9,11 +9,11 @@ from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
-from grata.adapters import AdapterBank
+from grata.bank import AdapterBank
 from grata.data import Discovery
+from grata.engines import AdaptationHandler, AdaptationRun
 from grata.errors import GrataError
-from grata.handlers import AdaptationHandler, Journal
-from grata.workflows import AdaptationRun
+from grata.session import Journal
 
 SITES = "ABA"
 

@@ -5,8 +5,9 @@ import math
 import torch
 from monai.inferers import SlidingWindowInferer
 
-from grata.handlers import WindowSelection, adapt_to_case, merged_record
+from grata.handlers import adapt_to_case
 from grata.methods import GradientRecord, Tent
+from grata.session import WindowSelection, merged_record
 
 
 def test_one_step_is_its_own_record():

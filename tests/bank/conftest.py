@@ -7,7 +7,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SimpleInferer
 
-from grata.handlers import AdaptationHandler
+from grata.engines import AdaptationHandler
 from grata.methods import create
 
 SETTINGS = {

@@ -10,9 +10,9 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from grata.data import discover
+from grata.engines import OutputHandler
 from grata.errors import GrataError
 from grata.report import write_volumes
-from grata.workflows import OutputHandler
 
 STRUCTURE, PART = ["91723000", "SCT", "Anatomical Structure"], ["5366008", "SCT", "Hippocampus"]
 DISC = {"value": 1, "label": "Optic disc", "category": STRUCTURE, "type": PART, "includes": [2]}

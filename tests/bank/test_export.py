@@ -8,7 +8,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.networks.nets import UNet
 
-from grata.adapters import Adaptation, export_checkpoint, save
+from grata.bank import Adaptation, export_checkpoint, save
 from grata.errors import GrataError
 from grata.networks import load_source
 from grata.normalization import attach_affine

@@ -14,7 +14,7 @@ from monai.transforms import (
     ScaleIntensityRanged,
 )
 
-from grata.zoo import find_head, is_unit_range
+from grata.bundles import find_head, is_unit_range
 
 
 @pytest.mark.parametrize(

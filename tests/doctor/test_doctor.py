@@ -11,10 +11,10 @@ from monai.bundle import run
 from monai.networks.nets import BasicUNet, UNet
 
 import grata
+from grata.doctor.doctor import doctor, examine
 from grata.errors import GrataError
 from grata.normalization import collect_affine_parameters
-from grata.workflows.configuration import causes, explain
-from grata.zoo.doctor import doctor, examine
+from grata.session.faults import causes, explain
 
 NETWORK = {
     "_target_": "UNet",

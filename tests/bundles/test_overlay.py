@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import grata
-from grata.zoo.doctor import examine
+from grata.doctor.doctor import examine
 
 SOFTMAX = {"_target_": "Activationsd", "keys": "pred", "softmax": True}
 SIGMOID = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}

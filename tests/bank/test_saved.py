@@ -6,9 +6,9 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
-from grata.adapters import Adaptation, apply, load, save
-from grata.adapters.codec import decode, encode
-from grata.adapters.saved import source_digest
+from grata.bank import Adaptation, apply, load, save
+from grata.bank.codec import decode, encode
+from grata.bank.saved import source_digest
 from grata.errors import GrataError
 from grata.methods import Tent
 from grata.networks import network_digest
@@ -147,7 +147,7 @@ def test_a_crash_between_the_file_and_its_card_loses_nothing(make_method, images
     def crash(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("grata.adapters.saved.card_path", crash)
+    monkeypatch.setattr("grata.bank.saved.card_path", crash)
     with pytest.raises(KeyboardInterrupt):
         save(method, tmp_path / "a")
     monkeypatch.undo()

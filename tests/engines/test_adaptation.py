@@ -9,9 +9,10 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.inferers import PatchInferer, SimpleInferer, SliceInferer, SlidingWindowInferer
 
+from grata.engines import AdaptationHandler, GraTaHandler
 from grata.errors import GrataError
-from grata.handlers import AdaptationHandler, GraTaHandler, Journal
 from grata.methods import PTBN, GraTa, Source
+from grata.session import Journal
 
 ROI = (8, 8, 8)
 

@@ -6,9 +6,10 @@ from monai.data import Dataset
 from monai.transforms import LoadImaged
 from torch.utils.data import DataLoader
 
+from grata.bundles.configuration import check_keys, constant, start
 from grata.errors import GrataError
-from grata.workflows import check_device
-from grata.workflows.configuration import check_keys, constant, explain, plain_errors, start
+from grata.machine import check_device
+from grata.session.faults import explain, plain_errors
 
 
 def test_a_key_that_nothing_refers_to_is_refused_with_the_one_that_was_meant():

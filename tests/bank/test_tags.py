@@ -8,9 +8,9 @@ from monai.data import DataLoader, Dataset
 from monai.transforms import LoadImaged
 from pydicom.datadict import tag_for_keyword
 
-from grata.adapters import SCANNER, AdapterBank, check_tags, scanner_tags
-from grata.adapters.bank import entry_name
-from grata.adapters.tags import _DEVICE
+from grata.bank import SCANNER, AdapterBank, check_tags, scanner_tags
+from grata.bank.bank import entry_name
+from grata.bank.tags import _DEVICE
 from grata.data import ScanReader
 from grata.errors import GrataError
 

@@ -10,10 +10,10 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from torch import nn
 
 import grata
+from grata.engines import AdaptationHandler
 from grata.errors import GrataError
-from grata.handlers import AdaptationHandler
 from grata.methods import GraTa, create
-from grata.resets import SiteChange
+from grata.session.resets import SiteChange
 
 
 def volumes(n=3, size=(8, 8, 20)):

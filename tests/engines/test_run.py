@@ -13,12 +13,13 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Activationsd, Compose, LoadImaged, ScaleIntensityd
 from torch.utils.data import IterableDataset
 
-from grata.adapters import Adaptation
+from grata.bank import Adaptation
+from grata.bundles import ZooAdaptation
+from grata.engines import EvaluatorRun
+from grata.engines.run import NamedCases
 from grata.errors import GrataError, RunError
 from grata.methods import create
-from grata.workflows.configuration import causes
-from grata.zoo import EvaluatorRun, ZooAdaptation
-from grata.zoo.run import NamedCases
+from grata.session.faults import causes
 
 READ = Compose([LoadImaged("image", ensure_channel_first=True, image_only=True), ScaleIntensityd("image")])
 

@@ -3,7 +3,7 @@ import torch
 from ignite.engine import Engine
 
 from grata.errors import GrataError
-from grata.workflows.checks import check_finite, require_finite
+from grata.session.faults import check_finite, require_finite
 
 
 def _engine(prediction):

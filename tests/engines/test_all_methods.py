@@ -11,11 +11,13 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.networks.nets import UNet
 from torch import nn
 
+from grata.engines import AdaptationHandler
 from grata.errors import GrataError
-from grata.handlers import AdaptationHandler, WindowSelection, adapt_to_case
+from grata.handlers import adapt_to_case
 from grata.methods import METHODS, PredictionNetwork, Prepared, create, settings_of
 from grata.networks import AuxiliaryHeads, network_digest
-from grata.resets import EveryN, SiteChange
+from grata.session import WindowSelection
+from grata.session.resets import EveryN, SiteChange
 
 
 def make_network():

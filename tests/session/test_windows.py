@@ -7,9 +7,10 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from grata.errors import GrataError
-from grata.handlers import WindowSelection, adapt_to_case
-from grata.handlers.windows import window_selection
+from grata.handlers import adapt_to_case
 from grata.methods import METHODS, create
+from grata.session import WindowSelection
+from grata.session.windows import window_selection
 
 ROI = (8, 8, 8)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from grata.engines import AutocastInferer
 from grata.errors import GrataError
-from grata.handlers import AutocastInferer
 
 
 def test_the_network_computes_in_the_dtype_and_gives_float32(make_network):

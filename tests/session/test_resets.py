@@ -5,7 +5,7 @@ import torch
 
 from grata.errors import GrataError
 from grata.methods import Source, Tent, create
-from grata.resets import RESETS, Drift, EntropyCollapse, EveryN, SiteChange, make_reset
+from grata.session.resets import RESETS, Drift, EntropyCollapse, EveryN, SiteChange, make_reset
 from grata.settings import MISSING
 
 

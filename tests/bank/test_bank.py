@@ -10,9 +10,11 @@ from monai.data import DataLoader, Dataset
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.transforms import LoadImaged
 
-from grata.adapters import Adaptation, AdapterBank, Keeper, save
+from grata.bank import Adaptation, AdapterBank, save
+from grata.engines import AdaptationHandler
 from grata.errors import GrataError, OutputError, RunError
-from grata.handlers import AdaptationHandler, Journal
+from grata.session import Journal
+from grata.session.keeper import Keeper
 
 METHODS = ("grata", "tent", "cotta", "ptbn", "dua", "sar", "vptta", "diga")
 STREAM = "ABBACAB"
@@ -67,7 +69,7 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.networks.nets import UNet
-from grata.handlers import AdaptationHandler
+from grata.engines import AdaptationHandler
 from grata.methods import create
 network = UNet(2, 1, 2, channels=(4, 8), strides=(2,), norm="batch")
 network.load_state_dict(torch.load("source.pt", weights_only=True))
