@@ -2,7 +2,7 @@
 
 from .configuration import effective_settings, start
 from .head import Head, find_head, is_unit_range
-from .overlay import ZooAdaptation
-from .start import begin, overlay
+from .adaptation import ZooAdaptation
+from .checks import begin, overlay
 
 __all__ = ["Head", "ZooAdaptation", "begin", "effective_settings", "find_head", "is_unit_range", "overlay", "start"]

@@ -20,8 +20,8 @@ from torch import nn
 from ..bank.saved import class_name
 from ..bundles.configuration import check_method_settings
 from ..bundles.head import Head, find_head, is_unit_range
-from ..bundles.overlay import check_common, describe_changes, make_method, prepared_of
-from ..bundles.start import check_collisions, check_overrides, evaluators, overlay
+from ..bundles.adaptation import check_common, describe_changes, make_method, prepared_of
+from ..bundles.checks import check_collisions, check_overrides, evaluators, overlay
 from ..checks import constant
 from ..errors import GrataError
 from ..methods import METHODS

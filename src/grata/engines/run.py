@@ -102,7 +102,6 @@ class EvaluatorRun:
     def _run_all(self, pending: list[list[int]]) -> None:
         engine = self.evaluator
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._name)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._next)
         self._move_commit()
         with tqdm(total=sum(map(len, pending)), desc=self.handler.method.name, unit=self.unit) as self._bar:
@@ -156,13 +155,11 @@ class EvaluatorRun:
     def _begin(self, engine: Engine) -> None:
         self._begun = True
         self.handler.finished = False
+        self.handler.names = tuple(self._names[index] for index in self._pending[self._at])
 
     def _count(self, engine: Engine) -> None:
         self.images += len(engine.state.batch) if isinstance(engine.state.batch, list) else 1
         self.done = self.images
-
-    def _name(self, engine: Engine) -> None:
-        self.handler.names = tuple(self._names[index] for index in self._pending[self._at])
 
     def _next(self, engine: Engine) -> None:
         self.done += len(self._pending[self._at])

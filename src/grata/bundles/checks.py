@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser, run
 from monai.bundle.utils import ID_SEP_KEY
 from monai.utils import ensure_tuple
 
+from .._moved import NAMES
 from ..checks import did_you_mean
 from ..engines import EvaluatorRun
 from ..errors import GrataError
@@ -88,7 +89,8 @@ def check_collisions(files: list[Path]) -> None:
     for path in files:
         keys = ConfigParser.load_config_file(path)
         adaptation = keys.get("adaptation")
-        if isinstance(adaptation, Mapping) and adaptation.get("_target_") == ours["adaptation"]["_target_"]:
+        target = adaptation.get("_target_") if isinstance(adaptation, Mapping) else None
+        if NAMES.get(str(target), target) == ours["adaptation"]["_target_"]:
             return
         taken = sorted(ours.keys() & {key.lstrip("+") for key in keys})
         if taken:

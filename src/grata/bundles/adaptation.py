@@ -19,7 +19,7 @@ from ..methods import METHODS, Method, create, settings_of
 from ..normalization import AFFINE
 from .configuration import check_settings_kind, running_workflow
 from .head import Head, find_head, is_unit_range
-from .start import bundle_postprocessing
+from .checks import bundle_postprocessing
 
 __all__ = ["ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
 
