@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from skimage.measure import find_contours
 
 from ..files import atomic_write
-from .bundle import Bundle
+from .bundle import BenchmarkBundle
 from .config import BenchmarkConfig
 from .jobs import Job
 from .part import Part
@@ -232,7 +232,9 @@ def _overlays(
                 continue
             cases = cases.sort_values("dice/mean", kind="stable")
             picked = {"worst": cases.iloc[0], "median": cases.iloc[len(cases) // 2], "best": cases.iloc[-1]}
-            site = Bundle(config.bundle, {**config.sources[source], **config.targets[target]}, f"targets#{target}")
+            site = BenchmarkBundle(
+                config.bundle, {**config.sources[source], **config.targets[target]}, f"targets#{target}"
+            )
             panels = []
             for title, case in picked.items():
                 maps = _label_maps(config, jobs, folder, (first, source, target, case["case"]))
@@ -260,7 +262,12 @@ def _label_maps(
 
 
 def _panel(
-    config: BenchmarkConfig, jobs: Sequence[Job], site: Bundle, target: str, case: str, maps: dict[str, np.ndarray]
+    config: BenchmarkConfig,
+    jobs: Sequence[Job],
+    site: BenchmarkBundle,
+    target: str,
+    case: str,
+    maps: dict[str, np.ndarray],
 ) -> tuple[np.ndarray, dict[str, np.ndarray], list[tuple[int, ...]]] | None:
     """Return picture, label maps and regions; for a volume the slice across its last axis with most of the label."""
     found = next(job.cases[target][case] for job in jobs if target in job.cases)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
+from ..bundles.bundle import Case
 from ..errors import GrataError
-from .bundle import Bundle, Case, is_random
+from .bundle import BenchmarkBundle, is_random
 from .config import BenchmarkConfig, MethodRow, MetricSettings
 from .protocols import Item, Protocol, Stream
 
@@ -101,7 +102,7 @@ def plan(config: BenchmarkConfig) -> list[Job]:
 def _jobs_of(config: BenchmarkConfig, source: str, cases: dict[str, list[dict[str, Any]]]) -> Iterator[Job]:
     """Yield the jobs of one source network; ``cases`` keeps what the sites hold for the next one."""
     overrides = config.sources[source]
-    bundle = Bundle(config.bundle, overrides, f"sources#{source}")
+    bundle = BenchmarkBundle(config.bundle, overrides, f"sources#{source}")
     bundle.refuse_idle(overrides, of_a_site=False)
     _check_methods(config, source)
     sites = {target: _site(config, source, target, cases) for target in config.targets_of(source)}
@@ -154,7 +155,7 @@ def _fingerprint(stream: Stream, sites: Mapping[str, _Site]) -> dict[str, Any]:
 
 
 def _site(config: BenchmarkConfig, source: str, target: str, cases: dict[str, list[dict[str, Any]]]) -> _Site:
-    bundle = Bundle(config.bundle, {**config.sources[source], **config.targets[target]}, f"targets#{target}")
+    bundle = BenchmarkBundle(config.bundle, {**config.sources[source], **config.targets[target]}, f"targets#{target}")
     bundle.refuse_idle(config.targets[target], of_a_site=True)
     scored = _scored(config, source, target, bundle)
     if target not in cases:
@@ -211,13 +212,13 @@ def _streams(
 
 def _check_methods(config: BenchmarkConfig, source: str) -> None:
     # On the CPU: the processes that compute need the other device's memory.
-    bundle = Bundle(config.bundle, {**config.sources[source], "device": "cpu"}, f"sources#{source}")
+    bundle = BenchmarkBundle(config.bundle, {**config.sources[source], "device": "cpu"}, f"sources#{source}")
     network = bundle.make_network()
     for row in config.methods:
         bundle.make_session(row, network, config.seeds[0])
 
 
-def _scored(config: BenchmarkConfig, source: str, target: str, site: Bundle) -> list[str] | None:
+def _scored(config: BenchmarkConfig, source: str, target: str, site: BenchmarkBundle) -> list[str] | None:
     """Return the labels to score from the target, else the source, else the bundle; None: all."""
     given = (
         (f"targets#{target}#scored", config.scored.get(target)),

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from monai.metrics import compute_average_surface_distance
 
+from ..bundles.regions import Region
 from ..errors import GrataError
 from ..report import case_scores
 
-__all__ = ["DISTANCES", "METRICS", "Region", "calibration_error", "make_regions", "score"]
+__all__ = ["DISTANCES", "METRICS", "calibration_error", "score"]
 
 METRICS = ("dice", "assd", "hd95", "asd_pred_to_label", "ece")
 """All metrics, in the order of the tables."""
@@ -25,43 +24,6 @@ DISTANCES = ("assd", "hd95", "asd_pred_to_label")
 
 _BINS = 15
 _REFERENCE_DISTANCE = 100.0
-
-
-@dataclass(frozen=True)
-class Region:
-    """A structure that is scored under one name.
-
-    Attributes:
-        label: name of the structure.
-        values: label values that belong to the structure.
-        index: index of its segment.
-    """
-
-    label: str
-    values: tuple[int, ...]
-    index: int
-
-
-def make_regions(segments: Sequence[Mapping[str, Any]]) -> list[Region]:
-    """Return the region of each segment: its ``value`` and those that it ``includes``.
-
-    Args:
-        segments: segments of a bundle, with ``value``, ``label`` and optionally ``includes``.
-
-    Raises:
-        GrataError: two segments have the same label.
-    """
-    regions = [
-        Region(str(segment["label"]), (int(segment["value"]), *map(int, segment.get("includes") or ())), index)
-        for index, segment in enumerate(segments)
-    ]
-    labels = [region.label for region in regions]
-    if len(set(labels)) < len(labels):
-        raise GrataError(
-            f"the labels {', '.join(labels)} are not all different. Give each segment a label of its own.",
-            key="segments",
-        )
-    return regions
 
 
 def score(

@@ -14,11 +14,12 @@ from filelock import FileLock
 from monai.networks import eval_mode
 from monai.utils import set_determinism
 
+from ..bundles.bundle import Case
 from ..errors import GrataError, RunError
 from ..machine import keep_pages
 from ..session import Case as SessionCase
 from ..session.faults import explain
-from .bundle import Bundle, Case
+from .bundle import BenchmarkBundle
 from .jobs import Job
 from .metrics import score
 from .part import Part
@@ -87,9 +88,9 @@ class _Runner:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.bundle = Bundle(job.bundle, job.source_overrides, f"sources#{job.source}")
+        self.bundle = BenchmarkBundle(job.bundle, job.source_overrides, f"sources#{job.source}")
         self.sites = {
-            site: Bundle(job.bundle, {**job.source_overrides, **overrides}, f"targets#{site}")
+            site: BenchmarkBundle(job.bundle, {**job.source_overrides, **overrides}, f"targets#{site}")
             for site, overrides in job.site_overrides.items()
         }
         self.session = self.bundle.make_session(job.row, self.bundle.make_network(), job.seed, job.name)

@@ -1,8 +1,8 @@
 """Bundles in Model Zoo layout: what their configurations say, and one overlay that adapts any of them."""
 
-from .configuration import effective_settings, start
-from .head import Head, find_head, is_unit_range
 from .adaptation import ZooAdaptation
 from .checks import begin, overlay
+from .configuration import effective_settings, start
+from .head import Head, find_head, is_unit_range
 
 __all__ = ["Head", "ZooAdaptation", "begin", "effective_settings", "find_head", "is_unit_range", "overlay", "start"]

@@ -17,9 +17,9 @@ from ..errors import GrataError
 from ..files import JOURNAL, check_output_dir
 from ..methods import METHODS, Method, create, settings_of
 from ..normalization import AFFINE
+from .checks import bundle_postprocessing
 from .configuration import check_settings_kind, running_workflow
 from .head import Head, find_head, is_unit_range
-from .checks import bundle_postprocessing
 
 __all__ = ["ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
 

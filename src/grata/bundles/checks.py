@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser, run
-from monai.bundle.utils import ID_SEP_KEY
+from monai.bundle import run
 from monai.utils import ensure_tuple
 
 from .._moved import NAMES
@@ -16,9 +15,10 @@ from ..checks import did_you_mean
 from ..engines import EvaluatorRun
 from ..errors import GrataError
 from ..session.faults import plain_errors
-from .configuration import check_method_settings, running_workflow
+from .configuration import check_method_settings
+from .reader import Configuration, evaluators, read_files
 
-__all__ = ["begin", "bundle_postprocessing", "check_collisions", "check_overrides", "evaluators", "overlay"]
+__all__ = ["begin", "bundle_postprocessing", "check_collisions", "check_overrides", "overlay"]
 
 _OF_MONAI = ("bundle_root", "workflow_type", "workflow_name", "properties_path")
 """Options of the command line that MONAI itself reads."""
@@ -36,10 +36,10 @@ def begin() -> None:
         GrataError: the bundle has a key that the overlay would replace, nothing reads a key of the command line (it may
             be mistyped), or there is no evaluator.
     """
-    workflow = running_workflow()
-    if workflow is None:
+    running = Configuration.running()
+    if running is None:
         return
-    config = workflow.parser.get()
+    config = running.raw()
     plain_errors(
         config["adaptation"].get("traceback"),
         EvaluatorRun.hint,
@@ -51,7 +51,7 @@ def begin() -> None:
     check_collisions(files)
     check_overrides(files, overrides)
     reference = config["adaptation"].get("evaluator")
-    if isinstance(reference, str) and reference.startswith("@") and _id(reference) not in workflow.parser:
+    if isinstance(reference, str) and reference.startswith("@") and reference[1:] not in running:
         engines = ", ".join(sorted(evaluators(config))) or "none"
         raise GrataError(
             f"the configuration has no {reference[1:]}; its evaluators: {engines}. Run the "
@@ -66,14 +66,10 @@ def bundle_postprocessing() -> Any:
 
     If it has none, the configuration's ``postprocessing`` is returned, which a handler may apply, or else None.
     """
-    workflow = running_workflow()
-    if workflow is None:
+    running = Configuration.running()
+    if running is None:
         return None
-    evaluator = _id(str(workflow.parser.get()["adaptation"].get("evaluator")))
-    for key in (f"{evaluator}{ID_SEP_KEY}postprocessing", "postprocessing"):
-        if key in workflow.parser:
-            return workflow.parser.get_parsed_content(key)
-    return None
+    return running.postprocessing(str(running.raw("adaptation").get("evaluator")).removeprefix("@"))
 
 
 def check_collisions(files: list[Path]) -> None:
@@ -85,14 +81,13 @@ def check_collisions(files: list[Path]) -> None:
     Raises:
         GrataError: a file has a key of the overlay.
     """
-    ours = ConfigParser.load_config_file(overlay())
-    for path in files:
-        keys = ConfigParser.load_config_file(path)
+    (ours,) = read_files([overlay()])
+    for path, keys in zip(files, read_files(files), strict=True):
         adaptation = keys.get("adaptation")
         target = adaptation.get("_target_") if isinstance(adaptation, Mapping) else None
         if NAMES.get(str(target), target) == ours["adaptation"]["_target_"]:
             return
-        taken = sorted(ours.keys() & {key.lstrip("+") for key in keys})
+        taken = sorted(ours.keys() & keys.keys())
         if taken:
             own = " The file has its own workflow for adaptation: run that one." if "adapt" in taken else ""
             raise GrataError(
@@ -112,8 +107,8 @@ def check_overrides(files: list[Path], overrides: Mapping[str, Any]) -> None:
         GrataError: nothing reads a key.
     """
     config: dict[str, Any] = {}
-    for path in files:
-        config |= {key.lstrip("+"): value for key, value in ConfigParser.load_config_file(path).items()}
+    for keys in read_files(files):
+        config |= keys
     known = {*config, *_OF_MONAI} if config else set()
     arguments = config.get("adaptation") or {}
     for key in overrides if config else ():
@@ -138,15 +133,3 @@ def _command() -> tuple[list[Path], Mapping[str, Any]]:
             return list(map(Path, ensure_tuple(files) if files else ())), frame.f_locals["override"]
         frame = frame.f_back
     return [], {}
-
-
-def evaluators(config: Any, key: str = "") -> list[str]:
-    """Return the keys of all components that are evaluators, nested ones with ``#``."""
-    if not isinstance(config, Mapping):
-        return []
-    found = [key] if "Evaluator" in str(config.get("_target_", "")) else []
-    return found + [name for k, v in config.items() for name in evaluators(v, f"{key}#{k}" if key else str(k))]
-
-
-def _id(reference: str) -> str:
-    return reference.removeprefix("@").replace("#", ID_SEP_KEY)

@@ -64,7 +64,7 @@ def methods(
         if form != "simple":
             raise GrataError("what a bundle can take is shown as simple alone. Leave out bundle, or form.", key="form")
         check_bundle(bundle)
-        from ..benchmark import fitting_methods
+        from ..doctor.fit import fitting_methods
 
         print(fitting_methods(bundle, [method.name for method in chosen]))
         return 0

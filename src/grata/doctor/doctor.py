@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.bundle.utils import ID_SEP_KEY
 from monai.inferers import Inferer, SimpleInferer, SliceInferer, SlidingWindowInferer
 from tabulate import tabulate
 from torch import nn
 
 from ..bank.saved import class_name
+from ..bundles.adaptation import check_common, describe_changes, make_method, prepared_of
+from ..bundles.checks import check_collisions, check_overrides, overlay
 from ..bundles.configuration import check_method_settings
 from ..bundles.head import Head, find_head, is_unit_range
-from ..bundles.adaptation import check_common, describe_changes, make_method, prepared_of
-from ..bundles.checks import check_collisions, check_overrides, evaluators, overlay
+from ..bundles.reader import Configuration, components, evaluators
 from ..checks import constant
 from ..errors import GrataError
 from ..methods import METHODS
 from ..methods.registry import method_class
 from ..networks.weights import check_fit, read_state
 from ..normalization import normalization_layers
-from ..session.faults import explain, quiet
+from ..session.faults import quiet
 
 __all__ = ["Report", "doctor", "examine"]
 
@@ -124,21 +123,21 @@ def _of_bundle(root: Path, config_file: str | None, overrides: Mapping[str, Any]
     file = _configuration(root, config_file)
     report = Report(root.resolve().name)
     _check_overrides(root, file, overrides)
-    config = _Config(root, file, overrides)
+    config = Configuration.read(root, [file, overlay()], {"device": "$torch.device('cpu')", **overrides})
     check_method_settings(config.raw())
     network = config.network()
     report.facts["configuration"] = str(file.relative_to(root))
-    report.facts["weights"] = _weights(config, network, report)
+    report.facts["weights"] = _weights(config, root, network)
     try:
         check_collisions([file])
     except GrataError as error:
         report.problems.append(str(error))
     given = constant(config.raw("adaptation"))
     evaluator = _evaluator(config, given, report)
-    head = find_head(config.get(f"{evaluator}{ID_SEP_KEY}postprocessing") or config.get("postprocessing"))
-    inferer = config.get(f"{evaluator}{ID_SEP_KEY}inferer") or config.get("inferer") or SimpleInferer()
-    unit = is_unit_range(config.get("preprocessing"))
-    _report_network(report, network, _classes(config))
+    head = find_head(config.postprocessing(evaluator))
+    inferer = config.value(f"{evaluator}#inferer") or config.value("inferer") or SimpleInferer()
+    unit = is_unit_range(config.value("preprocessing"))
+    _report_network(report, network, _classes(config, root))
     _report_window(report, inferer)
     given["prepared"] = given.get("prepared") or prepared_of(root)
     _report_methods(report, network, head, unit, given, *_examined(config, overrides))
@@ -168,9 +167,9 @@ def _configuration(root: Path, config_file: str | None) -> Path:
     )
 
 
-def _evaluator(config: _Config, given: Mapping[str, Any], report: Report) -> str:
+def _evaluator(config: Configuration, given: Mapping[str, Any], report: Report) -> str:
     """Return the id of the evaluator that predicts; report a problem where there is none of that id."""
-    evaluator = str(given.get("evaluator", "@evaluator")).removeprefix("@").replace("#", ID_SEP_KEY)
+    evaluator = str(given.get("evaluator", "@evaluator")).removeprefix("@")
     if evaluator not in config:
         found = ", ".join(evaluators(config.raw())) or "none"
         report.problems.append(
@@ -193,9 +192,9 @@ def _report_commands(report: Report, root: Path, file: Path) -> None:
         )
 
 
-def _examined(config: _Config, overrides: Mapping[str, Any]) -> tuple[Sequence[str], Mapping[str, Any]]:
+def _examined(config: Configuration, overrides: Mapping[str, Any]) -> tuple[Sequence[str], Mapping[str, Any]]:
     """Return the names of the methods to examine, and the settings of the one that was chosen."""
-    if not any(re.split(f"#|{ID_SEP_KEY}", key)[0] in ("method", "settings") for key in overrides):
+    if not any(re.split("#|::", key)[0] in ("method", "settings") for key in overrides):
         return list(METHODS), {}
     chosen = config.raw()
     return [method_class(chosen["method"]).name], chosen["settings"]
@@ -237,63 +236,14 @@ def _listed(values: Sequence[Any]) -> str:
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
-class _Config:
-    """A bundle's configuration with the overlay's keys; the bundle's own modules are imported from its folder."""
-
-    def __init__(self, root: Path, file: Path, overrides: Mapping[str, Any]) -> None:
-        self.root, self.file = root, file
-        self._parser = ConfigParser()
-        self._parser.read_config([file, overlay()])
-        self._parser["bundle_root"] = str(root)
-        self._parser["device"] = "$torch.device('cpu')"
-        for key, value in overrides.items():
-            self._parser[key] = value
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._parser
-
-    def raw(self, key: str | None = None) -> dict[str, Any]:
-        """Return the whole configuration, or the value of a key, as it is written."""
-        return self._parser.get(key) if key else self._parser.get()
-
-    def network(self) -> nn.Module:
-        """Return the network that ``network_def`` or ``network`` stands for.
-
-        Raises:
-            GrataError: neither is a network.
-        """
-        for key in ("network_def", "network"):
-            if isinstance(network := self.get(key), nn.Module):
-                return network
-        raise GrataError(f"{self.file} has neither network_def nor network. Name the bundle's inference configuration.")
-
-    def get(self, key: str) -> Any:
-        """Return the object that a key stands for, or None where there is no such key."""
-        if key not in self._parser:
-            return None
-        before = set(sys.modules)
-        sys.path.insert(0, str(self.root))
-        try:
-            return self._parser.get_parsed_content(key)
-        except Exception as error:  # a configuration may call anything
-            raise GrataError(f"{self.file}: its {key} cannot be built. {explain(error)}") from error
-        finally:
-            sys.path.remove(str(self.root))
-            # Modules of the next bundle may have the same names.
-            for name in set(sys.modules) - before:
-                file = getattr(sys.modules[name], "__file__", None)
-                if file is not None and Path(file).resolve().is_relative_to(self.root.resolve()):
-                    del sys.modules[name]
-
-
-def _weights(config: _Config, network: nn.Module, report: Report) -> str:
-    keys = [key for key, item in _components(config.raw()) if item.get("_target_") == "CheckpointLoader"]
-    path = config.get(f"{keys[0]}{ID_SEP_KEY}load_path") if keys else None
+def _weights(config: Configuration, root: Path, network: nn.Module) -> str:
+    keys = [key for key, item in components(config.raw()) if item.get("_target_") == "CheckpointLoader"]
+    path = config.value(f"{keys[0]}#load_path") if keys else None
     if not isinstance(path, str | Path):
         return "not named by a CheckpointLoader"
     shown = Path(path).name
     if not Path(path).is_file():
-        hint = "; large_files.yml says where to get it" if list(config.root.glob("large_files.*")) else ""
+        hint = "; large_files.yml says where to get it" if list(root.glob("large_files.*")) else ""
         return f"{shown} is missing{hint}"
     try:
         check_fit(read_state(Path(path)), network, shown)
@@ -355,29 +305,20 @@ def _report_methods(
             report.facts["adapts"] = f"{describe_changes(method)} ({len(method.parameters)} tensors)"
 
 
-def _classes(config: _Config) -> int | None:
+def _classes(config: Configuration, root: Path) -> int | None:
     definition = config.raw().get("network_def")
     if isinstance(definition, Mapping):
         for key in _CLASSES:
-            value = config.get(f"network_def{ID_SEP_KEY}{key}")
+            value = config.value(f"network_def#{key}")
             if isinstance(value, int):
                 return value
-    metadata = config.root / "configs" / "metadata.json"
+    metadata = root / "configs" / "metadata.json"
     if metadata.is_file():
         outputs = ConfigParser.load_config_file(metadata).get("network_data_format", {}).get("outputs", {})
         for output in outputs.values():
             if isinstance(output.get("num_channels"), int):
                 return output["num_channels"]
     return None
-
-
-def _components(config: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the id and content of each item with a ``_target_``."""
-    if isinstance(config, Mapping) and "_target_" in config:
-        yield key, config
-    items = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
-    for name, value in items:
-        yield from _components(value, f"{key}{ID_SEP_KEY}{name}" if key else str(name))
 
 
 def _kind(kind: str, layer: nn.Module) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from ..benchmark.bundle import Bundle
+from ..benchmark.bundle import BenchmarkBundle
 from ..benchmark.config import MethodRow
 from ..errors import GrataError
 from ..session.faults import quiet
@@ -26,7 +26,7 @@ def fitting_methods(root: str | Path, names: Sequence[str]) -> str:
         GrataError: the bundle's configuration or weights cannot be read.
     """
     quiet()
-    bundle = Bundle(Path(root), {"device": "cpu"}, "bundle")
+    bundle = BenchmarkBundle(Path(root), {"device": "cpu"}, "bundle")
     network = bundle.make_network()
     rows = []
     for name in names:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..benchmark.metrics import Region
+from ..bundles.regions import Region
 from ..errors import GrataError
 from ..objectives.shape_moments import soft_moments
 

@@ -1,6 +1,6 @@
 """The command ``python -m grata prepare``: from a bundle and its source set to one small file.
 
-It shares the benchmark's reading of bundles, images and label maps.
+It reads bundles, images and label maps as a benchmark does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..benchmark.bundle import Bundle, Case
+from ..bundles.bundle import Bundle, Case
 from ..checks import did_you_mean
 from ..errors import GrataError
 from ..files import check_output_dir
