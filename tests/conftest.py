@@ -27,7 +27,13 @@ SLOW = (
         "docs/test_pages",
         "nnunet/test_nnunet",
     ),
-    *("benchmark/test_benchmark", "bundles/test_overlay", "benchmark/test_command", "test_add_a_method", "session/test_keeper"),
+    *(
+        "benchmark/test_benchmark",
+        "bundles/test_overlay",
+        "benchmark/test_command",
+        "test_add_a_method",
+        "session/test_keeper",
+    ),
 )
 
 

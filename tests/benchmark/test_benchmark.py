@@ -118,7 +118,9 @@ def test_the_beginning_of_a_longer_stream_is_computed_once(settings, write, tmp_
     settings |= {"protocol": protocols, "methods": {"source": {}, "grata": {"lr": 0.02}}, "limit": 2}
     computed = []
     step = stream._Runner.step
-    monkeypatch.setattr(stream._Runner, "step", lambda self, k: computed.append(self.job.name) or step(self, k))
+    monkeypatch.setattr(
+        stream._Runner, "step", lambda self, *given: computed.append(self.job.name) or step(self, *given)
+    )
     assert run_benchmark(write(settings)) == 0
     together = results(tmp_path / "results")
     # Not reused: the second site of per-target, which starts from the source, and the recurring stream, whose second
@@ -159,7 +161,9 @@ def test_a_repeated_image_is_computed_once_if_no_other_image_influences_it(setti
     settings["reference_method"] = "online"
     computed = []
     step = stream._Runner.step
-    monkeypatch.setattr(stream._Runner, "step", lambda self, k: computed.append(self.job.row.name) or step(self, k))
+    monkeypatch.setattr(
+        stream._Runner, "step", lambda self, *given: computed.append(self.job.row.name) or step(self, *given)
+    )
     assert run_benchmark(write(settings)) == 0
     assert {name: computed.count(name) for name in rows} == {"source": 4, "online": 12, "episodic": 4}
     found = results(tmp_path / "results")
@@ -450,8 +454,8 @@ def test_a_state_is_kept_if_a_later_image_depends_on_it(
     path, kept = write(settings), []
     commit = Part.commit
 
-    def noting(self, finished, state):
-        commit(self, finished, state)
+    def noting(self, *given):
+        commit(self, *given)
         kept.append(self.lock.with_suffix(".pt").exists())
 
     monkeypatch.setattr(Part, "commit", noting)

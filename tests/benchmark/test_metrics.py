@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from grata.benchmark.metrics import calibration_error, make_regions, score
+from grata.benchmark.metrics import calibration_error, score
+from grata.bundles.regions import make_regions
 from grata.errors import GrataError
 
 SEGMENTS = [{"value": 1, "label": "Disc", "includes": [2]}, {"value": 2, "label": "Cup"}]

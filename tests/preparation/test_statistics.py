@@ -6,7 +6,7 @@ import torch
 from monai.inferers import SimpleInferer, SliceInferer, SlidingWindowInferer
 from torch.nn import functional as F
 
-from grata.benchmark.metrics import make_regions
+from grata.bundles.regions import make_regions
 from grata.errors import GrataError
 from grata.normalization import collect_affine_parameters
 from grata.preparation.fisher import pseudo_label_loss, squared_gradient

@@ -32,11 +32,15 @@ class Part:
         folder: folder of all parts.
         name: name of the job.
         fingerprint: digests of everything that the job's results depend on, by name.
+
+    Attributes:
+        kept: what the bank needs to go on from the state that :meth:`open` returned; None: there is no bank.
     """
 
     def __init__(self, folder: Path, name: str, fingerprint: Mapping[str, str]) -> None:
         self.name = name
         self.fingerprint = dict(fingerprint)
+        self.kept: dict[str, Any] | None = None
         self._base = folder / name
         self._rows = self._base.with_name(f"{self._base.name}.jsonl")
         self._progress = self._base.with_name(f"{self._base.name}.json")
@@ -57,11 +61,8 @@ class Part:
         """
         self._read_state()
 
-    def open(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None, dict[str, Any] | None]:
-        """Return what an earlier process left, and make the files ready.
-
-        Returns:
-            The finished rows, the method's state after them (None: the source), and what the bank needs to go on.
+    def open(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+        """Return the finished rows and the method's state after them (None: the source), and make the files ready.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -77,12 +78,13 @@ class Part:
                 self._write_progress(finished, state is not None)
                 if state is None:
                     self._remove_state()
-                return (rows, None, None) if state is None else (rows, state["method"], state.get("kept"))
+                self.kept = None if state is None else state.get("kept")
+                return rows, None if state is None else state["method"]
         self._base.parent.mkdir(parents=True, exist_ok=True)
         self._remove_state()
         self._write_rows([])
         self._write_progress(0, False)
-        return [], None, None
+        return [], None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the finished rows."""

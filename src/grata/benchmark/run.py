@@ -127,7 +127,7 @@ def _take_over(job: Job, part: Part, longer: Part) -> int:
     found = longer.rows()[: len(job.items)]
     if len(found) < len(job.items):
         return 0
-    before, _, _ = part.open()
+    before, _ = part.open()
     for position in range(len(before), len(found)):
         row = {"protocol": job.protocol, "stream": job.stream, "round": job.items[position].round}
         labels = longer.read_label_map(position) if job.keep_label_maps else None

@@ -53,7 +53,7 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
     part = Part(parts, job.name, job.fingerprint)
     part.lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(part.lock, timeout=_WAIT_FOR_PREDECESSOR):
-        rows, state, kept = part.open()
+        rows, state = part.open()
         if len(rows) == len(job.items):
             return
         torch.set_num_threads(job.threads)
@@ -61,7 +61,7 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
         runner = _Runner(job)
         if own_process and runner.bundle.keeps_pages:
             keep_pages()
-        runner.resume(rows, state, kept)
+        runner.resume(rows, state, part.kept)
         done = {(row["target"], row["case"]): row for row in rows}
         for position in range(len(rows), len(job.items)):
             item = job.items[position]

@@ -45,6 +45,26 @@ def nnunet(
     bank: Annotated[
         str | None, _option("bank", TEXT, "Folder that keeps what is learned for each site; it needs a site.")
     ] = None,
+    start_from: Annotated[
+        str | None,
+        _option("start_from", TEXT, "Saved adaptations to start from: a folder with fold_0.safetensors and so on."),
+    ] = None,
+    save_to: Annotated[
+        str | None, _option("save_to", TEXT, "Without a bank: folder for the saved adaptation of each fold.")
+    ] = None,
+    reset: Annotated[
+        Any,
+        _option(
+            "reset",
+            VALUE,
+            "When to start from the source networks again: never, per-case, every-n, ...",
+            default="as in the method's paper",
+        ),
+    ] = None,
+    prepared: Annotated[
+        str | None,
+        _option("prepared", TEXT, "What some methods need: a folder with fold_0.safetensors and so on, or a file."),
+    ] = None,
     folds: Annotated[
         Any, _option("folds", VALUE, "Folds to use: 0, or 0,1, or all.", default="each numbered one")
     ] = None,

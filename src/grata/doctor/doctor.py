@@ -28,6 +28,7 @@ from ..methods.registry import method_class
 from ..networks.weights import check_fit, read_state
 from ..normalization import normalization_layers
 from ..session.faults import quiet
+from ..session.learner import Learner
 
 __all__ = ["Report", "doctor", "examine"]
 
@@ -287,7 +288,7 @@ def _report_methods(
     names: Sequence[str] = tuple(METHODS),
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    common = {key: given.get(key) for key in ("activation", "output", "reset", "prepared")}
+    common = {key: given.get(key) for key in ("activation", "output", "prepared")}
     activation = common["activation"] or head.activation
     output = common["output"] or head.output
     said = "" if common["activation"] or not head.source else f" (by {head.source})"
@@ -297,8 +298,9 @@ def _report_methods(
     for name in names:
         try:
             method = make_method(network, name, settings, head, unit, affine, **common)
+            Learner(method, given.get("reset"))
         except GrataError as error:
-            report.methods[name] = str(error)
+            report.methods[name] = str(error.under("adaptation") if error.head == "reset" else error)
             continue
         report.methods[name] = ""
         if name in ("grata", *([] if len(names) > 1 else names)):
