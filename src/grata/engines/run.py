@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback as tracebacks
 from collections import Counter
 from collections.abc import Mapping
@@ -283,7 +284,12 @@ def _files(dataset: Any, index: int) -> list[Path]:
         item = {CommonKeys.IMAGE: item}
     values = [item[key] for key in sorted(item, key=lambda key: key != CommonKeys.IMAGE)]
     paths = [path for value in values for path in (value if isinstance(value, list | tuple) else [value])]
-    return [Path(path) for path in paths if isinstance(path, str | Path)]
+    return [Path(path) for path in paths if isinstance(path, Path) or (isinstance(path, str) and _is_file(path))]
+
+
+def _is_file(text: str) -> bool:
+    """Return whether a text is the name of a file or a folder, and no other word of the item."""
+    return os.sep in text or bool(Path(text).suffix) or os.path.exists(text)
 
 
 def _without_paths(message: str, dataset: Any, index: int, name: str) -> str:

@@ -40,7 +40,7 @@ def predict(
     checkpoint_name: str = CHECKPOINT,
     affine: str = "auto",
     seed: int = 0,
-    site: str | None = None,
+    site: str | Mapping[str, str] | None = None,
     bank: str | Path | None = None,
     start_from: str | Path | None = None,
     save_to: str | Path | None = None,
@@ -73,7 +73,8 @@ def predict(
         affine: treatment of normalization layers without affine parameters, see
             :func:`grata.normalization.ensure_affine`.
         seed: seed of the methods' random generators.
-        site: site of the images, for the journal, the bank and reset policies that need it.
+        site: site of the images, or the site of each by its case, for the journal, the bank and reset policies that
+            need it.
         bank: folder of the adaptations by site, which go on from their last state, also in another run: one
             :class:`grata.bank.AdapterBank` per fold, in ``fold_0`` and so on. It needs a ``site``, because these
             images carry no metadata of their scanner.
@@ -103,12 +104,13 @@ def predict(
     flags = {"use_mirroring": use_mirroring, "save_probabilities": save_probabilities, "overwrite": overwrite}
     for name, flag in flags.items():
         checked(check_flag, flag, name)
-    if bank is not None and not site:
-        raise GrataError("the bank keeps one adaptation per site. Give the site of the images by site.", key="bank")
     checked(lambda value: check_number(value, above=0, at_most=1), tile_step_size, "tile_step_size")
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
     cases, faults = find_cases(Path(input), model)
+    sites = {case: site.get(case) if isinstance(site, Mapping) else site for case in cases}
+    if bank is not None and not all(sites.values()):
+        raise GrataError("the bank keeps one adaptation per site. Give the site of the images by site.", key="bank")
     output = check_output_dir(output)
     if output.resolve() == Path(input).resolve():
         raise GrataError("must not be the folder of the images. Name another folder.", key="output")
@@ -133,12 +135,11 @@ def predict(
             None if save_to is None else Path(save_to) / f"fold_{fold}",
             journal,
             reset,
-            site,
             about={"fold": fold},
         )
         for fold, adapting in predictor.methods.items()
     }
-    run = _Run(predictor, sessions, journal, output, save_probabilities, traceback)
+    run = _Run(predictor, sessions, sites, journal, output, save_probabilities, traceback)
     done = set() if overwrite else {case for case in cases if run.is_done(case)}
     run.start({case: files for case, files in cases.items() if case not in done})
     faults += run.faults
@@ -165,6 +166,7 @@ class _Run:
         self,
         predictor: AdaptedPredictor,
         sessions: Mapping[str, Session],
+        sites: Mapping[str, str | None],
         journal: Journal,
         output: Path,
         save_probabilities: bool,
@@ -172,6 +174,7 @@ class _Run:
     ) -> None:
         self.predictor = predictor
         self.sessions = sessions
+        self.sites = sites
         self.journal = journal
         self.model = predictor.model
         self.output = output
@@ -217,7 +220,7 @@ class _Run:
         data, properties = self._preprocess(files)
         with (
             atomic_write(self.output / f"{case}{self._ending}") as temporary,
-            together([session.case(data[None], case) for session in self.sessions.values()]) as folds,
+            together([s.case(data[None], case, self.sites[case]) for s in self.sessions.values()]) as folds,
         ):
             for adapting in folds:
                 self.predictor.adapt(adapting, data)
