@@ -37,7 +37,7 @@ def watch(
             :class:`grata.Session`.
 
     Yields:
-        Place in the list, label map ``(H, W)`` or ``(D, H, W)``, and nothing; or None and what was wrong with the image.
+        Place in the list and label map ``(H, W)`` or ``(D, H, W)``; or None in its place, and what was wrong.
     """
     inferer = inferer or SimpleInferer()
     made = create(method, network, settings, affine, activation="softmax", prepared=prepared)
