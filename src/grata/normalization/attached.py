@@ -35,14 +35,20 @@ class AttachedAffine:
         self.names = tuple(".".join(filter(None, (name, ATTACHED, part))) for name in self._layers for part in _PARTS)
         self.count = sum(p.numel() for layer in self._layers.values() for p in getattr(layer, ATTACHED).parameters())
 
+    @property
+    def present(self) -> bool:
+        """Whether the network has them still: another holder may have detached them."""
+        return bool(self._layers) and all(hasattr(layer, ATTACHED) for layer in self._layers.values())
+
     def detach(self) -> None:
         """Remove all attached parameters, so that the network is exactly the source network again.
 
         A second call does nothing.
         """
         for layer in self._layers.values():
-            getattr(layer, ATTACHED).handle.remove()
-            delattr(layer, ATTACHED)
+            if hasattr(layer, ATTACHED):
+                getattr(layer, ATTACHED).handle.remove()
+                delattr(layer, ATTACHED)
         self._layers = {}
 
 

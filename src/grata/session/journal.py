@@ -43,7 +43,9 @@ class Journal:
     def cut(self, size: int) -> None:
         """Take back the lines that were written since :meth:`size` returned ``size``."""
         with contextlib.suppress(OSError):
-            if self.size() > size:
+            if size == 0:
+                self.path.unlink(missing_ok=True)
+            elif self.size() > size:
                 os.truncate(self.path, size)
 
     def lines(self) -> list[dict[str, Any]]:

@@ -69,7 +69,8 @@ def take(method: Method, holder: object) -> None:
         holder: its session.
 
     Raises:
-        RunError: another method adapts the network for a session that is still there.
+        RunError: another method adapts the network for a session that is still there, or what was attached to the
+            network is gone.
     """
     mark = mark_of(method.given)
     if mark is not None and mark.method is method and mark.holder is holder:
@@ -85,6 +86,12 @@ def take(method: Method, holder: object) -> None:
                 key="network",
             )
         release(mark.method)
+    if method.attached is not None and not method.attached.present:
+        raise RunError(
+            "the parameters that were attached to its normalization layers are gone, because it was restored since. "
+            "Begin anew: make the stream, the handler or the method again.",
+            key="network",
+        )
     new = Mark(method, holder)
     for module in method.given.modules():
         vars(module)[_KEY] = new
