@@ -35,7 +35,8 @@ def hashes(folder):
 
 def journal(folder):
     lines = [json.loads(line) for line in (Path(folder) / "journal.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "peak_memory_mib")} for line in lines]
+    measured = ("seconds", "seconds_predict", "peak_memory_mib")
+    return [{k: v for k, v in line.items() if k not in measured} for line in lines]
 
 
 def adapted_parameters(folder):
@@ -182,7 +183,8 @@ def test_a_stopped_run_that_is_resumed_ends_as_if_it_had_never_stopped(
     assert process.returncode == -stop
     assert ("--resume true goes on with the rest" in shown) == (stop == signal.SIGINT)
     begun = len(journal(output))
-    assert after <= begun < 4 or after == 3
+    # Ctrl-C may come between a line and the state: the case is rolled back then, and its line with it
+    assert after - (stop == signal.SIGINT) <= begun < 4 or after == 3
     result = adapt(bundle, output, "--dataset_dir", dataset, "--resume", "true", cwd=tmp_path)
     assert "4 of 4 cases finished" in result.stdout
     assert hashes(output) == hashes(uninterrupted)

@@ -1,5 +1,6 @@
 """Adaptation and prediction of a small nnU-Net that nnU-Net itself trained."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -16,11 +17,13 @@ import torch
 from grata.bank import AdapterBank, export_checkpoint
 from grata.doctor.doctor import examine
 from grata.errors import GrataError
+from grata.files import atomic_write
+from grata.methods import StepRecord
 from grata.nnunet import AdaptedPredictor, describe, load_model, predict
+from grata.nnunet import run as nnunet_run
 from grata.nnunet.checkpoints import read_checkpoint
 from grata.nnunet.command import run_command
 from grata.nnunet.predictor import mirror_views
-from grata.session import Journal
 from grata.session.keeper import Keeper
 from grata.views import VIEWS
 
@@ -82,7 +85,8 @@ def test_only_normalization_layers_change(trained):
     for configuration, shape in (("3d_fullres", (20, 24, 18)), ("2d", (5, 24, 18))):
         predictor = AdaptedPredictor(load_model(trained[configuration], 0), "grata", SETTINGS)
         network, weights = predictor.methods["0"].given, predictor.model.checkpoint.weights
-        predictor.adapt("0", volume(shape))
+        with predictor.case(volume(shape)):
+            pass
         changed = {name for name, value in network.state_dict().items() if not torch.equal(value, weights[name])}
         # nnU-Net's blocks list a normalization layer twice: by its name and in the list of all modules.
         layers = {name for name, module in network.named_modules(remove_duplicate=False) if "Norm" in str(type(module))}
@@ -97,7 +101,8 @@ def test_an_adapted_run_repeats_bit_for_bit_and_differs_from_the_source(trained,
     for case in ("case7", "case8"):
         assert_same(tmp_path / "first", tmp_path / "second", case)
         assert not np.array_equal(outputs(tmp_path / "first", case)[2], outputs(tmp_path / "source", case)[2])
-    lines, again = ([{**line, "seconds": 0} for line in journal(tmp_path / name)] for name in ("first", "second"))
+    measured = dict.fromkeys(("seconds", "seconds_predict", "peak_memory_mib"))
+    lines, again = ([line | measured for line in journal(tmp_path / name)] for name in ("first", "second"))
     assert lines == again
     assert [(line["case"], line["fold"]) for line in lines] == list(itertools.product(("case7", "case8"), "01"))
     for fold in "01":
@@ -110,9 +115,9 @@ def test_folds_adapt_apart_and_their_logits_are_averaged(trained):
     data, logits = volume((20, 24, 18)), {}
     for folds in ("0", "1", ("0", "1")):
         predictor = AdaptedPredictor(load_model(trained["3d_fullres"], folds), "grata", SETTINGS, use_mirroring=False)
-        for fold in predictor.methods:
-            predictor.adapt(fold, data)
-        logits[folds] = predictor.logits(data)
+        with predictor.case(data) as predicted:
+            logits[folds] = predicted
+        assert torch.equal(predictor.logits(data), predicted)
     assert not torch.equal(logits["0"], logits["1"])
     assert torch.equal(logits["0", "1"], (logits["0"] + logits["1"]) / 2)
 
@@ -123,8 +128,9 @@ def test_windows_are_nnunets_own_the_most_uncertain_first(trained, monkeypatch, 
         load_model(trained[configuration], 0), windows={"uncertain": 2, "random": 1, "batch_size": 1}
     )
     method, data, taken = predictor.methods["0"], volume(shape), []
-    monkeypatch.setattr(method, "adapt", lambda batch, **_: taken.append(batch))
-    predictor.adapt("0", data)
+    monkeypatch.setattr(method, "adapt", lambda batch: taken.append(batch) or StepRecord())
+    with predictor.case(data):
+        pass
     # The last axis is shorter than the patch and gets two zeros on each side; the others take steps of half a patch.
     padded = torch.nn.functional.pad(data, (2, 2))
     if configuration == "2d":
@@ -141,8 +147,9 @@ def test_windows_are_nnunets_own_the_most_uncertain_first(trained, monkeypatch, 
 def test_an_image_that_fits_into_the_patch_is_adapted_to_whole(trained, monkeypatch):
     predictor = AdaptedPredictor(load_model(trained["3d_fullres"], 0))
     taken = []
-    monkeypatch.setattr(predictor.methods["0"], "adapt", lambda batch, **_: taken.append(batch))
-    predictor.adapt("0", volume((12, 16, 10)))
+    monkeypatch.setattr(predictor.methods["0"], "adapt", lambda batch: taken.append(batch) or StepRecord())
+    with predictor.case(volume((12, 16, 10))):
+        pass
     assert len(taken) == 1 and torch.equal(taken[0][0, :, 2:14, :, 3:13], volume((12, 16, 10)))
 
 
@@ -187,7 +194,9 @@ def test_regions_are_adapted_with_sigmoid_and_predicted_as_nnunet_does(edited, i
     assert_same(tmp_path / "ours", tmp_path / "theirs", "case7")
     predictor = AdaptedPredictor(load_model(model), "tent", SETTINGS)
     assert predictor.methods["0"].activation == "sigmoid"
-    assert "step_skipped" not in predictor.adapt("0", volume((16, 16, 16)))[0].flags
+    with predictor.case(volume((16, 16, 16)), "a"):
+        pass
+    assert "step_skipped" not in predictor.sessions["0"].flags.get("a", ())
 
 
 def test_norms_without_affine_parameters_are_given_some(edited):
@@ -206,8 +215,8 @@ def test_norms_without_affine_parameters_are_given_some(edited):
     source = AdaptedPredictor(load_model(model), "source").logits(data)
     predictor = AdaptedPredictor(load_model(model), "grata", SETTINGS)
     assert torch.equal(predictor.logits(data), source)
-    predictor.adapt("0", data)
-    assert not torch.equal(predictor.logits(data), source)
+    with predictor.case(data) as logits:
+        assert not torch.equal(logits, source)
     with pytest.raises(GrataError, match="nothing to adapt"):
         AdaptedPredictor(load_model(model), "grata", affine="own")
 
@@ -235,8 +244,8 @@ def test_networks_with_batch_normalization_take_methods_of_its_statistics(edited
     predictor = AdaptedPredictor(model, method)
     before = predictor.logits(data)
     assert torch.equal(before, AdaptedPredictor(model, "source").logits(data))
-    predictor.adapt("0", data)
-    assert not torch.equal(predictor.logits(data), before)
+    with predictor.case(data) as logits:
+        assert not torch.equal(logits, before)
 
 
 def test_a_bad_case_is_reported_and_the_others_are_as_without_it(trained, images, tmp_path, capsys):
@@ -309,7 +318,7 @@ def test_a_run_that_is_killed_leaves_no_finished_case_that_the_bank_did_not_lear
     arguments = (trained["2d"], images, tmp_path / "out", "tent", SETTINGS)
     kept = []
 
-    def kill(*arguments):
+    def kill():
         # Fails after the first case.
         if len(kept) == (3 if when == "between the folds" else 4):
             raise Killed
@@ -319,10 +328,16 @@ def test_a_run_that_is_killed_leaves_no_finished_case_that_the_bank_did_not_lear
         original(keeper)
         kept.append(keeper)
 
+    @contextlib.contextmanager
+    def write(path):
+        with atomic_write(path) as temporary:
+            yield temporary
+            kill()
+
     original = Keeper.keep
     with monkeypatch.context() as patch:
         patch.setattr(Keeper, "keep", keep)
-        patch.setattr(Journal, "append", kill)
+        patch.setattr(nnunet_run, "atomic_write", write)
         with pytest.raises(Killed):
             predict(*arguments, **settings)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["case7.nii.gz"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..errors import GrataError
 from ..methods import METHODS, Method, create
 from ..methods.gradient import GradientMethod
-from ..session import Case, WindowSelection
-from ..session.session import Batches
+from ..session import Session, WindowSelection, together
 from ..views import VIEWS
 from .model import TrainedModel
 
@@ -32,15 +32,23 @@ class AdaptedPredictor:
         model: model that :func:`grata.nnunet.load_model` has read.
         method: name of the method.
         settings: settings of the method.
+        windows: selection of windows to adapt to: a :class:`grata.WindowSelection` or its settings. Without a batch
+            size, the batch size of the training is taken from the plans.
         affine: treatment of normalization layers without affine parameters, see
             :func:`grata.normalization.ensure_affine`.
         seed: seed of the methods' random generators.
-        prepared: file of ``python -m grata prepare``, or one for each fold by its key, for methods that need it.
         device: device to compute on.
         tile_step_size: step between windows, as a fraction of their size.
         use_mirroring: whether to predict mirrored images as well, as nnU-Net does.
+        prepared: file of ``python -m grata prepare`` for methods that need it, of a single fold; or a folder with
+            ``fold_0.safetensors`` and so on.
+        bank: folder of the banks of all folds: ``fold_0`` and so on.
+        start_from: saved adaptations to start from, named as ``prepared``.
+        save_to: folder for the saved adaptation of each fold.
+        session: ``reset``, ``journal`` and ``guard`` of :class:`grata.Session`.
 
     Attributes:
+        sessions: session of each fold.
         methods: method of each fold.
 
     Raises:
@@ -52,12 +60,18 @@ class AdaptedPredictor:
         model: TrainedModel,
         method: str = "grata",
         settings: Mapping[str, Any] | None = None,
+        windows: WindowSelection | Mapping[str, Any] | None = None,
         affine: str = "auto",
         seed: int = 0,
-        prepared: str | Path | Mapping[str, str | Path | None] | None = None,
         device: torch.device | str = "cpu",
         tile_step_size: float = 0.5,
         use_mirroring: bool = True,
+        *,
+        prepared: str | Path | None = None,
+        bank: str | Path | None = None,
+        start_from: str | Path | None = None,
+        save_to: str | Path | None = None,
+        **session: Any,
     ) -> None:
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -72,11 +86,20 @@ class AdaptedPredictor:
                 settings["strong_view"] = strong_view | settings["strong_view"]
             views = mirror_views(model.checkpoint.mirror_axes, len(model.configuration.patch_size))
             common |= {"views": views, "strong_view": strong_view}
-        self.methods: dict[str, Method] = {}
+        self.sessions: dict[str, Session] = {}
         for fold in model.checkpoints:
             network = model.network(fold).to(self.device)
-            own = prepared.get(fold) if isinstance(prepared, Mapping) else prepared
-            self.methods[fold] = create(method, network, settings, affine, prepared=own, **common)
+            own = _of_fold(prepared, fold, "prepared")
+            self.sessions[fold] = Session(
+                create(method, network, settings, affine, prepared=own, **common),
+                windows,
+                None if bank is None else str(Path(bank) / f"fold_{fold}"),
+                _of_fold(start_from, fold, "start_from"),
+                None if save_to is None else Path(save_to) / f"fold_{fold}",
+                about={"fold": fold},
+                **session,
+            )
+        self.methods = {fold: adapting.method for fold, adapting in self.sessions.items()}
         # nnU-Net prints a remark when the device is a CPU.
         with contextlib.redirect_stdout(io.StringIO()):
             self._predictor = nnUNetPredictor(
@@ -96,50 +119,57 @@ class AdaptedPredictor:
             model.checkpoint.mirror_axes,
         )
 
-    def batches(self, data: torch.Tensor) -> Batches:
-        """Return the function that gives a session the batches of an image to adapt to.
-
-        They are windows ``(N, C, *patch_size)``, padded and placed as in the prediction. Without a batch size in the
-        selection of windows, the batch size of the training is taken from the plans.
+    @contextlib.contextmanager
+    def case(self, data: torch.Tensor, name: str = "", site: str | None = None) -> Iterator[torch.Tensor]:
+        """Adapt all folds to one image and predict it; at the end of the block the case is finished.
 
         Args:
             data: image ``(C, X, Y, Z)``, preprocessed by nnU-Net; a 2D image has ``X`` = 1.
+            name: name of the case.
+            site: site of the image.
+
+        Yields:
+            The logits ``(heads, X, Y, Z)``, mean over the folds.
+
+        Raises:
+            GrataError: the logits are not all finite, or a method refuses the image.
         """
+        with together([session.case(data[None], name, site) for session in self.sessions.values()]) as cases:
+            # nnU-Net predicts with the same autocast.
+            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+                for case in cases:
+                    case.adapt(lambda method, windows: self._batches(method, windows, data))
+            for case in cases:
+                case.restart_clock()
+            logits = self.logits(data)
+            for case in cases:
+                logits = case.judge(logits)
+            yield logits
+
+    def _batches(self, method: Method, windows: WindowSelection, data: torch.Tensor) -> list[torch.Tensor]:
+        """Return batches of windows ``(N, C, *patch_size)`` to adapt to, padded and placed as in the prediction."""
         from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
         configuration = self.model.configuration
+        padded, _ = pad_nd_image(data, configuration.patch_size, "constant", {"value": 0}, True, None)
+        places = self._predictor._internal_get_sliding_window_slicers(padded.shape[1:])
 
-        def chosen_windows(method: Method, windows: WindowSelection) -> list[torch.Tensor]:
-            padded, _ = pad_nd_image(data, configuration.patch_size, "constant", {"value": 0}, True, None)
-            places = self._predictor._internal_get_sliding_window_slicers(padded.shape[1:])
+        def crop(chosen: Sequence[tuple[slice | int, ...]]) -> torch.Tensor:
+            return torch.stack([padded[place] for place in chosen]).to(self.device)
 
-            def crop(chosen: Sequence[tuple[slice | int, ...]]) -> torch.Tensor:
-                return torch.stack([padded[place] for place in chosen]).to(self.device)
-
-            if not method.learns or len(places) == 1:
-                return [crop(places[:1])]
-            # Numbers, because small tensors between large ones would keep the heap from shrinking.
-            entropy = [method.uncertainty(crop([place])).item() for place in places]
-            chosen = [places[i] for i in windows.choose(entropy, method.generator)]
-            size = windows.batch_size or configuration.batch_size
-            return [crop(chosen[i : i + size]) for i in range(0, len(chosen), size)]
-
-        return chosen_windows
-
-    def adapt(self, case: Case, data: torch.Tensor) -> None:
-        """Let the method of a fold adapt to one image.
-
-        Args:
-            case: case of the session of the fold.
-            data: image ``(C, X, Y, Z)``, preprocessed by nnU-Net.
-        """
-        # nnU-Net predicts with the same autocast.
-        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            case.adapt(self.batches(data))
+        if not method.learns or len(places) == 1:
+            return [crop(places[:1])]
+        # Numbers, because small tensors between large ones would keep the heap from shrinking.
+        entropy = [method.uncertainty(crop([place])).item() for place in places]
+        chosen = [places[i] for i in windows.choose(entropy, method.generator)]
+        size = windows.batch_size or configuration.batch_size
+        return [crop(chosen[i : i + size]) for i in range(0, len(chosen), size)]
 
     @torch.inference_mode()
     def logits(self, data: torch.Tensor) -> torch.Tensor:
         """Return the logits ``(heads, X, Y, Z)`` of the networks in their present state, mean over the folds.
+
+        They are not judged; :meth:`case` does that.
 
         Args:
             data: image ``(C, X, Y, Z)``, preprocessed by nnU-Net.
@@ -172,3 +202,17 @@ def mirror_views(axes: Sequence[int] | None, spatial_dims: int) -> list[str]:
         if not view.quarter_turn and mirrored <= allowed:
             names.append(view.name)
     return names
+
+
+def _of_fold(path: str | Path | None, fold: str, key: str) -> Path | None:
+    """Return the file of a fold in a folder, or the file itself.
+
+    Raises:
+        GrataError: the folder has no file of the fold.
+    """
+    if path is None or not Path(path).is_dir():
+        return None if path is None else Path(path)
+    file = Path(path) / f"fold_{fold}.safetensors"
+    if not file.is_file():
+        raise GrataError(f"{path} has no fold_{fold}.safetensors. Name a folder with one file for each fold.", key)
+    return file

@@ -20,7 +20,7 @@ from ..errors import GrataError, RunError
 from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
 from ..machine import check_device
 from ..report import format_summary, write_summary
-from ..session import Journal, ResetPolicy, Session, WindowSelection, explain, together
+from ..session import Journal, ResetPolicy, WindowSelection, explain
 from .cases import find_cases
 from .model import CHECKPOINT, load_model
 from .predictor import AdaptedPredictor
@@ -115,9 +115,23 @@ def predict(
     if output.resolve() == Path(input).resolve():
         raise GrataError("must not be the folder of the images. Name another folder.", key="output")
     remove_leftovers(output)
-    prepared_of = {fold: _of_fold(prepared, fold, "prepared") for fold in model.checkpoints}
+    journal = Journal(output / JOURNAL)
     predictor = AdaptedPredictor(
-        model, method, settings, affine, seed, prepared_of, device, tile_step_size, use_mirroring
+        model,
+        method,
+        settings,
+        windows,
+        affine,
+        seed,
+        device,
+        tile_step_size,
+        use_mirroring,
+        prepared=prepared,
+        bank=bank,
+        start_from=start_from,
+        save_to=save_to,
+        reset=reset,
+        journal=journal,
     )
     given = {
         "model_folder": model_folder, "input": input, "method": method, "settings": settings, "windows": windows,
@@ -125,21 +139,7 @@ def predict(
         "site": site, "bank": bank, "start_from": start_from, "save_to": save_to, "reset": reset,
         "prepared": prepared, "device": device, "tile_step_size": tile_step_size, "use_mirroring": use_mirroring,
     }  # fmt: skip
-    journal = Journal(output / JOURNAL)
-    sessions = {
-        fold: Session(
-            adapting,
-            windows,
-            None if bank is None else str(Path(bank) / f"fold_{fold}"),
-            _of_fold(start_from, fold, "start_from"),
-            None if save_to is None else Path(save_to) / f"fold_{fold}",
-            journal,
-            reset,
-            about={"fold": fold},
-        )
-        for fold, adapting in predictor.methods.items()
-    }
-    run = _Run(predictor, sessions, sites, journal, output, save_probabilities, traceback)
+    run = _Run(predictor, sites, journal, output, save_probabilities, traceback)
     done = set() if overwrite else {case for case in cases if run.is_done(case)}
     run.start({case: files for case, files in cases.items() if case not in done})
     faults += run.faults
@@ -154,7 +154,7 @@ def predict(
     }
     write_summary(output / "summary.json", **summary, settings=given)
     print(format_summary(**summary, output_dir=output))
-    for remark in (remark for session in sessions.values() for remark in session.remarks()):
+    for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
         print(f"note: {remark}")
     return 1 if faults else 0
 
@@ -165,7 +165,6 @@ class _Run:
     def __init__(
         self,
         predictor: AdaptedPredictor,
-        sessions: Mapping[str, Session],
         sites: Mapping[str, str | None],
         journal: Journal,
         output: Path,
@@ -173,7 +172,6 @@ class _Run:
         traceback: bool,
     ) -> None:
         self.predictor = predictor
-        self.sessions = sessions
         self.sites = sites
         self.journal = journal
         self.model = predictor.model
@@ -200,8 +198,8 @@ class _Run:
             with atomic_write(self.output / name) as temporary:
                 temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
         self.journal.keep({str(line.get("case")) for line in self.journal.lines()} - cases.keys())
-        name = next(iter(self.sessions.values())).method.name
-        for case, files in tqdm(cases.items(), desc=name, unit="case"):
+        first = next(iter(self.predictor.sessions.values()))
+        for case, files in tqdm(cases.items(), desc=first.method.name, unit="case"):
             try:
                 self._case(case, files)
             except RunError:
@@ -211,7 +209,7 @@ class _Run:
                     tracebacks.print_exception(error)
                 self.faults.append(Fault(case, explain(error, "--traceback true")))
                 tqdm.write(f"{case}: {self.faults[-1].message}")
-                next(iter(self.sessions.values())).fail(case, self.faults[-1].message)
+                first.fail(case, self.faults[-1].message)
             else:
                 self.finished.append(case)
 
@@ -220,15 +218,8 @@ class _Run:
         data, properties = self._preprocess(files)
         with (
             atomic_write(self.output / f"{case}{self._ending}") as temporary,
-            together([s.case(data[None], case, self.sites[case]) for s in self.sessions.values()]) as folds,
+            self.predictor.case(data, case, self.sites[case]) as logits,
         ):
-            for adapting in folds:
-                self.predictor.adapt(adapting, data)
-            for adapting in folds:
-                adapting.restart_clock()
-            logits = self.predictor.logits(data)
-            for adapting in folds:
-                logits = adapting.judge(logits)
             self._export(case, logits, properties, temporary)
 
     def _preprocess(self, files: list[Path]) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -263,17 +254,3 @@ class _Run:
         )
         for ending in (".npz", ".pkl") if self.save_probabilities else ():
             os.replace(truncated + ending, self.output / f"{case}{ending}")
-
-
-def _of_fold(path: str | Path | None, fold: str, key: str) -> Path | None:
-    """Return the file of a fold in a folder, or the file itself.
-
-    Raises:
-        GrataError: the folder has no file of the fold.
-    """
-    if path is None or not Path(path).is_dir():
-        return None if path is None else Path(path)
-    file = Path(path) / f"fold_{fold}.safetensors"
-    if not file.is_file():
-        raise GrataError(f"{path} has no fold_{fold}.safetensors. Name a folder with one file for each fold.", key)
-    return file
