@@ -144,23 +144,23 @@ class BenchmarkBundle(Bundle):
         config = {key: value for key, value in self.raw().items() if key not in apart}
         return {"weights": digests, "config": first_names(config)}
 
+    def _start_from(self) -> Path | None:
+        path = self.value("start_from")
+        return None if path is None else saved_path(path)
+
     def method_fingerprint(self, row: MethodRow) -> dict[str, Any]:
         """Return what a row's method depends on beside the network: its settings, and a digest of the prepared file."""
-        known = settings_of(row.method)
-        of_methods = [key for key in ("activation", "prepared") if key in self and key in known]
-        common: dict[str, Any] = {key: self.resolve(key) for key in of_methods}
-        # As long as it was one, a policy stood among the settings of the methods that have an activation.
-        digest, settings = _digest(common.pop("prepared", None)), dict(row.settings)
+        known, settings = settings_of(row.method), dict(row.settings)
+        found: dict[str, Any] = {"method": row.method, "settings": settings, "prepared": None}
+        if "prepared" in known:
+            found["prepared"] = _digest(self.value("prepared"))
         if "activation" in known:
+            # Digests on the disk are older than the session: a policy stood among these methods' settings.
+            found |= {key: self.resolve(key) for key in ("activation", "reset") if key in self}
             settings |= {} if row.reset is None else {"reset": row.reset}
-            common |= {"reset": self.value("reset")} if "reset" in self else {}
-        found = {"method": row.method, **common, "settings": settings, "prepared": digest}
-        # Digests on the disk hold what is not at its default alone.
-        if (affine := row.affine or self.value("affine") or "auto") != "auto":
-            found["affine"] = affine
-        if (start_from := self.value("start_from")) is not None:
-            found["start_from"] = _digest(saved_path(start_from))
-        return found
+        # What is not at its default is younger than they are.
+        later = {"affine": row.affine or self.value("affine"), "start_from": _digest(self._start_from())}
+        return found | {key: value for key, value in later.items() if value not in (None, "auto")}
 
 
 # Keys without influence on a result: where files lie, and what only the command `adapt` reads.

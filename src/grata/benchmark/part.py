@@ -71,15 +71,16 @@ class Part:
         if progress is not None:
             if state is not None and state["finished"] < progress["finished"]:
                 state = None
-            finished = progress["finished"] if state is None else state["finished"]
+            finished = (state or progress)["finished"]
             rows = self._read_rows(finished)
             if len(rows) == finished and (state is not None or not progress["state"]):
                 self._write_rows(rows)
                 self._write_progress(finished, state is not None)
                 if state is None:
                     self._remove_state()
-                self.kept = None if state is None else state.get("kept")
-                return rows, None if state is None else state["method"]
+                opened = state or {}
+                self.kept = opened.get("kept")
+                return rows, opened.get("method")
         self._base.parent.mkdir(parents=True, exist_ok=True)
         self._remove_state()
         self._write_rows([])

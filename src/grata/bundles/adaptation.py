@@ -117,25 +117,25 @@ class ZooAdaptation:
         self.method = make_method(
             _bare(evaluator.network), method, settings, self.head, unit_range, affine=affine, **common
         )
-        if not isinstance(folder, str | Path | None):
-            raise GrataError(
-                f"must be a folder, got {folder!r}. Write ./ before the name.", key="adaptation#output_dir"
-            )
-        self._folder = None if folder is None else check_output_dir(folder)
-        journal = None if self._folder is None else self._folder / JOURNAL
-        if self._folder is not None and session["bank"] is None and self.method.parameters:
-            session["save_to"] = session["save_to"] or self._folder / _ADAPTED
-        try:
-            self.handler = AdaptationHandler(self.method, journal=journal, **session)
-        except GrataError as error:
-            if error.head in _KEYS:
-                raise error.under("adaptation") from error
-            raise
+        self._traceback = flags["traceback"]
+        self._folder = _output_folder(folder)
+        self.handler = self._plugged(session)
         self._to_remove: list[Path] = []
         if session["bank"] is None:
             saved = session["save_to"] and saved_path(session["save_to"])
             self._to_remove = _files_to_remove(self._folder, saved, session["start_from"], flags["overwrite"])
-        self._traceback = flags["traceback"]
+
+    def _plugged(self, session: dict[str, Any]) -> AdaptationHandler:
+        """Return the handler; without a bank and a file of its own, the adaptation is saved in the output folder."""
+        if self._folder is not None and session["bank"] is None and self.method.parameters:
+            session["save_to"] = session["save_to"] or self._folder / _ADAPTED
+        journal = None if self._folder is None else self._folder / JOURNAL
+        try:
+            return AdaptationHandler(self.method, journal=journal, **session)
+        except GrataError as error:
+            if error.head in _KEYS:
+                raise error.under("adaptation") from error
+            raise
 
     def run(self) -> None:
         """Run the evaluator over all images that the bundle finds.
@@ -236,6 +236,12 @@ def _bare(network: nn.Module) -> nn.Module:
     if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
         network = network.module
     return getattr(network, "_orig_mod", network)
+
+
+def _output_folder(folder: object) -> Path | None:
+    if not isinstance(folder, str | Path | None):
+        raise GrataError(f"must be a folder, got {folder!r}. Write ./ before the name.", key="adaptation#output_dir")
+    return None if folder is None else check_output_dir(folder)
 
 
 def _files_to_remove(

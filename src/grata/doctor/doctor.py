@@ -23,7 +23,7 @@ from ..bundles.head import Head, find_head, is_unit_range
 from ..bundles.reader import Configuration, components, evaluators
 from ..checks import constant
 from ..errors import GrataError
-from ..methods import METHODS
+from ..methods import METHODS, Method
 from ..methods.registry import method_class
 from ..networks.weights import check_fit, read_state
 from ..normalization import normalization_layers
@@ -298,13 +298,20 @@ def _report_methods(
     for name in names:
         try:
             method = make_method(network, name, settings, head, unit, affine, **common)
-            Learner(method, given.get("reset"))
+            _check_reset(method, given.get("reset"))
         except GrataError as error:
-            report.methods[name] = str(error.under("adaptation") if error.head == "reset" else error)
+            report.methods[name] = str(error)
             continue
         report.methods[name] = ""
         if name in ("grata", *([] if len(names) > 1 else names)):
             report.facts["adapts"] = f"{describe_changes(method)} ({len(method.parameters)} tensors)"
+
+
+def _check_reset(method: Method, reset: Any) -> None:
+    try:
+        Learner(method, reset)
+    except GrataError as error:
+        raise error.under("adaptation") from error
 
 
 def _classes(config: Configuration, root: Path) -> int | None:

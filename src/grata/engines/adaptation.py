@@ -153,22 +153,28 @@ class AdaptationHandler:
         state: Any = engine.state
         batch: Any = engine.prepare_batch(state.batch, state.device, engine.non_blocking, **engine.to_kwargs)
         images, _, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
+        self._check_alone(engine, *args, **kwargs)
+        names = list(self.names) or self._items(engine, self.case_key)
+        names = names or [f"iteration-{state.iteration}-{index}" for index in range(len(images))]
+        case = self.session.case(images, names, self._items(engine, self.site_key) or None, self._meta(engine))
+        self._case = case.__enter__()
+        if self.source_key is not None:
+            state.batch[self.source_key] = self._source_prediction(engine, images, *args, **kwargs)
+        with _precision(engine):
+            case.adapt(engine.inferer)
+
+    def _check_alone(self, engine: SupervisedEvaluator, *args: Any, **kwargs: Any) -> None:
         if self.method.learns and (args or kwargs or getattr(engine.inferer, "with_coord", False)):
             raise GrataError(
                 "the network gets more than the image, and adaptation cannot make views of the rest. "
                 "Use method source or ptbn, or a network that takes the image alone.",
                 key="prepare_batch, inferer",
             )
-        names = list(self.names) or self._items(engine, self.case_key)
-        names = names or [f"iteration-{state.iteration}-{index}" for index in range(len(images))]
-        case = self.session.case(images, names, self._items(engine, self.site_key) or None, self._meta(engine))
-        self._case = case.__enter__()
-        if self.source_key is not None:
-            with self.method.source_network() as source, engine.mode(engine.network), _precision(engine):
-                network = source if engine.network is self.method.network else engine.network
-                state.batch[self.source_key] = engine.inferer(images, network, *args, **kwargs)
-        with _precision(engine):
-            case.adapt(engine.inferer)
+
+    def _source_prediction(self, engine: SupervisedEvaluator, images: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        with self.method.source_network() as source, engine.mode(engine.network), _precision(engine):
+            network = source if engine.network is self.method.network else engine.network
+            return engine.inferer(images, network, *args, **kwargs)
 
     def judge(self, engine: SupervisedEvaluator) -> None:
         """Check the prediction before its postprocessing, and put the one to use in its place.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback as tracebacks
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -280,16 +280,20 @@ def _files(dataset: Any, index: int) -> list[Path]:
     """Return the files that an item of a ``monai.data.Dataset`` names before it is read, the image's first."""
     data = getattr(dataset, "data", None)
     item = data[index] if isinstance(data, list | tuple) and index < len(data) else None
+    return [Path(value) for value in _values(item) if isinstance(value, Path) or _is_file(value)]
+
+
+def _values(item: Any) -> Iterator[Any]:
+    """Yield the values of an item and of lists in it, the image's first."""
     if not isinstance(item, Mapping):
         item = {CommonKeys.IMAGE: item}
-    values = [item[key] for key in sorted(item, key=lambda key: key != CommonKeys.IMAGE)]
-    paths = [path for value in values for path in (value if isinstance(value, list | tuple) else [value])]
-    return [Path(path) for path in paths if isinstance(path, Path) or (isinstance(path, str) and _is_file(path))]
+    for key in sorted(item, key=lambda key: key != CommonKeys.IMAGE):
+        yield from item[key] if isinstance(item[key], list | tuple) else [item[key]]
 
 
-def _is_file(text: str) -> bool:
-    """Return whether a text is the name of a file or a folder, and no other word of the item."""
-    return os.sep in text or bool(Path(text).suffix) or os.path.exists(text)
+def _is_file(value: Any) -> bool:
+    """Return whether a value is the name of a file or a folder, and no other word of the item."""
+    return isinstance(value, str) and (os.sep in value or bool(Path(value).suffix) or os.path.exists(value))
 
 
 def _without_paths(message: str, dataset: Any, index: int, name: str) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import traceback as tracebacks
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,8 @@ def predict(
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
     cases, faults = find_cases(Path(input), model)
-    sites = {case: site.get(case) if isinstance(site, Mapping) else site for case in cases}
-    if bank is not None and not all(sites.values()):
-        raise GrataError("the bank keeps one adaptation per site. Give the site of the images by site.", key="bank")
-    output = check_output_dir(output)
-    if output.resolve() == Path(input).resolve():
-        raise GrataError("must not be the folder of the images. Name another folder.", key="output")
-    remove_leftovers(output)
+    sites = _sites(cases, site, bank)
+    output = _output_folder(output, input)
     journal = Journal(output / JOURNAL)
     predictor = AdaptedPredictor(
         model,
@@ -157,6 +152,33 @@ def predict(
     for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
         print(f"note: {remark}")
     return 1 if faults else 0
+
+
+def _sites(
+    cases: Iterable[str], site: str | Mapping[str, str] | None, bank: str | Path | None
+) -> dict[str, str | None]:
+    """Return the site of each case.
+
+    Raises:
+        GrataError: there is a bank, and a case has no site.
+    """
+    sites = {case: site.get(case) if isinstance(site, Mapping) else site for case in cases}
+    if bank is not None and not all(sites.values()):
+        raise GrataError("the bank keeps one adaptation per site. Give the site of the images by site.", key="bank")
+    return sites
+
+
+def _output_folder(output: str | Path, input: str | Path) -> Path:
+    """Return the output folder, ready to be written to.
+
+    Raises:
+        GrataError: it cannot be written to, or is the folder of the images.
+    """
+    folder = check_output_dir(output)
+    if folder.resolve() == Path(input).resolve():
+        raise GrataError("must not be the folder of the images. Name another folder.", key="output")
+    remove_leftovers(folder)
+    return folder
 
 
 class _Run:

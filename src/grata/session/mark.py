@@ -76,10 +76,7 @@ def take(method: Method, holder: object) -> None:
     if mark is not None and mark.method is method and mark.holder is holder:
         return
     if mark is not None and mark.method is not method:
-        if mark.holder is not None:
-            # What nobody can reach any more may still wait for its collection.
-            gc.collect()
-        if mark.holder is not None:
+        if _is_held(mark):
             raise RunError(
                 f"method {mark.method.name} adapts it already, for a stream or a handler that is still there. "
                 "Call grata.restore(network) to bring its source weights back, and begin anew.",
@@ -95,6 +92,13 @@ def take(method: Method, holder: object) -> None:
     new = Mark(method, holder)
     for module in method.given.modules():
         vars(module)[_KEY] = new
+
+
+def _is_held(mark: Mark) -> bool:
+    if mark.holder is not None:
+        # What nobody can reach any more may still wait for its collection.
+        gc.collect()
+    return mark.holder is not None
 
 
 def loosen(session: Any) -> None:

@@ -323,14 +323,9 @@ class Case:
         session = self.session
         if not self._keep:
             session.learner.go_back(self._start)
-        lines = self._lines()
         before = session.journal.size() if session.journal is not None else 0
         try:
-            if session.journal is not None:
-                for line in lines:
-                    session.journal.append(line)
-            flags = {name: tuple(self.record["flags"]) for name in self._named() if self.record["flags"]}
-            session.flags |= flags
+            self._write_lines()
             if session.store is not None:
                 state = session.state_dict()
                 session.store(self, state, session.keeper.stage(state))
@@ -338,10 +333,7 @@ class Case:
             session.keeper.keep()
         except BaseException:
             if not self.finished:
-                if session.journal is not None:
-                    session.journal.cut(before)
-                for name in self._named():
-                    session.flags.pop(name, None)
+                self._take_back_lines(before)
                 self._roll_back()
             raise
         self._finish()
@@ -357,12 +349,19 @@ class Case:
     def _named(self) -> list[str]:
         return self.names or [f"image-{index + 1}" for index in range(len(self.images))]
 
-    def _lines(self) -> list[dict[str, Any]]:
-        session = self.session
-        return [
-            journal_line(name, site, session.method.name, self.record, session.about)
-            for name, site in zip_longest(self._named(), self.sites[: len(self._named())])
-        ]
+    def _write_lines(self) -> None:
+        session, names = self.session, self._named()
+        for name, site in zip_longest(names, self.sites[: len(names)]):
+            if session.journal is not None:
+                session.journal.append(journal_line(name, site, session.method.name, self.record, session.about))
+            if self.record["flags"]:
+                session.flags[name] = tuple(self.record["flags"])
+
+    def _take_back_lines(self, size: int) -> None:
+        if self.session.journal is not None:
+            self.session.journal.cut(size)
+        for name in self._named():
+            self.session.flags.pop(name, None)
 
 
 @contextmanager
