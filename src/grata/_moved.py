@@ -23,6 +23,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
             *("gradient_norm", "learning_rate_factor", "make_rate"),
         )
     },
+    "grata.benchmark": {"grata.doctor.fit": ("fitting_methods",)},
     "grata.catalogue": {
         "grata.doctor.catalogue": ("MethodEntry", "PATH", "SettingEntry", "build", "digest", "load", "written")
     },

@@ -51,8 +51,10 @@ def plain_errors(traceback: bool | str | None = False, hint: str | None = None, 
 
 
 def quiet() -> None:
-    """Hide MONAI's warnings about an image decoder that is not used here."""
+    """Hide MONAI's warnings about an image decoder that is not used here, and show once where an old form is used."""
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+    # Python hides them outside of __main__, and a bundle's configuration is never there.
+    warnings.filterwarnings("once", r".* goes with the next release\.", DeprecationWarning)
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
