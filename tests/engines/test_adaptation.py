@@ -94,7 +94,7 @@ def test_a_skipped_step_is_journalled_and_the_next_case_goes_on(make_network, tm
     assert [line["flags"] for line in lines] == [[], ["non_finite_auxiliary_loss", "step_skipped"], []]
     assert lines[1]["auxiliary_loss"] is None
     assert lines[1]["parameter_change"] == lines[0]["parameter_change"]
-    assert handler.skipped == {"case1": ("non_finite_auxiliary_loss", "step_skipped")} and handler.noted == {}
+    assert handler.flags == {"case1": ("non_finite_auxiliary_loss", "step_skipped")}
 
 
 class Flagging(GraTa):
@@ -112,7 +112,7 @@ def test_a_flag_of_a_step_that_was_taken_is_a_note_and_no_skipped_step(make_netw
     handler = AdaptationHandler(Flagging(network, activation="sigmoid"))
     evaluator(network, items, [handler]).run()
     skipped = ("recovered", "non_finite_auxiliary_loss", "step_skipped")
-    assert handler.noted == {"case0": ("recovered",)} and handler.skipped == {"case1": skipped}
+    assert handler.flags == {"case0": ("recovered",), "case1": skipped}
     flags = "recovered, non_finite_auxiliary_loss, step_skipped"
     assert handler.remarks() == [
         "case0: adapted (recovered)",
@@ -385,4 +385,4 @@ def test_the_engines_amp_and_device_are_used(make_network):
     loader = DataLoader(Dataset(volumes(2)), batch_size=1, num_workers=0)
     handler = GraTaHandler(network, activation="sigmoid")
     SupervisedEvaluator("cuda:0", loader, network, amp=True, val_handlers=[handler]).run()
-    assert handler.skipped == {} and handler.method.batches == 2
+    assert handler.flags == {} and handler.method.batches == 2
