@@ -154,49 +154,49 @@ def test_a_state_loaded_in_inference_mode_goes_on_as_well(name):
         assert repr(a) == repr(b) and torch.equal(x, y)
 
 
-# Settings that need a second gradient to act.
-TWO_GRADIENTS = ("rho", "learning_rate_law")
-
-OTHER_CHOICES = {
-    "weighting": "uniform",
-    "pseudo": "entropy",
-    "auxiliary": "consistency",
-    "entropy": "binary",
-    "optimizer": "RMSprop",
-    "learning_rate_law": "linear",
-    "adapted": "all",
-    "output": 0,
-    "autocast": "bfloat16",
-    "views_autocast": "bfloat16",
+# Other values of settings whose default does not suggest one; the second where the first is the default.
+OTHERS = {
+    "weighting": ("uniform",),
+    "pseudo": ("entropy",),
+    "auxiliary": ("consistency",),
+    "entropy": ("plogp", "binary"),
+    "optimizer": ("RMSprop",),
+    "optimizer_options": ({"weight_decay": 0.1},),
+    "learning_rate_law": ("linear",),
+    "adapted": ("all",),
+    "output": (0,),
+    "views": (["identity"],),
+    "strong_view": ({"output_range": "input"},),
+    "feature_layer": ("model.1",),
+    "autocast": ("bfloat16",),
+    "views_autocast": ("bfloat16",),
+    "batch_statistics": (0.25,),
+    "betas": ((0.5, 0.9),),
 }
+# An activation has no default, and another seed or file is no other way to adapt.
+WITHOUT = ("activation", "seed", "prepared")
 
 
 def other_values():
-    """Every setting of each method that has a plain value, with one that is not its default."""
+    """Every setting of each method that a state holds for, with a value that is not its default."""
     for name, method in METHODS.items():
         for key, item in method.settings().items():
             value = item.default
-            # an activation has no default, and another seed is no other adaptation
-            if key in ("activation", "seed"):
+            if key in WITHOUT:
                 continue
-            if key in OTHER_CHOICES:
-                other = OTHER_CHOICES[key] if OTHER_CHOICES[key] != value else "plogp"
-            elif key == "batch_statistics":
-                other = 0.25
-            elif isinstance(value, bool):
+            if isinstance(value, bool):
                 other = not value
             elif isinstance(value, int):
                 other = value + 1 if key != "neighbours" else value - 1
-            elif isinstance(value, float):
-                other = value / 2 or 0.5
+            elif key in OTHERS:
+                other = next(other for other in OTHERS[key] if other != value)
             elif isinstance(value, tuple):
-                other = value[:1] if key != "betas" else (0.5, 0.9)
+                other = value[:1]
             else:
-                print("left", name, key, value)
-                continue
-            both = {}
-            if key in TWO_GRADIENTS and "auxiliary" in method.settings():
-                both["auxiliary"] = "consistency"
+                other = value / 2 or 0.5
+            # both of these need two gradients
+            two = key in ("rho", "learning_rate_law")
+            both = {"auxiliary": "consistency"} if two and "auxiliary" in method.settings() else {}
             yield pytest.param(name, both, {key: other}, id=f"{name}-{key}")
 
 
