@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from monai.inferers import SimpleInferer
 from monai.networks.nets import UNet
 from monai.utils import set_determinism
 
@@ -35,6 +36,19 @@ SLOW = (
         "session/test_keeper",
     ),
 )
+
+# Settings with which methods take steps that show in a few small images.
+SETTINGS = {
+    "source": {},
+    "ptbn": {},
+    "grata": {"lr": 1e-2},
+    "tent": {"lr": 1e-2},
+    "cotta": {"lr": 1e-2, "augmentations": 2, "restore_probability": 0.2, "momentum": 0.9, "threshold": 1.0},
+    "dua": {"views": 4},
+    "sar": {"lr": 1e-2},
+    "vptta": {},
+    "diga": {},
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -90,6 +104,57 @@ def make_network():
         return network
 
     return make
+
+
+@pytest.fixture
+def make_method(make_network):
+    """Function that makes a method for a small network, with settings that show."""
+
+    def make(name="grata", network=None, **settings):
+        from grata.methods import create
+
+        network = make_network(2, norm="batch") if network is None else network
+        return create(name, network, {**SETTINGS[name], **settings}, activation="sigmoid")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def adapt_case():
+    """Function that lets a session adapt to a case and predict it, and returns the records of the steps."""
+
+    def adapt_case(session, images, inferer=None, site=None):
+        with session.case(images, site=site) as case:
+            case.adapt(inferer)
+            with torch.no_grad():
+                case.judge((inferer or SimpleInferer())(images, session.network))
+        return case.steps
+
+    return adapt_case
+
+
+@pytest.fixture(scope="session")
+def same_state():
+    """Function that returns whether two states are equal to the last bit, including types and layouts."""
+
+    def same(a, b):
+        if isinstance(a, torch.Tensor):
+            return (
+                isinstance(b, torch.Tensor)
+                and a.dtype == b.dtype
+                and a.shape == b.shape
+                and a.stride() == b.stride()
+                and torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+            )
+        if type(a) is not type(b):
+            return False
+        if isinstance(a, dict):
+            return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+        if isinstance(a, list | tuple):
+            return len(a) == len(b) and all(map(same, a, b))
+        return repr(a) == repr(b)
+
+    return same
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import pytest
 
 import grata
 import grata.bank
+import grata.session
 
 TYPING = Path(__file__).parent / "typing"
 
@@ -25,7 +26,7 @@ def _for_checkers(module):
     return found
 
 
-@pytest.mark.parametrize("module", [grata, grata.bank])
+@pytest.mark.parametrize("module", [grata, grata.bank, grata.session])
 def test_checkers_see_what_python_gives(module):
     names = _for_checkers(module)
     public = {name for name in module.__all__ if name not in ("GrataError", "RunError", "__version__")}

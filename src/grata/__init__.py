@@ -10,16 +10,19 @@ from ._version import __version__
 from .errors import GrataError, RunError
 
 if TYPE_CHECKING:
+    from . import adapters as adapters
     from . import alignment as alignment
     from . import bank as bank
     from . import benchmark as benchmark
     from . import bundles as bundles
+    from . import catalogue as catalogue
     from . import checks as checks
     from . import data as data
     from . import doctor as doctor
     from . import engines as engines
     from . import errors as errors
     from . import files as files
+    from . import handlers as handlers
     from . import machine as machine
     from . import methods as methods
     from . import networks as networks
@@ -31,10 +34,14 @@ if TYPE_CHECKING:
     from . import preparation as preparation
     from . import prepared as prepared
     from . import report as report
+    from . import resets as resets
     from . import session as session
     from . import settings as settings
+    from . import streaming as streaming
     from . import styles as styles
     from . import views as views
+    from . import workflows as workflows
+    from . import zoo as zoo
     from .bank import Adaptation as Adaptation
     from .bank import AdapterBank as AdapterBank
     from .benchmark import run_benchmark as run_benchmark

@@ -15,6 +15,7 @@ from grata.engines import AdaptationHandler
 from grata.errors import GrataError, OutputError, RunError
 from grata.session import Journal
 from grata.session.keeper import Keeper
+from grata.session.learner import Learner
 
 METHODS = ("grata", "tent", "cotta", "ptbn", "dua", "sar", "vptta", "diga")
 STREAM = "ABBACAB"
@@ -41,22 +42,20 @@ def test_each_site_goes_on_as_if_it_were_alone_also_on_the_next_day(name, make_m
     first, second = items()[:4], items()[4:]
     mixed = run(make_method(name), first, bank=tmp_path) + run(make_method(name), second, bank=tmp_path)
     for site in "ABC":
-        alone = make_method(name)
-        predictions = run(alone, items(only=site))
+        alone = run(make_method(name), items(only=site))
         found = [p for p, item in zip(mixed, items(), strict=True) if item["site"] == site]
-        assert all(torch.equal(a, b) for a, b in zip(predictions, found, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
         saved = entry(AdapterBank(tmp_path), site)
-        assert same_state(saved.state, alone.state_dict())
-        assert saved.cases == len(predictions) and saved.entry == {"site": site}
+        assert same_state(saved.state, alone.state)
+        assert saved.cases == len(alone) and saved.entry == {"site": site}
 
 
 @pytest.mark.parametrize("reset", [{"name": "every-n", "cases": 2}, "entropy-collapse", "site-change", "per-case"])
 def test_each_site_has_a_reset_policy_of_its_own(reset, make_method, run, tmp_path, same_state):
-    run(make_method("tent", reset=reset), items(), bank=tmp_path)
+    run(make_method("tent"), items(), bank=tmp_path, reset=reset)
     for site in "AB":
-        alone = make_method("tent", reset=reset)
-        run(alone, items(only=site))
-        assert same_state(entry(AdapterBank(tmp_path), site).state, alone.state_dict())
+        alone = run(make_method("tent"), items(only=site), reset=reset)
+        assert same_state(entry(AdapterBank(tmp_path), site).state, alone.state)
 
 
 def test_another_process_goes_on_where_each_site_stood(make_method, run, tmp_path, same_state):
@@ -79,9 +78,8 @@ SupervisedEvaluator("cpu", loader, network, val_handlers=[AdaptationHandler(meth
 """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     for site in "ABC":
-        alone = make_method("grata")
-        run(alone, items(only=site))
-        assert same_state(entry(AdapterBank(tmp_path / "bank"), site).state, alone.state_dict())
+        alone = run(make_method("grata"), items(only=site))
+        assert same_state(entry(AdapterBank(tmp_path / "bank"), site).state, alone.state)
 
 
 def test_scanners_are_known_by_their_headers_and_nothing_about_the_patient_is_written(
@@ -163,9 +161,8 @@ def test_a_case_that_was_not_finished_is_taken_back_before_the_next(
     predict(items("C"), fails=True)
     predict(items("CA"), fails=False)
     for site, stream in (("A", [items("AB")[0], items("CA")[1]]), ("C", items("C"))):
-        alone = make_method("tent")
-        run(alone, stream)
-        assert same_state(entry(AdapterBank(tmp_path), site).state, alone.state_dict())
+        alone = run(make_method("tent"), stream)
+        assert same_state(entry(AdapterBank(tmp_path), site).state, alone.state)
 
 
 @pytest.mark.parametrize("change", ["weights", "settings", "damaged", "renamed"])
@@ -208,9 +205,8 @@ def test_two_runs_at_a_time_do_not_write_over_each_other(make_method, run, tmp_p
     run(make_method("tent"), items("B"), bank=tmp_path)
     with pytest.raises(OutputError, match="by another process"):
         run(make_method("tent"), items("A"), bank=Slow(tmp_path))
-    alone = make_method("tent")
-    run(alone, items("A"))
-    assert same_state(entry(AdapterBank(tmp_path), "A").state, alone.state_dict())
+    alone = run(make_method("tent"), items("A"))
+    assert same_state(entry(AdapterBank(tmp_path), "A").state, alone.state)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -226,9 +222,8 @@ def test_what_another_run_writes_right_after_an_entry_was_read_is_not_lost(
     run(make_method(name), items("A"), bank=tmp_path)
     with pytest.raises(OutputError, match="by another process"):
         run(make_method(name), items("A"), bank=Slow(tmp_path))
-    alone = make_method(name)
-    run(alone, items("A") * 2)
-    assert same_state(entry(AdapterBank(tmp_path), "A").state, alone.state_dict())
+    alone = run(make_method(name), items("A") * 2)
+    assert same_state(entry(AdapterBank(tmp_path), "A").state, alone.state)
     # A run alone goes on.
     run(make_method(name), items("A"), bank=tmp_path)
     assert entry(AdapterBank(tmp_path), "A").cases == 3
@@ -241,9 +236,8 @@ def test_an_entry_that_was_reset_starts_from_the_source(make_method, run, tmp_pa
     bank.reset(name)
     assert name not in bank.entries() and not list(tmp_path.glob("a-*")) and len(bank.entries()) == 2
     run(make_method("tent"), items("A"), bank=tmp_path)
-    alone = make_method("tent")
-    run(alone, items("A"))
-    assert same_state(entry(bank, "A").state, alone.state_dict())
+    alone = run(make_method("tent"), items("A"))
+    assert same_state(entry(bank, "A").state, alone.state)
 
 
 @pytest.mark.parametrize(
@@ -269,10 +263,9 @@ def test_a_stream_without_a_bank_is_saved_after_each_case_and_goes_on(make_metho
     run(make_method("cotta"), items("AB"), save_to=path)
     assert Adaptation.read(path).cases == 2
     run(make_method("cotta"), items()[2:4], start_from=path, save_to=path)
-    alone = make_method("cotta")
-    run(alone, items()[:4])
+    alone = run(make_method("cotta"), items()[:4])
     assert Adaptation.read(path).cases == 4
-    assert same_state(Adaptation.read(path).state, alone.state_dict())
+    assert same_state(Adaptation.read(path).state, alone.state)
     assert json.loads(path.with_suffix(".json").read_text())["cases"] == 4
 
 
@@ -288,7 +281,7 @@ def test_what_another_run_saves_after_the_start_was_read_is_not_lost(make_method
     path = tmp_path / "a.safetensors"
     run(make_method("tent"), items("A"), save_to=path)
     method = make_method("tent")
-    keeper = Keeper(method, start_from=path, save_to=path)
+    keeper = Keeper(Learner(method), start_from=path, save_to=path)
     run(make_method("tent"), items("B"), start_from=path, save_to=path)
     before = path.read_bytes()
     keeper.begin(images[0])
@@ -304,9 +297,10 @@ def test_new_entries_start_from_a_saved_adaptation(make_method, run, tmp_path, s
     save(start, tmp_path / "start")
     run(make_method("grata"), items()[2:4], bank=tmp_path / "bank", start_from=tmp_path / "start")
     for site in "AB":
-        alone = make_method("grata")
-        run(alone, [item for item in items()[2:4] if item["site"] == site], start_from=tmp_path / "start")
-        assert same_state(entry(AdapterBank(tmp_path / "bank"), site).state, alone.state_dict())
+        alone = run(
+            make_method("grata"), [item for item in items()[2:4] if item["site"] == site], start_from=tmp_path / "start"
+        )
+        assert same_state(entry(AdapterBank(tmp_path / "bank"), site).state, alone.state)
 
 
 def test_a_start_that_does_not_fit_is_refused(make_method, run, tmp_path):
@@ -324,7 +318,7 @@ def test_a_start_that_does_not_fit_is_refused(make_method, run, tmp_path):
 def test_what_is_not_a_file_is_refused(make_method, tmp_path, key, given):
     paths = {"a folder": tmp_path, "a name that ends like a folder": f"{tmp_path}/new/"}
     with pytest.raises(GrataError) as caught:
-        Keeper(make_method("tent"), **{key: paths.get(given, given)})
+        Keeper(Learner(make_method("tent")), **{key: paths.get(given, given)})
     assert caught.value.key == key and "<name>.safetensors" in caught.value.message
     assert list(tmp_path.iterdir()) == [] and not tmp_path.with_name(f"{tmp_path.name}.safetensors").exists()
 
@@ -335,4 +329,4 @@ def test_a_start_of_another_method_ends_the_run_with_key_and_remedy(make_method,
         run(make_method("ptbn"), items("A"), start_from=tmp_path / "start")
     assert caught.value.key == "start_from" and "Use that method, or start without" in caught.value.message
     with pytest.raises(GrataError, match="^start_from: .*none.safetensors does not exist"):
-        Keeper(make_method("tent"), start_from=tmp_path / "none")
+        Keeper(Learner(make_method("tent")), start_from=tmp_path / "none")

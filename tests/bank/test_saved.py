@@ -13,6 +13,7 @@ from grata.errors import GrataError
 from grata.methods import Tent
 from grata.networks import network_digest
 from grata.normalization import attach_affine
+from grata.session import Session
 
 METHODS = ("source", "ptbn", "grata", "tent", "cotta", "dua", "sar", "vptta", "diga")
 
@@ -93,7 +94,7 @@ def test_the_source_is_known_while_the_network_is_adapted(make_method, images):
     assert equal(weights(method.given), adapted)
 
 
-@pytest.mark.parametrize("change", ["weight that is not adapted", "method", "setting", "reset policy"])
+@pytest.mark.parametrize("change", ["weight that is not adapted", "method", "setting"])
 def test_what_does_not_belong_together_is_refused_and_nothing_changed(
     change, make_method, make_network, images, tmp_path
 ):
@@ -108,12 +109,37 @@ def test_what_does_not_belong_together_is_refused_and_nothing_changed(
         "weight that is not adapted": (make_method("tent", network), "a was adapted from other source weights"),
         "method": (make_method("grata", network), "method 'tent', not by 'grata'"),
         "setting": (make_method("tent", network, steps=2), "another steps"),
-        "reset policy": (make_method("tent", network, reset="per-case"), "another reset policy"),
     }[change]
     before = weights(network)
     with pytest.raises(GrataError, match=message):
         load(other, tmp_path / "a")
     assert equal(weights(network), before) and other.batches == 0
+
+
+def test_what_was_adapted_under_another_reset_policy_is_refused_and_nothing_changed(
+    make_method, make_network, images, adapt_case, tmp_path
+):
+    adapt_case(Session(make_method("tent"), save_to=tmp_path / "a"), images[0])
+    network = make_network(2)
+    other = make_method("tent", network)
+    before = weights(network)
+    adaptation = Adaptation.read(tmp_path / "a")
+    with pytest.raises(GrataError, match="another reset policy"):
+        adaptation.put(Session(other, reset="per-case"), source_digest(other), tmp_path / "a")
+    assert equal(weights(network), before) and other.batches == 0
+    with pytest.raises(GrataError, match="another reset policy"):
+        adapt_case(Session(other, start_from=tmp_path / "a", reset="per-case"), images[1])
+    assert equal(weights(network), before) and other.batches == 0
+    adapt_case(Session(other, start_from=tmp_path / "a"), images[1])
+    assert other.batches == 2
+
+
+def test_what_a_method_alone_has_saved_holds_no_policy_and_fits_any(make_method, images, adapt_case, tmp_path):
+    method = make_method("tent")
+    method.adapt(images[0])
+    save(method, tmp_path / "a")
+    session = Session(make_method("tent"), start_from=tmp_path / "a", reset={"name": "every-n", "cases": 1})
+    assert [adapt_case(session, x)[0].reset for x in images[:3]] == [False, True, True]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a flipped bit in a tensor", "a flipped digit in the header", "empty"])

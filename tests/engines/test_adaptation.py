@@ -84,21 +84,41 @@ def test_the_journal_holds_one_line_a_case_with_what_was_done(make_network, tmp_
         assert line["seconds"] > 0 and line["peak_memory_mib"] > 0
 
 
+class Spoilt(GraTa):
+    """GraTa that sees NaN in place of an image whose first voxel is 0: the step is skipped, the prediction finite."""
+
+    def _adapt(self, images, **options):
+        spoilt = images.flatten()[0] == 0
+        return super()._adapt(images * float("nan") if spoilt else images, **options)
+
+
 def test_a_skipped_step_is_journalled_and_the_next_case_goes_on(make_network, tmp_path):
     network = make_network(3)
     items = volumes()
-    items[1]["image"][0, 0, 0, 0] = float("nan")
-    handler = GraTaHandler(network, activation="sigmoid", lr=1e-2, journal=tmp_path / "j.jsonl")
+    items[1]["image"][0, 0, 0, 0] = 0
+    handler = AdaptationHandler(Spoilt(network, activation="sigmoid", lr=1e-2), journal=tmp_path / "j.jsonl")
     evaluator(network, items, [handler]).run()
     lines = Journal(tmp_path / "j.jsonl").lines()
     assert [line["flags"] for line in lines] == [[], ["non_finite_auxiliary_loss", "step_skipped"], []]
     assert lines[1]["auxiliary_loss"] is None
-    assert lines[1]["parameter_change"] == lines[0]["parameter_change"]
-    assert handler.skipped == {"case1": ("non_finite_auxiliary_loss", "step_skipped")} and handler.noted == {}
+    assert lines[1]["parameter_change"] == lines[0]["parameter_change"] != lines[2]["parameter_change"]
+    assert handler.flags == {"case1": ("non_finite_auxiliary_loss", "step_skipped")}
 
 
-class Flagging(GraTa):
-    """GraTa that flags every step; the step of an image of NaN is skipped."""
+def test_a_prediction_that_is_not_finite_ends_a_plain_run_and_leaves_no_trace(make_network, tmp_path):
+    network, alone = make_network(3), make_network(3)
+    items = volumes()
+    items[1]["image"][0, 0, 0, 0] = float("nan")
+    handler = GraTaHandler(network, activation="sigmoid", lr=1e-2, journal=tmp_path / "j.jsonl")
+    with pytest.raises(GrataError, match="NaN or infinite values"):
+        evaluator(network, items, [handler]).run()
+    evaluator(alone, items[:1], [GraTaHandler(alone, activation="sigmoid", lr=1e-2)]).run()
+    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in network.state_dict().items())
+    assert [line["case"] for line in Journal(tmp_path / "j.jsonl").lines()] == ["case0"] and handler.flags == {}
+
+
+class Flagging(Spoilt):
+    """GraTa that flags every step, also one that is skipped."""
 
     def _adapt(self, images, **options):
         record = super()._adapt(images, **options)
@@ -108,11 +128,11 @@ class Flagging(GraTa):
 def test_a_flag_of_a_step_that_was_taken_is_a_note_and_no_skipped_step(make_network):
     network = make_network(3)
     items = volumes(2)
-    items[1]["image"][0, 0, 0, 0] = float("nan")
+    items[1]["image"][0, 0, 0, 0] = 0
     handler = AdaptationHandler(Flagging(network, activation="sigmoid"))
     evaluator(network, items, [handler]).run()
     skipped = ("recovered", "non_finite_auxiliary_loss", "step_skipped")
-    assert handler.noted == {"case0": ("recovered",)} and handler.skipped == {"case1": skipped}
+    assert handler.flags == {"case0": ("recovered",), "case1": skipped}
     flags = "recovered, non_finite_auxiliary_loss, step_skipped"
     assert handler.remarks() == [
         "case0: adapted (recovered)",
@@ -385,4 +405,4 @@ def test_the_engines_amp_and_device_are_used(make_network):
     loader = DataLoader(Dataset(volumes(2)), batch_size=1, num_workers=0)
     handler = GraTaHandler(network, activation="sigmoid")
     SupervisedEvaluator("cuda:0", loader, network, amp=True, val_handlers=[handler]).run()
-    assert handler.skipped == {} and handler.method.batches == 2
+    assert handler.flags == {} and handler.method.batches == 2

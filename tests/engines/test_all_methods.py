@@ -13,10 +13,9 @@ from torch import nn
 
 from grata.engines import AdaptationHandler
 from grata.errors import GrataError
-from grata.handlers import adapt_to_case
 from grata.methods import METHODS, PredictionNetwork, Prepared, create, settings_of
 from grata.networks import AuxiliaryHeads, network_digest
-from grata.session import WindowSelection
+from grata.session import Journal, Session, WindowSelection
 from grata.session.resets import EveryN, SiteChange
 
 
@@ -78,39 +77,36 @@ def run(network, items, handler, inferer):
 
 @pytest.mark.parametrize("windows", [False, True], ids=["whole", "windows"])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_predicts_in_an_evaluator_as_by_hand(name, windows):
+def test_every_method_predicts_in_an_evaluator_as_by_hand(name, windows, adapt_case):
     inferer = SlidingWindowInferer((8, 8, 8), sw_batch_size=1, overlap=0.5) if windows else SimpleInferer()
     selection = WindowSelection(uncertain=1, random=1)
     network, items = make_network(), scans()
     source = copy.deepcopy(network).eval()
     seen = run(network, items, AdaptationHandler(make(name, network), selection, source_key="source_pred"), inferer)
-    method = make(name, make_network())
+    session = Session(make(name, make_network()), selection)
     for item, (predicted, by_source) in zip(items, seen):
         x = item["image"][None]
-        adapt_to_case(method, x, inferer, selection, item["site"])
+        adapt_case(session, x, inferer, item["site"])
         with torch.no_grad():
-            assert torch.equal(predicted, inferer(x, method.network)[0])
+            assert torch.equal(predicted, inferer(x, session.network)[0])
             assert torch.equal(by_source, inferer(x, source)[0])
 
 
-def test_a_policy_hears_of_the_sites_of_an_evaluators_cases():
+def test_a_policy_hears_of_the_sites_of_an_evaluators_cases(tmp_path):
     network = make_network()
-    method = make("tent", network, reset=SiteChange())
-    handler = AdaptationHandler(method, source_key="source_pred")
-    resets = []
-    engine_items = scans("aabb")
-    handler.record = lambda engine: resets.append(handler._line["reset"])
-    run(network, engine_items, handler, SimpleInferer())
-    assert resets == [False, False, True, False]
+    journal = Journal(tmp_path / "journal.jsonl")
+    handler = AdaptationHandler(make("tent", network), reset=SiteChange(), source_key="source_pred", journal=journal)
+    run(network, scans("aabb"), handler, SimpleInferer())
+    assert [line["reset"] for line in journal.lines()] == [False, False, True, False]
 
 
-def test_windows_of_a_volume_count_as_one_case():
-    method = make("tent", make_network(), reset=EveryN(2))
-    inferer = SlidingWindowInferer((8, 8, 8), sw_batch_size=1, overlap=0.5)
+def test_windows_of_a_volume_count_as_one_case(adapt_case):
     selection = WindowSelection(uncertain=1, random=1)
+    session = Session(make("tent", make_network()), selection, reset=EveryN(2))
+    inferer = SlidingWindowInferer((8, 8, 8), sw_batch_size=1, overlap=0.5)
     resets = []
     for item in scans("aaaaa", size=(8, 8, 20)):
-        records = adapt_to_case(method, item["image"][None], inferer, selection)
+        records = adapt_case(session, item["image"][None], inferer)
         assert len(records) > 1
         resets.append([record.reset for record in records])
     assert [r[0] for r in resets] == [False, False, True, False, True]

@@ -15,8 +15,7 @@ from torch.utils.data import IterableDataset
 
 from grata.bank import Adaptation
 from grata.bundles import ZooAdaptation
-from grata.engines import EvaluatorRun
-from grata.engines.run import NamedCases
+from grata.engines import AdaptationHandler, EvaluatorRun
 from grata.errors import GrataError, RunError
 from grata.methods import create
 from grata.session.faults import causes
@@ -63,7 +62,7 @@ def make_evaluator(make_network):
 
 def run(evaluator, method="grata", journal=None):
     adapted = create(method, evaluator.network, {}, activation="softmax")
-    outcome = EvaluatorRun(evaluator, NamedCases(adapted, journal=journal))
+    outcome = EvaluatorRun(evaluator, AdaptationHandler(adapted, journal=journal))
     outcome.run()
     return outcome, adapted.state_dict()["parameters"]
 
@@ -77,7 +76,8 @@ def test_a_faulty_image_leaves_no_trace(scans, make_evaluator, tmp_path, bad, pl
     outcome, parameters = run(
         make_evaluator(scans(*names), [StatsHandler(iteration_log=False)]), journal=tmp_path / "journal.jsonl"
     )
-    assert set(outcome.faults) == set(bad) and (outcome.finished, outcome.images) == (3, 3 + len(bad))
+    assert sorted(fault.case for fault in outcome.faults) == sorted(bad)
+    assert (outcome.done, outcome.images) == (3, 3 + len(bad))
     assert all(torch.equal(parameters[name], value) for name, value in expected.items())
     lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert [line["case"] for line in lines] == names
@@ -88,8 +88,9 @@ def test_a_faulty_image_leaves_no_trace(scans, make_evaluator, tmp_path, bad, pl
 def test_a_batch_with_a_faulty_image_is_taken_apart(scans, make_evaluator, workers):
     data = scans("one", "broken-a", "two", "three")
     outcome, _ = run(make_evaluator(data, batch_size=2, num_workers=workers))
-    assert list(outcome.faults) == ["broken-a"] and outcome.finished == 3
-    assert str(data[1]["image"]) not in outcome.faults["broken-a"] and "Traceback" not in outcome.faults["broken-a"]
+    (fault,) = outcome.faults
+    assert fault.case == "broken-a" and outcome.done == 3
+    assert str(data[1]["image"]) not in fault.message and "Traceback" not in fault.message
 
 
 def test_images_come_in_the_order_of_the_list(scans, make_evaluator):
@@ -133,7 +134,7 @@ def test_what_is_no_images_fault_ends_the_run(scans, make_evaluator, event):
 
     evaluator = make_evaluator(scans("one", "two"))
     evaluator.add_event_handler(event, fail)
-    outcome = EvaluatorRun(evaluator, NamedCases(create("ptbn", evaluator.network, {})))
+    outcome = EvaluatorRun(evaluator, AdaptationHandler(create("ptbn", evaluator.network, {})))
     with pytest.raises(OSError, match="no space left"):
         outcome.run()
     assert not outcome.faults
@@ -143,9 +144,10 @@ def test_names_are_those_of_files_and_each_is_its_own(scans, make_evaluator):
     data = scans("x/broken", "y/broken", "z/broken-2", "broken-one")
     data += [{"image": "patient/series"}, {"image": "patient/IM0001.dcm"}]
     outcome, _ = run(make_evaluator(data), "ptbn")
-    assert len(outcome.faults) == 6 and "broken-one" in outcome.faults
-    assert {"image-5", "image-6"} <= set(outcome.faults), "files and folders of DICOM may name the patient"
-    assert not any("patient" in text for pair in outcome.faults.items() for text in pair)
+    names = {fault.case for fault in outcome.faults}
+    assert len(outcome.faults) == len(names) == 6 and "broken-one" in names
+    assert {"image-5", "image-6"} <= names, "files and folders of DICOM may name the patient"
+    assert not any("patient" in text for fault in outcome.faults for text in (fault.case, fault.message))
 
 
 def test_no_file_of_a_faulty_image_is_named_whatever_its_key(make_evaluator, tmp_path):
@@ -153,7 +155,8 @@ def test_no_file_of_a_faulty_image_is_named_whatever_its_key(make_evaluator, tmp
     evaluator = make_evaluator([item])
     evaluator.data_loader.dataset.transform = LoadImaged("art")
     outcome, _ = run(evaluator, "ptbn")
-    assert len(outcome.faults) == 1 and not any("DOE" in text for pair in outcome.faults.items() for text in pair)
+    (fault,) = outcome.faults
+    assert "DOE" not in fault.case and "DOE" not in fault.message
 
 
 @pytest.mark.parametrize("wrong", [{"output": "foo"}, {"start_from": "other"}])
@@ -195,7 +198,7 @@ class Stream(IterableDataset):
 
 def test_a_stream_without_indices(make_evaluator):
     outcome, _ = run(make_evaluator(Stream(3)))
-    assert (outcome.finished, outcome.images) == (3, 3)
+    assert (outcome.done, outcome.images) == (3, 3)
     with pytest.raises(GrataError, match="no image"):
         run(make_evaluator(Stream(0)))
 

@@ -12,6 +12,7 @@ from monai.networks.nets import UNet
 from grata.doctor import catalogue
 from grata.methods import METHODS, NEEDS, Prepared, create, settings_of
 from grata.networks import AuxiliaryHeads, network_digest
+from grata.session import Session
 
 ROOT = Path(__file__).parents[2]
 LEARNING = [name for name, method in METHODS.items() if method.learns]
@@ -153,33 +154,58 @@ def test_a_state_loaded_in_inference_mode_goes_on_as_well(name):
         assert repr(a) == repr(b) and torch.equal(x, y)
 
 
+# Other values of settings whose default does not suggest one; the second where the first is the default.
+OTHERS = {
+    "weighting": ("uniform",),
+    "pseudo": ("entropy",),
+    "auxiliary": ("consistency",),
+    "entropy": ("plogp", "binary"),
+    "optimizer": ("RMSprop",),
+    "optimizer_options": ({"weight_decay": 0.1},),
+    "learning_rate_law": ("linear",),
+    "adapted": ("all",),
+    "output": (0,),
+    "views": (["identity"],),
+    "strong_view": ({"output_range": "input"},),
+    "feature_layer": ("model.1",),
+    "autocast": ("bfloat16",),
+    "views_autocast": ("bfloat16",),
+    "batch_statistics": (0.25,),
+    "betas": ((0.5, 0.9),),
+}
+# An activation has no default, and another seed or file is no other way to adapt.
+WITHOUT = ("activation", "seed", "prepared")
+
+
 def other_values():
-    """Every setting of each method's own that is a number or a choice, with a value that is not its default."""
-    choices = {"weighting": "uniform", "pseudo": "entropy", "auxiliary": "consistency", "optimizer": "RMSprop"}
-    choices |= {"learning_rate_law": "linear", "adapted": "all", "batch_statistics": 0.25}
+    """Every setting of each method that a state holds for, with a value that is not its default."""
     for name, method in METHODS.items():
-        for key, value in (method.__init__.__kwdefaults__ or {}).items():
-            if key in choices:
-                other = "constant" if (name, key) == ("dltta", "learning_rate_law") else choices[key]
-            elif isinstance(value, bool):
+        for key, item in method.settings().items():
+            value = item.default
+            if key in WITHOUT:
+                continue
+            if isinstance(value, bool):
                 other = not value
             elif isinstance(value, int):
                 other = value + 1 if key != "neighbours" else value - 1
-            elif isinstance(value, float):
-                other = value / 2
+            elif key in OTHERS:
+                other = next(other for other in OTHERS[key] if other != value)
             elif isinstance(value, tuple):
-                other = value[:1] if key != "betas" else (0.5, 0.9)
+                other = value[:1]
             else:
-                continue
-            yield pytest.param(name, {key: other}, id=f"{name}-{key}")
+                other = value / 2 or 0.5
+            # both of these need two gradients
+            two = key in ("rho", "learning_rate_law")
+            both = {"auxiliary": "consistency"} if two and "auxiliary" in method.settings() else {}
+            yield pytest.param(name, both, {key: other}, id=f"{name}-{key}")
 
 
-@pytest.mark.parametrize(("name", "settings"), list(other_values()))
-def test_a_state_of_other_settings_is_refused_before_anything_is_written(name, settings):
-    method = make(name)
+@pytest.mark.parametrize(("name", "both", "settings"), list(other_values()))
+def test_a_state_of_other_settings_is_refused_before_anything_is_written(name, both, settings):
+    method = make(name, **both)
     stream(method, 1)
     network = make_network()
-    other = make(name, network, **settings)
+    other = make(name, network, **both, **settings)
     before, generator = snapshot(network), other.generator.get_state()
     with pytest.raises(Exception, match="This state .*(start anew|other names or shapes)") as error:
         other.load_state_dict(method.state_dict())
@@ -228,11 +254,25 @@ def test_the_same_seed_gives_the_same_result_and_the_source_can_be_asked_in_betw
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_per_case_resets_make_the_order_of_cases_irrelevant(name):
-    one, two = (make(name, reset="per-case") for _ in range(2))
-    stream(one, 3)
-    (a, x), (b, y) = stream(one, 1, first=5)[0], stream(two, 1, first=5)[0]
-    assert torch.equal(x, y) and a.flags == b.flags
+def test_per_case_resets_make_the_order_of_cases_irrelevant(name, adapt_case):
+    one, two = (Session(make(name), reset="per-case") for _ in range(2))
+    for seed in range(3):
+        adapt_case(one, images(seed=seed))
+    x = images(seed=5)
+    (a,), (b,) = adapt_case(one, x), adapt_case(two, x)
+    assert torch.equal(predict(one.method, x), predict(two.method, x)) and a.flags == b.flags
+    assert a.reset and not b.reset
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_without_a_policy_it_is_the_one_of_the_methods_paper(name, adapt_case):
+    session, other = Session(make(name)), Session(make(name))
+    assert session.episodic == METHODS[name].card.episodic
+    resets = [adapt_case(session, images(seed=seed))[0].reset for seed in range(3)]
+    assert resets == [False, session.episodic, session.episodic]
+    if session.episodic:
+        adapt_case(other, images(seed=2))
+        assert torch.equal(predict(session.method, images()), predict(other.method, images()))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -256,8 +296,8 @@ def test_the_card_counts_passes_through_the_network(name):
 
     handle = layer.register_forward_hook(count)
     if METHODS[name].card.episodic:
-        method.begin_case()
-    method.adapt(x, same_case=True)
+        method.restore()
+    method.adapt(x)
     with torch.no_grad():
         method.network(x)
     handle.remove()

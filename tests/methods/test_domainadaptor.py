@@ -151,7 +151,7 @@ def test_takes_any_images_and_leaves_the_convolutions_alone(make_network, dims, 
     network = make_network(dims)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     method = DomainAdaptor(network, activation=activation, lr=0.1)
-    assert method.episodic and not method.adapt(batch(0, samples, dims)).flags
+    assert method.card.episodic and not method.adapt(batch(0, samples, dims)).flags
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in method.parameters), name
 
@@ -164,7 +164,7 @@ def test_entropy_falls_over_several_steps_on_one_scan(make_network, bundle):
     method = DomainAdaptor(make_network(3, out_channels=3), activation="softmax", lr=0.05)
     entropies = []
     for _ in range(10):
-        method.adapt(image, same_case=True)
+        method.adapt(image)
         entropies.append(method.uncertainty(image).item())
     assert entropies[-1] < entropies[0]
 
@@ -175,7 +175,7 @@ def test_a_step_lowers_the_objective_at_the_temperatures_before_it(make_network)
     with torch.no_grad():
         before = method._logits(batch())
         t = 2 * before.std(1, keepdim=True)
-        method.adapt(batch(), same_case=True)
+        method.adapt(batch())
         after = method._logits(batch())
 
     def objective(z):

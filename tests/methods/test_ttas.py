@@ -88,7 +88,7 @@ def test_one_step_goes_down_the_gradient_of_the_formula(make_network, activation
 def test_weight_decay_and_150_steps_are_the_defaults(make_network):
     method = make(make_network())
     (group,) = method.optimizer.param_groups
-    assert (group["weight_decay"], group["lr"], method.steps, method.episodic) == (1e-4, 5e-4, 150, True)
+    assert (group["weight_decay"], group["lr"], method.steps, method.card.episodic) == (1e-4, 5e-4, 150, True)
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

@@ -1,15 +1,19 @@
 import pytest
 import torch
-from ignite.engine import Engine
+from torch import nn
 
 from grata.errors import GrataError
-from grata.session.faults import check_finite, require_finite
+from grata.methods import Source
+from grata.session import Session
+from grata.session.faults import check_finite
 
 
-def _engine(prediction):
-    engine = Engine(lambda engine, batch: None)
-    engine.state.output = {"pred": prediction}
-    return engine
+def judge(prediction):
+    """Let a session judge a prediction, and return what it gives back."""
+    session = Session(Source(nn.Conv2d(1, 1, 1)))
+    with session.case(torch.zeros(1, 1, 3, 3)) as case:
+        case.adapt()
+        return case.judge(prediction)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -18,7 +22,7 @@ def test_a_prediction_that_is_not_finite_is_refused_wherever_it_stands(value):
     bad[1, 0, 2, 2] = value
     for prediction in (bad, [good, bad], {"logits": good, "coarse": bad}):
         with pytest.raises(GrataError, match="The prediction holds NaN or infinite values"):
-            require_finite(_engine(prediction))
+            judge(prediction)
     with pytest.raises(GrataError, match="check the weights"):
         check_finite([good, bad])
 
@@ -26,5 +30,5 @@ def test_a_prediction_that_is_not_finite_is_refused_wherever_it_stands(value):
 def test_a_finite_prediction_and_what_is_not_a_tensor_pass():
     good = torch.full((1, 2, 3, 3), 1e30)
     for prediction in (good, [good, good.int()], {"logits": good, "name": "scan"}, "none"):
-        require_finite(_engine(prediction))
+        assert judge(prediction) is prediction
     check_finite([])

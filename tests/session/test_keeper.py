@@ -46,11 +46,12 @@ def cases(sites=SITES, faulty=()):
 def make_run(make_method, tmp_path):
     def make(items, method=None, output="out", bank="bank", **options):
         kept = {key: options.pop(key) for key in ("start_from", "save_to") if key in options}
-        method = method or make_method("tent", reset={"name": "every-n", "cases": 1})
+        reset = None if method else {"name": "every-n", "cases": 1}
+        method = method or make_method("tent")
         outputs = Outputs()
         folder = tmp_path / output
         bank = bank and tmp_path / bank
-        adaptation = AdaptationHandler(method, journal=folder / "journal.jsonl", bank=bank, **kept)
+        adaptation = AdaptationHandler(method, journal=folder / "journal.jsonl", bank=bank, reset=reset, **kept)
         engine = SupervisedEvaluator("cpu", DataLoader(Dataset(items), batch_size=1), method.given)
         engine.add_event_handler(Events.ITERATION_COMPLETED, outputs.write)
         adaptation.attach(engine)
@@ -193,7 +194,7 @@ def test_a_bank_that_was_changed_meanwhile_is_not_resumed_on(change, make_run, t
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(AdaptationRun, "_begin", stop)
+        patch.setattr(AdaptationRun, "_note", stop)
         with pytest.raises(Killed):
             make_run(cases()).run()
     bank = "bank"

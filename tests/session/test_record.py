@@ -5,9 +5,8 @@ import math
 import torch
 from monai.inferers import SlidingWindowInferer
 
-from grata.handlers import adapt_to_case
 from grata.methods import GradientRecord, Tent
-from grata.session import WindowSelection, merged_record
+from grata.session import Session, WindowSelection, merged_record
 
 
 def test_one_step_is_its_own_record():
@@ -32,11 +31,15 @@ def test_a_case_that_began_from_the_source_is_recorded_as_reset_whatever_followe
 
 
 def test_the_second_case_of_an_episodic_method_is_recorded_as_reset(make_network):
-    method = Tent(make_network(2), reset="per-case", activation="sigmoid")
+    method = Tent(make_network(2), activation="sigmoid")
+    session = Session(method, WindowSelection(uncertain=1, random=1), reset="per-case")
     inferer = SlidingWindowInferer((8, 8), sw_batch_size=1, overlap=0)
     resets = []
     for _ in range(2):
-        records = adapt_to_case(method, torch.rand(1, 1, 16, 16), inferer, WindowSelection(uncertain=1, random=1))
-        assert len(records) == 2
-        resets.append(merged_record(records)["reset"])
+        images = torch.rand(1, 1, 16, 16)
+        with session.case(images) as case:
+            assert len(case.adapt(inferer)) == 2
+            case.judge(inferer(images, session.network))
+        assert len(case.record["steps"]) == 2
+        resets.append(case.record["reset"])
     assert resets == [False, True]

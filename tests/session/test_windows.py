@@ -7,9 +7,8 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from grata.errors import GrataError
-from grata.handlers import adapt_to_case
 from grata.methods import METHODS, create
-from grata.session import WindowSelection
+from grata.session import Session, WindowSelection
 from grata.session.windows import window_selection
 
 ROI = (8, 8, 8)
@@ -26,15 +25,15 @@ def shapes_of(method, seen):
     ("sw_batch_size", "batch_size", "expected"),
     [(4, None, [4]), (4, 1, [1, 1, 1, 1]), (4, 3, [3, 1]), (1, None, [1, 1, 1, 1]), (1, 4, [4])],
 )
-def test_windows_come_in_batches_of_their_own_size(make_network, sw_batch_size, batch_size, expected):
+def test_windows_come_in_batches_of_their_own_size(make_network, adapt_case, sw_batch_size, batch_size, expected):
     method = create("tent", make_network(3), activation="softmax")
     x = torch.rand(1, 1, 24, 16, 16, generator=torch.Generator().manual_seed(0))
     inferer = SlidingWindowInferer(ROI, sw_batch_size, 0.5)
     measured, uncertainty = [], method.uncertainty
     method.uncertainty = lambda images: (measured.append(len(images)), uncertainty(images))[1]
-    selection = window_selection({"uncertain": 2, "random": 2, "batch_size": batch_size})
+    selection = {"uncertain": 2, "random": 2, "batch_size": batch_size}
     seen = shapes_of(method, [])
-    adapt_to_case(method, x, inferer, selection)
+    adapt_case(Session(method, selection), x, inferer)
     assert [len(images) for images in seen] == expected
     assert max(measured) == sw_batch_size
 
@@ -100,13 +99,13 @@ def test_windows_are_those_that_the_inferer_for_hovernet_shows_the_network(size,
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.learns and not m.card.needs])
-def test_methods_adapt_a_network_of_several_smaller_maps_by_the_one_that_is_named(name):
+def test_methods_adapt_a_network_of_several_smaller_maps_by_the_one_that_is_named(name, adapt_case):
     network = SmallHoVerNet()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     settings = {"cotta": {"augmentations": 2}, "dua": {"crop": 1}}.get(name)
     method = create(name, network, settings, activation="softmax", output="nucleus_prediction")
     x = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(1))
-    records = adapt_to_case(method, x, hovernet_inferer(), WindowSelection(uncertain=1, random=1))
+    records = adapt_case(Session(method, WindowSelection(uncertain=1, random=1)), x, hovernet_inferer())
     assert len(records) == 1 and not any(flag.startswith("non_finite") for flag in records[0].flags)
     with torch.no_grad():
         prediction = hovernet_inferer()(x, method.network)

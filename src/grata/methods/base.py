@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ SKIPPED = "step_skipped"
 """Flag of a step that was not taken."""
 
 _RESET = "reset"
+_PACKAGE = __name__.partition(".")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,9 +353,20 @@ def _asked_reset(settings: dict[str, Any]) -> Any:
             "reset is no setting of a method any more: give it to grata.adapt, the handler or the session. This old "
             "form goes with the next release.",
             DeprecationWarning,
-            stacklevel=4,
+            stacklevel=_level_of_caller(),
         )
     return asked
+
+
+def _level_of_caller() -> int:
+    """Return the ``stacklevel`` at which who calls this asks a warning to name the code that called the package.
+
+    It differs: the constructors of some methods have others around them, and so has ``create``.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _is_plain(value: Any) -> bool:
