@@ -408,8 +408,20 @@ def run_lines(prefix: str, folder: Path) -> Iterator[Line]:
     state = torch.load(folder / "state.pt", weights_only=True)
     yield from by_key(f"{prefix}/state/method", state.pop("method"))
     state = {key: _opened(value) for key, value in state.items()}
-    yield from by_key(f"{prefix}/state/settings", state.pop("settings"))
+    yield from by_key(f"{prefix}/state/settings", first_texts(state.pop("settings")))
     yield from by_key(f"{prefix}/state", state)
+
+
+def first_texts(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a run's configuration with the names that classes and arguments had when the first record was written."""
+    try:
+        from grata.engines.earlier import first_names
+    except ImportError:
+        return settings
+    texts: Mapping[str, Any] = first_names(settings)
+    # the policy was an argument of the method then
+    now, then = "affine=@affine, ", "reset=@reset, "
+    return {key: value.replace(now, then) if isinstance(value, str) else value for key, value in texts.items()}
 
 
 def _opened(value: Any) -> Any:
