@@ -177,3 +177,13 @@ def test_a_stream_whose_attached_parameters_are_gone_says_so(make_network):
             next(each)
     assert not any(m._forward_hooks for m in network.modules())
     next(adapt(network))
+
+
+def test_what_was_attached_is_removed_also_where_the_method_was_restored_before(make_network):
+    network = make_network(norm=NORMS["attached"])
+    stream = adapt(network)
+    next(stream)
+    stream.session.restore()
+    assert any(m._forward_hooks for m in network.modules())
+    assert grata.restore(network) is False
+    assert not any(m._forward_hooks for m in network.modules())

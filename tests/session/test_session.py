@@ -131,10 +131,8 @@ def test_a_case_that_fails_leaves_no_trace(make_network, tmp_path, monkeypatch, 
     assert frozen(stream.state_dict()) == frozen(whole.state_dict())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.card.prepared])
 def test_every_method_is_put_back(make_network, name):
-    if METHODS[name].card.prepared:
-        pytest.skip("needs a prepared file")
     quick = {"ttas": {"steps": 2}, "dua": {"views": 4}, "cotta": {"augmentations": 2}, "test": {"steps": 1}}
     stream = session(make_network(), name, quick.get(name, {}))
     do(stream, 0)

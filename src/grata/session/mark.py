@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -52,11 +53,15 @@ class Mark:
 
 def mark_of(network: nn.Module) -> Mark | None:
     """Return the mark of a network, of one inside it or of one around it; None: no method adapts it."""
+    return next((mark for mark in _marks(network) if mark.method.active), None)
+
+
+def _marks(network: nn.Module) -> Iterator[Mark]:
+    """Yield the marks on a network and on what is in it, also those of methods that were restored since."""
     for module in network.modules():
         mark = vars(module).get(_KEY)
-        if isinstance(mark, Mark) and mark.method.active:
-            return mark
-    return None
+        if isinstance(mark, Mark):
+            yield mark
 
 
 def take(method: Method, holder: object) -> None:
@@ -128,10 +133,9 @@ def restore(network: nn.Module) -> bool:
     Returns:
         Whether the network was adapted.
     """
-    mark = mark_of(network)
-    if mark is None:
-        return False
-    release(mark.method)
-    if mark.method.attached is not None:
-        mark.method.attached.detach()
-    return True
+    adapted = mark_of(network) is not None
+    for mark in list(_marks(network)):
+        release(mark.method)
+        if mark.method.attached is not None:
+            mark.method.attached.detach()
+    return adapted
