@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import GrataError
 from ..files import atomic_write, check_output_dir, remove_leftovers
+from ..private import restore_seed
 from ..session.faults import quiet
 from .config import BenchmarkConfig, load_config
 from .figures import draw_figures
@@ -154,8 +155,8 @@ def _process_as_it_was() -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = flags
         random.setstate(python)
         np.random.set_state(numpy)
-        # MONAI seeds later transforms with it, and has no function that restores it alone.
-        monai.utils.misc._seed = seed  # type: ignore[assignment]
+        # MONAI seeds later transforms with it.
+        restore_seed(seed)
 
 
 def _check_unchanged(folder: Path, parts: Mapping[str, Part]) -> None:

@@ -17,8 +17,9 @@ from ..errors import GrataError
 from ..files import JOURNAL, check_output_dir
 from ..methods import METHODS, Method, create, settings_of
 from ..normalization import AFFINE
+from ..private import running_workflow
 from .checks import bundle_postprocessing
-from .configuration import check_settings_kind, running_workflow
+from .configuration import check_settings_kind
 from .head import Head, find_head, is_unit_range
 
 __all__ = ["ZooAdaptation", "describe_changes", "make_method", "prepared_of"]

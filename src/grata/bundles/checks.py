@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import run
 from monai.utils import ensure_tuple
 
 from .._moved import NAMES
 from ..checks import did_you_mean
 from ..engines import EvaluatorRun
 from ..errors import GrataError
+from ..private import running_command
 from ..session.faults import plain_errors
 from .configuration import check_method_settings
 from .reader import Configuration, evaluators, read_files
@@ -47,9 +46,10 @@ def begin() -> None:
         "--adaptation#start_from.",
     )
     check_method_settings(config)
-    files, overrides = _command()
+    command = running_command()
+    files = [Path(file) for file in ensure_tuple(command.get("config_file") or ())]
     check_collisions(files)
-    check_overrides(files, overrides)
+    check_overrides(files, command.get("override", {}))
     reference = config["adaptation"].get("evaluator")
     if isinstance(reference, str) and reference.startswith("@") and reference[1:] not in running:
         engines = ", ".join(sorted(evaluators(config))) or "none"
@@ -122,14 +122,3 @@ def check_overrides(files: list[Path], overrides: Mapping[str, Any]) -> None:
         if head == "adaptation" and name not in arguments:
             hint = did_you_mean(name, arguments, f"The keys are {', '.join(arguments)}.", "--adaptation#")
             raise GrataError(f"there is no such key. {hint}", key=f"--{key}")
-
-
-def _command() -> tuple[list[Path], Mapping[str, Any]]:
-    """Return the configuration files and overrides of the running ``monai.bundle run``, empty if it is not running."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code is run.__code__:
-            files = frame.f_locals["config_file"]
-            return list(map(Path, ensure_tuple(files) if files else ())), frame.f_locals["override"]
-        frame = frame.f_back
-    return [], {}

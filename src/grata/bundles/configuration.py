@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from monai.bundle.utils import ID_SEP_KEY
 from ..checks import check_count, check_flag, check_number, checked, constant, did_you_mean
 from ..errors import GrataError
 from ..methods import METHODS, check_settings
+from ..private import running_workflow
 from ..session.faults import STOPPED, TRACEBACK_HINT, plain_errors
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "check_settings_kind",
     "constant",
     "effective_settings",
-    "running_workflow",
     "start",
 ]
 
@@ -177,17 +176,6 @@ def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
         if key.lstrip("+") not in known:
             hint = did_you_mean(key, sorted(set(config) & known), "Nothing in the configuration refers to it.")
             raise GrataError(f"there is no such key. {hint}", key=f"--{key}")
-
-
-def running_workflow() -> ConfigWorkflow | None:
-    """Return the workflow that evaluates the calling expression, found on the stack: MONAI passes no reference."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, ConfigWorkflow):
-            return owner
-        frame = frame.f_back
-    return None
 
 
 def _leaves(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:

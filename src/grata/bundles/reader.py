@@ -13,8 +13,8 @@ from monai.bundle.utils import ID_SEP_KEY
 from torch import nn
 
 from ..errors import GrataError
+from ..private import running_workflow
 from ..session.faults import explain
-from .configuration import running_workflow
 
 __all__ = ["Configuration", "components", "evaluators", "read_files"]
 

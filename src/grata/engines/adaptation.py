@@ -17,8 +17,8 @@ from torch import nn
 from ..bank import AdapterBank
 from ..errors import GrataError
 from ..methods import GraTa, Method
+from ..private import is_last_handler
 from ..session import Case, Guard, Journal, ResetPolicy, Session, WindowSelection
-from .private import is_last_handler
 
 __all__ = ["AdaptationHandler", "GraTaHandler"]
 

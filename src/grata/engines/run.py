@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from ..data import Fault
 from ..errors import GrataError, RunError
+from ..private import forget_run, silence
 from ..session import causes, explain
 from .adaptation import AdaptationHandler
-from .private import forget_run, silence
 
 __all__ = ["EvaluatorRun"]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..checks import constant, did_you_mean
 from ..data.identifiers import printable
 from ..errors import GrataError
+from ..private import failed_item
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def _explained(error: BaseException, hint: str | None) -> str:
     root = chain[-1]
     if _TRACEBACK in str(root) and (own := re.findall(r"^grata\.errors\.\w+: (.*)$", str(root), flags=re.MULTILINE)):
         return own[-1]
-    key, component = _config_item(error)
+    key, component = failed_item(error)
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(root))
     if argument and callable(component) and argument[1] not in inspect.signature(component).parameters:
         known = list(inspect.signature(component).parameters)
@@ -103,17 +104,6 @@ def _sentence(name: str, text: str) -> str:
     return " ".join(_NOISE.sub("", f"{name}: {own} {cause}").split())
 
 
-def _config_item(error: BaseException) -> tuple[str, Any]:
-    """Return key and class of what MONAI was building when it failed: its messages name no key."""
-    key, component = "", None
-    for frame, _ in tracebacks.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "_resolve_one_item":
-            key = _shown(str(frame.f_locals.get("id", "")))
-        elif frame.f_code.co_name == "instantiate":
-            component = frame.f_locals.get("component", component)
-    return key, component
-
-
 def causes(error: BaseException) -> Iterator[BaseException]:
     """Yield ``error`` and what led to it, the first cause last."""
     seen: set[int] = set()
@@ -122,13 +112,6 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-
-
-def _shown(key: str) -> str:
-    """Return an id of MONAI's as users write it on the command line."""
-    from monai.bundle.utils import ID_SEP_KEY
-
-    return key.replace(ID_SEP_KEY, "#")
 
 
 def _plain_error(

@@ -1,0 +1,101 @@
+"""The private parts of MONAI and ignite that nothing public replaces, touched here and nowhere else."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
+    from monai.bundle import ConfigWorkflow
+
+__all__ = [
+    "failed_item",
+    "forget_run",
+    "is_last_handler",
+    "restore_seed",
+    "running_command",
+    "running_workflow",
+    "silence",
+]
+
+
+def is_last_handler(engine: Engine, event: Any, handler: Callable[..., Any]) -> bool:
+    """Return whether a handler is the last of an event: ignite drops an error that no handler raises again."""
+    handlers = engine._event_handlers[event]
+    return bool(handlers) and handlers[-1][0] == handler
+
+
+def forget_run(engine: Engine) -> None:
+    """Let the next ``engine.run()`` begin anew.
+
+    Ignite would go on with the run that failed. Its loader's iterator must be gone before the next workers fork, which
+    would inherit it and shut down its own.
+    """
+    engine._internal_run_generator = None
+    engine._dataloader_iter = None
+    gc.collect()
+
+
+def silence(engine: Engine) -> None:
+    """Turn off the logs of the engine and of MONAI, which would repeat each fault with its whole traceback."""
+    from ignite.engine import Events
+    from monai.handlers import StatsHandler
+
+    engine.logger.disabled = True
+    for handler, *_ in list(engine._event_handlers[Events.EXCEPTION_RAISED]):
+        if isinstance(getattr(handler, "__self__", None), StatsHandler):
+            engine.remove_event_handler(handler, Events.EXCEPTION_RAISED)
+
+
+def restore_seed(seed: int | None) -> None:
+    """Set MONAI's global seed, which it has no function for that sets it alone."""
+    from monai.utils import misc
+
+    misc._seed = seed  # type: ignore[assignment]
+
+
+def running_workflow() -> ConfigWorkflow | None:
+    """Return the workflow that evaluates the calling expression, found on the stack: MONAI passes no reference."""
+    from monai.bundle import ConfigWorkflow
+
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigWorkflow):
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def running_command() -> Mapping[str, Any]:
+    """Return the arguments of the running ``monai.bundle run``, found on the stack; empty if it is not running."""
+    from monai.bundle import run
+
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is run.__code__:
+            return frame.f_locals
+        frame = frame.f_back
+    return {}
+
+
+def failed_item(error: BaseException) -> tuple[str, Any]:
+    """Return key and class of what MONAI was building when it failed: its messages name no key.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        The key as users write it; empty where nothing was being built. And the class or function; None: unknown.
+    """
+    key, component = "", None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_resolve_one_item":
+            key = str(frame.f_locals.get("id", "")).replace("::", "#")
+        elif frame.f_code.co_name == "instantiate":
+            component = frame.f_locals.get("component", component)
+    return key, component
