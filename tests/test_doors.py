@@ -552,3 +552,31 @@ def test_a_sixth_door_is_thin_and_keeps_the_promises_of_the_others(ground, tmp_p
     assert found.records == expected.records and list(found.faults) == ["aa"]
     assert entries(tmp_path / "bank") == entries(tmp_path / "alone")
     assert same_network(found.network, expected.network)
+
+
+def test_a_bank_of_a_benchmark_may_name_its_tags_and_is_checked_before_anything_runs(ground, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bank = {"path": str(tmp_path / "bank"), "tags": ["Manufacturer"]}
+    found = benchmark(ground, SITES, tmp_path, bank=bank)
+    assert len(found.records) == 3 and len(list((tmp_path / "bank").rglob("*.safetensors"))) == 2
+    for options, message in (
+        ({"bank": "b", "save_to": "s"}, "the bank saves the adaptations already"),
+        ({"bank": {"path": "b", "tag": []}}, "bank#tag"),
+        ({"reset": "sometimes"}, "there is no policy"),
+        ({"affine": "never"}, "affine"),
+    ):
+        with pytest.raises(GrataError, match=message):
+            benchmark(ground, SITES, tmp_path / message.split()[0], **options)
+    assert {path.name for path in tmp_path.iterdir() if not path.is_dir()} <= {"benchmark.json"}
+
+
+def test_the_sites_of_nnunets_images_can_be_written_on_the_command_line(ground, tmp_path):
+    pytest.importorskip("nnunetv2")
+    from grata.cli.options import SITE
+    from grata.nnunet import predict
+
+    assert SITE.read("{case-1: north, case-2: '7'}") == {"case-1": "north", "case-2": "7"}
+    assert [SITE.read(text) for text in ("north", "7", "1.50")] == ["north", "7", "1.50"]
+    save(volume(0)[0], tmp_path / "images" / "case-1_0000.nii.gz")
+    with pytest.raises(GrataError, match="site#case-2: there is no such case"):
+        predict(ground.folder / "nnunet", tmp_path / "images", tmp_path / "out", site={"case-2": "n"}, device="cpu")

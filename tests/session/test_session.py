@@ -283,3 +283,20 @@ def test_the_peak_is_that_of_the_case_and_not_of_what_was_before(make_network):
         pytest.skip("this system cannot measure the peak of a block")
     assert peaks[1] - peaks[0] > 400
     assert held.numel() == more.numel()
+
+
+def test_one_site_is_that_of_all_images_of_a_batch(make_network, tmp_path):
+    stream = session(make_network(), bank=tmp_path / "bank", site="north", journal=tmp_path / "j.jsonl")
+    for site in (None, "south", ["south"], ["west", "west"]):
+        with stream.case(image(0, 2), ["a", "b"], site) as case:
+            case.adapt()
+            case.judge(torch.zeros(1))
+    sites = [json.loads(line)["site"] for line in (tmp_path / "j.jsonl").read_text().splitlines()]
+    assert sites == ["north"] * 2 + ["south"] * 4 + ["west"] * 2
+    with pytest.raises(GrataError, match="several sites"), stream.case(image(0, 2), ["a", "b"], ["a", "b"]):
+        pass
+
+
+def test_a_prediction_is_judged_after_the_adaptation(make_network):
+    with pytest.raises(RuntimeError, match="adapted to before"), session(make_network()).case(image(0)) as case:
+        case.judge(torch.zeros(1))

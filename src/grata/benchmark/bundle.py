@@ -111,18 +111,17 @@ class BenchmarkBundle(Bundle):
         affine = row.affine or self.value("affine") or "auto"
         return create(row.method, network, row.settings, affine, seed=seed, **common)
 
-    def make_session(self, row: MethodRow, network: nn.Module, seed: int, job: str = "") -> Session:
+    def make_session(self, row: MethodRow, network: nn.Module, seed: int, job: str = "plan") -> Session:
         """Return a session of the method of a row, see :meth:`make_method`.
 
         Args:
             row: row of the tables.
             network: source network.
             seed: seed of the method's random generator.
-            job: name of the job, which has its own folder in the bank and its own saved adaptation; empty: nothing is
-                kept.
+            job: name of the job, which has its own folder in the bank and its own saved adaptation.
         """
         method = self.make_method(row, network, seed)
-        bank, save_to = (Path(str(path)) / job if job and (path := self.value(key)) else None for key in _KEPT)
+        bank, save_to = (_of_job(self.value(key), job) for key in _KEPT)
         with _under_row(row):
             return Session(
                 method,
@@ -195,6 +194,13 @@ _WHERE = {
 def is_random(row: MethodRow) -> bool:
     """Return whether a row's method has a random generator."""
     return "seed" in settings_of(row.method)
+
+
+def _of_job(path: Any, job: str) -> Any:
+    """Return the path of a job below that of a benchmark, also in the settings of a bank."""
+    if isinstance(path, Mapping):
+        return {key: _of_job(value, job) if key == "path" else value for key, value in path.items()}
+    return path if path is None else Path(str(path)) / job
 
 
 def _digest(file: Any) -> str | None:

@@ -94,7 +94,7 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
     for row in errors:
         print(f"  {row['protocol']}, {row['source']}, {row['target']}, {row['method']}, {row['case']}: {row['error']}")
     for name, message in broken.items():
-        print(f"  {name}: stopped: {message}. Run the same command again to continue.")
+        print(f"  {name}: stopped: {message.rstrip('.')}. Run the same command again to continue.")
     return 1 if errors or broken else 0
 
 

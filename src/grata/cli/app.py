@@ -67,7 +67,7 @@ _COMMANDS = {
         "Adapt a trained nnU-Net to each image and predict it.",
         "stopped. What is finished is kept; the same command with --overwrite false does the rest.",
         by_position=("method",),
-        nested=("settings", "windows"),
+        nested=("settings", "windows", "reset"),
     ),
     "bank": _Command(
         bank,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import NUMBER, SWITCH, TEXT, VALUE, Work, argument, check_exists, count, given, option
+from .options import NUMBER, SITE, SWITCH, TEXT, VALUE, Work, argument, check_exists, count, given, option
 
 __all__ = ["nnunet"]
 
@@ -41,7 +41,10 @@ def nnunet(
         ),
     ] = None,
     seed: Annotated[int | None, _option("seed", count(0), "Seed of the method's generator.", default="0")] = None,
-    site: Annotated[str | None, _option("site", TEXT, "Where the images come from.")] = None,
+    site: Annotated[
+        Any,
+        _option("site", SITE, "Where the images come from, or a mapping of cases to sites, such as '{case-1: north}'."),
+    ] = None,
     bank: Annotated[
         str | None, _option("bank", TEXT, "Folder that keeps what is learned for each site; it needs a site.")
     ] = None,

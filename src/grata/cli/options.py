@@ -17,6 +17,7 @@ from .spelling import literal
 __all__ = [
     "DIMENSIONS",
     "NUMBER",
+    "SITE",
     "SWITCH",
     "TEXT",
     "VALUE",
@@ -54,6 +55,11 @@ def _unquoted(written: str) -> str:
     return value if isinstance(value, str) else written
 
 
+def _unquoted_or_mapping(written: str) -> Any:
+    value = literal(written)
+    return value if isinstance(value, dict) else _unquoted(written)
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -68,6 +74,7 @@ TEXT = Kind("TEXT", _unquoted, _same)
 SWITCH = Kind("true|false", literal, check_flag)
 NUMBER = Kind("NUMBER", literal, check_number)
 VALUE = Kind("VALUE", literal, _same)
+SITE = Kind("TEXT", _unquoted_or_mapping, _same)
 DIMENSIONS = Kind("2|3", literal, _dimensions)
 
 

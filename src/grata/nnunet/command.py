@@ -7,6 +7,7 @@ from typing import Any
 
 from ..checks import did_you_mean, option_constant
 from ..errors import GrataError
+from ..session.faults import quiet
 from .run import predict
 
 __all__ = ["run_command"]
@@ -30,6 +31,7 @@ def run_command(model_folder: str, input: str, output: str, method: str, **optio
     """
     from monai.bundle import ConfigParser
 
+    quiet()
     known = list(inspect.signature(predict).parameters)[4:]
     parser = ConfigParser({})
     # What is given as a whole comes first: it would undo what is given of its parts.

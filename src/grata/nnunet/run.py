@@ -6,7 +6,7 @@ import json
 import os
 import time
 import traceback as tracebacks
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from .._version import __version__
-from ..checks import check_flag, check_number, checked
+from ..checks import check_flag, check_number, checked, did_you_mean
 from ..data import Fault
 from ..errors import GrataError, RunError
 from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
@@ -155,13 +155,16 @@ def predict(
 
 
 def _sites(
-    cases: Iterable[str], site: str | Mapping[str, str] | None, bank: str | Path | None
+    cases: Collection[str], site: str | Mapping[str, str] | None, bank: str | Path | None
 ) -> dict[str, str | None]:
     """Return the site of each case.
 
     Raises:
-        GrataError: there is a bank, and a case has no site.
+        GrataError: there is a bank, and a case has no site, or a site is given for a case that there is not.
     """
+    for case in site if isinstance(site, Mapping) else ():
+        if case not in cases:
+            raise GrataError(f"there is no such case. {did_you_mean(case, cases)}".rstrip(), f"site#{case}")
     sites = {case: site.get(case) if isinstance(site, Mapping) else site for case in cases}
     if bank is not None and not all(sites.values()):
         raise GrataError("the bank keeps one adaptation per site. Give the site of the images by site.", key="bank")

@@ -130,10 +130,12 @@ class Session:
         Args:
             images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, on the network's device.
             name: name of the case, or one for each image; a case without a name gets its number.
-            site: its site, or one for each image; None: the session's.
+            site: site of all its images, or one for each; None: the session's.
             meta: collated metadata of images that are not a ``MetaTensor``, for a bank by scanner.
         """
-        return Case(self, images, _listed(name), _listed(self.site if site is None else site), meta or {})
+        sites = _listed(self.site if site is None else site)
+        sites = sites * len(images) if len(sites) == 1 else sites
+        return Case(self, images, _listed(name), sites, meta or {})
 
     def restore(self) -> None:
         """Bring the source network back exactly; the next case starts from it."""
@@ -282,6 +284,8 @@ class Case:
         Raises:
             GrataError: the prediction is not finite.
         """
+        if not self.steps:
+            raise RuntimeError("a case is adapted to before its prediction is judged")
         peaks = [peak for peak in (self._peak, self._memory.mib()) if peak is not None]
         self.record |= {"seconds_predict": self._clock.lap(), "peak_memory_mib": max(peaks, default=None)}
         check_finite(tensors_in(prediction))
@@ -366,7 +370,9 @@ class Case:
 
 @contextmanager
 def together(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
-    """Enter cases of several sessions, such as the folds of an ensemble: all are committed in their order, or none.
+    """Enter cases of several sessions, such as the folds of an ensemble, and commit them in their order.
+
+    An exception in the block rolls all of them back. Where one cannot be committed, those after it are rolled back.
 
     Args:
         cases: one case of each session.
