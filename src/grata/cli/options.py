@@ -56,8 +56,16 @@ def _unquoted(written: str) -> str:
 
 
 def _unquoted_or_mapping(written: str) -> Any:
-    value = literal(written)
-    return value if isinstance(value, dict) else _unquoted(written)
+    if not written.lstrip().startswith("{"):
+        return _unquoted(written)
+    import yaml
+
+    # names of cases may have a hyphen, which only YAML takes without quotes
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise GrataError(f"must be a name or a mapping such as '{{case-1: north}}', got {written!r}.") from error
+    return {str(key): str(item) for key, item in value.items()}
 
 
 def _same(value: Any) -> Any:
