@@ -6,9 +6,11 @@ import io
 
 import pytest
 import torch
+from monai.engines import SupervisedEvaluator
 from torch import nn
 
 import grata
+from grata.engines import AdaptationHandler
 from grata.errors import GrataError, RunError
 from grata.methods import Tent
 from grata.session import Session
@@ -135,6 +137,20 @@ def test_a_torchscript_network_is_marked_too(make_network):
     with pytest.raises(RunError, match="adapts it already"):
         next(adapt(network))
     assert grata.restore(network) and same(network, before)
+
+
+def test_an_evaluator_whose_run_failed_gives_the_network_free(make_network):
+    network, (x, y) = make_network(), batches()
+    bad = torch.full((1, 1, 16, 16), float("nan"))
+    handler = AdaptationHandler(Tent(network, activation="softmax", lr=1e-2))
+    loader = [{"image": x}, {"image": bad}]
+    engine = SupervisedEvaluator("cpu", loader, network, epoch_length=2, val_handlers=[handler], decollate=False)
+    with pytest.raises(GrataError, match="NaN"):
+        engine.run()
+    # it has learnt from the first image alone, and another one may take the network
+    assert handler.method.batches == 1
+    (expected,), (found,) = adapt(make_network(), [y]), adapt(network, [y])
+    assert torch.equal(found.logits, expected.logits)
 
 
 def test_an_instance_may_serve_one_stream_after_the_other(make_network):

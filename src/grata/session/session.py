@@ -19,7 +19,7 @@ from .guard import Guard
 from .journal import Journal
 from .keeper import Keeper
 from .learner import Learner
-from .mark import take
+from .mark import loosen, take
 from .measure import Clock, PeakMemory
 from .record import fault_line, journal_line, merged_record
 from .windows import WindowSelection, window_selection
@@ -349,6 +349,8 @@ class Case:
     def _roll_back(self) -> None:
         self.session._open = None
         self.session.learner.go_back(self._before)
+        # nobody may be left who could go on, so the network is free for another session until this one does
+        loosen(self.session)
 
     def _named(self) -> list[str]:
         return self.names or [f"image-{index + 1}" for index in range(len(self.images))]

@@ -96,7 +96,7 @@ class AdaptedStream(Iterator[Adapted]):
         try:
             return self._adapted(index, item)
         except BaseException:
-            # nobody may be left who could go on, so that the network is free for another stream
+            # what is no batch of images fails before there is a case
             loosen(self.session)
             raise
 
