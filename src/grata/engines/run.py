@@ -156,7 +156,8 @@ class EvaluatorRun:
     def _begin(self, engine: Engine) -> None:
         self._begun = True
         self.handler.finished = False
-        self.handler.names = tuple(self._names[index] for index in self._pending[self._at])
+        # a loader that ends early is asked once more
+        self.handler.names = tuple(self._names[index] for batch in self._pending[self._at :][:1] for index in batch)
 
     def _count(self, engine: Engine) -> None:
         self.images += len(engine.state.batch) if isinstance(engine.state.batch, list) else 1
