@@ -295,6 +295,7 @@ class Case:
         verdict = self.session.guard(self.session.method, self.images, prediction, self.record)
         self.record |= verdict.record
         self._keep = verdict.keep
+        check_finite(tensors_in(verdict.prediction))
         return verdict.prediction
 
     def __exit__(
@@ -327,7 +328,7 @@ class Case:
         session = self.session
         if not self._keep:
             session.learner.go_back(self._start)
-        before = session.journal.size() if session.journal is not None else 0
+        before = session.journal.size() if session.journal is not None else 0, dict(session.flags)
         try:
             self._write_lines()
             if session.store is not None:
@@ -337,7 +338,7 @@ class Case:
             session.keeper.keep()
         except BaseException:
             if not self.finished:
-                self._take_back_lines(before)
+                self._take_back_lines(*before)
                 self._roll_back()
             raise
         self._finish()
@@ -363,11 +364,12 @@ class Case:
             if self.record["flags"]:
                 session.flags[name] = tuple(self.record["flags"])
 
-    def _take_back_lines(self, size: int) -> None:
-        if self.session.journal is not None:
-            self.session.journal.cut(size)
-        for name in self._named():
-            self.session.flags.pop(name, None)
+    def _take_back_lines(self, size: int, flags: Mapping[str, tuple[str, ...]]) -> None:
+        session = self.session
+        if session.journal is not None:
+            session.journal.cut(size)
+        session.flags.clear()
+        session.flags.update(flags)
 
 
 @contextmanager
