@@ -223,7 +223,7 @@ class GraTaHandler(AdaptationHandler):
 
     Args:
         network: network of the evaluator.
-        windows, journal, source_key, case_key, site_key, bank, start_from, save_to, reset, site: see
+        windows, journal, source_key, case_key, site_key, bank, start_from, save_to, reset, site, guard: see
             :class:`AdaptationHandler`.
         settings: settings of :class:`grata.methods.GraTa`, e.g. ``activation="softmax", lr=1e-4``.
 
@@ -246,11 +246,12 @@ class GraTaHandler(AdaptationHandler):
         save_to: str | Path | None = None,
         reset: ResetPolicy | str | Mapping[str, Any] | None = None,
         site: str | None = None,
+        guard: Guard | None = None,
         **settings: Any,
     ) -> None:
         method = GraTa(network=network, **settings)
         super().__init__(
-            method, windows, journal, source_key, case_key, site_key, bank, start_from, save_to, reset, site
+            method, windows, journal, source_key, case_key, site_key, bank, start_from, save_to, reset, site, guard
         )
 
 
