@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from ..methods.gradient import GradientMethod
 from ..session import Session, WindowSelection, together
 from ..views import VIEWS
 from .model import TrainedModel
+
+if TYPE_CHECKING:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 __all__ = ["AdaptedPredictor", "mirror_views"]
 
@@ -73,8 +76,6 @@ class AdaptedPredictor:
         save_to: str | Path | None = None,
         **session: Any,
     ) -> None:
-        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
         model.check()
         self.model = model
         self.device = torch.device(device)
@@ -100,16 +101,22 @@ class AdaptedPredictor:
                 **session,
             )
         self.methods = {fold: adapting.method for fold, adapting in self.sessions.items()}
+        self._predictor = self._nnunet_predictor(tile_step_size, use_mirroring)
+
+    def _nnunet_predictor(self, tile_step_size: float, use_mirroring: bool) -> nnUNetPredictor:
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        model = self.model
         # nnU-Net prints a remark when the device is a CPU.
         with contextlib.redirect_stdout(io.StringIO()):
-            self._predictor = nnUNetPredictor(
+            predictor = nnUNetPredictor(
                 tile_step_size=tile_step_size,
                 use_mirroring=use_mirroring,
                 perform_everything_on_device=self.device.type == "cuda",
                 device=self.device,
                 allow_tqdm=False,
             )
-        self._predictor.manual_initialization(
+        predictor.manual_initialization(
             next(iter(self.methods.values())).network,
             model.plans,
             model.configuration,
@@ -118,6 +125,7 @@ class AdaptedPredictor:
             model.checkpoint.trainer,
             model.checkpoint.mirror_axes,
         )
+        return predictor
 
     @contextlib.contextmanager
     def case(self, data: torch.Tensor, name: str = "", site: str | None = None) -> Iterator[torch.Tensor]:
