@@ -46,8 +46,8 @@ def watch(
         if place == len(arrays):
             time.sleep(pause)
             continue
-        images = torch.as_tensor(arrays[place], dtype=torch.float32)[None]
         try:
+            images = torch.as_tensor(arrays[place], dtype=torch.float32)[None]
             with stream.case(images, f"array-{place}") as case, eval_mode(stream.network):
                 case.adapt(inferer)
                 logits = case.judge(inferer(images, stream.network))

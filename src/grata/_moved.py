@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["NAMES", "PLACES", "moved"]
+__all__ = ["NAMES", "PLACES", "moved", "names_of"]
 
 PLACES: dict[str, dict[str, tuple[str, ...]]] = {
     "grata.adapters": {
@@ -66,6 +66,11 @@ NAMES: dict[str, str] = {
     for name in names
 }
 """Every new name by its old one."""
+
+
+def names_of(old: str) -> list[str]:
+    """Return the names that moved away from a module, so that ``import *`` finds them."""
+    return sorted(name for names in PLACES[old].values() for name in names)
 
 
 def moved(old: str) -> Callable[[str], Any]:

@@ -16,6 +16,7 @@ __all__ = [
     "failed_item",
     "forget_run",
     "is_last_handler",
+    "put_first",
     "restore_seed",
     "running_command",
     "running_workflow",
@@ -27,6 +28,12 @@ def is_last_handler(engine: Engine, event: Any, handler: Callable[..., Any]) -> 
     """Return whether a handler is the last of an event: ignite drops an error that no handler raises again."""
     handlers = engine._event_handlers[event]
     return bool(handlers) and handlers[-1][0] == handler
+
+
+def put_first(engine: Engine, event: Any, handler: Callable[..., Any]) -> None:
+    """Let a handler of an event be called before all others: one that raises keeps those after it from being called."""
+    handlers = engine._event_handlers[event]
+    handlers.sort(key=lambda entry: entry[0] != handler)
 
 
 def forget_run(engine: Engine) -> None:

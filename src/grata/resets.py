@@ -1,5 +1,7 @@
 """Former place of reset policies, which are in :mod:`grata.session.resets`."""
 
-from ._moved import moved
+from ._moved import moved, names_of
+
+__all__ = names_of(__name__)  # noqa: PLE0605 (made from the table)
 
 __getattr__ = moved(__name__)

@@ -6,7 +6,9 @@ import io
 
 import pytest
 import torch
+from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
+from monai.handlers import StatsHandler
 from torch import nn
 
 import grata
@@ -203,3 +205,97 @@ def test_what_was_attached_is_removed_also_where_the_method_was_restored_before(
     assert any(m._forward_hooks for m in network.modules())
     assert grata.restore(network) is False
     assert not any(m._forward_hooks for m in network.modules())
+
+
+@each_norm
+@pytest.mark.parametrize("how", ["deepcopy", "file"])
+def test_a_copy_of_an_adapted_network_can_be_adapted_and_restored_to_what_it_was(make_network, norm, how):
+    network = make_network(norm=norm)
+    stream = adapt(network)
+    next(stream)
+    if how == "deepcopy":
+        twin = copy.deepcopy(network)
+    else:
+        buffer = io.BytesIO()
+        torch.save(network, buffer)
+        buffer.seek(0)
+        twin = torch.load(buffer, weights_only=False)  # written by this test
+    before = weights(twin)
+    list(adapt(twin))
+    assert grata.restore(twin) and same(twin, before)
+    # the original is still being adapted
+    next(stream)
+
+
+@each_norm
+def test_other_weights_that_were_loaded_since_are_the_source_of_the_next_stream(make_network, norm):
+    network, other = make_network(norm=norm), make_network(norm=norm)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    expected = [adapted.logits for adapted in adapt(copy.deepcopy(other))]
+    list(adapt(network))
+    network.load_state_dict(other.state_dict())
+    assert all(torch.equal(a.logits, b) for a, b in zip(adapt(network), expected, strict=True))
+    network.load_state_dict(other.state_dict())
+    grata.restore(network)
+    assert same(network, weights(other))
+
+
+class Raises:
+    """A handler of an evaluator that raises at an event, or one that only looks at errors."""
+
+    def __init__(self, event=None, at=2):
+        self.event, self.at, self.seen = event, at, []
+
+    def attach(self, engine):
+        if self.event is not None:
+            engine.add_event_handler(self.event, self.fail)
+        else:
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self.look)
+
+    def fail(self, engine):
+        if engine.state.iteration == self.at:
+            raise ValueError("a handler failed")
+
+    def look(self, engine, error):
+        self.seen.append(str(error))
+
+
+def evaluator(network, handlers):
+    loader = [{"image": x} for x in (*batches(), batches()[0])]
+    return SupervisedEvaluator("cpu", loader, network, epoch_length=3, val_handlers=handlers, decollate=False)
+
+
+@pytest.mark.parametrize("first", ["stats", "look", "grata"])
+def test_a_failed_batch_leaves_no_trace_whatever_other_handlers_do_with_the_error(make_network, first):
+    network = make_network()
+    handler = AdaptationHandler(Tent(network, activation="softmax", lr=1e-2))
+    look, fails = Raises(), Raises(Events.ITERATION_COMPLETED)
+    others = {"stats": [StatsHandler(output_transform=lambda output: None), look], "look": [look], "grata": []}[first]
+    engine = evaluator(network, [*others, fails, handler, *([look] if first == "grata" else [])])
+    if first == "stats":
+        with pytest.raises(ValueError, match="a handler failed"):
+            engine.run()
+    else:
+        # as without the handler: somebody has looked at the error, and nobody raised it again
+        engine.run()
+        assert set(look.seen) == {"a handler failed"}
+    plain = make_network()
+    stream = adapt(plain)
+    next(stream)
+    assert same(network, weights(plain)) and handler.method.batches == 1
+    # and the handler goes on in another run
+    evaluator(network, [handler]).run()
+    assert handler.method.batches == 4
+
+
+def test_a_batch_that_was_begun_when_the_engine_was_terminated_leaves_no_trace(make_network):
+    network = make_network()
+    handler = AdaptationHandler(Tent(network, activation="softmax", lr=1e-2))
+    engine = evaluator(network, [handler])
+    engine.add_event_handler(Events.ITERATION_STARTED(once=2), lambda engine: engine.terminate())
+    engine.run()
+    assert handler.method.batches == 1
+    evaluator(network, [handler]).run()
+    assert handler.method.batches == 4

@@ -155,7 +155,7 @@ def test_the_journal_has_a_line_for_each_image_of_a_case_and_keeps_its_keys(make
     assert [(line["case"], line.get("site"), line.get("fold")) for line in lines] == [
         ("one", "north", "3"),
         ("two", "south", "3"),
-        ("image-1", None, "3"),
+        ("case-2", None, "3"),
         ("three", None, None),
     ]
     assert list(lines[0])[:5] == ["case", "site", "fold", "method", "version"]
@@ -300,3 +300,59 @@ def test_one_site_is_that_of_all_images_of_a_batch(make_network, tmp_path):
 def test_a_prediction_is_judged_after_the_adaptation(make_network):
     with pytest.raises(RuntimeError, match="adapted to before"), session(make_network()).case(image(0)) as case:
         case.judge(torch.zeros(1))
+
+
+def test_names_and_sites_may_be_missing_or_numbers_and_are_one_for_each_image(make_network, tmp_path):
+    stream = session(make_network(), journal=tmp_path / "j.jsonl", site="home")
+    for name, site in (
+        ("", None),
+        (torch.tensor([3, 4]), torch.tensor([1, 2])),
+        (["a", "b"], [None, "south"]),
+        ([5, 6], ""),
+    ):
+        with stream.case(image(0, 2), name, site) as case:
+            case.adapt()
+            case.judge(torch.zeros(1))
+    lines = [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()]
+    assert [(line["case"], line["site"]) for line in lines] == [
+        ("case-1-1", "home"),
+        ("case-1-2", "home"),
+        ("3", "1"),
+        ("4", "2"),
+        ("a", "home"),
+        ("b", "south"),
+        ("5", None),
+        ("6", None),
+    ]
+    for name, site, message in (
+        ("one", None, "name: there are 1 for 2 images"),
+        ("", "abc", "site: there are 3 for 2"),
+    ):
+        with pytest.raises(GrataError, match=message):
+            stream.case(image(0, 2), name, list(site) if site else None)
+
+
+def test_a_guard_returns_a_verdict_that_is_finite_and_cannot_rename_a_case(make_network, tmp_path):
+    given = {"record": {"case": "Doe", "quality": 1.0}}
+    stream = session(
+        make_network(),
+        journal=tmp_path / "j.jsonl",
+        guard=lambda method, images, prediction, record: Verdict(prediction, **given),
+    )
+    do(stream, 0, "a")
+    (line,) = map(json.loads, (tmp_path / "j.jsonl").read_text().splitlines())
+    assert line["case"] == "a" and line["quality"] == 1.0
+    before = frozen(stream.state_dict())
+    stream.guard = lambda method, images, prediction, record: prediction
+    with pytest.raises(TypeError, match="a guard returns a grata.session.Verdict, got Tensor"):
+        do(stream, 1)
+    stream.guard = lambda method, images, prediction, record: Verdict(prediction * float("nan"))
+    with pytest.raises(GrataError, match="NaN"):
+        do(stream, 1)
+    assert frozen(stream.state_dict()) == before
+
+
+def test_an_array_is_judged_as_a_tensor_is(make_network):
+    with pytest.raises(GrataError, match="NaN"), session(make_network()).case(image(0)) as case:
+        case.adapt()
+        case.judge({"labels": [torch.full((2, 2), float("nan")).numpy()]})

@@ -123,8 +123,10 @@ class ZooAdaptation:
         self.handler = self._plugged(session)
         self._to_remove: list[Path] = []
         if session["bank"] is None:
-            saved = session["save_to"] and saved_path(session["save_to"])
-            self._to_remove = _files_to_remove(self._folder, saved, session["start_from"], flags["overwrite"])
+            self._to_remove = _files_to_remove(self._folder, session["start_from"], flags["overwrite"])
+        keeper = self.handler.session.keeper
+        if keeper.save_to is not None and keeper.save_to not in self._to_remove:
+            checked(lambda _: keeper.check_save_to(), None, "adaptation")
 
     def _plugged(self, session: dict[str, Any]) -> AdaptationHandler:
         """Return the handler; without a bank and a file of its own, the adaptation is saved in the output folder."""
@@ -245,23 +247,15 @@ def _output_folder(folder: object) -> Path | None:
     return None if folder is None else check_output_dir(folder)
 
 
-def _files_to_remove(
-    folder: Path | None, saved: Path | None, start_from: str | Path | None, overwrite: bool
-) -> list[Path]:
-    """Return the files of an earlier run that are removed when this one begins.
-
-    Args:
-        folder: folder of the journal.
-        saved: file of the saved adaptation; None: that of ``folder``, which an earlier run may have left.
-        start_from: saved adaptation to go on from.
-        overwrite: whether this run replaces an earlier one.
+def _files_to_remove(folder: Path | None, start_from: str | Path | None, overwrite: bool) -> list[Path]:
+    """Return the files of an earlier run in its folder that are removed when this one begins.
 
     Raises:
         GrataError: ``folder`` holds the files of an earlier run, and this run neither goes on from it nor replaces it.
     """
     if folder is None:
         return []
-    journal, saved = folder / JOURNAL, saved or folder / _ADAPTED
+    journal, saved = folder / JOURNAL, folder / _ADAPTED
     if start_from is not None and saved.is_file() and saved_path(start_from).resolve() == saved.resolve():
         return []
     if overwrite:

@@ -17,7 +17,7 @@ from torch import nn
 from ..bank import AdapterBank
 from ..errors import GrataError
 from ..methods import GraTa, Method
-from ..private import is_last_handler
+from ..private import is_last_handler, put_first
 from ..session import Case, Guard, Journal, ResetPolicy, Session, WindowSelection
 
 __all__ = ["AdaptationHandler", "GraTaHandler"]
@@ -119,6 +119,7 @@ class AdaptationHandler:
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.judge)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.commit)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
+        engine.add_event_handler(Events.TERMINATE, self.abandon)
 
     def start(self, engine: SupervisedEvaluator) -> None:
         """Let the engine predict with the method's network.
@@ -126,6 +127,8 @@ class AdaptationHandler:
         Raises:
             GrataError: the engine's network is not the one that the method was given.
         """
+        put_first(engine, Events.EXCEPTION_RAISED, self.fail)
+        self.abandon(engine)
         self.method.reassert()
         if engine.network is self.method.given:
             engine.network = self.method.network
@@ -155,8 +158,8 @@ class AdaptationHandler:
         images, _, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
         self._check_alone(engine, *args, **kwargs)
         names = list(self.names) or self._items(engine, self.case_key)
-        names = names or [f"iteration-{state.iteration}-{index}" for index in range(len(images))]
-        case = self.session.case(images, names, self._items(engine, self.site_key) or None, self._meta(engine))
+        names = names if names is not None else [f"iteration-{state.iteration}-{index}" for index in range(len(images))]
+        case = self.session.case(images, names, self._items(engine, self.site_key), self._meta(engine))
         self._case = case.__enter__()
         if self.source_key is not None:
             state.batch[self.source_key] = self._source_prediction(engine, images, *args, **kwargs)
@@ -196,26 +199,30 @@ class AdaptationHandler:
             self.finished = case.finished
 
     def fail(self, engine: SupervisedEvaluator, error: Exception) -> None:
-        """Put everything back to before the batch; the error is raised again, unless a later handler takes it."""
-        if self._case is not None:
-            case, self._case = self._case, None
-            case.__exit__(type(error), error, error.__traceback__)
+        """Put everything back to before the batch, first of all; other handlers then do with the error what they do."""
+        self.abandon(engine)
         # ignite raises an error itself only where nothing handles it
         if is_last_handler(engine, Events.EXCEPTION_RAISED, self.fail):
             raise error
+
+    def abandon(self, engine: SupervisedEvaluator) -> None:
+        """Put everything back to before a batch that was begun and not finished, as by ``engine.terminate()``."""
+        if self._case is not None:
+            case, self._case = self._case, None
+            case.roll_back()
 
     def _meta(self, engine: SupervisedEvaluator) -> Mapping[str, Any]:
         """Return the metadata that loading put beside images that are not a ``MetaTensor``."""
         batch: Any = engine.state.batch
         return batch.get(PostFix.meta(CommonKeys.IMAGE), {}) if isinstance(batch, Mapping) else {}
 
-    def _items(self, engine: SupervisedEvaluator, key: str) -> list[str]:
+    def _items(self, engine: SupervisedEvaluator, key: str) -> Any:
+        """Return what a key holds for the images of the batch; None: nothing."""
         batch: Any = engine.state.batch
         if isinstance(batch, Mapping):
-            value = batch.get(key, [])
-            return [str(v) for v in ([value] if isinstance(value, str) else value)]
+            return batch.get(key)
         items = batch if isinstance(batch, list) else []
-        return [str(item[key]) for item in items if isinstance(item, Mapping) and key in item]
+        return [item[key] for item in items if isinstance(item, Mapping) and key in item] or None
 
 
 class GraTaHandler(AdaptationHandler):

@@ -141,6 +141,8 @@ class AdaptationRun(EvaluatorRun):
             raise GrataError(
                 "resume goes on with the earlier run, overwrite removes it. Give one of them.", key="resume, overwrite"
             )
+        if not resume:
+            self.session.keeper.check_save_to()
         if resume and state_file.is_file():
             self._resume(_read_state(state_file))
         elif overwrite:

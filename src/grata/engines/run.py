@@ -116,6 +116,7 @@ class EvaluatorRun:
             self.handler.attach(engine)
         # This run reports each fault itself, with its traceback if that is asked for.
         silence(engine)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, _raise)
 
     def _move_commit(self) -> None:
         """Let the batch be finished after all that the evaluator does with it, and before this run counts it."""
@@ -221,6 +222,11 @@ def _no_image() -> GrataError:
         "files and folders must have the names that it expects.",
         key="dataset",
     )
+
+
+def _raise(engine: Engine, error: Exception) -> None:
+    """Raise the error again, whatever handlers of the bundle have done with it."""
+    raise error
 
 
 def _batches(loader: DataLoader) -> list[list[int]]:

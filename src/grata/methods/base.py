@@ -190,6 +190,14 @@ class Method(Remembers, KeywordSettings, ABC):
             self._deactivate()
         self._forget()
 
+    def let_go(self) -> None:
+        """Give the network back with the parameters that it has now, where other weights were loaded since; otherwise
+        as :meth:`restore` does.
+        """
+        if self._active and not all(_equal(p, self._adapted[name]) for name, p in self.parameters.items()):
+            self._source = self._copy()
+        self.restore()
+
     def _deactivate(self) -> None:
         self._active = False
         write(self.parameters, self._source)
@@ -345,13 +353,17 @@ class Method(Remembers, KeywordSettings, ABC):
         return x.detach().to(dtype)
 
 
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.detach().cpu(), other.detach().cpu())
+
+
 def _asked_reset(settings: dict[str, Any]) -> Any:
     """Take the reset policy out of a method's settings, where it stood until version 0.1."""
     asked = settings.pop(_RESET, None)
     if asked is not None:
         warnings.warn(
-            "reset is no setting of a method any more: give it to grata.adapt, the handler or the session. This old "
-            "form goes with the next release.",
+            "reset is no setting of a method any more: give it to grata.adapt, the handler or the session, or on a "
+            "command line as --reset (the overlay: --adaptation#reset). This old form goes with the next release.",
             DeprecationWarning,
             stacklevel=_level_of_caller(),
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from .rules import RULES, Rule, check_size
 from .scripted import ScriptedNetwork
 
 __all__ = ["BatchStatistics", "channel_affine", "check_running_statistics"]
+
+_OWNER = "_forward_replaced_by"
 
 
 class BatchStatistics:
@@ -109,8 +112,14 @@ class BatchStatistics:
         if self._attached:
             return
         scripted = isinstance(self._network, ScriptedNetwork)
-        if not scripted and any("forward" in vars(layer) for layer in self.layers):
-            raise GrataError("The network is being adapted by another method. Call that method's restore() first.")
+        for layer in () if scripted else self.layers:
+            if "forward" in vars(layer):
+                if not _is_left_over(layer):
+                    raise GrataError(
+                        "The network is being adapted by another method. Call that method's restore() first."
+                    )
+                del layer.forward
+            vars(layer)[_OWNER] = _Owner(self)
         self._put()
         self._attached = True
 
@@ -151,7 +160,32 @@ class BatchStatistics:
         elif self._attached:
             for layer in self.layers:
                 del layer.forward
+                vars(layer).pop(_OWNER, None)
         self._attached = False
+
+
+class _Owner:
+    """Who has replaced the forward of a layer. A copy of the layer, also in a file, has the forward and no owner."""
+
+    def __init__(self, statistics: BatchStatistics) -> None:
+        self._statistics = weakref.ref(statistics)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the owner could still give the layer its forward back."""
+        return self._statistics() is not None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+def _is_left_over(layer: nn.Module) -> bool:
+    """Return whether the forward of a layer is one of ours that came with a copy, or whose owner is gone."""
+    owner = vars(layer).get(_OWNER, _OWNER)
+    return owner is None or (isinstance(owner, _Owner) and not owner.is_there)
 
 
 def check_running_statistics(name: str, network: nn.Module, statistics: BatchStatistics) -> None:

@@ -148,9 +148,15 @@ def check_finite(prediction: Iterable[torch.Tensor]) -> None:
 
 
 def tensors_in(prediction: Any) -> list[torch.Tensor]:
-    """Return the tensors of a prediction: itself, or those in a mapping, list or tuple, at any depth."""
+    """Return the tensors and arrays of a prediction: itself, or those in a mapping, list or tuple, at any depth."""
     if isinstance(prediction, Mapping):
         prediction = list(prediction.values())
     if isinstance(prediction, list | tuple):
         return [tensor for item in prediction for tensor in tensors_in(item)]
-    return [prediction] if hasattr(prediction, "isfinite") else []
+    if hasattr(prediction, "isfinite"):
+        return [prediction]
+    if not hasattr(prediction, "__array__"):
+        return []
+    import torch
+
+    return [torch.as_tensor(prediction)]

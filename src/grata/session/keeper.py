@@ -119,6 +119,20 @@ class Keeper:
             self.learner.policy.forget()
             self._begun = self._place is not None
 
+    def check_save_to(self) -> None:
+        """Check that the file of the saved adaptation may be written, before anything else is done.
+
+        Raises:
+            OutputError: it holds the adaptation of an earlier run, and is not ``start_from`` too.
+        """
+        path, start = self.save_to, self.start_from
+        if path is not None and path.exists() and (start is None or not path.samefile(start)):
+            raise OutputError(
+                f"{path} holds the adaptation of an earlier run. Give it as start_from too to go on from it, or name "
+                "another file.",
+                key="save_to",
+            )
+
     def check_new(self) -> None:
         """Check that nothing was kept in the bank before.
 
@@ -232,12 +246,7 @@ class Keeper:
             if adaptation.entry != key:
                 raise GrataError(f"{path} was written for another site or scanner. Remove or rename it.", key="bank")
             return self._put(adaptation, path, on_disk=True)
-        if goes_on and path is not None and (start is None or not path.samefile(start)):
-            raise OutputError(
-                f"{path} holds the adaptation of an earlier run. Give it as start_from too to go on from it, or name "
-                "another file.",
-                key="save_to",
-            )
+        self.check_save_to()
         if self._start is not None and start is not None:
             return self._put(self._start, start, on_disk=goes_on)
         if self.bank is None:
@@ -277,5 +286,5 @@ def _check_file(path: object, key: str) -> None:
         return
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise GrataError(f"must be a file, <name>.safetensors, got {path!r}.", key=key)
-    if (Path(path).is_dir() and not saved_path(path).is_file()) or str(path).endswith(os.sep):
+    if not Path(path).name or (Path(path).is_dir() and not saved_path(path).is_file()) or str(path).endswith(os.sep):
         raise GrataError(f"{path} is a folder. Name a file in it, <name>.safetensors.", key=key)

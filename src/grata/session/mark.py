@@ -114,8 +114,8 @@ def loosen(session: Any) -> None:
 
 
 def release(method: Method) -> None:
-    """Restore the source network of a method, and remove its mark."""
-    method.restore()
+    """Restore the source network of a method, and remove its mark; other weights that were loaded since stay."""
+    method.let_go()
     for module in method.given.modules():
         mark = vars(module).get(_KEY)
         if isinstance(mark, Mark) and mark.method is method:
@@ -124,6 +124,8 @@ def release(method: Method) -> None:
 
 def restore(network: nn.Module) -> bool:
     """Bring the source weights of a network back, whoever adapts it, and remove what was attached to it.
+
+    Other weights that were loaded into the adapted network stay as they are.
 
     A stream, handler or session that adapted the network has ended then; make a new one.
 

@@ -45,7 +45,8 @@ def journal_line(
         record: record of the case.
         about: further keys of every line of the session, such as the fold of a network.
     """
-    return {"case": name, "site": site, **about, "method": method, "version": __version__, **record}
+    identity = {"case": name, "site": site, **about, "method": method, "version": __version__}
+    return identity | {key: value for key, value in record.items() if key not in identity}
 
 
 def fault_line(name: str, message: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..errors import GrataError
 from ..methods import Method, StepRecord
 from ..methods.base import SKIPPED
 from .faults import check_finite, tensors_in
-from .guard import Guard
+from .guard import Guard, Verdict
 from .journal import Journal
 from .keeper import Keeper
 from .learner import Learner
@@ -106,6 +106,7 @@ class Session:
         self.about = dict(about or {})
         self.flags: dict[str, tuple[str, ...]] = {}
         self.store: Store | None = None
+        self._cases = 0
         self._open: Case | None = None
 
     @property
@@ -133,9 +134,14 @@ class Session:
             site: site of all its images, or one for each; None: the session's.
             meta: collated metadata of images that are not a ``MetaTensor``, for a bank by scanner.
         """
-        sites = _listed(self.site if site is None else site)
-        sites = sites * len(images) if len(sites) == 1 else sites
-        return Case(self, images, _listed(name), sites, meta or {})
+        self._cases += 1
+        names = _texts(name) or _numbered(f"case-{self._cases}", len(images))
+        sites = _texts(self.site if site is None else site)
+        sites = [place or self.site or "" for place in (sites * len(images) if len(sites) == 1 else sites)]
+        for key, given in (("name", names), ("site", sites)):
+            if given and len(given) != len(images):
+                raise GrataError(f"there are {len(given)} for {len(images)} images. Give one for each.", key=key)
+        return Case(self, images, names, sites if any(sites) else [], meta or {})
 
     def restore(self) -> None:
         """Bring the source network back exactly; the next case starts from it."""
@@ -233,7 +239,7 @@ class Case:
             self._entry = session.keeper.begin(self.images, self.sites, self._meta)
             self._start = session.learner.snapshot() if session.guard is not None else None
         except BaseException:
-            self._roll_back()
+            self.roll_back()
             raise
         return self
 
@@ -254,7 +260,7 @@ class Case:
         session, method = self.session, self.session.method
         device = next((p.device for p in method.given.parameters()), self.images.device)
         self._memory, self._clock = PeakMemory(device), Clock(device)
-        was_reset = session.learner.begin(self.sites[0] if self.sites else None)
+        was_reset = session.learner.begin(self.sites[0] or None if self.sites else None)
         self.steps = []
         for batch in self._batches(inferer):
             self.steps.append(session.learner.adapt(batch, was_reset))
@@ -293,6 +299,8 @@ class Case:
         if self.session.guard is None:
             return prediction
         verdict = self.session.guard(self.session.method, self.images, prediction, self.record)
+        if not isinstance(verdict, Verdict):
+            raise TypeError(f"a guard returns a grata.session.Verdict, got {type(verdict).__name__}")
         self.record |= verdict.record
         self._keep = verdict.keep
         check_finite(tensors_in(verdict.prediction))
@@ -302,10 +310,10 @@ class Case:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._roll_back()
+            self.roll_back()
             return
         if not self._judged:
-            self._roll_back()
+            self.roll_back()
             raise RuntimeError("a case is adapted to and its prediction judged before it ends")
         self._commit()
 
@@ -339,7 +347,7 @@ class Case:
         except BaseException:
             if not self.finished:
                 self._take_back_lines(*before)
-                self._roll_back()
+                self.roll_back()
             raise
         self._finish()
 
@@ -347,20 +355,20 @@ class Case:
         self.finished = True
         self.session._open = None
 
-    def _roll_back(self) -> None:
+    def roll_back(self) -> None:
+        """Put everything back to before the case; leaving the block by an exception does so by itself."""
         self.session._open = None
         self.session.learner.go_back(self._before)
         # nobody may be left who could go on, so the network is free for another session until this one does
         loosen(self.session)
 
-    def _named(self) -> list[str]:
-        return self.names or [f"image-{index + 1}" for index in range(len(self.images))]
-
     def _write_lines(self) -> None:
-        session, names = self.session, self._named()
-        for name, site in zip_longest(names, self.sites[: len(names)]):
+        session = self.session
+        for name, site in zip_longest(self.names, self.sites):
             if session.journal is not None:
-                session.journal.append(journal_line(name, site, session.method.name, self.record, session.about))
+                session.journal.append(
+                    journal_line(name, site or None, session.method.name, self.record, session.about)
+                )
             if self.record["flags"]:
                 session.flags[name] = tuple(self.record["flags"])
 
@@ -391,7 +399,13 @@ def together(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
         yield cases
 
 
-def _listed(value: str | Sequence[str] | None) -> list[str]:
-    if isinstance(value, str):
-        return [value] if value else []
-    return [str(item) for item in value or ()]
+def _texts(value: Any) -> list[str]:
+    """Return names as text: of one or several; what is None has an empty one. Collated numbers may be a tensor."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if value is None or value == "":
+        return []
+    return ["" if item is None else str(item) for item in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _numbered(name: str, images: int) -> list[str]:
+    return [name] if images == 1 else [f"{name}-{index + 1}" for index in range(images)]

@@ -92,9 +92,10 @@ class AdaptedStream(Iterator[Adapted]):
         self._output = output
 
     def __next__(self) -> Adapted:
-        index, item = next(self._items)
         try:
-            return self._adapted(index, item)
+            return self._adapted(*next(self._items))
+        except StopIteration:
+            raise
         except BaseException:
             # what is no batch of images fails before there is a case
             loosen(self.session)
@@ -104,7 +105,7 @@ class AdaptedStream(Iterator[Adapted]):
         images, sites, meta = _opened(item, index)
         network = self.session.network
         images = images.to(next((p.device for p in network.parameters()), images.device))
-        with self.session.case(images, f"item-{index}", sites or None, meta) as case:
+        with self.session.case(images, _named(index, len(images)), sites, meta) as case:
             case.adapt(self._inferer)
             with eval_mode(network):
                 prediction = case.judge(self._inferer(images, network))
@@ -264,14 +265,17 @@ def _check(network: Any) -> None:
         )
 
 
-def _opened(item: Any, index: int) -> tuple[torch.Tensor, list[str], Mapping[str, Any]]:
+def _named(index: int, images: int) -> list[str]:
+    return [f"item-{index}"] if images == 1 else [f"item-{index}-{number + 1}" for number in range(images)]
+
+
+def _opened(item: Any, index: int) -> tuple[torch.Tensor, Any, Mapping[str, Any]]:
     """Return the images, their sites and metadata in an item of the stream."""
-    images, sites, meta = item, [], {}
+    images, sites, meta = item, None, {}
     if isinstance(item, Mapping):
         if IMAGE not in item:
             raise GrataError(f"item {index} has no key {IMAGE!r}, only {', '.join(map(str, item))}.", key="images")
-        images, site, meta = item[IMAGE], item.get(SITE, []), item.get(PostFix.meta(IMAGE), {})
-        sites = [str(name) for name in (site if isinstance(site, list | tuple) else [site])]
+        images, sites, meta = item[IMAGE], item.get(SITE), item.get(PostFix.meta(IMAGE), {})
     if not isinstance(images, torch.Tensor) or images.ndim not in (4, 5):
         what = f"shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
         raise GrataError(
