@@ -580,3 +580,25 @@ def test_the_sites_of_nnunets_images_can_be_written_on_the_command_line(ground, 
     save(volume(0)[0], tmp_path / "images" / "case-1_0000.nii.gz")
     with pytest.raises(GrataError, match="site#case-2: there is no such case"):
         predict(ground.folder / "nnunet", tmp_path / "images", tmp_path / "out", site={"case-2": "n"}, device="cpu")
+
+
+def test_a_saved_adaptation_of_an_earlier_run_is_refused_before_anything_is_removed(ground, tmp_path):
+    saved = tmp_path / "saved.safetensors"
+    alone(ground, {"a": PLAIN["a"]}, tmp_path, save_to=saved)
+    before = saved.read_bytes()
+    bundle(ground, PLAIN, tmp_path)
+    earlier = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    network = ground.module.Network()
+    method = create(METHOD, network, SETTINGS, activation="softmax")
+    handler, outputs = AdaptationHandler(method, journal=tmp_path / "journal.jsonl", save_to=saved), Outputs()
+    cases, engine = evaluator(network, PLAIN, [outputs, handler])
+    with pytest.raises(GrataError, match="save_to: .* holds the adaptation of an earlier run"):
+        AdaptationRun(engine, Discovery(tuple(cases), ()), handler, outputs, tmp_path, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == earlier
+    # the overlay replaces what lies in its own folder, and nothing elsewhere
+    with pytest.raises(GrataError, match="adaptation#save_to: .* holds the adaptation of an earlier run"):
+        overlay(ground, PLAIN, tmp_path / "overlay", save_to=saved, overwrite=True)
+    assert saved.read_bytes() == before
+    for overwrite in (False, True):
+        overlay(ground, {"a": PLAIN["a"]}, tmp_path / "overlay", overwrite=overwrite)
+    assert len((tmp_path / "overlay" / "adaptation" / "journal.jsonl").read_text().splitlines()) == 1

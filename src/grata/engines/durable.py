@@ -86,6 +86,9 @@ class AdaptationRun(EvaluatorRun):
         self.settings = json.loads(json.dumps(dict(settings or {}), default=str))
         self.finished: list[str] = []
         _check_evaluator(evaluator, adaptation, outputs)
+        if not resume:
+            # before an earlier run is removed
+            self.session.keeper.check_save_to()
         super().__init__(evaluator, adaptation, traceback)
         self.faults = list(discovery.faults)
         self._stopped_by: RunError | None = None
@@ -141,8 +144,6 @@ class AdaptationRun(EvaluatorRun):
             raise GrataError(
                 "resume goes on with the earlier run, overwrite removes it. Give one of them.", key="resume, overwrite"
             )
-        if not resume:
-            self.session.keeper.check_save_to()
         if resume and state_file.is_file():
             self._resume(_read_state(state_file))
         elif overwrite:

@@ -138,9 +138,7 @@ class Session:
         names = _texts(name) or _numbered(f"case-{self._cases}", len(images))
         sites = _texts(self.site if site is None else site)
         sites = [place or self.site or "" for place in (sites * len(images) if len(sites) == 1 else sites)]
-        for key, given in (("name", names), ("site", sites)):
-            if given and len(given) != len(images):
-                raise GrataError(f"there are {len(given)} for {len(images)} images. Give one for each.", key=key)
+        _check_number(len(images), name=names, site=sites)
         return Case(self, images, names, sites if any(sites) else [], meta or {})
 
     def restore(self) -> None:
@@ -405,6 +403,12 @@ def _texts(value: Any) -> list[str]:
     if value is None or value == "":
         return []
     return ["" if item is None else str(item) for item in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _check_number(images: int, **given: Sequence[str]) -> None:
+    for key, values in given.items():
+        if values and len(values) != images:
+            raise GrataError(f"there are {len(values)} for {images} images. Give one for each.", key=key)
 
 
 def _numbered(name: str, images: int) -> list[str]:
