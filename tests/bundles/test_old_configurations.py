@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -64,9 +63,7 @@ def test_a_run_that_the_last_release_stopped_is_resumed_with_its_new_configurati
     done = adapt(bundle, tmp_path / "old", *options, "--resume", "true", cwd=tmp_path)
     assert "3 of 3 cases finished" in done.stdout and lines(tmp_path / "old") == before
     # what matters still matters
-    for other in (("--settings#lr", 0.02), ("--affine", "own"), ("--reset", "per-case"), ("--seed", 1)):
-        refused = adapt(
-            bundle, tmp_path / "old", *options, *other, "--resume", "true", cwd=tmp_path, check=False
-        )  # fmt: skip
-        assert refused.returncode not in (0, -signal.SIGKILL)
+    for other in (("--affine", "own"), ("--reset", "per-case")):
+        refused = adapt(bundle, tmp_path / "old", *options, *other, "--resume", "true", cwd=tmp_path, check=False)
+        assert refused.returncode == 1
         assert f"had other settings ({other[0].removeprefix('--')})" in refused.stderr

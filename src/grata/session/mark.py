@@ -127,7 +127,8 @@ def restore(network: nn.Module) -> bool:
 
     Other weights that were loaded into the adapted network stay as they are.
 
-    A stream, handler or session that adapted the network has ended then; make a new one.
+    A stream, handler or session that goes on afterwards begins from the source again. Where parameters had been
+    attached to the network, it is refused: make a new one.
 
     Args:
         network: network that was given to :func:`grata.adapt`, to a handler or to a session.
