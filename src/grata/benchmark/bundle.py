@@ -91,20 +91,6 @@ class BenchmarkBundle(Bundle):
             waiting += {name for text in _texts(config[key]) for name in _REFERENCE.findall(text)} & set(config)
         return found
 
-    def make_method(self, row: MethodRow, network: nn.Module, seed: int) -> Method:
-        """Return the method of a row; the row's settings take precedence over the bundle's keys for all methods.
-
-        Args:
-            row: row of the tables.
-            network: source network.
-            seed: seed of the method's random generator.
-
-        Raises:
-            GrataError: a setting is not known, or the method refuses it or the network; the key is that of the row.
-        """
-        with _under_row(row):
-            return self.create_method(row, network, seed)
-
     def create_method(self, row: MethodRow, network: nn.Module, seed: int) -> Method:
         """Return the method of a row; errors keep the keys that :func:`grata.methods.create` gives them."""
         common = {key: self.value(key) for key in ("activation", "prepared")}
@@ -112,19 +98,21 @@ class BenchmarkBundle(Bundle):
         return create(row.method, network, row.settings, affine, seed=seed, **common)
 
     def make_session(self, row: MethodRow, network: nn.Module, seed: int, job: str = "plan") -> Session:
-        """Return a session of the method of a row, see :meth:`make_method`.
+        """Return a session of the method of a row; the row's settings take precedence over the bundle's keys.
 
         Args:
             row: row of the tables.
             network: source network.
             seed: seed of the method's random generator.
             job: name of the job, which has its own folder in the bank and its own saved adaptation.
+
+        Raises:
+            GrataError: a setting is not known, or the method refuses it or the network; the key is that of the row.
         """
-        method = self.make_method(row, network, seed)
         bank, save_to = (_of_job(self.value(key), job) for key in _KEPT)
         with _under_row(row):
             return Session(
-                method,
+                self.create_method(row, network, seed),
                 self.windows,
                 bank,
                 self.value("start_from"),

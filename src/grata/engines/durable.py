@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedEvaluator
 from torch.utils.data import DataLoader, SequentialSampler
-from tqdm import tqdm
 
 from .._version import __version__
 from ..data import Discovery, Fault
@@ -227,9 +226,8 @@ class AdaptationRun(EvaluatorRun):
         self.finished = finished
 
     def _fail(self, index: int, error: Exception) -> None:
-        message = self._report(self._names[index], error)
         try:
-            self.session.fail(self._names[index], message)
+            super()._fail(index, error)
         except OutputError as unwritten:
             self._stopped_by = unwritten
             self.faults.append(Fault(self._names[index], str(unwritten)))
@@ -237,20 +235,20 @@ class AdaptationRun(EvaluatorRun):
     def _stop(self, index: int | None, error: Exception, reason: RunError) -> None:
         self._stopped_by = reason
         if index is not None:
-            self._report(self._names[index], error)
+            self._report(index, error)
         else:
             lost = f"it is finished, but its adaptation could not be saved: {reason}"
             self.faults.append(Fault(self.finished[-1], lost))
 
-    def _report(self, name: str, error: Exception) -> str:
-        message = explain(error, self.hint)
-        tqdm.write(f"{name}: {message}")
+    def _report(self, index: int, error: Exception) -> str:
         with contextlib.suppress(OSError):
-            self.outputs.remove(name)
+            self.outputs.remove(self._names[index])
             (self.output_dir / _BEGUN).unlink(missing_ok=True)
-        self.faults.append(Fault(name, message))
-        self._bar.update(1)
-        return message
+        return super()._report(index, error)
+
+    def _explained(self, index: int, error: Exception) -> str:
+        # the messages of this project's readers name a file below the folder that was given, and must
+        return explain(error, self.hint)
 
     def _close(self, seconds: float) -> int:
         scores, volumes = (

@@ -103,8 +103,10 @@ class EvaluatorRun:
     def _run_all(self, pending: list[list[int]]) -> None:
         engine = self.evaluator
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._next)
-        self._move_commit()
+        # A batch is finished after all that the evaluator does with it, and then it is counted.
+        engine.remove_event_handler(self.handler.commit, Events.ITERATION_COMPLETED)
+        for step in (self.handler.commit, self._next):
+            engine.add_event_handler(Events.ITERATION_COMPLETED, step)
         with tqdm(total=sum(map(len, pending)), desc=self.handler.method.name, unit=self.unit) as self._bar:
             while pending:
                 pending = self._run(pending)
@@ -117,13 +119,6 @@ class EvaluatorRun:
         # This run reports each fault itself, with its traceback if that is asked for.
         silence(engine)
         engine.add_event_handler(Events.EXCEPTION_RAISED, _raise)
-
-    def _move_commit(self) -> None:
-        """Let the batch be finished after all that the evaluator does with it, and before this run counts it."""
-        for step in (self.handler.commit, self._next):
-            if self.evaluator.has_event_handler(step, Events.ITERATION_COMPLETED):
-                self.evaluator.remove_event_handler(step, Events.ITERATION_COMPLETED)
-            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, step)
 
     def _run(self, pending: list[list[int]]) -> list[list[int]]:
         """Run the evaluator up to a fault or the end, and return the batches that are left."""
@@ -200,13 +195,19 @@ class EvaluatorRun:
         raise error
 
     def _fail(self, index: int, error: Exception) -> None:
-        """Report the fault of an image."""
-        name = self._names[index]
-        message = _without_paths(explain(error, self.hint), self._dataset, index, name)
+        """Report the fault of an image, and write its line."""
+        self.handler.session.fail(self._names[index], self._report(index, error))
+
+    def _report(self, index: int, error: Exception) -> str:
+        """Report the fault of an image, and return its message."""
+        name, message = self._names[index], self._explained(index, error)
         tqdm.write(f"{name}: {message}")
         self.faults.append(Fault(name, message))
         self._bar.update(1)
-        self.handler.session.fail(name, message)
+        return message
+
+    def _explained(self, index: int, error: Exception) -> str:
+        return _without_paths(explain(error, self.hint), self._dataset, index, self._names[index])
 
     def _named(self, indices: list[int]) -> dict[int, str]:
         return _names(self._dataset, indices)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..bank import AdapterBank
     from .resets import ResetPolicy
 
-__all__ = ["Batches", "Case", "Session", "Store", "together"]
+__all__ = ["Batches", "Case", "Session", "Store", "numbered", "together"]
 
 UNKNOWN_SITE = "unknown_site"
 """Flag of a case whose site and scanner are unknown to the bank."""
@@ -135,7 +135,7 @@ class Session:
             meta: collated metadata of images that are not a ``MetaTensor``, for a bank by scanner.
         """
         self._cases += 1
-        names = _texts(name) or _numbered(f"case-{self._cases}", len(images))
+        names = _texts(name) or numbered(f"case-{self._cases}", len(images))
         sites = _texts(self.site if site is None else site)
         sites = [place or self.site or "" for place in (sites * len(images) if len(sites) == 1 else sites)]
         _check_number(len(images), name=names, site=sites)
@@ -411,5 +411,6 @@ def _check_number(images: int, **given: Sequence[str]) -> None:
             raise GrataError(f"there are {len(values)} for {images} images. Give one for each.", key=key)
 
 
-def _numbered(name: str, images: int) -> list[str]:
+def numbered(name: str, images: int) -> list[str]:
+    """Return the name of a case for each of its images, with its number where there are several."""
     return [name] if images == 1 else [f"{name}-{index + 1}" for index in range(images)]

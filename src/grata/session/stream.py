@@ -24,7 +24,7 @@ from ..normalization import AttachedAffine
 from ..predictions import activate, check_activation
 from .mark import loosen, restore
 from .resets import ResetPolicy
-from .session import Session
+from .session import Session, numbered
 from .windows import WindowSelection
 
 __all__ = ["Adapted", "AdaptedStream", "adapt", "restore"]
@@ -105,7 +105,7 @@ class AdaptedStream(Iterator[Adapted]):
         images, sites, meta = _opened(item, index)
         network = self.session.network
         images = images.to(next((p.device for p in network.parameters()), images.device))
-        with self.session.case(images, _named(index, len(images)), sites, meta) as case:
+        with self.session.case(images, numbered(f"item-{index}", len(images)), sites, meta) as case:
             case.adapt(self._inferer)
             with eval_mode(network):
                 prediction = case.judge(self._inferer(images, network))
@@ -263,10 +263,6 @@ def _check(network: Any) -> None:
             "outside; adapting inside is fine.",
             key="network",
         )
-
-
-def _named(index: int, images: int) -> list[str]:
-    return [f"item-{index}"] if images == 1 else [f"item-{index}-{number + 1}" for number in range(images)]
 
 
 def _opened(item: Any, index: int) -> tuple[torch.Tensor, Any, Mapping[str, Any]]:
