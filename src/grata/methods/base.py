@@ -61,12 +61,15 @@ class Method(Remembers, KeywordSettings, ABC):
         name: name of the method in configurations.
         card: description of the method, for tables.
         learns: whether ``adapt`` looks at the images; if not, a call only switches the network's statistics.
+        predicts_as_source: whether it predicts what the source network predicts.
         predicts_by: key of the weights in the method's state with which a plain network predicts as the method does;
             None: there are no such weights.
         attached: affine parameters that :func:`grata.methods.create` attached to the network; None: none were.
         given: the network as it was given.
         parameters: parameters or buffers that the method changes, by name.
         batches: number of batches adapted to since the source.
+        told: what :func:`grata.methods.create` was told of the network's output, by name, also where the method itself
+            does not ask for it.
         asked_reset: reset policy that was given to the method itself, as until version 0.1; a session without one of
             its own takes it.
 
@@ -77,6 +80,7 @@ class Method(Remembers, KeywordSettings, ABC):
     name: ClassVar[str]
     card: ClassVar[Card]
     learns: ClassVar[bool] = True
+    predicts_as_source: ClassVar[bool] = False
     predicts_by: ClassVar[str | None] = "parameters"
 
     given: nn.Module = argument(alias="network", kw_only=False, help="source network, its weights loaded")
@@ -89,6 +93,7 @@ class Method(Remembers, KeywordSettings, ABC):
         if not isinstance(self.given, nn.Module):
             raise GrataError(f"must be a torch.nn.Module, got {self.given!r}.", key="network")
         self.attached: AttachedAffine | None = None
+        self.told: Mapping[str, Any] = {}
         self._network = switchable(self.given)
         self._check_network()
         self.parameters: dict[str, Any] = self._collect()
@@ -133,6 +138,13 @@ class Method(Remembers, KeywordSettings, ABC):
     def network(self) -> nn.Module:
         """The network to predict with; a TorchScript network comes wrapped in a :class:`ScriptedNetwork`."""
         return self._network
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What is known of the network's output: its ``activation``, and ``output``, the key or index of the logits;
+        None: it is not known, or the output is the logits.
+        """
+        return {key: vars(self).get(key, self.told.get(key)) for key in ("activation", "output")}
 
     @property
     def active(self) -> bool:

@@ -160,6 +160,7 @@ def create(
             raise error.under("settings") from error
         raise
     instance.attached = attached
+    instance.told = {key: common[key] for key in ("activation", "output") if common.get(key) is not None}
     return instance
 
 

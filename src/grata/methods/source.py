@@ -23,6 +23,7 @@ class Source(Method):
         changes="nothing",
     )
     learns = False
+    predicts_as_source = True
 
     def _rule(self) -> float | Rule | str:
         return 0.0

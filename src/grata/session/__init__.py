@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .guard import Guard as Guard
     from .guard import Verdict as Verdict
     from .journal import Journal as Journal
+    from .judge import QualityGuard as QualityGuard
+    from .judge import make_guard as make_guard
     from .mark import restore as restore
     from .record import merged_record as merged_record
     from .resets import RESETS as RESETS
@@ -32,6 +34,7 @@ _NAMES = {
     "faults": ("causes", "check_finite", "explain"),
     "guard": ("Guard", "Verdict"),
     "journal": ("Journal",),
+    "judge": ("QualityGuard", "make_guard"),
     "mark": ("restore",),
     "record": ("merged_record",),
     "resets": ("RESETS", "ResetPolicy", "make_reset"),
@@ -47,6 +50,7 @@ __all__ = [
     "Case",
     "Guard",
     "Journal",
+    "QualityGuard",
     "ResetPolicy",
     "Session",
     "Verdict",
@@ -55,6 +59,7 @@ __all__ = [
     "causes",
     "check_finite",
     "explain",
+    "make_guard",
     "make_reset",
     "merged_record",
     "restore",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +11,12 @@ from ..methods import Method
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Guard", "Verdict"]
+    from ..quality import Judgement
+
+__all__ = ["Again", "Guard", "Verdict"]
+
+Again = Callable[["torch.Tensor", bool], Any]
+"""Predicts images as the entrance does, by the adapted network or, if true, by the source network."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +28,23 @@ class Verdict:
         keep: whether what was learnt from the case is kept; if not, the method is as before the case, and the case is
             finished all the same.
         record: keys that are added to the record of the case.
+        judgements: judgement of each image; empty: the guard judges none.
+        source: what the source network predicts, if the guard asked it; None: it did not.
+        restore: whether the method is put back to the source network after the case.
+        flags: flags that are added to those of the case.
     """
 
     prediction: Any
     keep: bool = True
     record: Mapping[str, Any] = field(default_factory=dict)
+    judgements: Sequence[Judgement] = ()
+    source: Any = None
+    restore: bool = False
+    flags: Sequence[str] = ()
 
 
 class Guard(Protocol):
-    """Judges the prediction of each case."""
+    """A check of one's own of the prediction of each case, in place of :class:`grata.session.QualityGuard`."""
 
     def __call__(self, method: Method, images: torch.Tensor, prediction: Any, record: Mapping[str, Any]) -> Verdict:
         """Judge a prediction.

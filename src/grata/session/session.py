@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import zip_longest
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+from monai.networks import eval_mode
 
 from ..errors import GrataError
 from ..methods import Method, StepRecord
 from ..methods.base import SKIPPED
+from ..quality import Judgement
 from .faults import check_finite, tensors_in
-from .guard import Guard, Verdict
+from .guard import Again, Guard, Verdict
 from .journal import Journal
+from .judge import NOT_ADAPTED, QualityGuard, make_guard
 from .keeper import Keeper
 from .learner import Learner
 from .mark import loosen, take
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from ..bank import AdapterBank
     from .resets import ResetPolicy
 
-__all__ = ["Batches", "Case", "Session", "Store", "numbered", "together"]
+__all__ = ["Batches", "Case", "Session", "Store", "judged_together", "numbered", "together"]
 
 UNKNOWN_SITE = "unknown_site"
 """Flag of a case whose site and scanner are unknown to the bank."""
@@ -71,11 +74,13 @@ class Session:
         reset: policy that says when to start from the source network again, see :mod:`grata.session.resets`; None: as
             in the method's paper.
         site: site of cases that name none.
-        guard: judge of each prediction, see :class:`grata.session.Guard`; None: every finite prediction passes.
+        guard: judge of each prediction: true for the usual one, a :class:`QualityGuard`, or its settings; a check of
+            one's own, see :class:`grata.session.Guard`; false or None: every finite prediction passes.
         about: further keys of each line of the journal, such as the fold of a network.
 
     Attributes:
         flags: flags of each image that has any, by name.
+        judgements: judgement of each image that the guard judged, by name.
         store: function that writes the state after each case, for an entrance whose stopped process can be resumed; it
             is called after the journal and before the bank, which :meth:`resume` completes from it.
 
@@ -93,7 +98,7 @@ class Session:
         journal: Journal | str | os.PathLike[str] | None = None,
         reset: ResetPolicy | str | Mapping[str, Any] | None = None,
         site: str | None = None,
-        guard: Guard | None = None,
+        guard: Guard | QualityGuard | bool | Mapping[str, Any] | None = True,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.method = method
@@ -102,9 +107,10 @@ class Session:
         self.keeper = Keeper(self.learner, bank, start_from, save_to)
         self.journal = Journal(journal) if isinstance(journal, str | os.PathLike) else journal
         self.site = site
-        self.guard = guard
+        self.guard = make_guard(guard)
         self.about = dict(about or {})
         self.flags: dict[str, tuple[str, ...]] = {}
+        self.judgements: dict[str, Judgement] = {}
         self.store: Store | None = None
         self._cases = 0
         self._open: Case | None = None
@@ -142,12 +148,15 @@ class Session:
         return Case(self, images, names, sites if any(sites) else [], meta or {})
 
     def restore(self) -> None:
-        """Bring the source network back exactly; the next case starts from it."""
+        """Bring the source network back exactly; the next case starts from it, and is the first that a guard sees."""
         self.learner.restore()
+        if isinstance(self.guard, QualityGuard):
+            self.guard.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state from which another process continues bit for bit, with :meth:`load_state_dict`."""
-        return self.learner.state_dict()
+        state = self.learner.state_dict()
+        return state | {"guard": self.guard.state_dict()} if isinstance(self.guard, QualityGuard) else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``.
@@ -157,6 +166,19 @@ class Session:
                 then.
         """
         self.learner.load_state_dict(state)
+        self._load_guard(state.get("guard"))
+
+    def _follow(self, other: Session) -> None:
+        """Let the guard know what that of another session of the same ensemble has seen."""
+        if self is not other and isinstance(other.guard, QualityGuard):
+            self._load_guard(other.guard.state_dict())
+
+    def _load_guard(self, state: Mapping[str, Any] | None) -> None:
+        if isinstance(self.guard, QualityGuard):
+            if state is None:
+                self.guard.forget()
+            else:
+                self.guard.load_state_dict(state)
 
     def resume(self, state: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:
         """Go on from what :attr:`store` was called with in a stopped process, and complete the bank from it.
@@ -201,7 +223,10 @@ class Case:
         steps: records of the steps, see :class:`grata.methods.StepRecord`.
         record: the case's record, complete after :meth:`judge`: values and flags of the steps, ``parameter_change``,
             ``seconds`` of the adaptation, ``seconds_predict`` from there to the prediction, ``peak_memory_mib`` of
-            both (of the process, or of the tensors on CUDA; None: unknown), and with a bank its entry.
+            both (of the process, or of the tensors on CUDA; None: unknown), with a bank its entry, with the usual
+            guard ``seconds_judge``, and of a single image ``verdict``, ``used``, ``reasons`` and ``quality``.
+        judgements: judgement of each image; empty before :meth:`judge`, and without a guard that judges.
+        source: what the source network predicts of the case, if the guard asked it; None: it did not.
         finished: whether the case is committed.
     """
 
@@ -219,11 +244,15 @@ class Case:
         self.sites = list(sites)
         self.steps: list[StepRecord] = []
         self.record: dict[str, Any] = {}
+        self.judgements: list[Judgement] = []
+        self.source: Any = None
         self.finished = False
         self._meta = meta
+        self._inferer: Inferer | Batches | None = None
         self._entry: str | None = None
         self._judged = False
         self._keep = True
+        self._restore = False
 
     def __enter__(self) -> Self:
         session = self.session
@@ -232,6 +261,7 @@ class Case:
         take(session.method, session)
         session.keeper.synchronize()
         self._before = session.learner.snapshot()
+        self._guard_before = session.guard.state_dict() if isinstance(session.guard, QualityGuard) else None
         session._open = self
         try:
             self._entry = session.keeper.begin(self.images, self.sites, self._meta)
@@ -257,12 +287,13 @@ class Case:
         """
         session, method = self.session, self.session.method
         device = next((p.device for p in method.given.parameters()), self.images.device)
-        self._memory, self._clock = PeakMemory(device), Clock(device)
-        was_reset = session.learner.begin(self.sites[0] or None if self.sites else None)
-        self.steps = []
-        for batch in self._batches(inferer):
-            self.steps.append(session.learner.adapt(batch, was_reset))
-            was_reset = False
+        self._memory, self._clock, self._inferer = PeakMemory(device), Clock(device), inferer
+        if isinstance(session.guard, QualityGuard) and session.guard.given_up:
+            # what was learnt before is put back when the case ends
+            session.learner.restore()
+            self.steps = [StepRecord((NOT_ADAPTED,))]
+        else:
+            self.steps = self._steps(inferer)
         self.record = {
             **merged_record(self.steps),
             "parameter_change": method.parameter_change(),
@@ -275,34 +306,68 @@ class Case:
                 self.record["flags"] = [*self.record["flags"], UNKNOWN_SITE]
         return self.steps
 
+    def _steps(self, inferer: Inferer | Batches | None) -> list[StepRecord]:
+        learner = self.session.learner
+        was_reset = learner.begin(self.sites[0] or None if self.sites else None)
+        steps = []
+        for batch in self._batches(inferer):
+            steps.append(learner.adapt(batch, was_reset))
+            was_reset = False
+        return steps
+
     def restart_clock(self) -> None:
         """Let the time of the prediction begin now, where other work came after the adaptation."""
         self._clock.lap()
 
-    def judge(self, prediction: Any) -> Any:
+    def judge(self, prediction: Any, again: Again | None = None) -> Any:
         """Check a prediction, and return the one to use: a guard may put another in its place.
 
         Args:
             prediction: tensor, or a mapping, list or tuple of tensors.
+            again: predicts images as the entrance does, by the adapted network or the source network; None: by the
+                inferer that :meth:`adapt` got.
 
         Raises:
             GrataError: the prediction is not finite.
         """
+        return judged_together([self], prediction, again)
+
+    def _check(self, prediction: Any) -> None:
         if not self.steps:
             raise RuntimeError("a case is adapted to before its prediction is judged")
         peaks = [peak for peak in (self._peak, self._memory.mib()) if peak is not None]
         self.record |= {"seconds_predict": self._clock.lap(), "peak_memory_mib": max(peaks, default=None)}
         check_finite(tensors_in(prediction))
         self._judged = True
-        if self.session.guard is None:
-            return prediction
-        verdict = self.session.guard(self.session.method, self.images, prediction, self.record)
+
+    def _verdict(self, prediction: Any, again: Again | None) -> Verdict | None:
+        guard, method = self.session.guard, self.session.method
+        if guard is None:
+            return None
+        if isinstance(guard, QualityGuard):
+            return guard.judge(method, self.images, prediction, self.record, again or self._again)
+        verdict = guard(method, self.images, prediction, self.record)
         if not isinstance(verdict, Verdict):
             raise TypeError(f"a guard returns a grata.session.Verdict, got {type(verdict).__name__}")
+        return verdict
+
+    def _take(self, verdict: Verdict) -> None:
         self.record |= verdict.record
-        self._keep = verdict.keep
-        check_finite(tensors_in(verdict.prediction))
-        return verdict.prediction
+        self._keep, self._restore = verdict.keep, verdict.restore
+        self.judgements, self.source = list(verdict.judgements), verdict.source
+        if verdict.flags:
+            self.record["flags"] = [*self.record["flags"], *verdict.flags]
+        if self.judgements:
+            self.record["seconds_judge"] = self._clock.lap()
+        if len(self.judgements) == 1:
+            self.record |= self.judgements[0].as_dict()
+
+    def _again(self, images: torch.Tensor, source: bool) -> Any:
+        """Predict images by the inferer that the case was adapted through."""
+        inferer, method = self._inferer, self.session.method
+        predict = inferer if isinstance(inferer, Inferer) else SimpleInferer()
+        with method.source_network() if source else nullcontext(method.network) as network, eval_mode(network):
+            return predict(images, network)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -334,12 +399,14 @@ class Case:
         session = self.session
         if not self._keep:
             session.learner.go_back(self._start)
+        elif self._restore:
+            session.learner.restore()
         before = session.journal.size() if session.journal is not None else 0, dict(session.flags)
         try:
             self._write_lines()
             if session.store is not None:
                 state = session.state_dict()
-                session.store(self, state, session.keeper.stage(state))
+                session.store(self, state, session.keeper.stage({k: v for k, v in state.items() if k != "guard"}))
                 self._finish()
             session.keeper.keep()
         except BaseException:
@@ -357,18 +424,20 @@ class Case:
         """Put everything back to before the case; leaving the block by an exception does so by itself."""
         self.session._open = None
         self.session.learner.go_back(self._before)
+        self.session._load_guard(self._guard_before)
         # nobody may be left who could go on, so the network is free for another session until this one does
         loosen(self.session)
 
     def _write_lines(self) -> None:
         session = self.session
-        for name, site in zip_longest(self.names, self.sites):
+        for name, site, judgement in zip_longest(self.names, self.sites, self.judgements):
+            record = self.record if judgement is None else self.record | judgement.as_dict()
             if session.journal is not None:
-                session.journal.append(
-                    journal_line(name, site or None, session.method.name, self.record, session.about)
-                )
-            if self.record["flags"]:
-                session.flags[name] = tuple(self.record["flags"])
+                session.journal.append(journal_line(name, site or None, session.method.name, record, session.about))
+            if record["flags"]:
+                session.flags[name] = tuple(record["flags"])
+            if judgement is not None:
+                session.judgements[name] = judgement
 
     def _take_back_lines(self, size: int, flags: Mapping[str, tuple[str, ...]]) -> None:
         session = self.session
@@ -376,6 +445,23 @@ class Case:
             session.journal.cut(size)
         session.flags.clear()
         session.flags.update(flags)
+
+
+def judged_together(cases: Sequence[Case], prediction: Any, again: Again | None = None) -> Any:
+    """Check the prediction that several cases gave together, such as the mean over the folds of an ensemble.
+
+    The guard of the first case judges; what it says holds for all. See :meth:`Case.judge`.
+    """
+    for case in cases:
+        case._check(prediction)
+    verdict = cases[0]._verdict(prediction, again)
+    if verdict is None:
+        return prediction
+    for case in cases:
+        case._take(verdict)
+        case.session._follow(cases[0].session)
+    check_finite(tensors_in(verdict.prediction))
+    return verdict.prediction
 
 
 @contextmanager

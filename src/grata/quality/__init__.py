@@ -1,0 +1,45 @@
+"""Quality of predictions without labels: signals, the Dice that they let expect, and the verdict on an image."""
+
+from .calibration import Calibration, Expected
+from .decision import Decision, Thresholds, decide
+from .distance import LayerStatistics, layer_statistics
+from .image import image_features, thumbnail
+from .judgement import OK, REJECT, REVIEW, UNJUDGED, VERDICTS, Judgement, worst
+from .measures import Measures, measure
+from .signals import (
+    Segmentation,
+    adic,
+    class_compactness,
+    overlap,
+    segmentation,
+    shape_signals,
+    soft_overlap,
+)
+
+__all__ = [
+    "OK",
+    "REJECT",
+    "REVIEW",
+    "UNJUDGED",
+    "VERDICTS",
+    "Calibration",
+    "Decision",
+    "Expected",
+    "Judgement",
+    "LayerStatistics",
+    "Measures",
+    "Segmentation",
+    "Thresholds",
+    "adic",
+    "class_compactness",
+    "decide",
+    "image_features",
+    "layer_statistics",
+    "measure",
+    "overlap",
+    "segmentation",
+    "shape_signals",
+    "soft_overlap",
+    "thumbnail",
+    "worst",
+]

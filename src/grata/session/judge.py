@@ -1,0 +1,289 @@
+"""The guard that every entrance has unless it is switched off: it measures quality, decides, and watches the stream."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from ..errors import GrataError
+from ..methods import Method
+from ..methods.predictive import logits_in
+from ..predictions import ACTIVATIONS
+from ..quality import (
+    REJECT,
+    UNJUDGED,
+    Calibration,
+    Decision,
+    Judgement,
+    LayerStatistics,
+    Segmentation,
+    Thresholds,
+    decide,
+    layer_statistics,
+    measure,
+    segmentation,
+    soft_overlap,
+)
+from ..settings import Settings, choice, count, number, setting
+from ..views import VIEWS
+from .guard import Again, Guard, Verdict
+
+__all__ = ["DRIFT_RESET", "NOT_ADAPTED", "ON_REJECT", "QualityGuard", "make_guard"]
+
+ON_REJECT = ("source", "withhold", "keep")
+"""What is written of a rejected image: the source network's prediction, nothing, or the prediction as it is."""
+
+NOT_ADAPTED = "not_adapted"
+"""Flag of a case that the network was not adapted to, because it does not bear adaptation."""
+
+DRIFT_RESET = "drift_reset"
+"""Flag of a case after which the method was put back to the source network, because it had drifted away from it."""
+
+_SLOW = 0.8
+"""Weight of the past in the moving average of the agreement with the source."""
+
+
+class QualityGuard(Settings):
+    """Judges each prediction without labels, chooses between adapted and source, and watches the stream.
+
+    After each prediction it measures signals of quality (:class:`grata.quality.Measures`), for which the source network
+    predicts the case too. Where adaptation harmed, the source prediction is used and what was learnt is forgotten.
+    A network that does not bear adaptation on the first images of a stream is recognized, and from then on predicted
+    with as it is. A stream that drifts away from the source is brought back to it.
+
+    Each image gets a verdict: ``ok``, ``review`` or ``reject``, with reasons.
+    """
+
+    name = "quality"
+
+    on_reject: str = choice(
+        default="source",
+        of=ON_REJECT,
+        help="what becomes of a rejected image: the source network's prediction is used, nothing is written, or the "
+        "prediction is used as it is",
+    )
+    calibration: Calibration | None = setting(
+        default=None,
+        check=lambda value: Calibration.read(value) if isinstance(value, str | os.PathLike) else value,
+        range="file or null",
+        help="file of grata calibrate: what is known of the network from its source set; null: nothing",
+    )
+    activation: str | None = choice(
+        default=None,
+        of=ACTIVATIONS,
+        optional=True,
+        help="activation of the network's output; null: what the method was told",
+    )
+    output: str | int | None = setting(
+        default=None, help="key or index of the logits in the network's output; null: what the method was told"
+    )
+    segments: Sequence[str] = setting(default=(), range="list of names", help="names of the segments, in their order")
+    view: str = choice(default="flip_w", of=tuple(VIEWS), help="view that a method without views is tried on")
+    probe: int = count(
+        default=3, at_least=0, help="number of first images of a stream on which a method without views is tried on one"
+    )
+    patience: int = count(
+        default=3, help="number of images, one after the other, that adaptation harmed before it is given up"
+    )
+    least_agreement: float = number(
+        default=Thresholds.least_agreement,
+        at_least=0,
+        at_most=1,
+        help="agreement of weak views below which an adapted prediction is not used",
+    )
+    drift: float = number(
+        default=0.05,
+        above=0,
+        at_most=1,
+        help="fall of the agreement with the source prediction, against the first images, after which the method is "
+        "reset",
+    )
+
+    def _setup(self) -> None:
+        self._thresholds = Thresholds(least_agreement=self.least_agreement)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was seen: the next case is the first of a stream."""
+        self._seen = 0
+        self._harmed = 0
+        self._given_up = ""
+        self._first: list[float] = []
+        self._recent = math.nan
+        self._least_seen = 1.0
+
+    def refuses(self, method: Method) -> bool:
+        """Return whether the network has shown that it does not bear adaptation."""
+        return bool(self._given_up)
+
+    @property
+    def given_up(self) -> str:
+        """Why adaptation was given up; empty: it was not."""
+        return self._given_up
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what another process needs to judge as this one would: plain values."""
+        return {
+            "seen": self._seen,
+            "harmed": self._harmed,
+            "given_up": self._given_up,
+            "first": list(self._first),
+            "recent": self._recent,
+            "least_seen": self._least_seen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``."""
+        self._seen, self._harmed = int(state["seen"]), int(state["harmed"])
+        self._given_up, self._first = str(state["given_up"]), [float(value) for value in state["first"]]
+        self._recent, self._least_seen = float(state["recent"]), float(state["least_seen"])
+
+    def judge(
+        self, method: Method, images: torch.Tensor, prediction: Any, record: Mapping[str, Any], again: Again
+    ) -> Verdict:
+        """Judge the prediction of a case.
+
+        Args:
+            method: method that was adapted to the case.
+            images: images of the case, ``(B, C, ...)``.
+            prediction: what was predicted; it is finite.
+            record: record of the case so far.
+            again: predicts images as the entrance does.
+        """
+        activation = self.activation or method.meaning.get("activation")
+        output = self.output if self.output is not None else method.meaning.get("output")
+        if activation is None:
+            reason = "nothing is known of the network's output: give activation, sigmoid or softmax"
+            return Verdict(prediction, judgements=[Judgement(UNJUDGED, reasons=(reason,))] * len(images))
+        plain = images.as_tensor() if hasattr(images, "as_tensor") else images
+        adapts = method.active and not method.predicts_as_source
+        adapted = segmentation(logits_in(prediction, output), activation)
+        source, seen, views, statistics = prediction, adapted, math.nan, None
+        if adapts:
+            with layer_statistics(method.network) as statistics, torch.no_grad():
+                source = again(plain, True)
+            seen = segmentation(logits_in(source, output), activation)
+            views = record.get("agreement", math.nan)
+            if not math.isfinite(views) and self._probes(adapted, seen):
+                views = self._agreement(again, plain, adapted, activation, output)
+        elif self._seen < self.probe:
+            with layer_statistics(method.network) as statistics:
+                views = self._agreement(again, plain, adapted, activation, output)
+        decisions, judgements = [], []
+        for index in range(len(plain)):
+            one = [_one(part, index) for part in (adapted, seen)]
+            measures = measure(
+                plain[index],
+                one[0],
+                one[1] if adapts else one[0],
+                statistics or LayerStatistics(),
+                views,
+                activation,
+                self.segments,
+            )
+            decision = decide(measures, self._thresholds, self.calibration, adapts)
+            decisions.append(decision)
+            judgements.append(self._judgement(decision, measures.as_dict()))
+        self._seen += 1
+        if adapts:
+            self._least_seen = min(self._least_seen, views) if math.isfinite(views) else self._least_seen
+        used = self._used(decisions, prediction, source)
+        keep = not any(decision.harmful or decision.verdict == REJECT for decision in decisions)
+        drifted = adapts and self._watch(decisions, seen, adapted)
+        judgements = self._with_stream(judgements, drifted)
+        flags = [DRIFT_RESET] * drifted
+        return Verdict(used, keep, {}, judgements, source, drifted, flags)
+
+    def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
+        """Return whether a view of the adapted network is worth a forward: at first, and where much changed."""
+        if self._seen < self.probe:
+            return True
+        return float(soft_overlap(adapted, source).min()) < self._thresholds.probed_below
+
+    def _agreement(
+        self, again: Again, images: torch.Tensor, adapted: Segmentation, activation: str, output: str | int | None
+    ) -> float:
+        view = VIEWS[self.view]
+        with torch.no_grad():
+            seen = logits_in(again(view(images), False), output)
+        return float(soft_overlap(adapted, segmentation(view.inverse(seen), activation)).mean())
+
+    def _judgement(self, decision: Decision, quality: dict[str, Any]) -> Judgement:
+        rejected = decision.verdict == REJECT
+        used = decision.used
+        if rejected and self.on_reject == "keep":
+            used = "adapted"
+        elif rejected and self.on_reject == "source":
+            used = "source"
+        if decision.expected is not None:
+            quality = decision.expected.as_dict() | quality
+        withheld = rejected and self.on_reject == "withhold"
+        return Judgement(decision.verdict, used, decision.reasons, quality, withheld)
+
+    def _used(self, decisions: Sequence[Decision], prediction: Any, source: Any) -> Any:
+        """Return the prediction with those of the source network where they are used."""
+        swapped = [d.used == "source" or (d.verdict == REJECT and self.on_reject != "keep") for d in decisions]
+        if source is prediction or not any(swapped):
+            return prediction
+        if all(swapped):
+            return source
+        where = torch.tensor(swapped)
+
+        def mixed(one: Any, other: Any) -> Any:
+            if not isinstance(one, torch.Tensor) or one.shape[:1] != where.shape:
+                return one
+            return torch.where(where.to(one.device).reshape(-1, *[1] * (one.ndim - 1)), other, one)
+
+        return tree_map(mixed, prediction, source)
+
+    def _watch(self, decisions: Sequence[Decision], source: Segmentation, adapted: Segmentation) -> bool:
+        """Note a case of the stream; return whether the method has drifted away from the source."""
+        if all(decision.harmful for decision in decisions):
+            self._harmed += 1
+            if self._harmed >= self.patience:
+                self._given_up = "; ".join(dict.fromkeys(r for d in decisions for r in d.reasons))
+            return False
+        self._harmed = 0
+        agreement = float(soft_overlap(adapted, source).mean())
+        if len(self._first) < self.probe + 2:
+            self._first.append(agreement)
+            self._recent = sum(self._first) / len(self._first)
+            return False
+        self._recent = _SLOW * self._recent + (1 - _SLOW) * agreement
+        if sum(self._first) / len(self._first) - self._recent <= self.drift:
+            return False
+        self._first, self._recent = [], math.nan
+        return True
+
+    def _with_stream(self, judgements: list[Judgement], drifted: bool) -> list[Judgement]:
+        return judgements
+
+
+def make_guard(guard: Any) -> Guard | QualityGuard | None:
+    """Return the guard that is meant: true is the usual one, false and null are none, a mapping holds its settings.
+
+    Raises:
+        GrataError: a setting is not known or out of range, or it is something else.
+    """
+    if guard is None or guard is False:
+        return None
+    if guard is True:
+        return QualityGuard()
+    if isinstance(guard, Mapping):
+        QualityGuard.check_names(guard, "guard")
+        try:
+            return QualityGuard(**guard)
+        except GrataError as error:
+            raise error.under("guard") from error
+    if isinstance(guard, QualityGuard) or callable(guard):
+        return guard
+    raise GrataError(f"must be true, false or settings of the guard, got {guard!r}.", key="guard")
+
+
+def _one(part: Segmentation, index: int) -> Segmentation:
+    return Segmentation(part.probabilities[index : index + 1], part.masks[index : index + 1])
