@@ -57,6 +57,11 @@ def _transform(make: Callable[[], Any]) -> Callable[[torch.Tensor, int], torch.T
     return changed
 
 
+def _coarse(x: torch.Tensor, seed: int) -> torch.Tensor:
+    mode = "bilinear" if x.ndim == 3 else "trilinear"
+    return _transform(lambda: RandSimulateLowResolution(prob=1.0, zoom_range=(0.4, 0.5), upsample_mode=mode))(x, seed)
+
+
 def _zoomed(x: torch.Tensor, factor: float, mode: str) -> torch.Tensor:
     """Return an image or label of the same size, seen ``factor`` times as large; the border is repeated outside."""
     grid = [torch.linspace(-1, 1, size) / factor for size in x.shape[1:]]
@@ -129,7 +134,7 @@ SHIFTS: tuple[Simulation, ...] = (
     Simulation("histogram", _transform(lambda: RandHistogramShift(num_control_points=5, prob=1.0))),
     Simulation("bias_field", _transform(lambda: RandBiasField(coeff_range=(0.0, 0.15), prob=1.0))),
     Simulation("blur", _transform(lambda: GaussianSmooth(sigma=1.5))),
-    Simulation("low_resolution", _transform(lambda: RandSimulateLowResolution(prob=1.0, zoom_range=(0.4, 0.5)))),
+    Simulation("low_resolution", _coarse),
     Simulation("gibbs", _transform(lambda: GibbsNoise(alpha=0.6))),
     Simulation("noise", _transform(lambda: RandRicianNoise(prob=1.0, std=0.08, sample_std=False))),
     _zoom("larger", 1.25),

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Calibration", "Expected"]
+import numpy as np
+
+from ..errors import GrataError
+from ..files import atomic_write
+from .features import features, logit
+from .measures import Measures
+
+__all__ = ["FORMAT", "Calibration", "Expected"]
+
+FORMAT = "grata quality 1"
+"""First key of a file of a calibration."""
+
+_SHARP = 4.0
+"""Sharpness of the bend below which strangeness costs nothing."""
+
+_FARTHEST = 30.0
+"""Deviations from which on a feature is as strange as it can be."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +36,18 @@ class Expected:
     Attributes:
         dice: expected Dice, mean over the segments, 0 to 1.
         low, high: ends of its 90 % interval.
+        segments: expected Dice of each segment.
+        strange: the features that make the image or its prediction least like those of the source set, the strangest
+            first, in words.
+        familiarity: factor by which strangeness lowers the expected Dice, 0 to 1.
     """
 
     dice: float
     low: float
     high: float
+    segments: Sequence[float]
+    strange: Sequence[str]
+    familiarity: float
 
     def as_dict(self) -> dict[str, Any]:
         """Return the keys of a journal."""
@@ -29,15 +55,144 @@ class Expected:
             "expected_dice": round(self.dice, 4),
             "expected_low": round(self.low, 4),
             "expected_high": round(self.high, 4),
+            "familiarity": round(self.familiarity, 4),
         }
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is known of a network from its source set."""
+    """What is known of a network from its source set.
 
-    values: Mapping[str, Any]
+    .. code-block:: text
+
+        expected Dice = r · N
+        r = sigmoid(a + b·logit(self-Dice))                      how sure the network is of its own mask
+        N = exp(−softplus(Σ_i w_i·ln(1 + z_i²/2) − m))           how like the source's the image and its prediction are
+
+    ``z_i`` is a feature's distance from its median over the source images in deviations, ``w_i ≥ 0``: whatever is
+    farther from the source can only lower the expected Dice. The weights are fitted to held-out source images, to the
+    same images under simulated shifts, and to inputs that the network must not be trusted with.
+
+    Attributes:
+        segments: names of the segments.
+        names: names of the features, see :func:`grata.quality.features`.
+        centre, spread: median and deviation of each feature over the source images.
+        weights: weight of each feature, at least 0.
+        margin: m, strangeness that costs nothing.
+        sureness: a and b of the mean over the segments.
+        of_segments: a and b of each segment.
+        thumbnail: mean thumbnail of the source images.
+        typical: mean Dice on held-out source images.
+        steps: expected values at which the interval changes, rising.
+        errors: lowest and highest error of each step, true minus expected, 5 % and 95 % of the cases.
+        ranges: least and greatest share of the voxels that each segment has in the source images.
+        cases: number of source images.
+    """
+
+    segments: tuple[str, ...]
+    names: tuple[str, ...]
+    centre: tuple[float, ...]
+    spread: tuple[float, ...]
+    weights: tuple[float, ...]
+    margin: float
+    sureness: tuple[float, float]
+    of_segments: tuple[tuple[float, float], ...]
+    thumbnail: tuple[float, ...]
+    typical: float
+    steps: tuple[float, ...]
+    errors: tuple[tuple[float, float], ...]
+    ranges: tuple[tuple[float, float], ...]
+    cases: int
+
+    def expected(self, measures: Measures, source: bool = False) -> Expected:
+        """Return what is expected of a prediction.
+
+        Args:
+            measures: its signals.
+            source: whether the source prediction is meant, not the adapted one.
+        """
+        strangeness = self.strangeness(measures, source)
+        u = float(strangeness.sum()) - self.margin
+        familiarity = math.exp(-float(np.logaddexp(0, _SHARP * u)) / _SHARP)
+        signals = measures.source if source else measures.adapted
+        sure = signals["self_dice"]
+        dice = _sigmoid(self.sureness[0] + self.sureness[1] * logit(sum(sure) / len(sure))) * familiarity
+        by_segment = [_sigmoid(a + b * logit(s)) * familiarity for (a, b), s in zip(self.of_segments, sure)]
+        low, high = self.errors[sum(dice >= step for step in self.steps)]
+        order = np.argsort(-strangeness)[:3]
+        strange = [self.names[i] for i in order if strangeness[i] > 0.1]
+        return Expected(dice, _unit(dice + low), _unit(dice + high), by_segment, strange, familiarity)
+
+    def strangeness(self, measures: Measures, source: bool = False) -> np.ndarray:
+        """Return what each feature adds to the strangeness of a prediction, at least 0."""
+        found = features(measures, self.thumbnail, source)
+        z = (np.array([found[name] for name in self.names]) - np.array(self.centre)) / np.array(self.spread)
+        return np.array(self.weights) * spread_out(z)
+
+    def check_fits(self, segments: int, channels: int) -> None:
+        """Raise :class:`GrataError` where this belongs to a network of other inputs or outputs."""
+        known = sum(name.startswith("image/mean_") for name in self.names)
+        if (segments, channels) != (len(self.segments), known):
+            raise GrataError(
+                f"it was made for a network of {known} input channels and {len(self.segments)} segments, not of "
+                f"{channels} and {segments}. Make it anew by python -m grata calibrate, or give null.",
+                key="calibration",
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the numbers as JSON, whole or not at all.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        content = {"format": FORMAT, **{name: _plain(value) for name, value in vars(self).items()}}
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Calibration:
-        raise NotImplementedError
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            GrataError: the file is missing, damaged, or something else.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise GrataError(f"{path} does not exist. Make it by python -m grata calibrate, or give null.") from None
+        except (OSError, ValueError) as error:
+            raise GrataError(f"{path} cannot be read ({error}). Make it anew by python -m grata calibrate.") from error
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise GrataError(f"{path} is not a file of python -m grata calibrate. Name one, or give null.")
+        try:
+            made = cls(**{name: _tuples(value) for name, value in content.items()})
+            ok = len(made.names) == len(made.weights) == len(made.centre) == len(made.spread)
+            ok = ok and len(made.errors) == len(made.steps) + 1 and all(weight >= 0 for weight in made.weights)
+        except TypeError:
+            ok = False
+        if not ok:
+            raise GrataError(f"{path} is damaged. Make it anew by python -m grata calibrate.")
+        return made
+
+
+def spread_out(z: np.ndarray) -> np.ndarray:
+    """Return ``ln(1 + z²/2)``: small near the source, and far away the same for all that is far."""
+    return np.log1p(np.clip(z, -_FARTHEST, _FARTHEST) ** 2 / 2)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-max(-50.0, min(50.0, x))))
+
+
+def _unit(value: float) -> float:
+    return max(0.0, min(1.0, value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

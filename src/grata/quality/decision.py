@@ -5,43 +5,47 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from .calibration import Calibration, Expected
 from .judgement import OK, REJECT, REVIEW
 from .measures import Measures
-
-if TYPE_CHECKING:
-    from .calibration import Calibration, Expected
 
 __all__ = ["Decision", "Thresholds", "decide"]
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Bounds of the signals, for networks of which nothing else is known.
+    """Bounds of the signals.
 
     Attributes:
         least_agreement: agreement of weak views below which an adapted prediction is not used. Of one network that
             batch statistics destroy, every image had at most 0.71; of all sound ones at least 0.81.
         same: agreement with the source prediction from which on both are the same for all purposes.
-        greatest_ratio: how many times as large, or as small, as in the source prediction a segment may be.
-        sure: self-Dice of a source prediction that is not given up for one that differs strongly.
-        loss_of_confidence: how much lower the self-Dice of the adapted prediction may be.
-        doubtful: self-Dice below which a prediction is reviewed.
-        hopeless: self-Dice below which it is rejected.
         probed_below: agreement with the source prediction below which the views of a method without views are asked.
-        absurd: mean distance of the image's statistics from the source's from which on the image is rejected.
+        greatest_ratio: how many times as large, or as small, as in the source prediction a segment may be.
+        sure: self-Dice of a source prediction that is not given up for one of quite another volume.
+        less_sure: how much lower the self-Dice of a segment may be than in the source prediction, for a network that is
+            not calibrated.
+        worse: how much lower the expected Dice may be than that of the source prediction, for one that is.
+        doubtful: self-Dice below which a prediction is reviewed, for a network that is not calibrated.
+        absurd: mean distance of the image's statistics from the source's from which on it is rejected: grey values a
+            hundred times as high have 10 and more.
+        review, reject: expected Dice, as a share of that at home, below which an image is reviewed or rejected.
+        outside: how many times as large, or as small, as in any source image a segment may be.
     """
 
     least_agreement: float = 0.75
     same: float = 0.97
+    probed_below: float = 0.9
     greatest_ratio: float = 3.0
     sure: float = 0.8
-    loss_of_confidence: float = 0.1
+    less_sure: float = 0.0
+    worse: float = 0.05
     doubtful: float = 0.75
-    hopeless: float = 0.55
-    absurd: float = 4.0
-    probed_below: float = 0.9
+    absurd: float = 8.0
+    review: float = 0.85
+    reject: float = 0.5
+    outside: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Decision:
         used: ``adapted``, ``source`` or ``neither``.
         verdict: ``ok``, ``review`` or ``reject``.
         reasons: why, a sentence each.
-        harmful: whether adaptation made this prediction worse than the source's.
+        harmful: whether the source prediction is the better one.
         expected: expected Dice of the prediction that is used; None: the network is not calibrated.
     """
 
@@ -74,59 +78,92 @@ def decide(
         calibration: what is known of the network from its source set; None: nothing.
         adapts: whether the prediction is another one than the source's.
     """
-    harm = _harm(measures, thresholds, calibration) if adapts else []
-    used = "source" if harm else "adapted"
-    faults, doubts, expected = _of_image(measures, thresholds, calibration, used, adapts)
+    t = thresholds
+    of_adapted = None if calibration is None else calibration.expected(measures)
+    of_source = of_adapted if calibration is None or not adapts else calibration.expected(measures, source=True)
+    harm = _harm(measures, t, of_adapted, of_source) if adapts else []
+    used, expected = ("source", of_source) if harm else ("adapted", of_adapted)
+    faults: list[str] = []
+    doubts: list[str] = []
+    if math.isfinite(measures.distance) and measures.distance > t.absurd:
+        faults.append(
+            f"the image is nothing like the source images (distance of its statistics {measures.distance:.1f})"
+        )
+    signals = measures.source if harm else measures.adapted
+    if calibration is not None and expected is not None:
+        _by_expected(faults, doubts, expected, calibration, t)
+        doubts += _out_of_range(measures.segments, signals["share"], calibration, t)
+    sure = _mean(signals["self_dice"])
+    if not any(signals["voxels"]):
+        doubts.append("nothing is outlined")
+    elif calibration is None and sure < t.doubtful:
+        doubts.append(f"the network is not sure of what it outlines (expected Dice of its own mask {sure:.2f})")
     if faults:
         return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), expected)
-    verdict = REVIEW if doubts else OK
-    return Decision(used, verdict, (*doubts, *harm), bool(harm), expected)
+    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), expected)
 
 
-def _harm(m: Measures, t: Thresholds, calibration: Calibration | None) -> list[str]:
+def _harm(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None) -> list[str]:
     """Return why the adapted prediction is not used; empty: it is."""
     if min(m.agreement_source) >= t.same:
         return []
+    if not any(m.source["voxels"]) and any(m.adapted["voxels"]):
+        return ["adaptation is not used: it outlines something where the source network outlines nothing"]
     reasons = []
     if m.agreement_views < t.least_agreement:
         reasons.append(
-            f"adaptation is not used: its predictions for mirrored or turned views of the image disagree (agreement "
-            f"{m.agreement_views:.2f}, at least {t.least_agreement:.2f} is expected)"
+            "adaptation is not used: its predictions for mirrored or turned views of the image disagree "
+            f"(agreement {m.agreement_views:.2f}, sound networks have {t.least_agreement:.2f} and more)"
         )
     for name, ratio, sure in zip(m.segments, m.ratios, m.source["self_dice"]):
-        outside = not 1 / t.greatest_ratio <= ratio <= t.greatest_ratio
-        if outside and sure >= t.sure:
-            reasons.append(f"adaptation is not used: {name} is {_times(ratio)} what the source network outlines")
-    loss = _mean(m.source["self_dice"]) - _mean(m.adapted["self_dice"])
-    if loss > t.loss_of_confidence:
-        reasons.append(
-            f"adaptation is not used: it is less sure of itself than the source network (expected Dice of its own "
-            f"mask {_mean(m.adapted['self_dice']):.2f} against {_mean(m.source['self_dice']):.2f})"
-        )
+        if sure >= t.sure and not 1 / t.greatest_ratio <= ratio <= t.greatest_ratio:
+            reasons.append(f"adaptation is not used: {name} {_changed(ratio)}")
+    if adapted is not None and source is not None:
+        if source.dice - adapted.dice > t.worse:
+            reasons.append(
+                f"adaptation is not used: it lowers the expected Dice from {source.dice:.2f} to {adapted.dice:.2f}"
+            )
+        return reasons
+    for name, mine, theirs in zip(m.segments, m.adapted["self_dice"], m.source["self_dice"]):
+        if theirs - mine > t.less_sure:
+            reasons.append(
+                f"adaptation is not used: of {name} it is less sure than the source network (expected Dice of its own "
+                f"mask {mine:.3f} against {theirs:.3f})"
+            )
     return reasons
 
 
-def _of_image(
-    m: Measures, t: Thresholds, calibration: Calibration | None, used: str, adapts: bool
-) -> tuple[list[str], list[str], Expected | None]:
-    faults, doubts = [], []
-    signals = m.adapted if used == "adapted" else m.source
-    sure = _mean(signals["self_dice"])
-    if math.isfinite(m.distance) and m.distance > t.absurd:
-        faults.append(f"the image is nothing like the source images (distance of its statistics {m.distance:.1f})")
-    if not any(signals["voxels"]):
-        doubts.append("nothing is outlined")
-    elif sure < t.hopeless:
-        faults.append(f"the network is not sure of what it outlines (expected Dice of its own mask {sure:.2f})")
-    elif sure < t.doubtful:
-        doubts.append(f"the network is not very sure of what it outlines (expected Dice of its own mask {sure:.2f})")
-    return faults, doubts, None
+def _by_expected(
+    faults: list[str], doubts: list[str], expected: Expected, calibration: Calibration, t: Thresholds
+) -> None:
+    if expected.dice >= t.review * calibration.typical:
+        return
+    words = (
+        f"a Dice of {expected.dice:.2f} [{expected.low:.2f}, {expected.high:.2f}] is expected, "
+        f"{calibration.typical:.2f} is usual at home"
+    )
+    if expected.familiarity < t.review and expected.strange:
+        words += f"; least like the source images: {', '.join(expected.strange)}"
+    (faults if expected.dice < t.reject * calibration.typical else doubts).append(words)
 
 
-def _times(ratio: float) -> str:
-    if ratio == 0:
-        return "missing beside"
-    return f"{ratio:.1f} times" if math.isfinite(ratio) else "there, against nothing in"
+def _out_of_range(names: Sequence[str], shares: Sequence[float], calibration: Calibration, t: Thresholds) -> list[str]:
+    found = []
+    for name, share, (least, greatest) in zip(names, shares, calibration.ranges):
+        if share and not least / t.outside <= share <= greatest * t.outside:
+            found.append(
+                f"{name} fills {100 * share:.2g} % of the image, {100 * least:.2g} to {100 * greatest:.2g} % in the "
+                "source images"
+            )
+    return found
+
+
+def _changed(ratio: float) -> str:
+    if not ratio:
+        return "is gone, though the source network is sure of it"
+    if math.isinf(ratio):
+        return "is there, though the source network is sure that it is not"
+    return f"has {ratio:.1f} times the size of the source prediction, of which that network is sure"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -195,7 +195,6 @@ class QualityGuard(Settings):
         used = self._used(decisions, prediction, source)
         keep = not any(decision.harmful or decision.verdict == REJECT for decision in decisions)
         drifted = adapts and self._watch(decisions, seen, adapted)
-        judgements = self._with_stream(judgements, drifted)
         flags = [DRIFT_RESET] * drifted
         return Verdict(used, keep, {}, judgements, source, drifted, flags)
 
@@ -259,9 +258,6 @@ class QualityGuard(Settings):
             return False
         self._first, self._recent = [], math.nan
         return True
-
-    def _with_stream(self, judgements: list[Judgement], drifted: bool) -> list[Judgement]:
-        return judgements
 
 
 def make_guard(guard: Any) -> Guard | QualityGuard | None:

@@ -1,0 +1,302 @@
+"""The command ``python -m grata calibrate``: what is to be expected of a bundle's network, from its source set."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.networks import eval_mode
+from scipy.optimize import minimize
+from tqdm import tqdm
+
+from ..bundles.bundle import Bundle, Case
+from ..errors import GrataError
+from ..files import check_output_dir
+from ..methods import create
+from ..methods.predictive import logits_in
+from ..normalization import batch_norm_layers
+from ..quality import Calibration, Measures, Segmentation, layer_statistics, measure, segmentation
+from ..quality.calibration import _SHARP, spread_out
+from ..quality.features import features, logit
+from ..session.faults import explain, quiet
+from .run import _evenly, _opened, _whole
+from .simulated import SHIFTS, WRONG, Simulation
+
+__all__ = ["Sample", "calibrate", "fit"]
+
+_NO_TRUTH = ("constant", "only_noise", "texture", "phantom", "shuffled")
+"""Simulations that leave nothing of what the label shows: every segmentation of them is wrong."""
+
+_NOT_WRONG = ("upside_down",)
+"""Simulations that a network may rightly bear, whose true Dice counts; they are no proof of a wrong input."""
+
+_DECAY, _SPARSE = 0.02, 0.3
+"""Weight of the squared weights, and of their sum, in the fit."""
+
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prediction whose Dice is known.
+
+    Attributes:
+        case: id of the source image.
+        simulation: name of the simulation.
+        adapted: whether it is the prediction by the image's own statistics.
+        measures: signals of the image, in which both predictions stand.
+        dice: Dice of each segment.
+    """
+
+    case: str
+    simulation: str
+    adapted: bool
+    measures: Measures
+    dice: Sequence[float]
+
+
+def calibrate(
+    bundle: str | Path,
+    dataset_dir: str | Path,
+    labels_dir: str | Path | None = None,
+    output: str | Path = "models/quality.json",
+    images: int | None = 20,
+    val_stride: int = 5,
+    seed: int = 0,
+    **overrides: Any,
+) -> int:
+    """Learn what Dice to expect of a bundle's network, and write it as plain numbers to one file.
+
+    The network predicts held-out source images, the same under simulated shifts (grey values, field, resolution, noise,
+    scale), and inputs that it must not be trusted with (turned, inverted, of another scale, noise, phantoms), each
+    with its running statistics and with the image's own. From these a small model is fitted, see
+    :class:`grata.quality.Calibration`.
+
+    Args:
+        bundle: folder of the bundle.
+        dataset_dir: folder of the source set's images, with labels; not of a target site's.
+        labels_dir: folder of the label maps, if they are not found beside the images.
+        output: file to write, relative to the bundle.
+        images: maximum number of images, evenly spaced; None: all.
+        val_stride: step between the sorted cases, from the first on, that were held out of the network's training, as
+            in ``configs/train.yaml``: these are used. 1: all cases.
+        seed: seed of the simulations.
+        overrides: values for keys of ``configs/adapt.yaml``, nested keys joined by ``#``.
+
+    Returns:
+        0 if every image was used, 1 if one could not be used: it is reported, and the file is made from the others.
+
+    Raises:
+        GrataError: the bundle, an argument or the folder is refused, or fewer than four images could be used.
+    """
+    quiet()
+    images = None if images is None else _whole("images", images, 1)
+    val_stride, seed = _whole("val_stride", val_stride, 1), _whole("seed", seed, 0)
+    given = {"dataset_dir": dataset_dir} | ({} if labels_dir is None else {"labels_dir": labels_dir})
+    opened = _opened(Path(bundle), {**given, **overrides})
+    path = opened.root / Path(str(output)).expanduser()
+    check_output_dir(path.parent)
+    cases = [case for case in opened.cases(None)[::val_stride] if "label" in case]
+    cases = _evenly(cases, images)
+    probe = _Probe(opened)
+    samples: list[Sample] = []
+    faults = []
+    for number, case in enumerate(tqdm(cases, desc="calibrate", unit="image")):
+        # One unreadable image must not end the run, and a configuration can call anything, which can raise anything.
+        try:
+            samples += probe.samples(case, seed + number)
+        except Exception as error:  # noqa: BLE001
+            faults.append(f"{case['case']}: {opened.without_folders(explain(error), case)}")
+            tqdm.write(faults[-1])
+    used = len({sample.case for sample in samples})
+    if used < 4:
+        raise GrataError(
+            f"{used} of {len(cases)} images could be used, and four are the least. "
+            f"{'The first fault: ' + faults[0] if faults else 'Give labelled source images.'}",
+            key="dataset_dir",
+        )
+    made = fit(samples)
+    made.save(path)
+    print(f"Calibrated on {used} of {len(cases)} images: {path} ({path.stat().st_size / 1e3:.0f} kB)")
+    print(f"  Dice at home {made.typical:.3f}; 90 % of the errors within {_widest(made):.2f} there")
+    for fault in faults:
+        print(f"  {fault}")
+    return 1 if faults else 0
+
+
+def _widest(made: Calibration) -> float:
+    return max(abs(end) for end in made.errors[-1])
+
+
+class _Probe:
+    """A bundle's network, by its own statistics and by the image's."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        with torch.random.fork_rng(devices=[]):
+            self._network = bundle.make_network().eval()
+        self._segments = [region.label for region in bundle.regions]
+        self._method = None
+        if not isinstance(self._network, torch.jit.ScriptModule) and any(batch_norm_layers(self._network)):
+            self._method = create("ptbn", self._network, {})
+
+    def samples(self, case: Case, seed: int) -> list[Sample]:
+        """Return the samples of one source image."""
+        bundle = self._bundle
+        image = bundle.read_image(case)
+        plain = image["image"].as_tensor().float()
+        values = bundle.read_label(case, image, "network")
+        label = torch.as_tensor(
+            np.stack([np.isin(values, region.values) for region in bundle.regions]).astype(np.float32)
+        )
+        found = []
+        for simulation in (*SHIFTS, *WRONG):
+            found += self._of(case["case"], simulation, simulation(plain, seed), label)
+        return found
+
+    def _of(self, case: str, simulation: Simulation, image: torch.Tensor, label: torch.Tensor) -> list[Sample]:
+        label = label if simulation.label is None else simulation.label(label)
+        x = image[None].to(self._bundle.device)
+        with layer_statistics(self._network) as statistics:
+            source = self._predicted(x)
+        adapted = source
+        if self._method is not None:
+            self._method.adapt(x)
+            adapted = self._predicted(x)
+            self._method.restore()
+        measures = measure(image, adapted, source, statistics, float("nan"), self._bundle.activation, self._segments)
+        truth = [0.0] * len(label) if simulation.name in _NO_TRUTH else None
+        return [
+            Sample(case, simulation.name, kind, measures, truth or _dice(prediction, label))
+            for kind, prediction in ((False, source), (True, adapted))[: 2 if self._method is not None else 1]
+        ]
+
+    def _predicted(self, x: torch.Tensor) -> Segmentation:
+        bundle = self._bundle
+        with torch.no_grad(), eval_mode(self._network):
+            logits = logits_in(bundle.inferer(x, self._network), bundle.output)
+        return segmentation(logits, bundle.activation)
+
+
+def _dice(prediction: Segmentation, label: torch.Tensor) -> list[float]:
+    mask, truth = prediction.masks[0].cpu().flatten(1), label.flatten(1) > 0.5
+    total = (mask.sum(1) + truth.sum(1)).float()
+    dice = torch.where(total > 0, 2 * (mask & truth).sum(1) / total.clamp_min(1), torch.ones_like(total))
+    found: list[float] = dice.tolist()
+    return found
+
+
+def fit(samples: Sequence[Sample]) -> Calibration:
+    """Fit what is to be expected of a network to predictions whose Dice is known.
+
+    Args:
+        samples: predictions of at least four source images, among them unchanged ones (simulation ``none``).
+    """
+    home = [sample for sample in samples if sample.simulation == "none" and not sample.adapted]
+    thumbnail = np.mean([sample.measures.thumbnail for sample in home], 0)
+    rows = [features(s.measures, thumbnail.tolist(), source=not s.adapted) for s in samples]
+    names = tuple(rows[0])
+    table = np.array([[row[name] for name in names] for row in rows])
+    at_home = np.array([s.simulation == "none" for s in samples])
+    centre = np.median(table[at_home], 0)
+    spread = np.maximum(table[at_home].std(0), 0.02 * np.abs(centre) + 0.02)
+    strange = spread_out((table - centre) / spread)
+    sure = np.array([logit(float(np.mean(_sure(s)))) for s in samples])
+    dice = np.array([float(np.mean(s.dice)) for s in samples])
+    parameters = _fitted(strange, sure, dice)
+    expected = _held_out(samples, strange, sure, dice)
+    steps, errors = _intervals(expected, dice)
+    familiarity = _familiarity(parameters, strange)
+    of_segments = [
+        _line(np.array([logit(_sure(s)[k]) for s in samples]), np.array([s.dice[k] for s in samples]), familiarity)
+        for k in range(len(samples[0].dice))
+    ]
+    shares = np.array([s.measures.source["share"] for s in home])
+    return Calibration(
+        segments=samples[0].measures.segments,
+        names=names,
+        centre=tuple(centre.tolist()),
+        spread=tuple(spread.tolist()),
+        weights=tuple(parameters[3:].tolist()),
+        margin=float(parameters[2]),
+        sureness=(float(parameters[0]), float(parameters[1])),
+        of_segments=tuple(of_segments),
+        thumbnail=tuple(thumbnail.tolist()),
+        typical=float(np.mean([np.mean(s.dice) for s in home])),
+        steps=tuple(steps),
+        errors=tuple(errors),
+        ranges=tuple(zip(shares.min(0).tolist(), shares.max(0).tolist())),
+        cases=len(home),
+    )
+
+
+def _sure(sample: Sample) -> Sequence[float]:
+    signals: Mapping[str, Sequence[float]] = sample.measures.adapted if sample.adapted else sample.measures.source
+    return signals["self_dice"]
+
+
+def _familiarity(parameters: np.ndarray, strange: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, _SHARP * (strange @ parameters[3:] - parameters[2])) / _SHARP)
+
+
+def _expected(parameters: np.ndarray, strange: np.ndarray, sure: np.ndarray) -> np.ndarray:
+    return _familiarity(parameters, strange) / (1 + np.exp(-(parameters[0] + parameters[1] * sure)))
+
+
+def _fitted(strange: np.ndarray, sure: np.ndarray, dice: np.ndarray) -> np.ndarray:
+    """Return a, b, the margin and the weights of least squares, with the weights at least 0."""
+    count = strange.shape[1]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        r = 1 / (1 + np.exp(-(parameters[0] + parameters[1] * sure)))
+        u = strange @ parameters[3:] - parameters[2]
+        familiar = np.exp(-np.logaddexp(0, _SHARP * u) / _SHARP)
+        error = r * familiar - dice
+        of_r = 2 * error * familiar * r * (1 - r)
+        of_u = -2 * error * r * familiar / (1 + np.exp(-np.clip(_SHARP * u, -50, 50)))
+        weights = parameters[3:]
+        value = (error**2).mean() + _SPARSE * _DECAY / count * weights.sum() + _DECAY * (weights @ weights)
+        slope = _SPARSE * _DECAY / count + 2 * _DECAY * weights + strange.T @ of_u / len(dice)
+        return float(value), np.r_[of_r.mean(), (of_r * sure).mean(), -of_u.mean(), slope]
+
+    start = np.r_[0.0, 1.0, 1.0, np.full(count, 0.02)]
+    bounds = [(None, None), (0, None), (0.3, None)] + [(0, None)] * count
+    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
+
+
+def _held_out(samples: Sequence[Sample], strange: np.ndarray, sure: np.ndarray, dice: np.ndarray) -> np.ndarray:
+    """Return the expected Dice of each sample by a fit without its source image."""
+    cases = sorted({sample.case for sample in samples})
+    fold = {case: number % _FOLDS for number, case in enumerate(cases)}
+    of = np.array([fold[sample.case] for sample in samples])
+    expected = np.zeros(len(samples))
+    for number in range(min(_FOLDS, len(cases))):
+        out = of == number
+        expected[out] = _expected(_fitted(strange[~out], sure[~out], dice[~out]), strange[out], sure[out])
+    return expected
+
+
+def _intervals(expected: np.ndarray, dice: np.ndarray) -> tuple[list[float], list[tuple[float, float]]]:
+    """Return where the errors change, and their 5 % and 95 % quantiles between these steps."""
+    steps = np.quantile(expected, (1 / 3, 2 / 3)).tolist()
+    place = np.searchsorted(np.array(steps), expected, side="right")
+    errors: dict[int, list[float]] = defaultdict(list)
+    for number, error in zip(place.tolist(), (dice - expected).tolist()):
+        errors[number].append(error)
+    ends = [np.quantile(errors[number], (0.05, 0.95)).tolist() for number in range(3)]
+    return steps, [(min(low, 0.0), max(high, 0.0)) for low, high in ends]
+
+
+def _line(sure: np.ndarray, dice: np.ndarray, familiarity: np.ndarray) -> tuple[float, float]:
+    """Return a and b of one segment, with the familiarity as it is."""
+
+    def loss(line: np.ndarray) -> float:
+        return float((((familiarity / (1 + np.exp(-(line[0] + line[1] * sure)))) - dice) ** 2).mean())
+
+    found = minimize(loss, np.array([0.0, 1.0]), method="L-BFGS-B", bounds=[(None, None), (0, None)]).x
+    return float(found[0]), float(found[1])
