@@ -13,6 +13,7 @@ from pathlib import Path
 from .errors import GrataError, OutputError
 
 __all__ = [
+    "CASES",
     "FIGURES",
     "JOURNAL",
     "OVERVIEW",
@@ -27,6 +28,7 @@ JOURNAL = "journal.jsonl"
 SEGMENTATIONS = "segmentations"
 FIGURES = "figures"
 OVERVIEW = "overview.png"
+CASES = "cases.csv"
 """Names in an output folder. Discovery recognizes an earlier output folder by them and takes no scans from it."""
 
 

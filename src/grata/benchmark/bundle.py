@@ -16,7 +16,7 @@ from ..bundles.bundle import REQUIRED, Bundle
 from ..engines.earlier import first_names
 from ..errors import GrataError
 from ..methods import Method, create, settings_of
-from ..session import Session
+from ..session import Session, make_guard
 from .config import OF_ROWS, MethodRow
 
 __all__ = ["BenchmarkBundle", "is_random"]
@@ -27,7 +27,7 @@ _READ_OF_SITES = ("imports", "site", "discovery", "preprocessing", "to_probabili
 _OF_METHODS = ("activation", "prepared", "reset", "affine")
 """Configuration keys that apply to every method."""
 
-_OF_SESSIONS = ("bank", "start_from", "save_to")
+_OF_SESSIONS = ("bank", "start_from", "save_to", "guard", "on_reject", "quality")
 """Configuration keys that say where an adaptation is kept, and what it starts from."""
 
 _KEPT = ("bank", "save_to")
@@ -118,7 +118,15 @@ class BenchmarkBundle(Bundle):
                 self.value("start_from"),
                 save_to,
                 reset=self.value("reset") if row.reset is None else row.reset,
+                guard=self._guard(),
             )
+
+    def _guard(self) -> Any:
+        common = {"on_reject": self.value("on_reject"), "calibration": self.value("quality")}
+        labels = [region.label for region in self.regions]
+        return make_guard(
+            self.value("guard", True), activation=self.activation, output=self.output, segments=labels, **common
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what results depend on: the configuration with its overrides, and digests of the weights."""

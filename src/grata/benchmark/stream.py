@@ -27,7 +27,7 @@ from .protocols import Item
 
 __all__ = ["MEASURED", "run_job"]
 
-MEASURED = ("seconds", "seconds_predict", "peak_memory_mib", "cold")
+MEASURED = ("seconds", "seconds_predict", "seconds_judge", "peak_memory_mib", "cold")
 """Columns of measurements, which differ from run to run; all other columns are the same when a run is repeated.
 Measurements are empty for a repeated image whose result was reused.
 """
@@ -102,7 +102,9 @@ class _Runner:
     @property
     def each_for_itself(self) -> bool:
         """Whether no image influences the result of another, so that the result of a repeated image can be reused."""
-        return self.session.episodic or not self.session.method.learns
+        alone = self.session.episodic or not self.session.method.learns
+        # a guard goes by what it saw of the stream
+        return alone and self.session.guard is None
 
     def _goes_on_after(self, position: int) -> bool:
         """Return whether images after this position depend on the method's state after it, or a later run does."""
@@ -175,7 +177,7 @@ class _Runner:
             with precision:
                 adapting.adapt(self.bundle.inferer)
             with eval_mode(network), precision:
-                logits = adapting.judge(self.bundle.inferer(images, network)[0].float())
+                logits = adapting.judge(self.bundle.inferer(images, network))[0].float()
             labels, probabilities = site.postprocess(image, logits, self.job.metrics.space)
             row |= _columns(adapting.record) | {"cold": self._cold}
             # Labels are read only from here on, and whatever happens to them has no effect on the method.
@@ -205,7 +207,9 @@ class _Runner:
 def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns that the record of a case gives: those of one value, and the change of the parameters."""
     peak = record["peak_memory_mib"]
+    expected = {key: record.get("quality", {}).get(key) for key in ("expected_dice", "expected_low", "expected_high")}
     return {
+        **{key: value for key, value in expected.items() if value is not None},
         **{key: value for key, value in record.items() if isinstance(value, str | int | float)},
         **{f"parameter_change/{key}": value for key, value in record["parameter_change"].items()},
         "flags": ";".join(record["flags"]),

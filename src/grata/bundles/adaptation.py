@@ -14,10 +14,13 @@ from ..bank.saved import card_path, saved_path
 from ..checks import check_choice, check_flag, checked, constant
 from ..engines import AdaptationHandler, EvaluatorRun
 from ..errors import GrataError
-from ..files import JOURNAL, check_output_dir
+from ..files import CASES, JOURNAL, check_output_dir
 from ..methods import METHODS, Method, create, settings_of
 from ..normalization import AFFINE
 from ..private import running_workflow
+from ..quality import REJECT, REJECTED
+from ..report import case_row, verdict_lines, write_cases
+from ..session import make_guard
 from .checks import bundle_postprocessing
 from .configuration import check_settings_kind
 from .head import Head, find_head, is_unit_range
@@ -55,6 +58,11 @@ class ZooAdaptation:
         start_from: saved adaptation to go on from.
         save_to: file of the saved adaptation of a run without a bank; None: ``adapted.safetensors`` in ``output_dir``.
         site: site of the images, for the journal, the bank and reset policies that need it; None: that of the batch.
+        guard: judge of each prediction: true for the usual one, its settings, or false, see
+            :class:`grata.session.QualityGuard`.
+        on_reject: what becomes of a rejected image: ``source``, ``withhold`` (the bundle writes nothing of it) or
+            ``keep``.
+        quality: file written by ``python -m grata calibrate``; None: ``models/quality.json`` where the bundle has it.
         overwrite: whether to remove the journal and the saved adaptation of an earlier run from ``output_dir``.
         traceback: whether to show the Python traceback of each fault.
 
@@ -83,6 +91,9 @@ class ZooAdaptation:
         start_from: str | Path | None = None,
         save_to: str | Path | None = None,
         site: str | None = None,
+        guard: bool | Mapping[str, Any] | None = True,
+        on_reject: str | None = None,
+        quality: str | Path | None = None,
         overwrite: bool = False,
         traceback: bool = False,
     ) -> None:
@@ -104,6 +115,7 @@ class ZooAdaptation:
                     "save_to": save_to,
                     "reset": reset,
                     "site": site,
+                    "guard": guard,
                 },
                 output_dir,
                 {"overwrite": overwrite, "traceback": traceback},
@@ -118,6 +130,7 @@ class ZooAdaptation:
         self.method = make_method(
             _bare(evaluator.network), method, settings, self.head, unit_range, affine=affine, **common
         )
+        session["guard"] = _guard(session["guard"], constant(on_reject), constant(quality), bundle_root)
         self._traceback = flags["traceback"]
         self._folder = _output_folder(folder)
         self.handler = self._plugged(session)
@@ -143,7 +156,8 @@ class ZooAdaptation:
     def run(self) -> None:
         """Run the evaluator over all images that the bundle finds.
 
-        If an image failed, the process ends with status 1, after the ``finalize`` of the bundle's own workflow.
+        If an image failed, the process ends with status 1, and if one was rejected with status 3, after the
+        ``finalize`` of the bundle's own workflow.
 
         Raises:
             GrataError: the bundle finds no image.
@@ -159,10 +173,16 @@ class ZooAdaptation:
         print(f"{self.method.name}: {run.done} of {run.images} images done.")
         for line in (*(f"{fault.case}: {fault.message}" for fault in run.faults), *self.handler.remarks()):
             print(f"  {line}")
-        if run.done < run.images:
+        judgements = self.handler.session.judgements
+        for line in verdict_lines(judgements):
+            print(line)
+        if self._folder is not None and judgements:
+            write_cases([case_row(name, judgement) for name, judgement in judgements.items()], self._folder / CASES)
+        rejected = any(judgement.verdict == REJECT for judgement in judgements.values())
+        if run.done < run.images or rejected:
             if (workflow := running_workflow()) is not None:
                 workflow.finalize()
-            sys.exit(1)
+            sys.exit(1 if run.done < run.images else REJECTED)
 
 
 def make_method(
@@ -259,7 +279,7 @@ def _files_to_remove(folder: Path | None, start_from: str | Path | None, overwri
     if start_from is not None and saved.is_file() and saved_path(start_from).resolve() == saved.resolve():
         return []
     if overwrite:
-        return [journal, saved, card_path(saved)]
+        return [journal, saved, card_path(saved), folder / CASES]
     if journal.is_file() or saved.is_file():
         go_on = f"--adaptation#start_from {saved} to go on from it, " if saved.is_file() else ""
         raise GrataError(
@@ -268,6 +288,20 @@ def _files_to_remove(folder: Path | None, start_from: str | Path | None, overwri
             key="adaptation#output_dir",
         )
     return []
+
+
+def _guard(given: Any, on_reject: Any, quality: Any, bundle_root: str | Path | None) -> Any:
+    """Return the guard of a bundle, with what is known of its network from its source set."""
+    if quality is None and bundle_root is not None:
+        path = Path(bundle_root) / "models" / "quality.json"
+        quality = path if path.is_file() else None
+    try:
+        return make_guard(given, on_reject=on_reject, calibration=quality)
+    except GrataError as error:
+        head = {"calibration": "quality"}.get(error.head, error.head)
+        if head in ("quality", "on_reject", "guard"):
+            raise GrataError(error.message, f"adaptation#{error.key if head != 'quality' else head}") from error
+        raise
 
 
 def _existing(prepared: str | Path | None) -> str | Path | None:

@@ -15,6 +15,7 @@ from ..checks import did_you_mean
 from ..errors import GrataError
 from .bank import bank
 from .benchmark import benchmark
+from .calibrate import calibrate
 from .doctor import doctor
 from .methods import methods
 from .nnunet import nnunet
@@ -75,6 +76,9 @@ _COMMANDS = {
         "stopped. Entries are whole, as they were or as they were to be.",
         by_position=("checkpoint", "output", "all"),
         stated=("all",),
+    ),
+    "calibrate": _Command(
+        calibrate, "Learn what Dice to expect of a network.", "stopped. Nothing was written.", others=True
     ),
     "prepare": _Command(
         prepare, "Compute what methods need of the source set.", "stopped. Nothing was written.", others=True

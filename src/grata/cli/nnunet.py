@@ -68,6 +68,22 @@ def nnunet(
         str | None,
         _option("prepared", TEXT, "What some methods need: a folder with fold_0.safetensors and so on, or a file."),
     ] = None,
+    guard: Annotated[
+        Any,
+        _option(
+            "guard",
+            VALUE,
+            "Judge each prediction, and use the plain network's where adaptation harms; false: as in the papers.",
+            default="true",
+        ),
+    ] = None,
+    on_reject: Annotated[
+        str | None,
+        _option("on_reject", TEXT, "What is written of a rejected image: source, withhold or keep.", default="source"),
+    ] = None,
+    quality: Annotated[
+        str | None, _option("quality", TEXT, "File of grata calibrate: what Dice to expect of the networks.")
+    ] = None,
     folds: Annotated[
         Any, _option("folds", VALUE, "Folds to use: 0, or 0,1, or all.", default="each numbered one")
     ] = None,

@@ -65,10 +65,13 @@ class Discovery:
             picture, or list of the files of a DICOM series along its slice normal. ``label``: path of the label map,
             only when one was found. ``site``: name of the site. ``format``: ``"nifti"``, ``"dicom"`` or ``"picture"``.
         faults: scans that cannot be used.
+        paths: path of each case below the folder, by its id, for a person to find it: the file, or the folder of a
+            series; what identifies the patient is left out.
     """
 
     cases: list[dict[str, Any]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    paths: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 def discover(
@@ -237,10 +240,11 @@ class _Search:
         self.found.faults.append(Fault(case, message))
 
     def _keep(
-        self, case: str, image: str | list[str], label: Path | None, file_format: str, site: str | None = None
+        self, case: str, image: str | list[str], label: Path | None, file_format: str, site: str | None, shown: str
     ) -> None:
         labelled = {} if label is None else {"label": str(label)}
         found = {"case": case, "image": image, **labelled, "site": site or self.site, "format": file_format}
+        self.found.paths[case] = shown
         self.found.cases.append(found)
 
     def _add_file(
@@ -254,7 +258,8 @@ class _Search:
             message = str(error).replace(f"{self.root}{os.sep}", "")
             self._fail(case, printable(message.replace(parent, remove_identifiers(parent, identifiers))))
             return
-        self._keep(case, str(path), label, "nifti" if is_nifti(path) else "picture", site)
+        shown = printable(remove_identifiers(_relative(path, self.root), identifiers))
+        self._keep(case, str(path), label, "nifti" if is_nifti(path) else "picture", site, shown)
 
     def _add_dicom(
         self,
@@ -320,7 +325,7 @@ class _Search:
             except GrataError as error:
                 self._fail(case, str(error))
                 return
-        self._keep(case, [instance.path for instance in ordered], label, "dicom")
+        self._keep(case, [instance.path for instance in ordered], label, "dicom", None, folder)
 
 
 def _nothing_found(root: Path, files: Files, spatial_dims: int) -> str:

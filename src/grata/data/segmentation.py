@@ -103,6 +103,7 @@ def write_dicom_seg(
     segments: Sequence[Mapping[str, Any]],
     path: str | os.PathLike[str],
     algorithm: tuple[str, str] = ("GraTa", __version__),
+    remark: str = "",
 ) -> None:
     """Write a label map as a binary DICOM SEG that refers to its source series, frame by frame.
 
@@ -120,6 +121,8 @@ def write_dicom_seg(
             with their segments.
         path: file to write; its folder exists.
         algorithm: name and version of the algorithm that made the segmentation.
+        remark: what is to be known of it, such as the verdict of a guard: a few words, which stand in Content
+            Description; what exceeds its 64 characters is cut off.
 
     Raises:
         GrataError: the source series can no longer be read or lacks what a DICOM SEG needs, or the file cannot be
@@ -136,7 +139,7 @@ def write_dicom_seg(
     try:
         with quiet_libraries():
             sources = [_completed(instance, instances[0].planes[0], thickness) for instance in instances]
-            segmentation = _segmentation(sources, instances, labels, segments, algorithm)
+            segmentation = _segmentation(sources, instances, labels, segments, algorithm, remark)
             with atomic_write(path) as temporary:
                 segmentation.save_as(temporary)
                 segread(temporary)
@@ -155,8 +158,9 @@ def _segmentation(
     labels: np.ndarray,
     segments: Sequence[Mapping[str, Any]],
     algorithm: tuple[str, str],
+    remark: str,
 ) -> Segmentation:
-    uids = _Uids(sources[0], labels, segments, algorithm)
+    uids = _Uids(sources[0], labels, segments, (*algorithm, remark) if remark else algorithm)
     date, time = _date_and_time(sources[0])
     segmentation = Segmentation(
         source_images=sources,
@@ -172,7 +176,7 @@ def _segmentation(
         manufacturer_model_name=algorithm[0],
         software_versions=algorithm[1],
         device_serial_number="none",
-        content_description=f"Segmentation by {algorithm[0]}",
+        content_description=f"{f'{remark}: ' if remark else ''}Segmentation by {algorithm[0]}"[:64],
         content_label="SEGMENTATION",
         series_description=f"{algorithm[0]} segmentation",
         content_date=date,
@@ -187,7 +191,7 @@ class _Uids:
     """Generator of UIDs that depend only on the source series and the content."""
 
     def __init__(
-        self, source: Dataset, labels: np.ndarray, segments: Sequence[Mapping[str, Any]], algorithm: tuple[str, str]
+        self, source: Dataset, labels: np.ndarray, segments: Sequence[Mapping[str, Any]], algorithm: tuple[str, ...]
     ) -> None:
         content = hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
         described = json.dumps([dict(segment) for segment in segments], sort_keys=True, default=list)

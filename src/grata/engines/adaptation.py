@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from ..bank import AdapterBank
 from ..errors import GrataError
 from ..methods import GraTa, Method
 from ..private import is_last_handler, put_first
-from ..session import Case, Guard, Journal, ResetPolicy, Session, WindowSelection
+from ..quality import Judgement
+from ..session import Again, Case, Guard, Journal, QualityGuard, ResetPolicy, Session, WindowSelection
 
 __all__ = ["AdaptationHandler", "GraTaHandler"]
 
@@ -55,12 +57,14 @@ class AdaptationHandler:
         reset: policy that says when to start from the source network again, see :mod:`grata.session.resets`; None: as
             in the method's paper.
         site: site of batches that name none.
-        guard: judge of each prediction, see :class:`grata.session.Guard`.
+        guard: judge of each prediction: true for the usual one, see :class:`grata.session.QualityGuard`; its settings;
+            a check of one's own, see :class:`grata.session.Guard`; false or None: none.
 
     Attributes:
         session: session that adapts.
         names: names of the next batch's images, for a run whose batches have none; empty: those in the batch.
         finished: whether the last batch is finished, also where the last step of that failed.
+        judgements: judgement of each image of the present batch; empty: nothing judges them.
 
     Raises:
         GrataError: a setting is refused.
@@ -79,7 +83,7 @@ class AdaptationHandler:
         save_to: str | Path | None = None,
         reset: ResetPolicy | str | Mapping[str, Any] | None = None,
         site: str | None = None,
-        guard: Guard | None = None,
+        guard: Guard | QualityGuard | Mapping[str, Any] | bool | None = True,
     ) -> None:
         self.session = Session(method, windows, bank, start_from, save_to, journal, reset, site, guard)
         self.source_key = source_key
@@ -87,7 +91,9 @@ class AdaptationHandler:
         self.site_key = site_key
         self.names: tuple[str, ...] = ()
         self.finished = False
+        self.judgements: list[Judgement] = []
         self._case: Case | None = None
+        self._predict: Again | None = None
 
     @property
     def method(self) -> Method:
@@ -160,9 +166,11 @@ class AdaptationHandler:
         names = list(self.names) or self._items(engine, self.case_key)
         names = names if names is not None else [f"iteration-{state.iteration}-{index}" for index in range(len(images))]
         case = self.session.case(images, names, self._items(engine, self.site_key), self._meta(engine))
-        self._case = case.__enter__()
-        if self.source_key is not None:
-            state.batch[self.source_key] = self._source_prediction(engine, images, *args, **kwargs)
+        self._case, self.judgements = case.__enter__(), []
+        self._predict = partial(self._predicted, engine, args, kwargs)
+        # the guard asks for the source prediction by itself
+        if self.source_key is not None and not isinstance(self.session.guard, QualityGuard):
+            state.batch[self.source_key] = self._predict(images, True)
         with _precision(engine):
             case.adapt(engine.inferer)
 
@@ -174,9 +182,18 @@ class AdaptationHandler:
                 key="prepare_batch, inferer",
             )
 
-    def _source_prediction(self, engine: SupervisedEvaluator, images: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        with self.method.source_network() as source, engine.mode(engine.network), _precision(engine):
-            network = source if engine.network is self.method.network else engine.network
+    def _predicted(
+        self,
+        engine: SupervisedEvaluator,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        images: torch.Tensor,
+        source: bool,
+    ) -> Any:
+        """Return what the engine predicts with the source network or the adapted one."""
+        chosen = self.method.source_network() if source else contextlib.nullcontext(self.method.network)
+        with chosen as own, torch.no_grad(), engine.mode(engine.network), _precision(engine):
+            network = own if engine.network is self.method.network else engine.network
             return engine.inferer(images, network, *args, **kwargs)
 
     def judge(self, engine: SupervisedEvaluator) -> None:
@@ -186,8 +203,14 @@ class AdaptationHandler:
             GrataError: the prediction is not finite.
         """
         output: Any = engine.state.output
+        batch: Any = engine.state.batch
         assert self._case is not None  # the batch was adapted to
-        output[CommonKeys.PRED] = self._case.judge(output[CommonKeys.PRED])
+        prediction = output[CommonKeys.PRED]
+        output[CommonKeys.PRED] = self._case.judge(prediction, self._predict)
+        self.judgements = self._case.judgements
+        if self.source_key is not None and isinstance(self.session.guard, QualityGuard):
+            source = self._case.source
+            batch[self.source_key] = prediction if source is None else source
 
     def commit(self, engine: SupervisedEvaluator) -> None:
         """Finish the batch: write the journal's lines and keep the adaptation."""
@@ -253,7 +276,7 @@ class GraTaHandler(AdaptationHandler):
         save_to: str | Path | None = None,
         reset: ResetPolicy | str | Mapping[str, Any] | None = None,
         site: str | None = None,
-        guard: Guard | None = None,
+        guard: Guard | QualityGuard | Mapping[str, Any] | bool | None = True,
         **settings: Any,
     ) -> None:
         method = GraTa(network=network, **settings)

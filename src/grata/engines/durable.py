@@ -20,8 +20,19 @@ from torch.utils.data import DataLoader, SequentialSampler
 from .._version import __version__
 from ..data import Discovery, Fault
 from ..errors import GrataError, OutputError, RunError
-from ..files import JOURNAL, OVERVIEW, atomic_write, check_output_dir, remove_leftovers
-from ..report import format_summary, overview_figure, summarise_scores, write_scores, write_summary, write_volumes
+from ..files import CASES, JOURNAL, OVERVIEW, atomic_write, check_output_dir, remove_leftovers
+from ..quality import REJECT, REJECTED, Judgement
+from ..report import (
+    case_row,
+    format_summary,
+    overview_figure,
+    summarise_scores,
+    verdict_lines,
+    write_cases,
+    write_scores,
+    write_summary,
+    write_volumes,
+)
 from ..session import Case, Journal, explain
 from ..session.faults import STOPPED, TRACEBACK_HINT
 from .adaptation import AdaptationHandler
@@ -33,7 +44,7 @@ __all__ = ["AdaptationRun"]
 
 _STATE = "state.pt"
 _BEGUN = ".begun"
-_TABLES = (_STATE, "scores.csv", "volumes.csv", "summary.json", OVERVIEW, JOURNAL)
+_TABLES = (_STATE, CASES, "scores.csv", "volumes.csv", "summary.json", OVERVIEW, JOURNAL)
 
 
 class AdaptationRun(EvaluatorRun):
@@ -89,6 +100,7 @@ class AdaptationRun(EvaluatorRun):
             # before an earlier run is removed
             self.session.keeper.check_save_to()
         super().__init__(evaluator, adaptation, traceback)
+        outputs.judgements = self._judgements
         self.faults = list(discovery.faults)
         self._stopped_by: RunError | None = None
         self._source_hash = _hash(self.session.network)
@@ -110,7 +122,8 @@ class AdaptationRun(EvaluatorRun):
         """Run all cases that are not finished yet, write the tables, print the summary.
 
         Returns:
-            Exit status: 0 if every case was finished, 1 if there were faults.
+            Exit status: 0 if every case was finished and none rejected, 1 if there were faults, 3
+            (:data:`grata.quality.REJECTED`) if there were none and the guard rejected a case.
 
         Raises:
             GrataError: there is no scan, or a fault belongs to no case.
@@ -133,6 +146,10 @@ class AdaptationRun(EvaluatorRun):
     def _named(self, indices: list[int]) -> dict[int, str]:
         dataset: Any = self._dataset
         return {index: dataset.data[index]["case"] for index in indices}
+
+    def _judgements(self) -> dict[str, Judgement]:
+        """Return what the guard says of the present case."""
+        return dict(zip(self.handler.names, self.handler.judgements))
 
     def _check_images(self) -> None:
         """Leave it to :meth:`run`: files that are no scan are reported even where there is no other."""
@@ -182,6 +199,8 @@ class AdaptationRun(EvaluatorRun):
         self.outputs.scores = json.loads(state["scores"])
         self.outputs.volumes = json.loads(state["volumes"])
         self.session.flags |= {case: tuple(flags) for case, flags in json.loads(state["flags"]).items()}
+        judged = json.loads(state.get("judgements", "{}"))
+        self.session.judgements |= {case: Judgement.of(values) for case, values in judged.items()}
         self.session.resume(state["method"], json.loads(state.get("kept", "null")))
 
     def _remove_earlier_run(self) -> None:
@@ -214,6 +233,7 @@ class AdaptationRun(EvaluatorRun):
             "scores": json.dumps(self.outputs.scores),
             "volumes": json.dumps(self.outputs.volumes),
             "flags": json.dumps(self.session.flags),
+            "judgements": json.dumps({case: j.as_dict() for case, j in self.session.judgements.items()}),
             "kept": json.dumps(kept),
             "settings": json.dumps(self.settings, sort_keys=True),
             "source": self._source_hash,
@@ -264,9 +284,12 @@ class AdaptationRun(EvaluatorRun):
             "faults": self.faults,
             "scores": summarise_scores(scores),
         }
+        judgements = {case: self.session.judgements[case] for case in sorted(self.session.judgements)}
         unwritten = None
         try:
             write_volumes(volumes, self.output_dir / "volumes.csv")
+            if judgements:
+                write_cases(self._rows(judgements), self.output_dir / CASES)
             if scores:
                 write_scores(scores, self.output_dir / "scores.csv")
                 overview_figure(scores, self.output_dir / OVERVIEW)
@@ -275,6 +298,8 @@ class AdaptationRun(EvaluatorRun):
         except GrataError as error:
             unwritten = error
         print(format_summary(**summary, seconds=seconds, output_dir=self.output_dir))
+        for line in verdict_lines(judgements):
+            print(line)
         for remark in self.session.remarks():
             print(f"note: {remark}")
         if unwritten is not None:
@@ -282,7 +307,22 @@ class AdaptationRun(EvaluatorRun):
         if self._stopped_by is not None:
             left = sum(case["case"] not in self.finished for case in self.discovery.cases)
             print(f"stopped early: {left} cases are left. {STOPPED}")
-        return 1 if self.faults or unwritten else 0
+        if self.faults or unwritten:
+            return 1
+        return REJECTED if any(judgement.verdict == REJECT for judgement in judgements.values()) else 0
+
+    def _rows(self, judgements: Mapping[str, Judgement]) -> list[dict[str, Any]]:
+        sites = {case["case"]: case["site"] or "" for case in self.discovery.cases}
+        return [
+            case_row(
+                case,
+                judgement,
+                self.discovery.paths.get(case, ""),
+                sites.get(case, ""),
+                self.outputs.volumes.get(case, ()),
+            )
+            for case, judgement in judgements.items()
+        ]
 
 
 def _check_evaluator(engine: SupervisedEvaluator, adaptation: AdaptationHandler, outputs: OutputHandler) -> None:

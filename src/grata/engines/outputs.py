@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .._version import __version__
 from ..data import write_dicom_seg, write_nifti, write_png
 from ..errors import GrataError
 from ..files import FIGURES, SEGMENTATIONS
+from ..quality import Judgement, verdict_in_words
 from ..report import case_scores, case_volumes, contact_sheet
 
 __all__ = ["OutputHandler"]
@@ -50,6 +51,8 @@ class OutputHandler:
     Attributes:
         scores: rows for :func:`grata.report.write_scores`, by case.
         volumes: rows for :func:`grata.report.write_volumes`, by case.
+        judgements: what a guard says of the cases of an iteration, by their names, for the outputs to carry it; a run
+            gives it. The segmentation of a case that is withheld is not written.
 
     Raises:
         GrataError: a segment is incomplete, has an unknown key or includes a value that no other segment has, or
@@ -82,6 +85,7 @@ class OutputHandler:
         self.image_key = image_key
         self.scores: dict[str, list[dict[str, Any]]] = {}
         self.volumes: dict[str, list[dict[str, Any]]] = {}
+        self.judgements: Callable[[], Mapping[str, Judgement]] = dict
 
     def attach(self, engine: Engine) -> None:
         """Register the handler on ``ITERATION_COMPLETED``.
@@ -95,8 +99,9 @@ class OutputHandler:
         """Write the outputs of the cases of this iteration."""
         batches: Any = engine.state.batch
         outputs: Any = engine.state.output
+        judgements = self.judgements()
         for batch, output in zip(batches, outputs):
-            self._write_case(self.cases[batch["case"]], {**batch, **output})
+            self._write_case(self.cases[batch["case"]], {**batch, **output}, judgements.get(batch["case"]))
 
     def remove(self, case: str) -> None:
         """Remove all outputs of a case."""
@@ -110,7 +115,7 @@ class OutputHandler:
         segmentations, figures = self.output_dir / SEGMENTATIONS, self.output_dir / FIGURES
         return [*(segmentations / f"{case}{end}" for end in (".nii.gz", ".seg.dcm", ".png")), figures / f"{case}.png"]
 
-    def _write_case(self, case: Mapping[str, Any], item: Mapping[str, Any]) -> None:
+    def _write_case(self, case: Mapping[str, Any], item: Mapping[str, Any], judgement: Judgement | None) -> None:
         image, prediction = item[self.image_key], _label_map(item[self.pred_key])
         source = item.get(self.source_key)
         maps = {} if source is None else {"source": _label_map(source)}
@@ -120,11 +125,12 @@ class OutputHandler:
         is_picture = case["format"] == "picture"
         spacing = None if is_picture else np.linalg.norm(affine[:-1, :-1], axis=0)[: prediction.ndim].tolist()
 
-        self._write_segmentation(prediction, case)
+        if judgement is None or not judgement.withheld:
+            self._write_segmentation(prediction, case, judgement)
         self._measure(case, maps, label, spacing)
-        self._draw(case, image, maps, label, spacing or [1.0] * prediction.ndim)
+        self._draw(case, image, maps, label, spacing or [1.0] * prediction.ndim, judgement)
 
-    def _write_segmentation(self, prediction: np.ndarray, case: Mapping[str, Any]) -> None:
+    def _write_segmentation(self, prediction: np.ndarray, case: Mapping[str, Any], judgement: Judgement | None) -> None:
         nifti, dicom_seg, png, _ = self.paths(case["case"])
         nifti.parent.mkdir(parents=True, exist_ok=True)
         if case["format"] == "picture":
@@ -133,7 +139,8 @@ class OutputHandler:
             write_nifti(prediction, case, nifti)
         if case["format"] == "dicom":
             algorithm = (f"grata {self.variant}", __version__)
-            write_dicom_seg(prediction, case, self.segments, dicom_seg, algorithm=algorithm)
+            remark = "" if judgement is None else verdict_in_words(judgement)
+            write_dicom_seg(prediction, case, self.segments, dicom_seg, algorithm=algorithm, remark=remark)
 
     def _measure(
         self,
@@ -165,6 +172,7 @@ class OutputHandler:
         maps: Mapping[str, np.ndarray],
         label: np.ndarray | None,
         spacing: Sequence[float],
+        judgement: Judgement | None,
     ) -> None:
         figure = self.paths(case["case"])[-1]
         figure.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +185,7 @@ class OutputHandler:
             np.moveaxis(pixels, 0, -1) if colour else pixels[0],
             outlines,
             figure,
-            title=f"{case['case']} ({self.variant})",
+            title=f"{case['case']} ({self.variant}){'' if judgement is None else ': ' + verdict_in_words(judgement)}",
             spacing=spacing,
             axcodes=nib.aff2axcodes(np.asarray(image.affine, dtype=float)) if pixels.ndim == 4 else None,
         )

@@ -71,6 +71,14 @@ class TrainedModel:
         return "sigmoid" if self.labels.has_regions else "softmax"
 
     @property
+    def segments(self) -> list[str]:
+        """Names of the labels or regions, in the order of the network's outputs."""
+        named = {name: value for name, value in self.dataset["labels"].items() if name not in ("background", "ignore")}
+        if self.labels.has_regions:
+            return list(named)
+        return sorted(named, key=lambda name: int(named[name]))
+
+    @property
     def channels(self) -> int:
         """Number of files of an image, one per channel."""
         return len(self.dataset.get("channel_names") or self.dataset["modality"])

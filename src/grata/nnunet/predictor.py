@@ -13,7 +13,8 @@ import torch
 from ..errors import GrataError
 from ..methods import METHODS, Method, create
 from ..methods.gradient import GradientMethod
-from ..session import Session, WindowSelection, together
+from ..quality import Judgement
+from ..session import Session, WindowSelection, judged_together, make_guard, together
 from ..views import VIEWS
 from .model import TrainedModel
 
@@ -48,11 +49,16 @@ class AdaptedPredictor:
         bank: folder of the banks of all folds: ``fold_0`` and so on.
         start_from: saved adaptations to start from, named as ``prepared``.
         save_to: folder for the saved adaptation of each fold.
-        session: ``reset``, ``journal`` and ``guard`` of :class:`grata.Session`.
+        guard: judge of the mean over the folds: true for the usual one, its settings, or false, see
+            :class:`grata.session.QualityGuard`.
+        on_reject: what is used of a rejected image: ``source``, ``withhold`` or ``keep``.
+        quality: file of ``python -m grata calibrate``.
+        session: ``reset`` and ``journal`` of :class:`grata.Session`.
 
     Attributes:
         sessions: session of each fold.
         methods: method of each fold.
+        judgement: judgement of the last case; None: nothing judges.
 
     Raises:
         GrataError: the model or the method is refused.
@@ -74,19 +80,29 @@ class AdaptedPredictor:
         bank: str | Path | None = None,
         start_from: str | Path | None = None,
         save_to: str | Path | None = None,
+        guard: bool | Mapping[str, Any] | None = True,
+        on_reject: str | None = None,
+        quality: str | Path | None = None,
         **session: Any,
     ) -> None:
         model.check()
         self.model = model
         self.device = torch.device(device)
+        mirrored = mirror_views(model.checkpoint.mirror_axes, len(model.configuration.patch_size))
         settings, common = dict(settings or {}), {"activation": model.activation, "seed": seed}
         # Settings of these names mean something else in other methods.
         if issubclass(METHODS.get(method, Method), GradientMethod):
             strong_view = {"output_range": "input"}
             if isinstance(settings.get("strong_view"), Mapping):
                 settings["strong_view"] = strong_view | settings["strong_view"]
-            views = mirror_views(model.checkpoint.mirror_axes, len(model.configuration.patch_size))
-            common |= {"views": views, "strong_view": strong_view}
+            common |= {"views": mirrored, "strong_view": strong_view}
+        judge = {
+            "on_reject": on_reject,
+            "calibration": quality,
+            "activation": model.activation,
+            "segments": model.segments,
+            "view": next((name for name in mirrored if name != "identity"), "identity"),
+        }
         self.sessions: dict[str, Session] = {}
         for fold in model.checkpoints:
             network = model.network(fold).to(self.device)
@@ -98,8 +114,10 @@ class AdaptedPredictor:
                 _of_fold(start_from, fold, "start_from"),
                 None if save_to is None else Path(save_to) / f"fold_{fold}",
                 about={"fold": fold},
+                guard=make_guard(guard, **judge),
                 **session,
             )
+        self.judgement: Judgement | None = None
         self.methods = {fold: adapting.method for fold, adapting in self.sessions.items()}
         self._predictor = self._nnunet_predictor(tile_step_size, use_mirroring)
 
@@ -149,10 +167,17 @@ class AdaptedPredictor:
                     case.adapt(lambda method, windows: self._batches(method, windows, data))
             for case in cases:
                 case.restart_clock()
-            logits = self.logits(data)
-            for case in cases:
-                logits = case.judge(logits)
-            yield logits
+            # batched, as all else in a session
+            logits = judged_together(cases, self.logits(data)[None], self._again)
+            self.judgement = cases[0].judgements[0] if cases[0].judgements else None
+            yield logits[0]
+
+    def _again(self, images: torch.Tensor, source: bool) -> torch.Tensor:
+        """Predict an image ``(1, C, X, Y, Z)`` by all folds, adapted or as they were."""
+        with contextlib.ExitStack() as stack:
+            for method in self.methods.values() if source else ():
+                stack.enter_context(method.source_network())
+            return self.logits(images[0])[None]
 
     def _batches(self, method: Method, windows: WindowSelection, data: torch.Tensor) -> list[torch.Tensor]:
         """Return batches of windows ``(N, C, *patch_size)`` to adapt to, padded and placed as in the prediction."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -17,9 +18,10 @@ from .._version import __version__
 from ..checks import check_flag, check_number, checked, did_you_mean
 from ..data import Fault
 from ..errors import GrataError, RunError
-from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
+from ..files import CASES, JOURNAL, atomic_write, check_output_dir, remove_leftovers
 from ..machine import check_device
-from ..report import format_summary, write_summary
+from ..quality import REJECT, REJECTED
+from ..report import case_row, format_summary, verdict_lines, write_cases, write_summary
 from ..session import Journal, ResetPolicy, WindowSelection, explain
 from .cases import find_cases
 from .model import CHECKPOINT, load_model
@@ -50,6 +52,9 @@ def predict(
     tile_step_size: float = 0.5,
     use_mirroring: bool = True,
     save_probabilities: bool = False,
+    guard: bool | Mapping[str, Any] = True,
+    on_reject: str = "source",
+    quality: str | Path | None = None,
     overwrite: bool = True,
     traceback: bool = False,
 ) -> int:
@@ -89,12 +94,18 @@ def predict(
         tile_step_size: step between nnU-Net's windows, as a fraction of their size.
         use_mirroring: whether to predict mirrored images as well, as nnU-Net does.
         save_probabilities: whether to write ``<case>.npz`` and ``<case>.pkl`` too, as nnU-Net does.
+        guard: judge of each prediction: true for the usual one, its settings, or false, see
+            :class:`grata.session.QualityGuard`.
+        on_reject: what is written of a rejected image: ``source``, the networks' prediction without adaptation;
+            ``withhold``, nothing; or ``keep``.
+        quality: file of ``python -m grata calibrate``; None: nothing is known of the networks.
         overwrite: whether to predict cases again whose outputs exist. If False, the parameters adapted to those cases
             are not used, except for those that a bank kept.
         traceback: whether to show the Python traceback of each fault.
 
     Returns:
-        Exit status: 0 if every case was finished, 1 if there were faults.
+        Exit status: 0 if every case was finished and none rejected, 1 if there were faults, 3 if there were none and
+        the guard rejected a case.
 
     Raises:
         GrataError: nnU-Net is not installed, the model or the method is refused, there is no image, or the output
@@ -127,6 +138,9 @@ def predict(
         save_to=save_to,
         reset=reset,
         journal=journal,
+        guard=guard,
+        on_reject=on_reject,
+        quality=quality,
     )
     given = {
         "model_folder": model_folder, "input": input, "method": method, "settings": settings, "windows": windows,
@@ -149,9 +163,17 @@ def predict(
     }
     write_summary(output / "summary.json", **summary, settings=given)
     print(format_summary(**summary, output_dir=output))
+    judgements = next(iter(predictor.sessions.values())).judgements
+    for line in verdict_lines(judgements):
+        print(line)
+    if judgements:
+        rows = [case_row(case, judgement, site=sites.get(case) or "") for case, judgement in judgements.items()]
+        write_cases(rows, output / CASES)
     for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
         print(f"note: {remark}")
-    return 1 if faults else 0
+    if faults:
+        return 1
+    return REJECTED if any(judgement.verdict == REJECT for judgement in judgements.values()) else 0
 
 
 def _sites(
@@ -182,6 +204,10 @@ def _output_folder(output: str | Path, input: str | Path) -> Path:
         raise GrataError("must not be the folder of the images. Name another folder.", key="output")
     remove_leftovers(folder)
     return folder
+
+
+class _Withheld(Exception):
+    """Signal that a case is finished, and nothing is written of it."""
 
 
 class _Run:
@@ -241,11 +267,14 @@ class _Run:
     def _case(self, case: str, files: list[Path]) -> None:
         """Do one case. Its final name marks it as finished, and comes last, so that it is never missing in the bank."""
         data, properties = self._preprocess(files)
-        with (
-            atomic_write(self.output / f"{case}{self._ending}") as temporary,
-            self.predictor.case(data, case, self.sites[case]) as logits,
-        ):
-            self._export(case, logits, properties, temporary)
+        with contextlib.suppress(_Withheld), atomic_write(self.output / f"{case}{self._ending}") as temporary:
+            with self.predictor.case(data, case, self.sites[case]) as logits:
+                judgement = self.predictor.judgement
+                withheld = judgement is not None and judgement.withheld
+                if not withheld:
+                    self._export(case, logits, properties, temporary)
+            if withheld:
+                raise _Withheld
 
     def _preprocess(self, files: list[Path]) -> tuple[torch.Tensor, dict[str, Any]]:
         model = self.model

@@ -1,5 +1,6 @@
-"""Preparation: what methods need from the source set, taken once by ``python -m grata prepare``."""
+"""Preparation: what methods and the guard need from the source set, taken once by ``python -m grata prepare``."""
 
+from .calibration import calibrate
 from .run import prepare
 
-__all__ = ["prepare"]
+__all__ = ["calibrate", "prepare"]

@@ -4,7 +4,7 @@ from .calibration import Calibration, Expected
 from .decision import Decision, Thresholds, decide
 from .distance import LayerStatistics, layer_statistics
 from .image import image_features, thumbnail
-from .judgement import OK, REJECT, REVIEW, UNJUDGED, VERDICTS, Judgement, worst
+from .judgement import OK, REJECT, REJECTED, REVIEW, UNJUDGED, VERDICTS, Judgement, verdict_in_words, worst
 from .measures import Measures, measure
 from .signals import (
     Segmentation,
@@ -19,6 +19,7 @@ from .signals import (
 __all__ = [
     "OK",
     "REJECT",
+    "REJECTED",
     "REVIEW",
     "UNJUDGED",
     "VERDICTS",
@@ -41,5 +42,6 @@ __all__ = [
     "shape_signals",
     "soft_overlap",
     "thumbnail",
+    "verdict_in_words",
     "worst",
 ]

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["OK", "REJECT", "REVIEW", "UNJUDGED", "VERDICTS", "Judgement", "worst"]
+__all__ = ["OK", "REJECTED", "REJECT", "REVIEW", "UNJUDGED", "VERDICTS", "Judgement", "verdict_in_words", "worst"]
 
 OK, REVIEW, REJECT, UNJUDGED = "ok", "review", "reject", "unjudged"
 
 VERDICTS = (OK, REVIEW, REJECT, UNJUDGED)
 """Verdicts: nothing speaks against the segmentation; a person should look at it before it is used; it must not be used;
 nothing could be measured, because the meaning of the network's output is unknown."""
+
+REJECTED = 3
+"""Exit status of a run without faults in which something was rejected; 1 is for faults, 2 for a wrong command line."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,25 @@ class Judgement:
         return {
             "verdict": self.verdict,
             "used": self.used,
+            "withheld": self.withheld,
             "reasons": list(self.reasons),
             "quality": dict(self.quality),
         }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Judgement:
+        """Return the judgement of which these are the values."""
+        return cls(
+            values["verdict"], values["used"], tuple(values["reasons"]), values["quality"], bool(values["withheld"])
+        )
+
+
+def verdict_in_words(judgement: Judgement) -> str:
+    """Return a verdict in the few words that fit into a heading or a DICOM attribute."""
+    words = f"verdict {judgement.verdict}"
+    words += ", source prediction" if judgement.used == "source" else ""
+    expected = judgement.quality.get("expected_dice")
+    return words if expected is None else f"{words}, expected Dice {expected:.2f}"
 
 
 def worst(verdicts: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Results of a run for a person to read: scores, volumes, figures and the summary."""
 
+from .cases import case_row, verdict_lines, write_cases
 from .contact_sheet import contact_sheet
 from .overview_figure import overview_figure
 from .scores import MEAN_CLASS, SOURCE, case_scores, read_scores, summarise_scores, write_scores
@@ -10,6 +11,7 @@ __all__ = [
     "MEAN_CLASS",
     "SOURCE",
     "Fault",
+    "case_row",
     "case_scores",
     "case_volumes",
     "contact_sheet",
@@ -17,6 +19,8 @@ __all__ = [
     "overview_figure",
     "read_scores",
     "summarise_scores",
+    "verdict_lines",
+    "write_cases",
     "write_scores",
     "write_summary",
     "write_volumes",

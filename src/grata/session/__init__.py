@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .faults import causes as causes
     from .faults import check_finite as check_finite
     from .faults import explain as explain
+    from .guard import Again as Again
     from .guard import Guard as Guard
     from .guard import Verdict as Verdict
     from .journal import Journal as Journal
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .resets import make_reset as make_reset
     from .session import Case as Case
     from .session import Session as Session
+    from .session import judged_together as judged_together
     from .session import together as together
     from .stream import Adapted as Adapted
     from .stream import AdaptedStream as AdaptedStream
@@ -32,13 +34,13 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "faults": ("causes", "check_finite", "explain"),
-    "guard": ("Guard", "Verdict"),
+    "guard": ("Again", "Guard", "Verdict"),
     "journal": ("Journal",),
     "judge": ("QualityGuard", "make_guard"),
     "mark": ("restore",),
     "record": ("merged_record",),
     "resets": ("RESETS", "ResetPolicy", "make_reset"),
-    "session": ("Case", "Session", "together"),
+    "session": ("Case", "Session", "judged_together", "together"),
     "stream": ("Adapted", "AdaptedStream", "adapt"),
     "windows": ("WindowSelection", "window_selection"),
 }
@@ -47,6 +49,7 @@ __all__ = [
     "RESETS",
     "Adapted",
     "AdaptedStream",
+    "Again",
     "Case",
     "Guard",
     "Journal",
@@ -59,6 +62,7 @@ __all__ = [
     "causes",
     "check_finite",
     "explain",
+    "judged_together",
     "make_guard",
     "make_reset",
     "merged_record",

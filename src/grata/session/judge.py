@@ -260,22 +260,26 @@ class QualityGuard(Settings):
         return True
 
 
-def make_guard(guard: Any) -> Guard | QualityGuard | None:
+def make_guard(guard: Any, **common: Any) -> Guard | QualityGuard | None:
     """Return the guard that is meant: true is the usual one, false and null are none, a mapping holds its settings.
+
+    Args:
+        guard: what was given.
+        common: settings that an entrance gives unless ``guard`` does; None: not given.
 
     Raises:
         GrataError: a setting is not known or out of range, or it is something else.
     """
     if guard is None or guard is False:
         return None
-    if guard is True:
-        return QualityGuard()
-    if isinstance(guard, Mapping):
-        QualityGuard.check_names(guard, "guard")
+    if guard is True or isinstance(guard, Mapping):
+        own = {} if guard is True else dict(guard)
+        QualityGuard.check_names(own, "guard")
+        given = {key: value for key, value in common.items() if value is not None}
         try:
-            return QualityGuard(**guard)
+            return QualityGuard(**given | own)
         except GrataError as error:
-            raise error.under("guard") from error
+            raise error if error.head in given and error.head not in own else error.under("guard") from error
     if isinstance(guard, QualityGuard) or callable(guard):
         return guard
     raise GrataError(f"must be true, false or settings of the guard, got {guard!r}.", key="guard")

@@ -22,6 +22,9 @@ from ..methods.predictive import logits_in
 from ..networks.weights import read_state
 from ..normalization import AttachedAffine
 from ..predictions import activate, check_activation
+from ..quality import Judgement, worst
+from .guard import Guard
+from .judge import QualityGuard
 from .mark import loosen, restore
 from .resets import ResetPolicy
 from .session import Session, numbered
@@ -41,6 +44,7 @@ class Adapted:
         prediction: what the network returned, through the inferer; on the inferer's device.
         logits: logits ``(B, C, ...)`` in the prediction.
         record: record of the case: losses, cosine, learning rate, flags, see :class:`grata.session.Case`.
+        judgements: judgement of each image: verdict, reasons and quality; empty without the guard.
         activation: activation that turns logits into probabilities; None: it is not known.
     """
 
@@ -49,6 +53,12 @@ class Adapted:
     logits: torch.Tensor
     record: dict[str, Any]
     activation: str | None = None
+    judgements: tuple[Judgement, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """The worst verdict on the batch: ``ok``, ``review``, ``reject``, or ``unjudged``."""
+        return worst([judgement.verdict for judgement in self.judgements])
 
     @property
     def probabilities(self) -> torch.Tensor:
@@ -110,7 +120,7 @@ class AdaptedStream(Iterator[Adapted]):
             with eval_mode(network):
                 prediction = case.judge(self._inferer(images, network))
             logits = logits_in(prediction, self._output)
-        return Adapted(item, prediction, logits, case.record, self._activation)
+        return Adapted(item, prediction, logits, case.record, self._activation, tuple(case.judgements))
 
 
 def adapt(
@@ -131,6 +141,7 @@ def adapt(
     bank: AdapterBank | str | os.PathLike[str] | Mapping[str, Any] | None = None,
     start_from: str | os.PathLike[str] | None = None,
     save_to: str | os.PathLike[str] | None = None,
+    guard: Guard | QualityGuard | Mapping[str, Any] | bool | None = True,
 ) -> AdaptedStream:
     """Adapt a network to a stream of images, one batch after the other, and predict each by what it was adapted to.
 
@@ -161,6 +172,7 @@ def adapt(
         seed: seed of the method's own random generator.
         site: site of the images that name none.
         bank, start_from, save_to: where the adaptation is kept, and what to go on from, see :class:`grata.Session`.
+        guard: judge of each prediction: true for the usual one, its settings, or false, see :class:`grata.Session`.
 
     Returns:
         An iterator over :class:`Adapted`.
@@ -198,7 +210,7 @@ def adapt(
         common = {"activation": activation, "output": output, "prepared": prepared, "seed": seed}
         made = _made(method, network, settings, affine, common)
         try:
-            session = Session(made, windows, bank, start_from, save_to, reset=reset, site=site)
+            session = Session(made, windows, bank, start_from, save_to, reset=reset, site=site, guard=guard)
         except GrataError:
             if made is not method and made.attached is not None:
                 made.attached.detach()

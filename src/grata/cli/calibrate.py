@@ -1,0 +1,52 @@
+"""``grata calibrate``: what Dice to expect of a bundle's network, in one file of the bundle."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .options import TEXT, Work, argument, check_bundle, count, given, option
+
+__all__ = ["calibrate"]
+
+
+def calibrate(
+    context: typer.Context,
+    bundle: Annotated[str, argument("Folder of the bundle.")],
+    dataset_dir: Annotated[str, argument("Labelled images of the source set; not those of a target site.")],
+    labels_dir: Annotated[
+        str | None,
+        option("labels_dir", TEXT, "Label maps of the images.", default="where they are found beside the images"),
+    ] = None,
+    output: Annotated[
+        str | None,
+        option("output", TEXT, "File to write, relative to the bundle.", default="models/quality.json"),
+    ] = None,
+    images: Annotated[
+        int | None,
+        option("images", count(1), "Greatest number of images, evenly spaced over the sorted cases.", default="20"),
+    ] = None,
+    val_stride: Annotated[
+        int | None,
+        option(
+            "val_stride",
+            count(1),
+            "Every so-many-th of the sorted cases was held out of the network's training, and is used; 1: all are.",
+            default="5",
+        ),
+    ] = None,
+    seed: Annotated[int | None, option("seed", count(0), "Seed of the simulations.", default="0")] = None,
+) -> Work:
+    """Learn from held-out source images, simulated shifts and wrong inputs what Dice to expect of the network.
+
+    Any key of the bundle's configs/adapt.yaml can be given too, such as --device cuda.
+    """
+
+    def run() -> int:
+        check_bundle(bundle)
+        from ..preparation import calibrate as run_calibration
+
+        return run_calibration(bundle, dataset_dir, **given(context, "bundle", "dataset_dir"))
+
+    return run

@@ -1,0 +1,103 @@
+"""Table of the cases of a run: what became of each, how large it is, and what the guard says of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..quality import Judgement
+from .tables import write_table
+
+__all__ = ["case_row", "verdict_lines", "write_cases"]
+
+_FIRST = ("case", "path", "site", "verdict", "used", "written", "expected_dice", "expected_low", "expected_high")
+_SIGNALS = ("agreement_views", "agreement_source", "self_dice", "distance")
+
+
+def case_row(
+    name: str,
+    judgement: Judgement,
+    path: str = "",
+    site: str = "",
+    volumes: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return the line of a case.
+
+    Args:
+        name: name of the case.
+        judgement: what the guard says of it.
+        path: its path below the folder of the scans, without what identifies a patient.
+        site: its site.
+        volumes: rows of :func:`grata.report.case_volumes` with their ``variant``, in mL, mm² or pixels; without them
+            the sizes are voxels on the network's grid.
+
+    Returns:
+        Values by column; of each segment ``<segment>, adapted``, ``<segment>, source`` and ``<segment>, ratio``.
+    """
+    quality = judgement.quality
+    row: dict[str, Any] = {
+        "case": name,
+        "path": path,
+        "site": site,
+        "verdict": judgement.verdict,
+        "used": judgement.used,
+        "written": "no" if judgement.withheld else "yes",
+        **{key: quality[key] for key in (*_FIRST[6:], *_SIGNALS) if _known(quality.get(key))},
+    }
+    sizes = {(str(v["class"]), v["variant"] == "source"): _size(v) for v in volumes}
+    for segment, signals in quality.get("segments", {}).items():
+        mine, theirs, ratio = signals["voxels"], signals["source_voxels"], signals["ratio"]
+        if (segment, True) in sizes:
+            theirs = sizes[segment, True]
+            # where the source prediction is used, it alone was measured
+            mine = theirs * ratio if judgement.used == "source" and math.isfinite(ratio) else sizes[segment, False]
+        row |= {f"{segment}, adapted": mine, f"{segment}, source": theirs, f"{segment}, ratio": ratio}
+    row["reasons"] = "; ".join(judgement.reasons)
+    return row
+
+
+def write_cases(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Write lines of :func:`case_row` as CSV, whole or not at all.
+
+    Args:
+        rows: lines, written in the order given.
+        path: file to write, in a folder that exists; an existing file is replaced.
+
+    Raises:
+        GrataError: the file cannot be written.
+    """
+    rows = list(rows)
+    known = [key for key in (*_FIRST, *_SIGNALS) if any(key in row for row in rows) or key in _FIRST[:6]]
+    others = dict.fromkeys(key for row in rows for key in row if key not in known and key != "reasons")
+    write_table(rows, [*known, *others, "reasons"], path)
+
+
+def verdict_lines(judgements: Mapping[str, Judgement], written: bool = True) -> list[str]:
+    """Return what the terminal shows of the verdicts: their numbers, and a line for each case that is not ok.
+
+    Args:
+        judgements: judgement of each case, by name.
+        written: whether anything is written, so that it can be withheld.
+    """
+    if not judgements:
+        return []
+    verdicts = [judgement.verdict for judgement in judgements.values()]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(("ok", *sorted(set(verdicts)))))
+    lines = [f"verdicts: {counts}"]
+    for name, judgement in judgements.items():
+        if judgement.verdict == "ok" and judgement.used == "adapted":
+            continue
+        used = {"adapted": "", "source": " (source prediction)", "neither": " (not to be used)"}[judgement.used]
+        used = " (withheld)" if judgement.withheld else used
+        lines.append(f"  {name}: {judgement.verdict}{used}. {'; '.join(judgement.reasons)}".rstrip(". "))
+    return lines
+
+
+def _size(volume: Mapping[str, Any]) -> float:
+    return next(volume[key] for key in ("volume_ml", "area_mm2", "area_px", "voxels") if key in volume)
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
