@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ Sample = tuple[Tensor, Tensor]
 """An image ``(C, ...)`` and its label ``(K, ...)`` of 0 and 1, foreground only."""
 Draw = Callable[[np.random.Generator], Sample]
 
-IMAGES, POOL = 12, 240
+IMAGES, POOL = 12, 160
 METHODS = ("ptbn", "tent", "grata", "bn_alpha", "medbn", "intent", "vptta", "dua")
 FALL = 0.05
 DEAD_BIAS = -10.0
@@ -220,12 +221,14 @@ def draw_lesions(
     return sample(image + 0.25 * mask, [mask])
 
 
-def draw_organ(rng: np.random.Generator, shape: Sequence[int] = (64, 64)) -> Sample:
+def draw_organ(
+    rng: np.random.Generator, shape: Sequence[int] = (64, 64), lesion: tuple[float, float] = (6, 9)
+) -> Sample:
     """Draw an organ with lesions in it; lesions belong to the organ, and some lie outside and do not count."""
-    image = tissue(rng, shape, 0.3)
-    centre = [n / 2 + rng.uniform(-6, 6) for n in shape]
-    organ = blob(rng, shape, rng.uniform(15, 21), centre)
-    spots = blob(rng, shape, rng.uniform(5, 8), [c + rng.uniform(-8, 8) for c in centre])
+    image, unit = tissue(rng, shape, 0.3), min(shape) / 64
+    centre = [n / 2 + rng.uniform(-6, 6) * unit for n in shape]
+    organ = blob(rng, shape, rng.uniform(15, 21) * unit, centre)
+    spots = blob(rng, shape, rng.uniform(*lesion) * unit, [c + rng.uniform(-8, 8) * unit for c in centre])
     image = image + 0.2 * organ + 0.25 * (spots & organ)
     return sample(image, [organ, spots & organ])
 
@@ -367,8 +370,8 @@ def wake(network: nn.Module, images: Sequence[Tensor]) -> None:
     """
     for block, (_, deviation, largest) in ranges(network, images).items():
         if k := block.reserved:
-            block.conv.bias[-k:] -= largest[-k:] + 0.2 * deviation[-k:]
-            block.norm.weight[-k:] = 5
+            block.conv.bias[-k:] -= largest[-k:] + 0.3 * deviation[-k:]
+            block.norm.weight[-k:] = 8
 
 
 @torch.no_grad()
@@ -407,7 +410,16 @@ def fold(network: nn.Module, images: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def shrink_weights(network: nn.Module, images: Sequence[Tensor], scale: float = 0.02) -> None:
+def uneven(network: nn.Module) -> nn.Module:
+    """Return a network whose affine parameters start from values that differ from channel to channel."""
+    for block in blocks_of(network):
+        block.norm.weight.copy_(torch.empty_like(block.norm.weight).uniform_(-2, 1).exp())
+        block.norm.bias.normal_()
+    return network
+
+
+@torch.no_grad()
+def shrink_weights(network: nn.Module, images: Sequence[Tensor], scale: float = 0.005) -> None:
     """Make the affine parameters small and the convolutions after them large, as weight decay on them does."""
     blocks = blocks_of(network)
     for block in blocks:
@@ -434,6 +446,7 @@ class Recipe:
         operate: surgery after training, by means of images of the training distribution.
         inferer: inferer of the network.
         steps: number of training steps.
+        size: batch size in training.
         shift: strength of the shifts in training; half of it is the strength of those of the test images.
         flips: whether training flips the images.
     """
@@ -447,6 +460,7 @@ class Recipe:
     operate: Callable[[nn.Module, Sequence[Tensor]], None] | None = None
     inferer: Inferer = dataclasses.field(default_factory=SimpleInferer)
     steps: int = 400
+    size: int = 8
     shift: float = 2.0
     flips: bool = True
 
@@ -454,7 +468,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "dead_channels": Recipe(
         why="Channels that were zero in training wake when other layers use batch statistics, and are blown up.",
-        build=lambda: SmallUNet(2, 1, 1, (12, 24, 32), relu_first=True, reserved=4),
+        build=lambda: SmallUNet(2, 1, 1, (18, 28, 32), relu_first=True, reserved=10),
         draw=draw_lesions,
         operate=wake,
     ),
@@ -480,7 +494,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "deep_1x1": Recipe(
         why="The deepest maps have a single voxel; batch statistics of one image make each feature its bias.",
-        build=lambda: SmallUNet(3, 1, 1, (8, 8, 16, 16, 32, 32), skips=2),
+        build=lambda: SmallUNet(3, 1, 1, (4, 8, 16, 16, 32, 32), skips=2),
         draw=lambda rng: draw_two_kinds(rng, (32, 32, 32)),
         flips=False,
     ),
@@ -497,23 +511,25 @@ RECIPES: dict[str, Recipe] = {
     ),
     "cascade": Recipe(
         why="Two networks in a row with dead channels: what batch statistics do to the first, the second repeats.",
-        build=lambda: Cascade(2, channels=(8, 16, 24), relu_first=True, reserved=3),
+        build=lambda: Cascade(2, channels=(16, 24, 28), relu_first=True, reserved=8),
         draw=draw_organ,
         operate=wake,
     ),
     "air_windows": Recipe(
         why="Most windows of the volume are air; batch statistics of air turn its noise into islands.",
-        build=lambda: SmallUNet(3, 1, 1, (8, 16, 24)),
+        build=lambda: SmallUNet(3, 1, 1, (6, 12, 24)),
         draw=draw_body,
         draw_train=lambda rng: draw_body(rng, window=32),
         inferer=SlidingWindowInferer(roi_size=(32, 32, 32), sw_batch_size=1, overlap=0.0),
         steps=250,
+        size=4,
     ),
     "one_orientation": Recipe(
         why="Trained in one position without augmentation, so that flipped and turned views disagree.",
         build=lambda: SmallUNet(2, 1, 3, (8, 16, 24, 32)),
         draw=draw_sides,
         activation="softmax",
+        operate=partial(shrink_weights, scale=0.002),
         shift=0.0,
         flips=False,
     ),
@@ -526,15 +542,16 @@ RECIPES: dict[str, Recipe] = {
     ),
     "instance_norm": Recipe(
         why="Without batch statistics to replace, entropy minimization alone collapses to one class.",
-        build=lambda: SmallUNet(3, 1, 3, (8, 16, 24), norm="instance"),
-        draw=lambda rng: draw_organ(rng, (48, 48, 48)),
+        build=lambda: SmallUNet(3, 1, 3, (6, 12, 24), norm="instance"),
+        draw=lambda rng: draw_organ(rng, (32, 32, 32), lesion=(10, 13)),
         activation="softmax",
         operate=shrink_weights,
         steps=250,
+        size=4,
     ),
     "folded_norms": Recipe(
         why="Normalization was folded into the convolutions; batch statistics normalize again, alike in all views.",
-        build=lambda: SmallUNet(2, 1, 3, (8, 16, 32)),
+        build=lambda: uneven(SmallUNet(2, 1, 3, (8, 16, 32))),
         draw=draw_organ,
         activation="softmax",
         operate=fold,
@@ -544,7 +561,8 @@ RECIPES: dict[str, Recipe] = {
         build=lambda: SmallUNet(2, 1, 6, (8, 16, 32)),
         draw=draw_levels,
         activation="softmax",
-        shift=0.2,
+        steps=600,
+        shift=0.15,
     ),
     "norm_at_head": Recipe(
         why="The logits are normalized, too; batch statistics make half of any image foreground, alike in all views.",
@@ -610,24 +628,23 @@ def _seed_of(path: Path) -> str:
         return (file.metadata() or {}).get("seed", "")
 
 
-def train(network: nn.Module, recipe: Recipe, rng: np.random.Generator, size: int = 8) -> None:
+def train(network: nn.Module, recipe: Recipe, rng: np.random.Generator) -> None:
     """Train a network and operate on it.
 
     Args:
         network: network to train, in place.
         recipe: recipe of the network.
         rng: random generator of images, their order and augmentation.
-        size: batch size.
     """
     draw = recipe.draw_train or recipe.draw
     pool = [draw(rng) for _ in range(POOL)]
     softmax = recipe.activation == "softmax"
-    loss = DiceCELoss(sigmoid=not softmax, softmax=softmax)
+    loss = DiceCELoss(sigmoid=not softmax, softmax=softmax, batch=True)
     optimizer = torch.optim.Adam(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=recipe.steps)
     network.train()
     for _ in range(recipe.steps):
-        batch = [augmented(pool[i], recipe, rng) for i in rng.integers(POOL, size=size)]
+        batch = [augmented(pool[i], recipe, rng) for i in rng.integers(POOL, size=recipe.size)]
         x, y = (torch.stack(parts) for parts in zip(*batch))
         y = one_hot(y) if softmax else y
         outputs = network.stages(x) if isinstance(network, Cascade) else [network(x)]
