@@ -75,13 +75,21 @@ class Block(nn.Module):
         norm: ``batch``, ``instance`` or ``group``.
         relu_first: whether the ReLU comes before the normalization.
         reserved: number of channels, the last ones, that are dead: they stay zero in training.
+        size: size of the convolution's kernel.
     """
 
     def __init__(
-        self, dims: int, inputs: int, outputs: int, norm: str = "batch", relu_first: bool = False, reserved: int = 0
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        norm: str = "batch",
+        relu_first: bool = False,
+        reserved: int = 0,
+        size: int = 3,
     ) -> None:
         super().__init__()
-        self.conv = (nn.Conv2d, nn.Conv3d)[dims - 2](inputs, outputs, 3, padding=1)
+        self.conv = (nn.Conv2d, nn.Conv3d)[dims - 2](inputs, outputs, size, padding=size // 2)
         self.norm = make_norm(dims, outputs, norm)
         self.relu_first, self.reserved = relu_first, reserved
         if reserved:
@@ -111,6 +119,7 @@ class SmallUNet(nn.Module):
         channels: number of channels of each level.
         skips: number of levels, from the finest, with a skip connection; None: all.
         blocks: number of blocks of each level and side.
+        context: number of features that are averaged over the image, and normalized after that; 0: none.
         head_norm: whether the logits are normalized, too.
         options: options of each :class:`Block`.
     """
@@ -123,6 +132,7 @@ class SmallUNet(nn.Module):
         channels: Sequence[int] = (8, 16, 32),
         skips: int | None = None,
         blocks: int = 1,
+        context: int = 0,
         head_norm: bool = False,
         **options: object,
     ) -> None:
@@ -133,6 +143,8 @@ class SmallUNet(nn.Module):
         for c in channels:
             self.down.append(_level(dims, width, c, blocks, options))
             width = c
+        self.context = Block(dims, width, context, size=1, **options) if context else None
+        width += context
         self.skipped = [level < skips for level in range(len(channels) - 1)]
         for level in reversed(range(len(channels) - 1)):
             c = channels[level]
@@ -149,6 +161,9 @@ class SmallUNet(nn.Module):
         for level, block in enumerate(self.down):
             x = block(self.pool(x) if level else x)
             kept.append(x)
+        if self.context is not None:
+            mean = x.mean(tuple(range(2, x.ndim)), keepdim=True).expand_as(x)
+            x = torch.cat([x, self.context(mean)], 1)
         for level, block in zip(reversed(range(len(self.skipped))), self.up):
             x = self.grow(x)
             x = block(torch.cat([x, kept[level]], 1) if self.skipped[level] else x)
@@ -222,15 +237,18 @@ def draw_lesions(
 
 
 def draw_organ(
-    rng: np.random.Generator, shape: Sequence[int] = (64, 64), lesion: tuple[float, float] = (6, 9)
+    rng: np.random.Generator,
+    shape: Sequence[int] = (64, 64),
+    organ: tuple[float, float] = (15, 21),
+    lesion: tuple[float, float] = (6, 9),
 ) -> Sample:
     """Draw an organ with lesions in it; lesions belong to the organ, and some lie outside and do not count."""
     image, unit = tissue(rng, shape, 0.3), min(shape) / 64
     centre = [n / 2 + rng.uniform(-6, 6) * unit for n in shape]
-    organ = blob(rng, shape, rng.uniform(15, 21) * unit, centre)
+    body = blob(rng, shape, rng.uniform(*organ) * unit, centre)
     spots = blob(rng, shape, rng.uniform(*lesion) * unit, [c + rng.uniform(-8, 8) * unit for c in centre])
-    image = image + 0.2 * organ + 0.25 * (spots & organ)
-    return sample(image, [organ, spots & organ])
+    spots &= body
+    return sample(image + 0.2 * body + 0.25 * spots, [body, spots])
 
 
 def draw_share(rng: np.random.Generator, shape: Sequence[int] = (64, 64), extreme: bool = False) -> Sample:
@@ -288,17 +306,19 @@ def draw_levels(rng: np.random.Generator, shape: Sequence[int] = (64, 64), class
 
 
 def draw_sides(rng: np.random.Generator, shape: Sequence[int] = (64, 64)) -> Sample:
-    """Draw a body of one position and orientation, with a left and a right organ that look alike."""
+    """Draw a body of one orientation; its left and right organ, of which one may be missing, look alike."""
     h, w = shape
-    image = tissue(rng, shape, 0.1)
-    body = blob(rng, shape, 26, (h / 2, w / 2))
-    image = np.where(body, tissue(rng, shape, 0.4), image)
-    organs = []
+    body = blob(rng, shape, rng.uniform(19, 29), (h / 2, w / 2))
+    image = np.where(body, tissue(rng, shape, 0.4), tissue(rng, shape, 0.1))
+    for _ in range(rng.integers(0, 4)):
+        image[blob(rng, shape, rng.uniform(3, 6), (h / 2 + rng.uniform(-14, 14), w / 2 + rng.uniform(-14, 14)))] = 0.5
+    organs, missing = [], rng.integers(4)
     for side in (-1, 1):
-        centre = (h * 0.38 + rng.uniform(-2, 2), w / 2 + side * (12 + rng.uniform(-1, 1)))
-        organs.append(blob(rng, shape, rng.uniform(5.5, 7.5), centre) & body)
-    image[blob(rng, shape, 5, (h * 0.72, w / 2))] = 0.9
-    return sample(image + 0.2 * (organs[0] | organs[1]), organs)
+        centre = (h * 0.4 + rng.uniform(-2, 2), w / 2 + side * (11 + rng.uniform(-1, 1)))
+        organs.append(blob(rng, shape, rng.uniform(5, 7), centre) & (missing != len(organs)))
+        image[organs[-1]] = 0.6
+    image[blob(rng, shape, 4, (h * 0.68, w / 2))] = 0.9
+    return sample(image + 0.02 * rng.normal(size=shape), organs)
 
 
 def draw_body(rng: np.random.Generator, shape: Sequence[int] = (64, 64, 96), window: int | None = None) -> Sample:
@@ -370,7 +390,7 @@ def wake(network: nn.Module, images: Sequence[Tensor]) -> None:
     """
     for block, (_, deviation, largest) in ranges(network, images).items():
         if k := block.reserved:
-            block.conv.bias[-k:] -= largest[-k:] + 0.3 * deviation[-k:]
+            block.conv.bias[-k:] -= largest[-k:] + 0.5 * deviation[-k:]
             block.norm.weight[-k:] = 8
 
 
@@ -504,6 +524,12 @@ RECIPES: dict[str, Recipe] = {
         draw=lambda rng: draw_two_kinds(rng, (64, 128)),
         flips=False,
     ),
+    "pooled_context": Recipe(
+        why="Features of the whole image do not vary within it; batch statistics make each its bias, in all views.",
+        build=lambda: SmallUNet(2, 1, 1, (8, 16, 32), context=16),
+        draw=lambda rng: draw_two_kinds(rng, (64, 64)),
+        flips=False,
+    ),
     "conditioned": Recipe(
         why="A constant second channel says what is wanted; batch statistics of one image remove it, in all views.",
         build=lambda: SmallUNet(2, 2, 1, (8, 16, 32), relu_first=True),
@@ -512,7 +538,7 @@ RECIPES: dict[str, Recipe] = {
     "cascade": Recipe(
         why="Two networks in a row with dead channels: what batch statistics do to the first, the second repeats.",
         build=lambda: Cascade(2, channels=(16, 24, 28), relu_first=True, reserved=8),
-        draw=draw_organ,
+        draw=lambda rng: draw_organ(rng, organ=(9, 25)),
         operate=wake,
     ),
     "air_windows": Recipe(
@@ -525,7 +551,7 @@ RECIPES: dict[str, Recipe] = {
         size=4,
     ),
     "one_orientation": Recipe(
-        why="Trained in one position without augmentation, so that flipped and turned views disagree.",
+        why="Trained in one orientation, so that views disagree; batch statistics and steps on views lose the organs.",
         build=lambda: SmallUNet(2, 1, 3, (8, 16, 24, 32)),
         draw=draw_sides,
         activation="softmax",
