@@ -35,7 +35,7 @@ class Thresholds:
     """
 
     least_agreement: float = 0.75
-    same: float = 0.97
+    same: float = 0.99
     probed_below: float = 0.9
     greatest_ratio: float = 3.0
     sure: float = 0.8
