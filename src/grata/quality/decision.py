@@ -21,7 +21,6 @@ class Thresholds:
         least_agreement: agreement of weak views below which an adapted prediction is not used. Of one network that
             batch statistics destroy, every image had at most 0.71; of all sound ones at least 0.81.
         same: agreement with the source prediction from which on both are the same for all purposes.
-        probed_below: agreement with the source prediction below which the views of a method without views are asked.
         greatest_ratio: how many times as large, or as small, as in the source prediction a segment may be.
         sure: self-Dice of a source prediction that is not given up for one of quite another volume.
         less_sure: how much lower the self-Dice of a segment may be than in the source prediction, for a network that is
@@ -36,7 +35,6 @@ class Thresholds:
 
     least_agreement: float = 0.75
     same: float = 0.99
-    probed_below: float = 0.9
     greatest_ratio: float = 3.0
     sure: float = 0.8
     less_sure: float = 0.0
