@@ -55,6 +55,7 @@ class Decision:
         verdict: ``ok``, ``review`` or ``reject``.
         reasons: why, a sentence each.
         harmful: whether the source prediction is the better one.
+        grave: whether that shows that the network does not bear adaptation, and is more than a little less sureness.
         expected: expected Dice of the prediction that is used; None: the network is not calibrated.
     """
 
@@ -62,6 +63,7 @@ class Decision:
     verdict: str
     reasons: tuple[str, ...]
     harmful: bool
+    grave: bool
     expected: Expected | None = None
 
 
@@ -79,7 +81,8 @@ def decide(
     t = thresholds
     of_adapted = None if calibration is None else calibration.expected(measures)
     of_source = of_adapted if calibration is None or not adapts else calibration.expected(measures, source=True)
-    harm = _harm(measures, t, of_adapted, of_source) if adapts else []
+    destroyed = _destroyed(measures, t) if adapts else []
+    harm = destroyed + (_less_sure(measures, t, of_adapted, of_source) if adapts else [])
     used, expected = ("source", of_source) if harm else ("adapted", of_adapted)
     faults: list[str] = []
     doubts: list[str] = []
@@ -97,12 +100,12 @@ def decide(
     elif calibration is None and sure < t.doubtful:
         doubts.append(f"the network is not sure of what it outlines (expected Dice of its own mask {sure:.2f})")
     if faults:
-        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), expected)
-    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), expected)
+        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), bool(destroyed), expected)
+    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), bool(destroyed), expected)
 
 
-def _harm(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None) -> list[str]:
-    """Return why the adapted prediction is not used; empty: it is."""
+def _destroyed(m: Measures, t: Thresholds) -> list[str]:
+    """Return what shows that adaptation destroyed the prediction."""
     if min(m.agreement_source) >= t.same:
         return []
     if not any(m.source["voxels"]) and any(m.adapted["voxels"]):
@@ -116,6 +119,14 @@ def _harm(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected
     for name, ratio, sure in zip(m.segments, m.ratios, m.source["self_dice"]):
         if sure >= t.sure and not 1 / t.greatest_ratio <= ratio <= t.greatest_ratio:
             reasons.append(f"adaptation is not used: {name} {_changed(ratio)}")
+    return reasons
+
+
+def _less_sure(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None) -> list[str]:
+    """Return why the source prediction is to be trusted more than the adapted one."""
+    if min(m.agreement_source) >= t.same:
+        return []
+    reasons = []
     if adapted is not None and source is not None:
         if source.dice - adapted.dice > t.worse:
             reasons.append(

@@ -254,7 +254,7 @@ class QualityGuard(Settings):
     def _watch(self, decisions: Sequence[Decision], source: Segmentation, adapted: Segmentation) -> bool:
         """Note a case of the stream; return whether the method has drifted away from the source."""
         if all(decision.harmful for decision in decisions):
-            self._harmed += 1
+            self._harmed += all(decision.grave for decision in decisions)
             if self._harmed >= self.patience:
                 self._given_up = "; ".join(dict.fromkeys(r for d in decisions for r in d.reasons))
             return False
