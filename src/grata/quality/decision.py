@@ -81,8 +81,9 @@ def decide(
     t = thresholds
     of_adapted = None if calibration is None else calibration.expected(measures)
     of_source = of_adapted if calibration is None or not adapts else calibration.expected(measures, source=True)
-    destroyed = _destroyed(measures, t) if adapts else []
-    harm = destroyed + (_less_sure(measures, t, of_adapted, of_source) if adapts else [])
+    changed = adapts and min(measures.agreement_source) < t.same
+    destroyed = _destroyed(measures, t, of_adapted, of_source) if changed else []
+    harm = destroyed + (_less_sure(measures, t, of_adapted, of_source) if changed else [])
     used, expected = ("source", of_source) if harm else ("adapted", of_adapted)
     faults: list[str] = []
     doubts: list[str] = []
@@ -104,18 +105,20 @@ def decide(
     return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), bool(destroyed), expected)
 
 
-def _destroyed(m: Measures, t: Thresholds) -> list[str]:
+def _destroyed(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None) -> list[str]:
     """Return what shows that adaptation destroyed the prediction."""
-    if min(m.agreement_source) >= t.same:
-        return []
-    if not any(m.source["voxels"]) and any(m.adapted["voxels"]):
-        return ["adaptation is not used: it outlines something where the source network outlines nothing"]
     reasons = []
     if m.agreement_views < t.least_agreement:
         reasons.append(
             "adaptation is not used: its predictions for mirrored or turned views of the image disagree "
             f"(agreement {m.agreement_views:.2f}, sound networks have {t.least_agreement:.2f} and more)"
         )
+    if adapted is not None and source is not None and adapted.dice >= source.dice:
+        # volumes may well differ where adaptation finds what the source network misses
+        return reasons
+    if not any(m.source["voxels"]) and any(m.adapted["voxels"]):
+        reasons.append("adaptation is not used: it outlines something where the source network outlines nothing")
+        return reasons
     for name, ratio, sure in zip(m.segments, m.ratios, m.source["self_dice"]):
         if sure >= t.sure and not 1 / t.greatest_ratio <= ratio <= t.greatest_ratio:
             reasons.append(f"adaptation is not used: {name} {_changed(ratio)}")
@@ -124,8 +127,6 @@ def _destroyed(m: Measures, t: Thresholds) -> list[str]:
 
 def _less_sure(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None) -> list[str]:
     """Return why the source prediction is to be trusted more than the adapted one."""
-    if min(m.agreement_source) >= t.same:
-        return []
     reasons = []
     if adapted is not None and source is not None:
         if source.dice - adapted.dice > t.worse:
