@@ -36,7 +36,7 @@ from ..report import (
 from ..session import Case, Journal, explain
 from ..session.faults import STOPPED, TRACEBACK_HINT
 from .adaptation import AdaptationHandler
-from .earlier import comparable
+from .earlier import changed_settings
 from .outputs import OutputHandler
 from .run import EvaluatorRun
 
@@ -187,8 +187,7 @@ class AdaptationRun(EvaluatorRun):
         return len(lines) > 1 or (len(lines) == 1 and (self.output_dir / "summary.json").exists())
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        before, now = comparable(json.loads(state["settings"])), comparable(self.settings)
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        changed = changed_settings(json.loads(state["settings"]), self.settings)
         if changed or state["source"] != self._source_hash:
             other = f"other settings ({', '.join(changed)})" if changed else "other weights"
             raise GrataError(
