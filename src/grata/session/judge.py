@@ -44,6 +44,9 @@ NOT_ADAPTED = "not_adapted"
 DRIFT_RESET = "drift_reset"
 """Flag of a case after which the method was put back to the source network, because it had drifted away from it."""
 
+_FARTHER = 0.05
+"""Fall of the agreement with the source prediction after which the views are asked anew."""
+
 _SLOW = 0.8
 """Weight of the past in the moving average of the agreement with the source."""
 
@@ -115,11 +118,11 @@ class QualityGuard(Settings):
         self._given_up = ""
         self._first: list[float] = []
         self._recent = math.nan
-        self._least_seen = 1.0
+        self._borne = 1.0
 
-    def refuses(self, method: Method) -> bool:
-        """Return whether the network has shown that it does not bear adaptation."""
-        return bool(self._given_up)
+    def asks_source(self, method: Method) -> bool:
+        """Return whether the source network predicts something else than the method, so that it is asked too."""
+        return method.active and not method.predicts_as_source and not self._given_up
 
     @property
     def given_up(self) -> str:
@@ -134,17 +137,23 @@ class QualityGuard(Settings):
             "given_up": self._given_up,
             "first": list(self._first),
             "recent": self._recent,
-            "least_seen": self._least_seen,
+            "borne": self._borne,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``."""
         self._seen, self._harmed = int(state["seen"]), int(state["harmed"])
         self._given_up, self._first = str(state["given_up"]), [float(value) for value in state["first"]]
-        self._recent, self._least_seen = float(state["recent"]), float(state["least_seen"])
+        self._recent, self._borne = float(state["recent"]), float(state["borne"])
 
     def judge(
-        self, method: Method, images: torch.Tensor, prediction: Any, record: Mapping[str, Any], again: Again
+        self,
+        method: Method,
+        images: torch.Tensor,
+        prediction: Any,
+        record: Mapping[str, Any],
+        again: Again,
+        watched: LayerStatistics | None = None,
     ) -> Verdict:
         """Judge the prediction of a case.
 
@@ -154,6 +163,7 @@ class QualityGuard(Settings):
             prediction: what was predicted; it is finite.
             record: record of the case so far.
             again: predicts images as the entrance does.
+            watched: what reached the network's normalization layers in its prediction, where that is the source's.
         """
         activation = self.activation or method.meaning.get("activation")
         output = self.output if self.output is not None else method.meaning.get("output")
@@ -161,9 +171,9 @@ class QualityGuard(Settings):
             reason = "nothing is known of the network's output: give activation, sigmoid or softmax"
             return Verdict(prediction, judgements=[Judgement(UNJUDGED, reasons=(reason,))] * len(images))
         plain = images.as_tensor() if hasattr(images, "as_tensor") else images
-        adapts = method.active and not method.predicts_as_source
+        adapts = self.asks_source(method)
         adapted = segmentation(logits_in(prediction, output), activation)
-        source, seen, views, statistics = prediction, adapted, math.nan, None
+        source, seen, views, statistics = prediction, adapted, math.nan, watched
         if adapts:
             with layer_statistics(method.network) as statistics, torch.no_grad():
                 source = again(plain, True)
@@ -172,8 +182,7 @@ class QualityGuard(Settings):
             if not math.isfinite(views) and self._probes(adapted, seen):
                 views = self._agreement(again, plain, adapted, activation, output)
         elif self._seen < self.probe:
-            with layer_statistics(method.network) as statistics:
-                views = self._agreement(again, plain, adapted, activation, output)
+            views = self._agreement(again, plain, adapted, activation, output)
         decisions, judgements = [], []
         for index in range(len(plain)):
             one = [_one(part, index) for part in (adapted, seen)]
@@ -188,10 +197,10 @@ class QualityGuard(Settings):
             )
             decision = decide(measures, self._thresholds, self.calibration, adapts)
             decisions.append(decision)
-            judgements.append(self._judgement(decision, measures.as_dict()))
+            judgements.append(self._judgement(decision, measures.as_dict(), method.name))
         self._seen += 1
-        if adapts:
-            self._least_seen = min(self._least_seen, views) if math.isfinite(views) else self._least_seen
+        if views >= self._thresholds.least_agreement:
+            self._borne = min(self._borne, float(soft_overlap(adapted, seen).min()))
         used = self._used(decisions, prediction, source)
         keep = not any(decision.harmful or decision.verdict == REJECT for decision in decisions)
         drifted = adapts and self._watch(decisions, seen, adapted)
@@ -199,10 +208,10 @@ class QualityGuard(Settings):
         return Verdict(used, keep, {}, judgements, source, drifted, flags)
 
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
-        """Return whether a view of the adapted network is worth a forward: at first, and where much changed."""
-        if self._seen < self.probe:
-            return True
-        return float(soft_overlap(adapted, source).min()) < self._thresholds.probed_below
+        """Return whether a view of the adapted network is worth a forward: on the first images, and where adaptation
+        changed more than on any image on which views agreed.
+        """
+        return self._seen < self.probe or float(soft_overlap(adapted, source).min()) < self._borne - _FARTHER
 
     def _agreement(
         self, again: Again, images: torch.Tensor, adapted: Segmentation, activation: str, output: str | int | None
@@ -212,9 +221,11 @@ class QualityGuard(Settings):
             seen = logits_in(again(view(images), False), output)
         return float(soft_overlap(adapted, segmentation(view.inverse(seen), activation)).mean())
 
-    def _judgement(self, decision: Decision, quality: dict[str, Any]) -> Judgement:
+    def _judgement(self, decision: Decision, quality: dict[str, Any], method: str) -> Judgement:
         rejected = decision.verdict == REJECT
-        used = decision.used
+        used, reasons = decision.used, decision.reasons
+        if self._given_up:
+            used, reasons = "source", (*reasons, f"not adapted: this network does not bear {method}")
         if rejected and self.on_reject == "keep":
             used = "adapted"
         elif rejected and self.on_reject == "source":
@@ -222,7 +233,7 @@ class QualityGuard(Settings):
         if decision.expected is not None:
             quality = decision.expected.as_dict() | quality
         withheld = rejected and self.on_reject == "withhold"
-        return Judgement(decision.verdict, used, decision.reasons, quality, withheld)
+        return Judgement(decision.verdict, used, reasons, quality, withheld)
 
     def _used(self, decisions: Sequence[Decision], prediction: Any, source: Any) -> Any:
         """Return the prediction with those of the source network where they are used."""
@@ -243,7 +254,7 @@ class QualityGuard(Settings):
     def _watch(self, decisions: Sequence[Decision], source: Segmentation, adapted: Segmentation) -> bool:
         """Note a case of the stream; return whether the method has drifted away from the source."""
         if all(decision.harmful for decision in decisions):
-            self._harmed += 1
+            self._harmed += all(decision.grave for decision in decisions)
             if self._harmed >= self.patience:
                 self._given_up = "; ".join(dict.fromkeys(r for d in decisions for r in d.reasons))
             return False

@@ -15,7 +15,7 @@ from monai.networks import eval_mode
 from ..errors import GrataError
 from ..methods import Method, StepRecord
 from ..methods.base import SKIPPED
-from ..quality import Judgement
+from ..quality import Judgement, LayerStatistics, layer_statistics
 from .faults import check_finite, tensors_in
 from .guard import Again, Guard, Verdict
 from .journal import Journal
@@ -208,8 +208,16 @@ class Session:
         lines = []
         for name, flags in self.flags.items():
             listed = ", ".join(flags)
+            if NOT_ADAPTED in flags:
+                continue
             skipped = f"adaptation skipped ({listed}), predicted with the parameters before it"
             lines.append(f"{name}{where}: {skipped if SKIPPED in flags else f'adapted ({listed})'}")
+        if isinstance(self.guard, QualityGuard) and self.guard.given_up:
+            left = sum(NOT_ADAPTED in flags for flags in self.flags.values())
+            lines.append(
+                f"this network does not bear {self.method.name}{where}: it was given up after {self.guard.patience} "
+                f"images, and {left} more were predicted by the source network as it is. {self.guard.given_up}."
+            )
         return lines
 
 
@@ -253,6 +261,8 @@ class Case:
         self._judged = False
         self._keep = True
         self._restore = False
+        self._watching = ExitStack()
+        self._statistics: LayerStatistics | None = None
 
     def __enter__(self) -> Self:
         session = self.session
@@ -294,6 +304,9 @@ class Case:
             self.steps = [StepRecord((NOT_ADAPTED,))]
         else:
             self.steps = self._steps(inferer)
+        if isinstance(session.guard, QualityGuard) and not session.guard.asks_source(method):
+            # what the source network predicts anyway need not be predicted again
+            self._statistics = self._watching.enter_context(layer_statistics(method.network))
         self.record = {
             **merged_record(self.steps),
             "parameter_change": method.parameter_change(),
@@ -335,6 +348,7 @@ class Case:
     def _check(self, prediction: Any) -> None:
         if not self.steps:
             raise RuntimeError("a case is adapted to before its prediction is judged")
+        self._watching.close()
         peaks = [peak for peak in (self._peak, self._memory.mib()) if peak is not None]
         self.record |= {"seconds_predict": self._clock.lap(), "peak_memory_mib": max(peaks, default=None)}
         check_finite(tensors_in(prediction))
@@ -345,7 +359,7 @@ class Case:
         if guard is None:
             return None
         if isinstance(guard, QualityGuard):
-            return guard.judge(method, self.images, prediction, self.record, again or self._again)
+            return guard.judge(method, self.images, prediction, self.record, again or self._again, self._statistics)
         verdict = guard(method, self.images, prediction, self.record)
         if not isinstance(verdict, Verdict):
             raise TypeError(f"a guard returns a grata.session.Verdict, got {type(verdict).__name__}")
@@ -424,6 +438,7 @@ class Case:
     def roll_back(self) -> None:
         """Put everything back to before the case; leaving the block by an exception does so by itself."""
         self.session._open = None
+        self._watching.close()
         self.session.learner.go_back(self._before)
         self.session._load_guard(self._guard_before)
         # nobody may be left who could go on, so the network is free for another session until this one does
