@@ -85,7 +85,10 @@ def test_the_version(run):
     ("words", "message"),
     [
         (("mehtods",), "there is no command 'mehtods'. Did you mean methods?"),
-        (("zzz",), "there is no command 'zzz'. The commands are methods, doctor, nnunet, bank, prepare, benchmark."),
+        (
+            ("zzz",),
+            "there is no command 'zzz'. The commands are methods, doctor, nnunet, bank, calibrate, prepare, benchmark.",
+        ),
         (("--quiet",), "--quiet: there is no such option. Name a command, or give --help or --version."),
         (("--verison",), "--verison: there is no such option. Did you mean --version?"),
         (

@@ -169,13 +169,15 @@ class Calibration:
             raise GrataError(f"{path} is not a file of python -m grata calibrate. Name one, or give null.")
         try:
             made = cls(**{name: _tuples(value) for name, value in content.items()})
-            ok = len(made.names) == len(made.weights) == len(made.centre) == len(made.spread)
-            ok = ok and len(made.errors) == len(made.steps) + 1 and all(weight >= 0 for weight in made.weights)
+            if made._is_sound():
+                return made
         except TypeError:
-            ok = False
-        if not ok:
-            raise GrataError(f"{path} is damaged. Make it anew by python -m grata calibrate.")
-        return made
+            pass
+        raise GrataError(f"{path} is damaged. Make it anew by python -m grata calibrate.")
+
+    def _is_sound(self) -> bool:
+        alike = len(self.names) == len(self.weights) == len(self.centre) == len(self.spread)
+        return alike and len(self.errors) == len(self.steps) + 1 and all(weight >= 0 for weight in self.weights)
 
 
 def spread_out(z: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .calibration import Calibration, Expected
@@ -66,6 +66,11 @@ class Decision:
     grave: bool
     expected: Expected | None = None
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what was learnt from the image may be kept."""
+        return not self.harmful and self.verdict != REJECT
+
 
 def decide(
     measures: Measures, thresholds: Thresholds, calibration: Calibration | None = None, adapts: bool = True
@@ -79,19 +84,41 @@ def decide(
         adapts: whether the prediction is another one than the source's.
     """
     t = thresholds
-    of_adapted = None if calibration is None else calibration.expected(measures)
-    of_source = of_adapted if calibration is None or not adapts else calibration.expected(measures, source=True)
+    of_adapted, of_source = _expected(measures, calibration, adapts)
     changed = adapts and min(measures.agreement_source) < t.same
     destroyed = _destroyed(measures, t, of_adapted, of_source) if changed else []
     harm = destroyed + (_less_sure(measures, t, of_adapted, of_source) if changed else [])
     used, expected = ("source", of_source) if harm else ("adapted", of_adapted)
+    faults, doubts = _objections(measures, measures.source if harm else measures.adapted, expected, calibration, t)
+    if faults:
+        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), bool(destroyed), expected)
+    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), bool(destroyed), expected)
+
+
+def _expected(
+    measures: Measures, calibration: Calibration | None, adapts: bool
+) -> tuple[Expected | None, Expected | None]:
+    """Return what is expected of the adapted prediction and of the source prediction."""
+    if calibration is None:
+        return None, None
+    of_adapted = calibration.expected(measures)
+    return of_adapted, calibration.expected(measures, source=True) if adapts else of_adapted
+
+
+def _objections(
+    measures: Measures,
+    signals: Mapping[str, Sequence[float]],
+    expected: Expected | None,
+    calibration: Calibration | None,
+    t: Thresholds,
+) -> tuple[list[str], list[str]]:
+    """Return why a prediction is rejected, and why it is reviewed."""
     faults: list[str] = []
     doubts: list[str] = []
     if math.isfinite(measures.distance) and measures.distance > t.absurd:
         faults.append(
             f"the image is nothing like the source images (distance of its statistics {measures.distance:.1f})"
         )
-    signals = measures.source if harm else measures.adapted
     if calibration is not None and expected is not None:
         _by_expected(faults, doubts, expected, calibration, t)
         doubts += _out_of_range(measures.segments, signals["share"], calibration, t)
@@ -100,9 +127,7 @@ def decide(
         doubts.append("nothing is outlined")
     elif calibration is None and sure < t.doubtful:
         doubts.append(f"the network is not sure of what it outlines (expected Dice of its own mask {sure:.2f})")
-    if faults:
-        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), bool(destroyed), expected)
-    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), bool(destroyed), expected)
+    return faults, doubts
 
 
 def _destroyed(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None) -> list[str]:

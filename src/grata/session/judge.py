@@ -21,6 +21,7 @@ from ..quality import (
     Decision,
     Judgement,
     LayerStatistics,
+    Measures,
     Segmentation,
     Thresholds,
     decide,
@@ -165,53 +166,47 @@ class QualityGuard(Settings):
             again: predicts images as the entrance does.
             watched: what reached the network's normalization layers in its prediction, where that is the source's.
         """
-        activation = self.activation or method.meaning.get("activation")
-        output = self.output if self.output is not None else method.meaning.get("output")
+        activation, output = self._meaning(method)
         if activation is None:
             reason = "nothing is known of the network's output: give activation, sigmoid or softmax"
             return Verdict(prediction, judgements=[Judgement(UNJUDGED, reasons=(reason,))] * len(images))
-        plain = images.as_tensor() if hasattr(images, "as_tensor") else images
+        plain = _plain(images)
         adapts = self.asks_source(method)
         adapted = segmentation(logits_in(prediction, output), activation)
-        source, seen, views, statistics = prediction, adapted, math.nan, watched
+        source, seen, statistics = prediction, adapted, watched
         if adapts:
             with layer_statistics(method.network) as statistics, torch.no_grad():
                 source = again(plain, True)
             seen = segmentation(logits_in(source, output), activation)
-            views = record.get("agreement", math.nan)
-            if not math.isfinite(views) and self._probes(adapted, seen):
-                views = self._agreement(again, plain, adapted, activation, output)
-        elif self._seen < self.probe:
+        views = record.get("agreement", math.nan) if adapts else math.nan
+        if not math.isfinite(views) and self._probes(adapted, seen):
             views = self._agreement(again, plain, adapted, activation, output)
-        decisions, judgements = [], []
-        for index in range(len(plain)):
-            one = [_one(part, index) for part in (adapted, seen)]
-            measures = measure(
-                plain[index],
-                one[0],
-                one[1] if adapts else one[0],
-                statistics or LayerStatistics(),
-                views,
-                activation,
-                self.segments,
-            )
-            decision = decide(measures, self._thresholds, self.calibration, adapts)
-            decisions.append(decision)
-            judgements.append(self._judgement(decision, measures.as_dict(), method.name))
+        measured = _measured(plain, adapted, seen, statistics, views, activation, self.segments)
+        decisions = [decide(measures, self._thresholds, self.calibration, adapts) for measures in measured]
+        judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
+        self._note(views, adapted, seen)
+        used = self._used(decisions, prediction, source)
+        keep = all(decision.keeps for decision in decisions)
+        drifted = adapts and self._watch(decisions, seen, adapted)
+        return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
+
+    def _meaning(self, method: Method) -> tuple[str | None, Any]:
+        """Return the activation of the network's output, and the key or index of the logits in it."""
+        told = method.meaning
+        return self.activation or told.get("activation"), told.get("output") if self.output is None else self.output
+
+    def _note(self, views: float, adapted: Segmentation, source: Segmentation) -> None:
         self._seen += 1
         if views >= self._thresholds.least_agreement:
-            self._borne = min(self._borne, float(soft_overlap(adapted, seen).min()))
-        used = self._used(decisions, prediction, source)
-        keep = not any(decision.harmful or decision.verdict == REJECT for decision in decisions)
-        drifted = adapts and self._watch(decisions, seen, adapted)
-        flags = [DRIFT_RESET] * drifted
-        return Verdict(used, keep, {}, judgements, source, drifted, flags)
+            self._borne = min(self._borne, float(soft_overlap(adapted, source).min()))
 
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
         """Return whether a view of the adapted network is worth a forward: on the first images, and where adaptation
         changed more than on any image on which views agreed.
         """
-        return self._seen < self.probe or float(soft_overlap(adapted, source).min()) < self._borne - _FARTHER
+        if self._seen < self.probe:
+            return True
+        return source is not adapted and float(soft_overlap(adapted, source).min()) < self._borne - _FARTHER
 
     def _agreement(
         self, again: Again, images: torch.Tensor, adapted: Segmentation, activation: str, output: str | int | None
@@ -284,17 +279,38 @@ def make_guard(guard: Any, **common: Any) -> Guard | QualityGuard | None:
     if guard is None or guard is False:
         return None
     if guard is True or isinstance(guard, Mapping):
-        own = {} if guard is True else dict(guard)
-        QualityGuard.check_names(own, "guard")
         given = {key: value for key, value in common.items() if value is not None}
-        try:
-            return QualityGuard(**given | own)
-        except GrataError as error:
-            raise error if error.head in given and error.head not in own else error.under("guard") from error
+        return _quality_guard({} if guard is True else dict(guard), given)
     if isinstance(guard, QualityGuard) or callable(guard):
         return guard
     raise GrataError(f"must be true, false or settings of the guard, got {guard!r}.", key="guard")
 
 
-def _one(part: Segmentation, index: int) -> Segmentation:
-    return Segmentation(part.probabilities[index : index + 1], part.masks[index : index + 1])
+def _quality_guard(own: dict[str, Any], common: dict[str, Any]) -> QualityGuard:
+    QualityGuard.check_names(own, "guard")
+    try:
+        return QualityGuard(**common | own)
+    except GrataError as error:
+        raise error if error.head in common and error.head not in own else error.under("guard") from error
+
+
+def _plain(images: Any) -> torch.Tensor:
+    return images.as_tensor() if hasattr(images, "as_tensor") else images
+
+
+def _measured(
+    images: torch.Tensor,
+    adapted: Segmentation,
+    source: Segmentation,
+    statistics: LayerStatistics | None,
+    *known: Any,
+) -> list[Measures]:
+    """Return the signals of each image of a batch."""
+    mine = _each(adapted)
+    theirs = mine if source is adapted else _each(source)
+    return [measure(*one, statistics or LayerStatistics(), *known) for one in zip(images, mine, theirs)]
+
+
+def _each(part: Segmentation) -> list[Segmentation]:
+    """Return the segmentation of each image of a batch."""
+    return [Segmentation(*both) for both in zip(part.probabilities.split(1), part.masks.split(1))]

@@ -415,7 +415,8 @@ class Case:
             session.learner.go_back(self._start)
         elif self._restore:
             session.learner.restore()
-        before = session.journal.size() if session.journal is not None else 0, dict(session.flags)
+        size = session.journal.size() if session.journal is not None else 0
+        before = size, dict(session.flags), dict(session.judgements)
         try:
             self._write_lines()
             if session.store is not None:
@@ -454,12 +455,16 @@ class Case:
             if judgement is not None:
                 session.judgements[name] = judgement
 
-    def _take_back_lines(self, size: int, flags: Mapping[str, tuple[str, ...]]) -> None:
+    def _take_back_lines(
+        self, size: int, flags: Mapping[str, tuple[str, ...]], judgements: Mapping[str, Judgement]
+    ) -> None:
         session = self.session
         if session.journal is not None:
             session.journal.cut(size)
         session.flags.clear()
         session.flags.update(flags)
+        session.judgements.clear()
+        session.judgements.update(judgements)
 
 
 def judged_together(cases: Sequence[Case], prediction: Any, again: Again | None = None) -> Any:
