@@ -45,6 +45,12 @@ NOT_ADAPTED = "not_adapted"
 DRIFT_RESET = "drift_reset"
 """Flag of a case after which the method was put back to the source network, because it had drifted away from it."""
 
+_TRUSTED = 0.9
+"""Agreement of views from which on a change as large as this one is trusted: the median of sound networks."""
+
+_MOSTLY = 0.67
+"""Moving share of harmed cases from which on adaptation is given up: that of five, one after the other."""
+
 _FARTHER = 0.05
 """Fall of the agreement with the source prediction after which the views are asked anew."""
 
@@ -116,6 +122,7 @@ class QualityGuard(Settings):
         """Forget what was seen: the next case is the first of a stream."""
         self._seen = 0
         self._harmed = 0
+        self._share = 0.0
         self._given_up = ""
         self._first: list[float] = []
         self._recent = math.nan
@@ -135,6 +142,7 @@ class QualityGuard(Settings):
         return {
             "seen": self._seen,
             "harmed": self._harmed,
+            "share": self._share,
             "given_up": self._given_up,
             "first": list(self._first),
             "recent": self._recent,
@@ -144,6 +152,7 @@ class QualityGuard(Settings):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``."""
         self._seen, self._harmed = int(state["seen"]), int(state["harmed"])
+        self._share = float(state["share"])
         self._given_up, self._first = str(state["given_up"]), [float(value) for value in state["first"]]
         self._recent, self._borne = float(state["recent"]), float(state["borne"])
 
@@ -197,7 +206,7 @@ class QualityGuard(Settings):
 
     def _note(self, views: float, adapted: Segmentation, source: Segmentation) -> None:
         self._seen += 1
-        if views >= self._thresholds.least_agreement:
+        if views >= _TRUSTED:
             self._borne = min(self._borne, float(soft_overlap(adapted, source).min()))
 
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
@@ -250,10 +259,11 @@ class QualityGuard(Settings):
         """Note a case of the stream; return whether the method has drifted away from the source."""
         if all(decision.harmful for decision in decisions):
             self._harmed += all(decision.grave for decision in decisions)
-            if self._harmed >= self.patience:
+            self._share = _SLOW * self._share + 1 - _SLOW
+            if self._harmed >= self.patience or self._share > _MOSTLY:
                 self._given_up = "; ".join(dict.fromkeys(r for d in decisions for r in d.reasons))
             return False
-        self._harmed = 0
+        self._harmed, self._share = 0, _SLOW * self._share
         agreement = float(soft_overlap(adapted, source).mean())
         if len(self._first) < self.probe + 2:
             self._first.append(agreement)

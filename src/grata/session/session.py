@@ -215,8 +215,8 @@ class Session:
         if isinstance(self.guard, QualityGuard) and self.guard.given_up:
             left = sum(NOT_ADAPTED in flags for flags in self.flags.values())
             lines.append(
-                f"this network does not bear {self.method.name}{where}: it was given up after {self.guard.patience} "
-                f"images, and {left} more were predicted by the source network as it is. {self.guard.given_up}."
+                f"this network does not bear {self.method.name}{where}: adaptation was given up, "
+                f"and {left} images were predicted by the source network as it is. {self.guard.given_up}."
             )
         return lines
 
