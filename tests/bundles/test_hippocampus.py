@@ -35,7 +35,7 @@ def hashes(folder):
 
 def journal(folder):
     lines = [json.loads(line) for line in (Path(folder) / "journal.jsonl").read_text().splitlines()]
-    measured = ("seconds", "seconds_predict", "peak_memory_mib")
+    measured = ("seconds", "seconds_predict", "seconds_judge", "peak_memory_mib")
     return [{k: v for k, v in line.items() if k not in measured} for line in lines]
 
 

@@ -37,7 +37,7 @@ def lines(output: Path) -> list[dict]:
 
 
 def plain(line: dict) -> dict:
-    measured = ("seconds", "seconds_predict", "peak_memory_mib")
+    measured = ("seconds", "seconds_predict", "seconds_judge", "peak_memory_mib")
     return {key: value for key, value in line.items() if key not in measured}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -144,7 +145,13 @@ class QualityGuard(Settings):
         self._recent, self._least_seen = float(state["recent"]), float(state["least_seen"])
 
     def judge(
-        self, method: Method, images: torch.Tensor, prediction: Any, record: Mapping[str, Any], again: Again
+        self,
+        method: Method,
+        images: torch.Tensor,
+        prediction: Any,
+        record: Mapping[str, Any],
+        again: Again,
+        statistics: LayerStatistics | None = None,
     ) -> Verdict:
         """Judge the prediction of a case.
 
@@ -154,26 +161,42 @@ class QualityGuard(Settings):
             prediction: what was predicted; it is finite.
             record: record of the case so far.
             again: predicts images as the entrance does.
+            statistics: what reached the normalization layers in the prediction; it counts where this is the source
+                network's; None: unknown.
         """
-        activation = self.activation or method.meaning.get("activation")
+        try:
+            return self._judged(method, images, prediction, record, again, statistics)
+        except _Unread as unread:
+            unjudged = Judgement(UNJUDGED, reasons=(unread.reason,))
+            return Verdict(prediction, judgements=[unjudged] * len(images), source=unread.source)
+
+    def _judged(
+        self,
+        method: Method,
+        images: torch.Tensor,
+        prediction: Any,
+        record: Mapping[str, Any],
+        again: Again,
+        statistics: LayerStatistics | None,
+    ) -> Verdict:
         output = self.output if self.output is not None else method.meaning.get("output")
+        activation = self.activation or method.meaning.get("activation")
         if activation is None:
-            reason = "nothing is known of the network's output: give activation, sigmoid or softmax"
-            return Verdict(prediction, judgements=[Judgement(UNJUDGED, reasons=(reason,))] * len(images))
+            raise _Unread("nothing is known of the network's output: give activation, sigmoid or softmax")
         plain = images.as_tensor() if hasattr(images, "as_tensor") else images
         adapts = method.active and not method.predicts_as_source
-        adapted = segmentation(logits_in(prediction, output), activation)
-        source, seen, views, statistics = prediction, adapted, math.nan, None
+        adapted = _read(prediction, plain, activation, output)
+        source, seen, views = prediction, adapted, math.nan
         if adapts:
             with layer_statistics(method.network) as statistics, torch.no_grad():
-                source = again(plain, True)
-            seen = segmentation(logits_in(source, output), activation)
+                # with their metadata, which a prediction that is written needs
+                source = again(images, True)
+            seen = _read_source(source, plain, activation, output, adapted)
             views = record.get("agreement", math.nan)
             if not math.isfinite(views) and self._probes(adapted, seen):
                 views = self._agreement(again, plain, adapted, activation, output)
         elif self._seen < self.probe:
-            with layer_statistics(method.network) as statistics:
-                views = self._agreement(again, plain, adapted, activation, output)
+            views = self._agreement(again, plain, adapted, activation, output)
         decisions, judgements = [], []
         for index in range(len(plain)):
             one = [_one(part, index) for part in (adapted, seen)]
@@ -187,6 +210,9 @@ class QualityGuard(Settings):
                 self.segments,
             )
             decision = decide(measures, self._thresholds, self.calibration, adapts)
+            if not adapts and self._given_up and decision.used == "adapted":
+                why = f"adaptation was given up after {self.patience} images, one after the other, that it harmed"
+                decision = replace(decision, used="source", reasons=(*decision.reasons, why))
             decisions.append(decision)
             judgements.append(self._judgement(decision, measures.as_dict()))
         self._seen += 1
@@ -236,12 +262,18 @@ class QualityGuard(Settings):
         def mixed(one: Any, other: Any) -> Any:
             if not isinstance(one, torch.Tensor) or one.shape[:1] != where.shape:
                 return one
-            return torch.where(where.to(one.device).reshape(-1, *[1] * (one.ndim - 1)), other, one)
+            # the clone of a MetaTensor keeps its metadata, of which each image has its own
+            found, place = one.clone(), where.to(one.device)
+            found[place] = (other.as_tensor() if hasattr(other, "as_tensor") else other)[place]
+            return found
 
         return tree_map(mixed, prediction, source)
 
     def _watch(self, decisions: Sequence[Decision], source: Segmentation, adapted: Segmentation) -> bool:
         """Note a case of the stream; return whether the method has drifted away from the source."""
+        if any(decision.verdict == REJECT for decision in decisions):
+            # an image unlike those of the source shows nothing of network and method, and nothing is learned from it
+            return False
         if all(decision.harmful for decision in decisions):
             self._harmed += 1
             if self._harmed >= self.patience:
@@ -283,6 +315,54 @@ def make_guard(guard: Any, **common: Any) -> Guard | QualityGuard | None:
     if isinstance(guard, QualityGuard) or callable(guard):
         return guard
     raise GrataError(f"must be true, false or settings of the guard, got {guard!r}.", key="guard")
+
+
+class _Unread(Exception):
+    """Signal that a prediction cannot be read as segments.
+
+    Args:
+        reason: why, as the journal has it.
+        source: what the source network predicted; None: it was not asked.
+    """
+
+    def __init__(self, reason: str, source: Any = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.source = source
+
+
+def _read(prediction: Any, images: torch.Tensor, activation: str, output: str | int | None) -> Segmentation:
+    """Return the segments of a prediction.
+
+    Raises:
+        _Unread: it is of another form; a case may not fail because of that.
+    """
+    try:
+        logits = logits_in(prediction, output)
+    except GrataError as error:
+        raise _Unread(error.message) from error
+    shape = tuple(logits.shape)
+    if len(shape) != images.ndim or len(shape) not in (4, 5) or shape[0] != len(images) or not logits.numel():
+        raise _Unread(
+            f"the prediction is {shape}, not logits (B, C, ...) of the images, which are {tuple(images.shape)}"
+        )
+    if not logits.is_floating_point():
+        raise _Unread(f"the prediction is {logits.dtype}, and logits are of a floating point type")
+    if activation == "softmax" and shape[1] < 2:
+        raise _Unread("softmax needs two or more output channels, and the prediction has one")
+    return segmentation(logits, activation)
+
+
+def _read_source(
+    source: Any, images: torch.Tensor, activation: str, output: str | int | None, adapted: Segmentation
+) -> Segmentation:
+    try:
+        seen = _read(source, images, activation, output)
+    except _Unread as unread:
+        raise _Unread(f"the source network: {unread.reason}", source) from unread
+    if seen.masks.shape != adapted.masks.shape or not seen.probabilities.isfinite().all():
+        raise _Unread("the prediction of the source network is not finite, or of another shape", source)
+    return seen
 
 
 def _one(part: Segmentation, index: int) -> Segmentation:

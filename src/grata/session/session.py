@@ -15,7 +15,7 @@ from monai.networks import eval_mode
 from ..errors import GrataError
 from ..methods import Method, StepRecord
 from ..methods.base import SKIPPED
-from ..quality import Judgement
+from ..quality import Judgement, LayerStatistics, layer_statistics
 from .faults import check_finite, tensors_in
 from .guard import Again, Guard, Verdict
 from .journal import Journal
@@ -208,8 +208,12 @@ class Session:
         lines = []
         for name, flags in self.flags.items():
             listed = ", ".join(flags)
-            skipped = f"adaptation skipped ({listed}), predicted with the parameters before it"
-            lines.append(f"{name}{where}: {skipped if SKIPPED in flags else f'adapted ({listed})'}")
+            words = f"adapted ({listed})"
+            if SKIPPED in flags:
+                words = f"adaptation skipped ({listed}), predicted with the parameters before it"
+            elif NOT_ADAPTED in flags:
+                words = f"predicted with the source network ({listed})"
+            lines.append(f"{name}{where}: {words}")
         return lines
 
 
@@ -251,6 +255,9 @@ class Case:
         self._inferer: Inferer | Batches | None = None
         self._entry: str | None = None
         self._judged = False
+        self._watching = ExitStack()
+        self._statistics: LayerStatistics | None = None
+        self._given_up = False
         self._keep = True
         self._restore = False
 
@@ -289,7 +296,8 @@ class Case:
         device = next((p.device for p in method.given.parameters()), self.images.device)
         self._memory, self._clock, self._inferer = PeakMemory(device), Clock(device), inferer
         if isinstance(session.guard, QualityGuard) and session.guard.given_up:
-            # what was learnt before is put back when the case ends
+            # what was learned before is put back when the case ends: in a bank, it may be another site's
+            self._given_up = True
             session.learner.restore()
             self.steps = [StepRecord((NOT_ADAPTED,))]
         else:
@@ -304,6 +312,9 @@ class Case:
             self.record["bank"] = self._entry
             if session.keeper.is_unknown(self._entry):
                 self.record["flags"] = [*self.record["flags"], UNKNOWN_SITE]
+        if isinstance(session.guard, QualityGuard):
+            # where nothing is adapted, no other forward shows them
+            self._statistics = self._watching.enter_context(layer_statistics(method.network))
         return self.steps
 
     def _steps(self, inferer: Inferer | Batches | None) -> list[StepRecord]:
@@ -335,6 +346,7 @@ class Case:
     def _check(self, prediction: Any) -> None:
         if not self.steps:
             raise RuntimeError("a case is adapted to before its prediction is judged")
+        self._watching.close()
         peaks = [peak for peak in (self._peak, self._memory.mib()) if peak is not None]
         self.record |= {"seconds_predict": self._clock.lap(), "peak_memory_mib": max(peaks, default=None)}
         check_finite(tensors_in(prediction))
@@ -345,7 +357,7 @@ class Case:
         if guard is None:
             return None
         if isinstance(guard, QualityGuard):
-            return guard.judge(method, self.images, prediction, self.record, again or self._again)
+            return guard.judge(method, self.images, prediction, self.record, again or self._again, self._statistics)
         verdict = guard(method, self.images, prediction, self.record)
         if not isinstance(verdict, Verdict):
             raise TypeError(f"a guard returns a grata.session.Verdict, got {type(verdict).__name__}")
@@ -353,7 +365,7 @@ class Case:
 
     def _take(self, verdict: Verdict) -> None:
         self.record |= verdict.record
-        self._keep, self._restore = verdict.keep, verdict.restore
+        self._keep, self._restore = verdict.keep and not self._given_up, verdict.restore
         self.judgements, self.source = list(verdict.judgements), verdict.source
         if verdict.flags:
             self.record["flags"] = [*self.record["flags"], *verdict.flags]
@@ -401,7 +413,11 @@ class Case:
             session.learner.go_back(self._start)
         elif self._restore:
             session.learner.restore()
-        before = session.journal.size() if session.journal is not None else 0, dict(session.flags)
+        before = (
+            session.journal.size() if session.journal is not None else 0,
+            dict(session.flags),
+            dict(session.judgements),
+        )
         try:
             self._write_lines()
             if session.store is not None:
@@ -423,6 +439,7 @@ class Case:
     def roll_back(self) -> None:
         """Put everything back to before the case; leaving the block by an exception does so by itself."""
         self.session._open = None
+        self._watching.close()
         self.session.learner.go_back(self._before)
         self.session._load_guard(self._guard_before)
         # nobody may be left who could go on, so the network is free for another session until this one does
@@ -439,12 +456,16 @@ class Case:
             if judgement is not None:
                 session.judgements[name] = judgement
 
-    def _take_back_lines(self, size: int, flags: Mapping[str, tuple[str, ...]]) -> None:
+    def _take_back_lines(
+        self, size: int, flags: Mapping[str, tuple[str, ...]], judgements: Mapping[str, Judgement]
+    ) -> None:
         session = self.session
         if session.journal is not None:
             session.journal.cut(size)
         session.flags.clear()
         session.flags.update(flags)
+        session.judgements.clear()
+        session.judgements.update(judgements)
 
 
 def judged_together(cases: Sequence[Case], prediction: Any, again: Again | None = None) -> Any:
