@@ -30,7 +30,7 @@ from grata.data import Discovery
 from grata.engines import AdaptationHandler, AdaptationRun
 from grata.errors import GrataError
 from grata.methods import create
-from grata.session import Session
+from grata.session import Case, Session
 
 METHOD, SETTINGS = "tent", {"lr": 1e-2}
 MEASURED = ("seconds", "seconds_predict", "seconds_judge", "peak_memory_mib")
@@ -443,6 +443,75 @@ def test_a_reset_policy(ground, tmp_path, door, reset):
     resets = [record["reset"] for record in found.records.values()]
     assert resets == ([False, True, True] if reset == "per-case" else [False, False, True])
     assert same_network(found.network, expected.network)
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """What guards said of the cases since, in their order: doors name images in their own ways."""
+    found = []
+
+    def take(case, verdict):
+        found.extend(judgement.as_dict() for judgement in verdict.judgements)
+        original(case, verdict)
+
+    original = Case._take
+    monkeypatch.setattr(Case, "_take", take)
+    return found
+
+
+def assert_alike(one, other, tolerance):
+    """Compare nested values; measured numbers may differ by a tolerance."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_alike(one[key], other[key], tolerance)
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for first, second in zip(one, other):
+            assert_alike(first, second, tolerance)
+    elif isinstance(one, bool | str) or one is None:
+        assert one == other
+    else:
+        assert one == pytest.approx(other, abs=tolerance, rel=tolerance, nan_ok=True)
+
+
+@each_door
+@pytest.mark.parametrize("fragile", [False, True], ids=["sound", "fragile"])
+def test_a_guard_says_the_same_and_does_the_same(ground, tmp_path, door, fragile, make_outliner, blob, judged):
+    images = {name: (blob(seed, 3), None) for seed, name in enumerate("abcd")}
+    images["c"] = (100 * images["c"][0], None)
+    # the doors know different names, and nnU-Net its own mirrored views
+    guard = {"segments": ["organ"], "view": "flip_w", "patience": 2}
+    expected = alone(ground, images, tmp_path, make_outliner(fragile, 3), guard=guard)
+    said = judged.copy()
+    judged.clear()
+    found = DOORS[door](ground, images, tmp_path, make_outliner(fragile, 3), guard=guard)
+    assert found.faults == {} and len(said) == len(judged) == 4
+    assert [item["verdict"] for item in judged] == ["ok", "ok", "reject", "ok"]
+    assert [item["used"] for item in judged] == (["source"] * 4 if fragile else ["adapted"] * 2 + ["source", "adapted"])
+    # nnU-Net adds its windows up in half precision
+    tolerance = 2e-3 if door == "nnunet" else 0.0
+    assert_alike(judged, said, tolerance)
+    for record in expected.records.values():
+        # a table holds plain values
+        for key in ("reasons", "quality") if door == "benchmark" else ():
+            record.pop(key)
+    assert_alike(found.records, expected.records, tolerance)
+    assert same_network(found.network, expected.network)
+    assert same_network(found.network, make_outliner(fragile, 3)) is fragile
+    assert all(measured["seconds_judge"] > 0 for measured in found.measured.values())
+
+
+@each_door
+def test_the_settings_of_a_guard_are_checked(ground, tmp_path, door, make_outliner, blob):
+    images, network = {"a": (blob(0, 3), None)}, make_outliner(True, 3)
+    with pytest.raises(GrataError, match="guard#patience: must be"):
+        found = DOORS[door](ground, images, tmp_path, network, guard={"patience": 0})
+        raise GrataError(found.faults[""])
+    with pytest.raises(GrataError, match=r"guard#patiense: .*patience"):
+        found = DOORS[door](ground, images, tmp_path, network, guard={"patiense": 1})
+        raise GrataError(found.faults[""])
 
 
 def entries(folder: Path) -> list[tuple[Any, ...]]:

@@ -312,7 +312,7 @@ class AdaptationRun(EvaluatorRun):
         return REJECTED if any(judgement.verdict == REJECT for judgement in judgements.values()) else 0
 
     def _rows(self, judgements: Mapping[str, Judgement]) -> list[dict[str, Any]]:
-        sites = {case["case"]: case["site"] or "" for case in self.discovery.cases}
+        sites = {case["case"]: case.get("site") or "" for case in self.discovery.cases}
         return [
             case_row(
                 case,

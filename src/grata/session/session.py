@@ -299,6 +299,7 @@ class Case:
             # what was learned before is put back when the case ends: in a bank, it may be another site's
             self._given_up = True
             session.learner.restore()
+            self._evaluate(method.network)
             self.steps = [StepRecord((NOT_ADAPTED,))]
         else:
             self.steps = self._steps(inferer)
@@ -316,6 +317,12 @@ class Case:
             # where nothing is adapted, no other forward shows them
             self._statistics = self._watching.enter_context(layer_statistics(method.network))
         return self.steps
+
+    def _evaluate(self, network: torch.nn.Module) -> None:
+        """Put a network into evaluation mode until the prediction, as a method does that adapts it."""
+        for module in network.modules():
+            self._watching.callback(setattr, module, "training", module.training)
+        network.eval()
 
     def _steps(self, inferer: Inferer | Batches | None) -> list[StepRecord]:
         learner = self.session.learner
