@@ -225,8 +225,8 @@ class QualityGuard(Settings):
         return Verdict(used, keep, {}, judgements, source, drifted, flags)
 
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
-        """Return whether a view of the adapted network is worth a forward: at first, and where much changed."""
-        if self._seen < self.probe:
+        """Return whether a view of the adapted network is worth a forward: at first, after harm, where much changed."""
+        if self._seen < self.probe or self._harmed:
             return True
         return float(soft_overlap(adapted, source).min()) < self._thresholds.probed_below
 
