@@ -248,6 +248,9 @@ class QualityGuard(Settings):
 
     def _watch(self, decisions: Sequence[Decision], source: Segmentation, adapted: Segmentation) -> bool:
         """Note a case of the stream; return whether the method has drifted away from the source."""
+        if all(decision.verdict == REJECT for decision in decisions):
+            # what a network makes of an image that is none of its own says nothing of how it bears adaptation
+            return False
         if all(decision.harmful for decision in decisions):
             self._harmed += all(decision.grave for decision in decisions)
             if self._harmed >= self.patience:
