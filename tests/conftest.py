@@ -15,6 +15,7 @@ import torch
 from monai.inferers import SimpleInferer
 from monai.networks.nets import UNet
 from monai.utils import set_determinism
+from torch import nn
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_mri_segmentation"
 
@@ -104,6 +105,60 @@ def make_network():
         return network
 
     return make
+
+
+class Outliner(nn.Module):
+    """A network that needs no training: it outlines what is brighter than 0.5, sharply, in a sound or a fragile form.
+
+    Of the fragile one, a second channel answers to the darkest noise of the background. By the running statistics that
+    is as good as nothing. Normalized by those of the image it is as large as the signal, and drowns it. Networks with
+    convolution, ReLU and then normalization can have such channels.
+    """
+
+    mean, variance, edge = 0.15, 0.08, 40.0
+
+    def __init__(self, fragile: bool = False, dims: int = 2, outputs: int = 2) -> None:
+        super().__init__()
+        convolution, norm = ((nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))[dims - 2]
+        self.first, self.norm, self.last = convolution(1, 2, 1), norm(2), convolution(2, outputs, 1)
+        # of a softmax the background has the opposite sign
+        sign = torch.tensor([-0.5, 0.5] if outputs == 2 else [1.0])
+        values = {
+            "first.weight": torch.tensor([1.0, -1.0]),
+            "first.bias": torch.tensor([0.0, 0.05 if fragile else 0.0]),
+            "norm.running_mean": torch.tensor([self.mean, 0.0]),
+            "norm.running_var": torch.tensor([self.variance, 1.0 if fragile else 0.0]),
+            "last.weight": torch.stack([sign * self.edge * self.variance**0.5, sign * 15], 1),
+            "last.bias": sign * self.edge * (self.mean - 0.5),
+        }
+        for name, tensor in self.state_dict().items():
+            if name in values:
+                tensor.copy_(values[name].reshape(tensor.shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(torch.relu(self.first(x))))
+
+
+@pytest.fixture(scope="session")
+def make_outliner() -> type[Outliner]:
+    return Outliner
+
+
+@pytest.fixture(scope="session")
+def blob():
+    """Function that makes an image ``(1, ...)``: a bright ball, or nothing, on noise from ``dark`` to 0.1."""
+
+    def blob(seed: int, dims: int = 2, size: int = 16, dark: float = 0.0, empty: bool = False) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        axes = torch.meshgrid(*[torch.arange(size) + 0.5] * dims, indexing="ij")
+        centre = size * (0.4 + 0.2 * torch.rand(dims, generator=generator))
+        radius = size * (0.22 if dims == 2 else 0.28)
+        inside = sum((axis - c) ** 2 for axis, c in zip(axes, centre)) < radius**2
+        noise = torch.rand(1, *[size] * dims, generator=generator)
+        image = dark + (0.1 - dark) * noise
+        return image if empty else torch.where(inside, 0.9 + 0.1 * noise, image)
+
+    return blob
 
 
 @pytest.fixture

@@ -30,10 +30,10 @@ from grata.data import Discovery
 from grata.engines import AdaptationHandler, AdaptationRun
 from grata.errors import GrataError
 from grata.methods import create
-from grata.session import Session
+from grata.session import Case, Session
 
 METHOD, SETTINGS = "tent", {"lr": 1e-2}
-MEASURED = ("seconds", "seconds_predict", "peak_memory_mib")
+MEASURED = ("seconds", "seconds_predict", "seconds_judge", "peak_memory_mib")
 
 NETWORK = '''
 import torch
@@ -201,7 +201,8 @@ class Visit:
     def add(self, name: str, record: dict[str, Any]) -> None:
         about = ("case", "site", "method", "version", "fold")
         plain = {key: value for key, value in record.items() if key not in about}
-        self.measured[name] = {key: plain.pop(key) for key in MEASURED}
+        # only a guard that judges takes its time
+        self.measured[name] = {key: plain.pop(key) for key in MEASURED if key in plain}
         # JSON has no NaN, and a journal holds null in its place
         self.records[name] = json.loads(json.dumps(plain), parse_constant=lambda constant: None)
 
@@ -215,6 +216,7 @@ def volume(seed: int, mark: int = 0) -> torch.Tensor:
 
 def alone(ground, images, folder, network=None, site=None, affine="auto", prepared=None, **options) -> Visit:
     """Use a session by hand."""
+    options.setdefault("guard", False)
     network = network or ground.module.Network()
     method = create(METHOD, network, SETTINGS, affine, activation="softmax", prepared=prepared)
     session, visit = Session(method, site=site, **options), Visit(network=network)
@@ -231,6 +233,7 @@ def alone(ground, images, folder, network=None, site=None, affine="auto", prepar
 
 
 def stream(ground, images, folder, network=None, **options) -> Visit:
+    options.setdefault("guard", False)
     network = network or ground.module.Network()
     items = [{"image": x[None], **({"site": site} if site else {})} for x, site in images.values()]
     visit = Visit(network=network)
@@ -281,6 +284,7 @@ def of_journal(path: Path, visit: Visit, names: list[str]) -> Visit:
 
 
 def bundle(ground, images, folder, network=None, affine="auto", prepared=None, **options) -> Visit:
+    options.setdefault("guard", False)
     network = network or ground.module.Network()
     method = create(METHOD, network, SETTINGS, affine, activation="softmax", prepared=prepared)
     handler, outputs = AdaptationHandler(method, journal=folder / "journal.jsonl", **options), Outputs()
@@ -293,6 +297,7 @@ def bundle(ground, images, folder, network=None, affine="auto", prepared=None, *
 
 
 def overlay(ground, images, folder, network=None, **options) -> Visit:
+    options.setdefault("guard", False)
     network, visit = network or ground.module.Network(), Visit()
     _, engine = evaluator(network, images)
     adaptation = ZooAdaptation(
@@ -320,6 +325,7 @@ def save(x: torch.Tensor, path: Path) -> None:
 
 
 def nnunet(ground, images, folder, network=None, **options) -> Visit:
+    options.setdefault("guard", False)
     pytest.importorskip("nnunetv2")
     from grata.nnunet import predict
     from grata.nnunet.model import TrainedModel
@@ -343,6 +349,7 @@ def nnunet(ground, images, folder, network=None, **options) -> Visit:
 
 
 def benchmark(ground, images, folder, network=None, **options) -> Visit:
+    options.setdefault("guard", False)
     from grata.bundles.bundle import Bundle
 
     network = network or ground.module.Network()
@@ -438,6 +445,75 @@ def test_a_reset_policy(ground, tmp_path, door, reset):
     assert same_network(found.network, expected.network)
 
 
+@pytest.fixture
+def judged(monkeypatch):
+    """What guards said of the cases since, in their order: doors name images in their own ways."""
+    found = []
+
+    def take(case, verdict):
+        found.extend(judgement.as_dict() for judgement in verdict.judgements)
+        original(case, verdict)
+
+    original = Case._take
+    monkeypatch.setattr(Case, "_take", take)
+    return found
+
+
+def assert_alike(one, other, tolerance):
+    """Compare nested values; measured numbers may differ by a tolerance."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_alike(one[key], other[key], tolerance)
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for first, second in zip(one, other):
+            assert_alike(first, second, tolerance)
+    elif isinstance(one, bool | str) or one is None:
+        assert one == other
+    else:
+        assert one == pytest.approx(other, abs=tolerance, rel=tolerance, nan_ok=True)
+
+
+@each_door
+@pytest.mark.parametrize("fragile", [False, True], ids=["sound", "fragile"])
+def test_a_guard_says_the_same_and_does_the_same(ground, tmp_path, door, fragile, make_outliner, blob, judged):
+    images = {name: (blob(seed, 3), None) for seed, name in enumerate("abcd")}
+    images["c"] = (100 * images["c"][0], None)
+    # the doors know different names, and nnU-Net its own mirrored views
+    guard = {"segments": ["organ"], "view": "flip_w", "patience": 2}
+    expected = alone(ground, images, tmp_path, make_outliner(fragile, 3), guard=guard)
+    said = judged.copy()
+    judged.clear()
+    found = DOORS[door](ground, images, tmp_path, make_outliner(fragile, 3), guard=guard)
+    assert found.faults == {} and len(said) == len(judged) == 4
+    assert [item["verdict"] for item in judged] == ["ok", "ok", "reject", "ok"]
+    assert [item["used"] for item in judged] == (["source"] * 4 if fragile else ["adapted"] * 2 + ["source", "adapted"])
+    # nnU-Net adds its windows up in half precision
+    tolerance = 2e-3 if door == "nnunet" else 0.0
+    assert_alike(judged, said, tolerance)
+    for record in expected.records.values():
+        # a table holds plain values
+        for key in ("reasons", "quality") if door == "benchmark" else ():
+            record.pop(key)
+    assert_alike(found.records, expected.records, tolerance)
+    assert same_network(found.network, expected.network)
+    assert same_network(found.network, make_outliner(fragile, 3)) is fragile
+    assert all(measured["seconds_judge"] > 0 for measured in found.measured.values())
+
+
+@each_door
+def test_the_settings_of_a_guard_are_checked(ground, tmp_path, door, make_outliner, blob):
+    images, network = {"a": (blob(0, 3), None)}, make_outliner(True, 3)
+    with pytest.raises(GrataError, match="guard#patience: must be"):
+        found = DOORS[door](ground, images, tmp_path, network, guard={"patience": 0})
+        raise GrataError(found.faults[""])
+    with pytest.raises(GrataError, match=r"guard#patiense: .*patience"):
+        found = DOORS[door](ground, images, tmp_path, network, guard={"patiense": 1})
+        raise GrataError(found.faults[""])
+
+
 def entries(folder: Path) -> list[tuple[Any, ...]]:
     """What the saved adaptations in a folder hold, wherever the door has put them; it may have settings of its own."""
     found = sorted(folder.rglob("*.safetensors"), key=lambda path: path.stem)
@@ -522,6 +598,7 @@ def test_a_network_that_is_adapted_already_is_refused(ground, tmp_path, door, no
 
 def watched_list(ground, images, folder, network=None, **options) -> Visit:
     """The example of a sixth door, as the documentation has it."""
+    options.setdefault("guard", False)
     path = Path(__file__).parents[1] / "docs" / "examples" / "watched_list.py"
     assert len(path.read_text().splitlines()) < 60
     spec = importlib.util.spec_from_file_location("watched_list", path)

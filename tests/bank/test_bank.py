@@ -140,7 +140,7 @@ def test_a_case_that_was_not_finished_is_taken_back_before_the_next(
 ):
     """The evaluator fails after adaptation, once at a site that goes on afterwards, once at a new site."""
     method = make_method("tent")
-    handler = AdaptationHandler(method, bank=tmp_path)
+    handler = AdaptationHandler(method, bank=tmp_path, guard=False)
 
     def predict(stream, fails):
         engine = SupervisedEvaluator("cpu", DataLoader(Dataset(stream), batch_size=1), method.given)

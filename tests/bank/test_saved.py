@@ -119,18 +119,18 @@ def test_what_does_not_belong_together_is_refused_and_nothing_changed(
 def test_what_was_adapted_under_another_reset_policy_is_refused_and_nothing_changed(
     make_method, make_network, images, adapt_case, tmp_path
 ):
-    adapt_case(Session(make_method("tent"), save_to=tmp_path / "a"), images[0])
+    adapt_case(Session(make_method("tent"), save_to=tmp_path / "a", guard=False), images[0])
     network = make_network(2)
     other = make_method("tent", network)
     before = weights(network)
     adaptation = Adaptation.read(tmp_path / "a")
     with pytest.raises(GrataError, match="another reset policy"):
-        adaptation.put(Session(other, reset="per-case"), source_digest(other), tmp_path / "a")
+        adaptation.put(Session(other, reset="per-case", guard=False), source_digest(other), tmp_path / "a")
     assert equal(weights(network), before) and other.batches == 0
     with pytest.raises(GrataError, match="another reset policy"):
-        adapt_case(Session(other, start_from=tmp_path / "a", reset="per-case"), images[1])
+        adapt_case(Session(other, start_from=tmp_path / "a", reset="per-case", guard=False), images[1])
     assert equal(weights(network), before) and other.batches == 0
-    adapt_case(Session(other, start_from=tmp_path / "a"), images[1])
+    adapt_case(Session(other, start_from=tmp_path / "a", guard=False), images[1])
     assert other.batches == 2
 
 
@@ -138,7 +138,9 @@ def test_what_a_method_alone_has_saved_holds_no_policy_and_fits_any(make_method,
     method = make_method("tent")
     method.adapt(images[0])
     save(method, tmp_path / "a")
-    session = Session(make_method("tent"), start_from=tmp_path / "a", reset={"name": "every-n", "cases": 1})
+    session = Session(
+        make_method("tent"), start_from=tmp_path / "a", reset={"name": "every-n", "cases": 1}, guard=False
+    )
     assert [adapt_case(session, x)[0].reset for x in images[:3]] == [False, True, True]
 
 

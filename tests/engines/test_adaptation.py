@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -9,10 +10,14 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.inferers import PatchInferer, SimpleInferer, SliceInferer, SlidingWindowInferer
 
-from grata.engines import AdaptationHandler, GraTaHandler
+from grata import engines
 from grata.errors import GrataError
 from grata.methods import PTBN, GraTa, Source
 from grata.session import Journal
+
+# The networks are random, and a guard would rightly object; it has tests of its own.
+AdaptationHandler = partial(engines.AdaptationHandler, guard=False)
+GraTaHandler = partial(engines.GraTaHandler, guard=False)
 
 ROI = (8, 8, 8)
 

@@ -115,7 +115,7 @@ def test_the_handler_in_an_evaluator_reproduces_the_trace(name):
     strong = iter([trace(step, "strong_normalised") for step in range(5)])
     trace.method.strong_view = lambda images, generator: next(strong)
     loader = [{"image": trace(step, "image")} for step in range(5)]
-    handler = AdaptationHandler(trace.method)
+    handler = AdaptationHandler(trace.method, guard=False)
     evaluator = SupervisedEvaluator(
         "cpu", loader, trace.network, val_handlers=[handler], epoch_length=5, decollate=False
     )

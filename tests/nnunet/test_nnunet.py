@@ -101,7 +101,7 @@ def test_an_adapted_run_repeats_bit_for_bit_and_differs_from_the_source(trained,
     for case in ("case7", "case8"):
         assert_same(tmp_path / "first", tmp_path / "second", case)
         assert not np.array_equal(outputs(tmp_path / "first", case)[2], outputs(tmp_path / "source", case)[2])
-    measured = dict.fromkeys(("seconds", "seconds_predict", "peak_memory_mib"))
+    measured = dict.fromkeys(("seconds", "seconds_predict", "seconds_judge", "peak_memory_mib"))
     lines, again = ([line | measured for line in journal(tmp_path / name)] for name in ("first", "second"))
     assert lines == again
     assert [(line["case"], line["fold"]) for line in lines] == list(itertools.product(("case7", "case8"), "01"))

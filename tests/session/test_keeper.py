@@ -55,7 +55,7 @@ def make_run(make_method, tmp_path):
         engine = SupervisedEvaluator("cpu", DataLoader(Dataset(items), batch_size=1), method.given)
         engine.add_event_handler(Events.ITERATION_COMPLETED, outputs.write)
         adaptation.attach(engine)
-        discovery = SimpleNamespace(cases=items, faults=[])
+        discovery = SimpleNamespace(cases=items, faults=[], paths={})
         assert vars(discovery).keys() == vars(Discovery()).keys()
         return AdaptationRun(engine, discovery, adaptation, outputs, folder, **options)
 

@@ -35,7 +35,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-MEASURED = ("seconds", "seconds_predict", "peak_memory_mib")
+MEASURED = ("seconds", "seconds_predict", "seconds_judge", "peak_memory_mib")
 
 
 class Watch:

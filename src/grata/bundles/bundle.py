@@ -37,6 +37,7 @@ REQUIRED = (
 
 _READ = {
     *(*REQUIRED, "activation", "prepared", "reset", "affine", "bank", "start_from", "save_to"),
+    *("guard", "on_reject", "quality"),
     *("method", "settings", "seed", "windows", "amp", "keep_pages", "scored", "initialize", "adapt"),
 }
 """Configuration keys that are read directly, so that no other key has to refer to them."""
@@ -81,7 +82,8 @@ class Bundle(Configuration):
                 check_keys({**self.raw(), key: value}, _READ)
             except GrataError as error:
                 raise GrataError(error.message, key=f"{self.name}#{key}") from error
-        if isinstance(self.raw(key), bool) and not isinstance(value, bool):
+        # a guard is switched, or given its settings
+        if isinstance(self.raw(key), bool) and not isinstance(value, bool) and key != "guard":
             raise GrataError(f"must be true or false, got {value!r}.", key=f"{self.name}#{key}")
         self.parser[key] = value
 

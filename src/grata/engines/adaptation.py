@@ -204,13 +204,14 @@ class AdaptationHandler:
         """
         output: Any = engine.state.output
         batch: Any = engine.state.batch
-        assert self._case is not None  # the batch was adapted to
-        prediction = output[CommonKeys.PRED]
-        output[CommonKeys.PRED] = self._case.judge(prediction, self._predict)
+        predict = self._predict
+        assert self._case is not None and predict is not None  # the batch was adapted to
+        output[CommonKeys.PRED] = self._case.judge(output[CommonKeys.PRED], predict)
         self.judgements = self._case.judgements
         if self.source_key is not None and isinstance(self.session.guard, QualityGuard):
             source = self._case.source
-            batch[self.source_key] = prediction if source is None else source
+            # a guard that cannot judge has not asked for it
+            batch[self.source_key] = predict(self._case.images, True) if source is None else source
 
     def commit(self, engine: SupervisedEvaluator) -> None:
         """Finish the batch: write the journal's lines and keep the adaptation."""

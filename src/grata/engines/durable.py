@@ -310,7 +310,7 @@ class AdaptationRun(EvaluatorRun):
             overview_figure(scores, self.output_dir / OVERVIEW)
 
     def _rows(self, judgements: Mapping[str, Judgement]) -> list[dict[str, Any]]:
-        sites = {case["case"]: case["site"] or "" for case in self.discovery.cases}
+        sites = {case["case"]: case.get("site") or "" for case in self.discovery.cases}
         return [
             case_row(
                 case,

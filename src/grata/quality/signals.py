@@ -140,9 +140,11 @@ def class_compactness(probabilities: torch.Tensor, activation: str) -> torch.Ten
     p = probabilities.flatten(2)
     groups = [p] if activation == "softmax" else [torch.stack([c, 1 - c], 1) for c in p.unbind(1)]
     found = []
-    for group in groups:
-        m = group @ group.transpose(1, 2) / group.shape[2]
-        found.append((-m * (m + 1e-5).log()).flatten(1).mean(1))
+    # the half precision of a surrounding autocast is for the network
+    with torch.autocast(p.device.type, enabled=False):
+        for group in groups:
+            m = group @ group.transpose(1, 2) / group.shape[2]
+            found.append((-m * (m + 1e-5).log()).flatten(1).mean(1))
     return torch.stack(found).mean(0)
 
 

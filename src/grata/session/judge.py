@@ -45,6 +45,12 @@ NOT_ADAPTED = "not_adapted"
 DRIFT_RESET = "drift_reset"
 """Flag of a case after which the method was put back to the source network, because it had drifted away from it."""
 
+_TRUSTED = 0.9
+"""Agreement of views from which on a change as large as this one is trusted: the median of sound networks."""
+
+_MOSTLY = 0.67
+"""Moving share of harmed cases from which on adaptation is given up: that of five, one after the other."""
+
 _FARTHER = 0.05
 """Fall of the agreement with the source prediction after which the views are asked anew."""
 
@@ -116,6 +122,7 @@ class QualityGuard(Settings):
         """Forget what was seen: the next case is the first of a stream."""
         self._seen = 0
         self._harmed = 0
+        self._share = 0.0
         self._given_up = ""
         self._first: list[float] = []
         self._recent = math.nan
@@ -135,6 +142,7 @@ class QualityGuard(Settings):
         return {
             "seen": self._seen,
             "harmed": self._harmed,
+            "share": self._share,
             "given_up": self._given_up,
             "first": list(self._first),
             "recent": self._recent,
@@ -144,6 +152,7 @@ class QualityGuard(Settings):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``."""
         self._seen, self._harmed = int(state["seen"]), int(state["harmed"])
+        self._share = float(state["share"])
         self._given_up, self._first = str(state["given_up"]), [float(value) for value in state["first"]]
         self._recent, self._borne = float(state["recent"]), float(state["borne"])
 
@@ -166,18 +175,31 @@ class QualityGuard(Settings):
             again: predicts images as the entrance does.
             watched: what reached the network's normalization layers in its prediction, where that is the source's.
         """
+        try:
+            return self._judged(method, images, prediction, record, again, watched)
+        except _Unread as unread:
+            unjudged = Judgement(UNJUDGED, reasons=(unread.reason,))
+            return Verdict(prediction, judgements=[unjudged] * len(images), source=unread.source)
+
+    def _judged(
+        self,
+        method: Method,
+        images: torch.Tensor,
+        prediction: Any,
+        record: Mapping[str, Any],
+        again: Again,
+        watched: LayerStatistics | None,
+    ) -> Verdict:
         activation, output = self._meaning(method)
-        if activation is None:
-            reason = "nothing is known of the network's output: give activation, sigmoid or softmax"
-            return Verdict(prediction, judgements=[Judgement(UNJUDGED, reasons=(reason,))] * len(images))
         plain = _plain(images)
         adapts = self.asks_source(method)
-        adapted = segmentation(logits_in(prediction, output), activation)
+        adapted = _read(prediction, plain, activation, output)
         source, seen, statistics = prediction, adapted, watched
         if adapts:
             with layer_statistics(method.network) as statistics, torch.no_grad():
-                source = again(plain, True)
-            seen = segmentation(logits_in(source, output), activation)
+                # with their metadata, which a prediction that is written needs
+                source = again(images, True)
+            seen = _read_source(source, plain, activation, output, adapted)
         views = record.get("agreement", math.nan) if adapts else math.nan
         if not math.isfinite(views) and self._probes(adapted, seen):
             views = self._agreement(again, plain, adapted, activation, output)
@@ -190,14 +212,17 @@ class QualityGuard(Settings):
         drifted = adapts and self._watch(decisions, seen, adapted)
         return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
 
-    def _meaning(self, method: Method) -> tuple[str | None, Any]:
+    def _meaning(self, method: Method) -> tuple[str, Any]:
         """Return the activation of the network's output, and the key or index of the logits in it."""
         told = method.meaning
-        return self.activation or told.get("activation"), told.get("output") if self.output is None else self.output
+        activation = self.activation or told.get("activation")
+        if activation is None:
+            raise _Unread("nothing is known of the network's output: give activation, sigmoid or softmax")
+        return activation, told.get("output") if self.output is None else self.output
 
     def _note(self, views: float, adapted: Segmentation, source: Segmentation) -> None:
         self._seen += 1
-        if views >= self._thresholds.least_agreement:
+        if views >= _TRUSTED:
             self._borne = min(self._borne, float(soft_overlap(adapted, source).min()))
 
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
@@ -242,21 +267,25 @@ class QualityGuard(Settings):
         def mixed(one: Any, other: Any) -> Any:
             if not isinstance(one, torch.Tensor) or one.shape[:1] != where.shape:
                 return one
-            return torch.where(where.to(one.device).reshape(-1, *[1] * (one.ndim - 1)), other, one)
+            # the clone of a MetaTensor keeps its metadata, of which each image has its own
+            found, place = one.clone(), where.to(one.device)
+            found[place] = (other.as_tensor() if hasattr(other, "as_tensor") else other)[place]
+            return found
 
         return tree_map(mixed, prediction, source)
 
     def _watch(self, decisions: Sequence[Decision], source: Segmentation, adapted: Segmentation) -> bool:
         """Note a case of the stream; return whether the method has drifted away from the source."""
-        if all(decision.verdict == REJECT for decision in decisions):
-            # what a network makes of an image that is none of its own says nothing of how it bears adaptation
+        if any(decision.verdict == REJECT for decision in decisions):
+            # an image unlike those of the source shows nothing of network and method, and nothing is learned from it
             return False
         if all(decision.harmful for decision in decisions):
             self._harmed += all(decision.grave for decision in decisions)
-            if self._harmed >= self.patience:
+            self._share = _SLOW * self._share + 1 - _SLOW
+            if self._harmed >= self.patience or self._share > _MOSTLY:
                 self._given_up = "; ".join(dict.fromkeys(r for d in decisions for r in d.reasons))
             return False
-        self._harmed = 0
+        self._harmed, self._share = 0, _SLOW * self._share
         agreement = float(soft_overlap(adapted, source).mean())
         if len(self._first) < self.probe + 2:
             self._first.append(agreement)
@@ -295,6 +324,54 @@ def _quality_guard(own: dict[str, Any], common: dict[str, Any]) -> QualityGuard:
         return QualityGuard(**common | own)
     except GrataError as error:
         raise error if error.head in common and error.head not in own else error.under("guard") from error
+
+
+class _Unread(Exception):
+    """Signal that a prediction cannot be read as segments.
+
+    Args:
+        reason: why, as the journal has it.
+        source: what the source network predicted; None: it was not asked.
+    """
+
+    def __init__(self, reason: str, source: Any = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.source = source
+
+
+def _read(prediction: Any, images: torch.Tensor, activation: str, output: str | int | None) -> Segmentation:
+    """Return the segments of a prediction.
+
+    Raises:
+        _Unread: it is of another form; a case may not fail because of that.
+    """
+    try:
+        logits = logits_in(prediction, output)
+    except GrataError as error:
+        raise _Unread(error.message) from error
+    shape = tuple(logits.shape)
+    if len(shape) != images.ndim or len(shape) not in (4, 5) or shape[0] != len(images) or not logits.numel():
+        raise _Unread(
+            f"the prediction is {shape}, not logits (B, C, ...) of the images, which are {tuple(images.shape)}"
+        )
+    if not logits.is_floating_point():
+        raise _Unread(f"the prediction is {logits.dtype}, and logits are of a floating point type")
+    if activation == "softmax" and shape[1] < 2:
+        raise _Unread("softmax needs two or more output channels, and the prediction has one")
+    return segmentation(logits, activation)
+
+
+def _read_source(
+    source: Any, images: torch.Tensor, activation: str, output: str | int | None, adapted: Segmentation
+) -> Segmentation:
+    try:
+        seen = _read(source, images, activation, output)
+    except _Unread as unread:
+        raise _Unread(f"the source network: {unread.reason}", source) from unread
+    if seen.masks.shape != adapted.masks.shape or not seen.probabilities.isfinite().all():
+        raise _Unread("the prediction of the source network is not finite, or of another shape", source)
+    return seen
 
 
 def _plain(images: Any) -> torch.Tensor:

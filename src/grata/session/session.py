@@ -215,8 +215,8 @@ class Session:
         if isinstance(self.guard, QualityGuard) and self.guard.given_up:
             left = sum(NOT_ADAPTED in flags for flags in self.flags.values())
             lines.append(
-                f"this network does not bear {self.method.name}{where}: it was given up after {self.guard.patience} "
-                f"images, and {left} more were predicted by the source network as it is. {self.guard.given_up}."
+                f"this network does not bear {self.method.name}{where}: adaptation was given up, "
+                f"and {left} images were predicted by the source network as it is. {self.guard.given_up}."
             )
         return lines
 
@@ -259,6 +259,7 @@ class Case:
         self._inferer: Inferer | Batches | None = None
         self._entry: str | None = None
         self._judged = False
+        self._given_up = False
         self._keep = True
         self._restore = False
         self._watching = ExitStack()
@@ -299,8 +300,10 @@ class Case:
         device = next((p.device for p in method.given.parameters()), self.images.device)
         self._memory, self._clock, self._inferer = PeakMemory(device), Clock(device), inferer
         if isinstance(session.guard, QualityGuard) and session.guard.given_up:
-            # what was learnt before is put back when the case ends
+            # what was learned before is put back when the case ends: in a bank, it may be another site's
+            self._given_up = True
             session.learner.restore()
+            self._evaluate(method.network)
             self.steps = [StepRecord((NOT_ADAPTED,))]
         else:
             self.steps = self._steps(inferer)
@@ -318,6 +321,12 @@ class Case:
             if session.keeper.is_unknown(self._entry):
                 self.record["flags"] = [*self.record["flags"], UNKNOWN_SITE]
         return self.steps
+
+    def _evaluate(self, network: torch.nn.Module) -> None:
+        """Put a network into evaluation mode until the prediction, as a method does that adapts it."""
+        for module in network.modules():
+            self._watching.callback(setattr, module, "training", module.training)
+        network.eval()
 
     def _steps(self, inferer: Inferer | Batches | None) -> list[StepRecord]:
         learner = self.session.learner
@@ -367,7 +376,7 @@ class Case:
 
     def _take(self, verdict: Verdict) -> None:
         self.record |= verdict.record
-        self._keep, self._restore = verdict.keep, verdict.restore
+        self._keep, self._restore = verdict.keep and not self._given_up, verdict.restore
         self.judgements, self.source = list(verdict.judgements), verdict.source
         if verdict.flags:
             self.record["flags"] = [*self.record["flags"], *verdict.flags]
