@@ -98,14 +98,17 @@ def adapt(run):
 
 @pytest.fixture(scope="session")
 def with_overlay(run):
-    """Run ``adapt`` of a bundle's inference.json with the overlay for any bundle and no guard, into a folder."""
+    """Run ``adapt`` of a bundle's inference.json with the overlay, into a folder; ``guard`` as for ``adapt``."""
 
-    def with_overlay(bundle: Path, output: Path, *arguments: object, cwd: Path):
+    def with_overlay(bundle: Path, output: Path, *arguments: object, cwd: Path, guard: str | None = "false"):
         files = str([str(bundle / "configs" / "inference.json"), str(grata.overlay())])
         return run(
             *("run", "adapt", "--config_file", files, "--bundle_root", bundle, "--output_dir", output),
-            *("--adaptation#output_dir", output / "adaptation", "--adaptation#guard", "false", *arguments),
+            *("--adaptation#output_dir", output / "adaptation"),
+            *(() if guard is None else ("--adaptation#guard", guard)),
+            *arguments,
             cwd=cwd,
+            check=guard is not None,
         )
 
     return with_overlay

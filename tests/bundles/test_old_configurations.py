@@ -69,7 +69,8 @@ def test_a_run_that_the_last_release_stopped_is_resumed_with_its_new_configurati
     torch.save(state, tmp_path / "old" / "state.pt")
     before = lines(tmp_path / "old")
     # as if it had been killed at its end
-    (tmp_path / "old" / "summary.json").unlink()
+    for name in ("summary.json", "cases.csv"):
+        (tmp_path / "old" / name).unlink()
     done = adapt(bundle, tmp_path / "old", *options, "--resume", "true", cwd=tmp_path, guard=None)
     assert "3 of 3 cases finished" in done.stdout and lines(tmp_path / "old") == before
     assert not (tmp_path / "old" / "cases.csv").exists()

@@ -91,7 +91,8 @@ def test_a_network_of_which_always_the_same_is_expected_is_calibrated(samples):
 
 
 def test_an_unreadable_image_is_reported_and_left_out(config, write_bundle, source, capsys):
-    (source / "images" / "case1.nii.gz").write_bytes(b"no image")
+    scan = source / "images" / "case1.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:-40])
     bundle = write_bundle(config)
     assert calibrate(bundle, source, val_stride=1) == 1
     out = capsys.readouterr().out
@@ -113,8 +114,8 @@ def test_fewer_than_four_images_are_refused_and_nothing_is_written(config, write
         calibrate(bundle, many, val_stride=1)
     # every fifth image alone was held out of training
     with pytest.raises(GrataError, match="1 of 1 images"):
-        calibrate(bundle, many)
-    with pytest.raises(GrataError, match="0 of 0 images .*Give labelled source images"):
+        calibrate(bundle, make_source(5, SHAPE, name="strided")[0])
+    with pytest.raises(GrataError, match="no image has a label"):
         calibrate(bundle, make_source(4, SHAPE, labelled=False, name="without")[0], val_stride=1)
     assert not (bundle / "models" / "quality.json").exists()
 

@@ -1,6 +1,8 @@
 """The table of cases, and what the terminal shows of the verdicts."""
 
 import csv
+import dataclasses
+import math
 
 import pytest
 
@@ -56,6 +58,10 @@ def test_where_the_source_prediction_is_used_the_adapted_size_follows_from_the_r
     """The prediction that is written is the source's, so both volumes that were measured are its."""
     row = case_row("scan", SOURCE, volumes=volumes("volume_ml", 2.0, 2.0))
     assert (row["Disc, source"], row["Disc, adapted"]) == (2.0, pytest.approx(2.4))
+    found_alone = SIGNALS | {"source_voxels": 0, "ratio": math.inf}
+    lost = dataclasses.replace(SOURCE, quality=QUALITY | {"segments": {"Disc": found_alone}})
+    row = case_row("scan", lost, volumes=volumes("volume_ml", 0.0, 0.0))
+    assert row["Disc, source"] == 0 and math.isnan(row["Disc, adapted"]) and math.isinf(row["Disc, ratio"])
 
 
 def test_columns_are_those_of_any_line_in_a_fixed_order(tmp_path):
@@ -67,7 +73,7 @@ def test_columns_are_those_of_any_line_in_a_fixed_order(tmp_path):
         *("case", "path", "site", "verdict", "used", "written", "expected_dice", "expected_low", "expected_high"),
         *("agreement_source", "self_dice", "distance", "Disc, adapted", "Disc, source", "Disc, ratio", "reasons"),
     ]
-    assert rows[0]["expected_dice"] == "" and rows[1]["expected_dice"] == "0.87"
+    assert rows[0]["expected_dice"] == "" and rows[1]["expected_dice"] == "0.870000"
     assert rows[0]["reasons"] == "nothing is known of the network's output"
 
 

@@ -101,7 +101,7 @@ def calibrate(
     opened = _opened(Path(bundle), {**given, **overrides})
     path = opened.root / Path(str(output)).expanduser()
     check_output_dir(path.parent)
-    cases = _evenly([case for case in opened.cases(None)[::val_stride] if "label" in case], images)
+    cases = _evenly([case for case in opened.cases(None)[::val_stride] if {"label", "fault"} & case.keys()], images)
     samples, faults = _Probe(opened).all_samples(cases, seed)
     used = len({sample.case for sample in samples})
     if used < 4:
@@ -151,6 +151,8 @@ class _Probe:
     def samples(self, case: Case, seed: int) -> list[Sample]:
         """Return the samples of one source image."""
         bundle = self._bundle
+        if "fault" in case:
+            raise GrataError(case["fault"])
         image = bundle.read_image(case)
         plain = image["image"].as_tensor().float()
         values = bundle.read_label(case, image, "network")

@@ -288,7 +288,10 @@ class QualityGuard(Settings):
                 self._given_up = "; ".join(dict.fromkeys(r for d in decisions for r in d.reasons))
             return False
         self._harmed, self._share = 0, _SLOW * self._share
-        agreement = float(soft_overlap(adapted, source).mean())
+        return self._drifted(float(soft_overlap(adapted, source).mean()))
+
+    def _drifted(self, agreement: float) -> bool:
+        """Note an agreement with the source; return whether it has fallen far below that of the first images."""
         if len(self._first) < self.probe + 2:
             self._first.append(agreement)
             self._recent = sum(self._first) / len(self._first)
