@@ -129,13 +129,25 @@ class Calibration:
         z = (np.array([found[name] for name in self.names]) - np.array(self.centre)) / np.array(self.spread)
         return np.array(self.weights) * spread_out(z)
 
-    def check_fits(self, segments: int, channels: int) -> None:
-        """Raise :class:`GrataError` where this belongs to a network of other inputs or outputs."""
+    def check_fits(self, segments: int, channels: int, names: Sequence[str] = ()) -> None:
+        """Raise :class:`GrataError` where this belongs to a network of other inputs or outputs.
+
+        Args:
+            segments: number of segments.
+            channels: number of input channels.
+            names: names of the segments; empty: unknown.
+        """
         known = sum(name.startswith("image/mean_") for name in self.names)
         if (segments, channels) != (len(self.segments), known):
             raise GrataError(
                 f"it was made for a network of {known} input channels and {len(self.segments)} segments, not of "
                 f"{channels} and {segments}. Make it anew by python -m grata calibrate, or give null.",
+                key="calibration",
+            )
+        if names and tuple(names) != self.segments:
+            raise GrataError(
+                f"it was made for the segments {', '.join(self.segments)}, not {', '.join(names)}. Make it anew by "
+                "python -m grata calibrate, or give null.",
                 key="calibration",
             )
 
@@ -168,6 +180,8 @@ class Calibration:
             made = cls(**{name: _tuples(value) for name, value in content.items()})
             ok = len(made.names) == len(made.weights) == len(made.centre) == len(made.spread)
             ok = ok and len(made.errors) == len(made.steps) + 1 and all(weight >= 0 for weight in made.weights)
+            ok = ok and len(made.segments) == len(made.of_segments) == len(made.ranges)
+            ok = ok and all(_finite(value) for key, value in vars(made).items() if key not in ("segments", "names"))
         except TypeError:
             ok = False
         if not ok:
@@ -192,6 +206,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_finite, value))
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _tuples(value: Any) -> Any:

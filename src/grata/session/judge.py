@@ -197,6 +197,7 @@ class QualityGuard(Settings):
                 views = self._agreement(again, plain, adapted, activation, output)
         elif self._seen < self.probe:
             views = self._agreement(again, plain, adapted, activation, output)
+        names = self._names(adapted.masks.shape[1], plain.shape[1])
         decisions, judgements = [], []
         for index in range(len(plain)):
             one = [_one(part, index) for part in (adapted, seen)]
@@ -207,7 +208,7 @@ class QualityGuard(Settings):
                 statistics or LayerStatistics(),
                 views,
                 activation,
-                self.segments,
+                names,
             )
             decision = decide(measures, self._thresholds, self.calibration, adapts)
             if not adapts and self._given_up and decision.used == "adapted":
@@ -223,6 +224,16 @@ class QualityGuard(Settings):
         drifted = adapts and self._watch(decisions, seen, adapted)
         flags = [DRIFT_RESET] * drifted
         return Verdict(used, keep, {}, judgements, source, drifted, flags)
+
+    def _names(self, count: int, channels: int) -> Sequence[str]:
+        """Return the names of the segments, after which what is known of the source set is called too."""
+        if self.calibration is None:
+            return self.segments
+        try:
+            self.calibration.check_fits(count, channels, self.segments)
+        except GrataError as error:
+            raise _Unread(f"{error.key}: {error.message}") from error
+        return self.calibration.segments
 
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
         """Return whether a view of the adapted network is worth a forward: at first, after harm, where much changed."""
