@@ -313,7 +313,7 @@ class Case:
             self.record["bank"] = self._entry
             if session.keeper.is_unknown(self._entry):
                 self.record["flags"] = [*self.record["flags"], UNKNOWN_SITE]
-        if isinstance(session.guard, QualityGuard):
+        if isinstance(session.guard, QualityGuard) and (method.predicts_as_source or not method.active):
             # where nothing is adapted, no other forward shows them
             self._statistics = self._watching.enter_context(layer_statistics(method.network))
         return self.steps
