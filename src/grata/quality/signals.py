@@ -104,9 +104,7 @@ def shape_signals(mask: np.ndarray) -> dict[str, float]:
     parts, number = ndimage.label(inner)
     sizes = np.bincount(parts.ravel())[1:]
     filled = int(ndimage.binary_fill_holes(inner).sum())
-    on_border = sum(
-        int(np.take(mask, end, axis).sum()) for axis, length in enumerate(mask.shape) if length > 1 for end in (0, -1)
-    )
+    within = mask[tuple(slice(1, -1) if length > 1 else slice(None) for length in mask.shape)]
     centre = {}
     for axis, length in enumerate(mask.shape):
         profile = inner.sum(tuple(other for other in range(mask.ndim) if other != axis))
@@ -116,7 +114,7 @@ def shape_signals(mask: np.ndarray) -> dict[str, float]:
         "components": float(number),
         "largest": float(sizes.max() / size),
         "holes": 1 - size / filled,
-        "border": on_border / size,
+        "border": 1 - int(within.sum()) / size,
         **centre,
     }
 

@@ -203,7 +203,8 @@ class QualityGuard(Settings):
         views = record.get("agreement", math.nan) if adapts else math.nan
         if not math.isfinite(views) and self._probes(adapted, seen):
             views = self._agreement(again, plain, adapted, activation, output)
-        measured = _measured(plain, adapted, seen, statistics, views, activation, self.segments)
+        names = self._names(adapted.masks.shape[1], plain.shape[1])
+        measured = _measured(plain, adapted, seen, statistics, views, activation, names)
         decisions = [decide(measures, self._thresholds, self.calibration, adapts) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
         self._note(views, adapted, seen)
@@ -224,6 +225,16 @@ class QualityGuard(Settings):
         self._seen += 1
         if views >= _TRUSTED:
             self._borne = min(self._borne, float(soft_overlap(adapted, source).min()))
+
+    def _names(self, count: int, channels: int) -> Sequence[str]:
+        """Return the names of the segments, after which what is known of the source set is called too."""
+        if self.calibration is None:
+            return self.segments
+        try:
+            self.calibration.check_fits(count, channels, self.segments)
+        except GrataError as error:
+            raise _Unread(f"{error.key}: {error.message}") from error
+        return self.calibration.segments
 
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
         """Return whether a view of the adapted network is worth a forward: on the first images, after harm, and where
