@@ -16,7 +16,11 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from monai.transforms import Compose, SaveImaged
 
+from grata.bundles.withholding import withhold
+from grata.engines.adaptation import WITHHELD
+from grata.errors import GrataError
 from grata.quality import REJECTED, Judgement, exit_status
 
 GOOD, SERIES, WRONG = "a_good", "mr-series007-197e8026", "noise"
@@ -228,14 +232,39 @@ def test_the_overlay_for_any_bundle_judges_too(with_overlay, bundle, dataset, tm
     flat.mkdir()
     for path in dataset.rglob("*.nii.gz"):
         shutil.copy(path, flat)
-    outcome = with_overlay(bundle, tmp_path / "output", "--dataset_dir", flat, *METHOD, cwd=tmp_path, guard=None)
-    assert outcome.returncode == REJECTED and "verdicts: 1 ok, 1 reject" in outcome.stdout
-    rows = table(tmp_path / "output" / "adaptation")
-    assert [(row["case"], row["verdict"]) for row in rows.values()] == [(GOOD, "ok"), (WRONG, "reject")]
-    assert {path.name for path in (tmp_path / "output").glob("*.nii.gz")} == {
-        f"{GOOD}_seg.nii.gz",
-        f"{WRONG}_seg.nii.gz",
-    }
+    arguments = ("--dataset_dir", flat, *METHOD)
+    for on_reject, written in (("source", [GOOD, WRONG]), ("withhold", [GOOD])):
+        output = tmp_path / on_reject
+        options = (*arguments, "--adaptation#on_reject", on_reject)
+        outcome = with_overlay(bundle, output, *options, cwd=tmp_path, guard=None)
+        assert outcome.returncode == REJECTED and "verdicts: 1 ok, 1 reject" in outcome.stdout, outcome.stderr[-2000:]
+        rows = table(output / "adaptation")
+        assert [(row["case"], row["verdict"]) for row in rows.values()] == [(GOOD, "ok"), (WRONG, "reject")]
+        assert [row["written"] for row in rows.values()] == ["yes" if name in written else "no" for name in rows]
+        assert sorted(path.name for path in output.glob("*.nii.gz")) == [f"{name}_seg.nii.gz" for name in written]
+
+
+def test_what_writes_files_passes_by_what_is_withheld():
+    """Items of a decollated batch, a whole batch, and items that another transform has left without their mark."""
+    written = []
+
+    class Saving(SaveImaged):
+        def __call__(self, data):
+            written.append(data["name"])
+            return data
+
+    inner = Compose([Saving("pred")])
+    transforms = Compose([lambda data: {**data, "seen": True}, inner])
+    answers = iter([False, True])
+    withhold(transforms, lambda: next(answers))
+    for name, mark in (("a", {WITHHELD: True}), ("b", {WITHHELD: False}), ("c", {}), ("d", {})):
+        assert transforms({"name": name, **mark})["seen"]
+    for name, marks in (("e", [False, True]), ("f", [False, False])):
+        transforms({"name": name, WITHHELD: torch.tensor(marks)})
+    assert written == ["b", "c", "f"]
+    for nothing in (None, Compose([]), Saving("pred")):
+        with pytest.raises(GrataError, match="on_reject: no SaveImaged .* Give source or keep"):
+            withhold(nothing, lambda: False)
 
 
 @pytest.mark.parametrize(
