@@ -63,9 +63,6 @@ class Fragile:
     home: list[tuple[Tensor, Tensor]]
 
 
-# ---------------------------------------------------------------------------------------------------------- networks
-
-
 class Block(nn.Module):
     """Convolution, normalization and ReLU, in either order of the last two.
 
@@ -190,9 +187,6 @@ class Cascade(nn.Module):
         """Return the logits of both networks."""
         first = self.first(x)
         return [first, self.second(torch.cat([x, first.sigmoid()], 1))]
-
-
-# ---------------------------------------------------------------------------------------------------------- phantoms
 
 
 def field(rng: np.random.Generator, shape: Sequence[int], sigma: float) -> np.ndarray:
@@ -358,9 +352,6 @@ def shifted(image: Tensor, rng: np.random.Generator, strength: float = 1.0) -> T
     return image
 
 
-# ---------------------------------------------------------------------------------------------------------- surgery
-
-
 def blocks_of(network: nn.Module) -> list[Block]:
     """Return the blocks of a network."""
     return [module for module in network.modules() if isinstance(module, Block)]
@@ -391,7 +382,7 @@ def wake(network: nn.Module, images: Sequence[Tensor]) -> None:
     for block, (_, deviation, largest) in ranges(network, images).items():
         if k := block.reserved:
             block.conv.bias[-k:] -= largest[-k:] + 0.5 * deviation[-k:]
-            block.norm.weight[-k:] = 8
+            block.norm.weight[-k:] = 14
 
 
 @torch.no_grad()
@@ -448,9 +439,6 @@ def shrink_weights(network: nn.Module, images: Sequence[Tensor], scale: float = 
         if block is not blocks[0]:
             block.conv.weight /= scale
     network.head.weight /= scale
-
-
-# ---------------------------------------------------------------------------------------------------------- recipes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -575,6 +563,12 @@ RECIPES: dict[str, Recipe] = {
         steps=250,
         size=4,
     ),
+    "group_norm": Recipe(
+        why="Without batch statistics to replace, steps of entropy minimization push both structures to one side.",
+        build=lambda: SmallUNet(2, 1, 2, (8, 16, 32), norm="group"),
+        draw=draw_organ,
+        operate=shrink_weights,
+    ),
     "folded_norms": Recipe(
         why="Normalization was folded into the convolutions; batch statistics normalize again, alike in all views.",
         build=lambda: uneven(SmallUNet(2, 1, 3, (8, 16, 32))),
@@ -697,9 +691,6 @@ def augmented(pair: Sample, recipe: Recipe, rng: np.random.Generator) -> Sample:
         image = shifted(image, rng, recipe.shift)
     axes = [axis for axis in range(1, image.ndim) if rng.random() < 0.5] if recipe.flips else []
     return image.flip(axes), label.flip(axes)
-
-
-# ---------------------------------------------------------------------------------------------------------- table
 
 
 def dice(probabilities: Tensor, label: Tensor, activation: str) -> float:

@@ -38,14 +38,15 @@ def dice(masks: torch.Tensor, label: torch.Tensor) -> list[float]:
     return torch.where(total > 0, 2 * (mask & truth).sum(1) / total.clamp_min(1), torch.ones_like(total)).tolist()
 
 
-def groups(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
-    """Yield the name and the folder of each group of images."""
+def groups(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
+    """Yield the name of each group of images, and the keys of the bundle that it needs."""
     for given in arguments.group:
-        name, _, folder = given.partition("=")
-        yield name, Path(folder)
+        name, _, rest = given.partition("=")
+        folder, *others = rest.split(",")
+        yield name, {"dataset_dir": folder, **{key: float(value) for key, value in (o.split("=") for o in others)}}
     for folder in sorted(arguments.wrong.iterdir()) if arguments.wrong else ():
         if folder.is_dir():
-            yield f"wrong/{folder.name}", folder
+            yield f"wrong/{folder.name}", {"dataset_dir": str(folder)}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -55,8 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output.is_file():
         lines = map(json.loads, arguments.output.read_text().splitlines())
         done = {(line["group"], line["case"], line["method"]) for line in lines}
-    for group, folder in groups(arguments):
-        bundle = Bundle(arguments.bundle, {"dataset_dir": str(folder)}, "study")
+    for group, keys in groups(arguments):
+        bundle = Bundle(arguments.bundle, keys, "study")
         cases = bundle.cases(None, labelled=False)[arguments.offset :: arguments.stride if group == "home" else 1]
         cases = cases[:: max(1, len(cases) // arguments.limit)][: arguments.limit]
         for method in arguments.methods.split(","):
@@ -212,7 +213,12 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     first = commands.add_parser("run")
     first.add_argument("bundle", type=Path)
-    first.add_argument("--group", action="append", default=[], help="<name>=<folder>; the source set is called home")
+    first.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        help="<name>=<folder>, and other keys of the bundle as in ,field_of_view=30; the source set is called home",
+    )
     first.add_argument("--wrong", type=Path, help="folder with a folder for each kind of wrong input")
     first.add_argument("--output", type=Path, required=True)
     first.add_argument("--methods", default="grata")

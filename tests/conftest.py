@@ -120,15 +120,15 @@ class Outliner(nn.Module):
     def __init__(self, fragile: bool = False, dims: int = 2, outputs: int = 2) -> None:
         super().__init__()
         convolution, norm = ((nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))[dims - 2]
-        self.first, self.norm, self.last = convolution(1, 2, 1), norm(2), convolution(2, outputs, 1)
+        self.first, self.norm, self.last = convolution(1, 3, 1), norm(3), convolution(3, outputs, 1)
         # of a softmax the background has the opposite sign
         sign = torch.tensor([-0.5, 0.5] if outputs == 2 else [1.0])
         values = {
-            "first.weight": torch.tensor([1.0, -1.0]),
-            "first.bias": torch.tensor([0.0, 0.05 if fragile else 0.0]),
-            "norm.running_mean": torch.tensor([self.mean, 0.0]),
-            "norm.running_var": torch.tensor([self.variance, 1.0 if fragile else 0.0]),
-            "last.weight": torch.stack([sign * self.edge * self.variance**0.5, sign * 15], 1),
+            "first.weight": torch.tensor([1.0, -1.0, 0.0]),
+            "first.bias": torch.tensor([0.0, 0.05 if fragile else 0.0, 0.0]),
+            "norm.running_mean": torch.tensor([self.mean, 0.0, 0.0]),
+            "norm.running_var": torch.tensor([self.variance, 1.0 if fragile else 0.0, 0.0]),
+            "last.weight": torch.stack([sign * self.edge * self.variance**0.5, sign * 15, sign * 0], 1),
             "last.bias": sign * self.edge * (self.mean - 0.5),
         }
         for name, tensor in self.state_dict().items():

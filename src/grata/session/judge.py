@@ -226,12 +226,14 @@ class QualityGuard(Settings):
             self._borne = min(self._borne, float(soft_overlap(adapted, source).min()))
 
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
-        """Return whether a view of the adapted network is worth a forward: on the first images, and where adaptation
-        changed more than on any image on which views agreed.
+        """Return whether a view of the adapted network is worth a forward: on the first images, after harm, and where
+        adaptation changed more than on any image on which views agreed.
         """
         if self._seen < self.probe:
             return True
-        return source is not adapted and float(soft_overlap(adapted, source).min()) < self._borne - _FARTHER
+        if source is adapted:
+            return False
+        return self._harmed > 0 or float(soft_overlap(adapted, source).min()) < self._borne - _FARTHER
 
     def _agreement(
         self, again: Again, images: torch.Tensor, adapted: Segmentation, activation: str, output: str | int | None
