@@ -16,7 +16,11 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from monai.transforms import Compose, SaveImaged
 
+from grata.bundles.withholding import withhold
+from grata.engines.adaptation import WITHHELD
+from grata.errors import GrataError
 from grata.quality import REJECTED, Judgement, exit_status
 
 GOOD, SERIES, WRONG = "a_good", "mr-series007-197e8026", "noise"
@@ -28,7 +32,7 @@ METHOD = ("--method", "tent", "--settings#lr", "0.001")
 @pytest.fixture(scope="module")
 def dataset(bundle, scans, tmp_path_factory):
     """A scan of the source's kind, and two that no segmentation is right of."""
-    folder = tmp_path_factory.mktemp("verdicts") / "scans"
+    folder = tmp_path_factory.mktemp("judged") / "scans"
     source = nibabel.load(bundle / "sample_scans" / "nifti" / "icbm152_left.nii.gz")
     voxels = {
         f"north/{GOOD}": source.get_fdata(),
@@ -47,11 +51,11 @@ def runs(adapt, bundle, dataset, tmp_path_factory):
     """Function that runs the bundle over the scans, once for each choice of options, and returns folder and outcome."""
     folder, done = tmp_path_factory.mktemp("runs"), {}
 
-    def run(*options, guard=None):
-        key = (*options, guard)
+    def run(*options, method=METHOD, guard=None):
+        key = (*method, *options, guard)
         if key not in done:
             output = folder / f"run{len(done)}"
-            arguments = ("--dataset_dir", dataset, *METHOD, *options)
+            arguments = ("--dataset_dir", dataset, *method, *options)
             done[key] = output, adapt(bundle, output, *arguments, cwd=folder, check=False, guard=guard)
         return done[key]
 
@@ -126,7 +130,7 @@ def test_the_dicom_seg_carries_the_verdict(runs):
 def test_of_a_rejected_scan_the_source_prediction_is_written(runs):
     """Bit for bit that of the method source; what a wrong input has taught is forgotten, so the others are the same."""
     output, _ = runs()
-    source, _ = runs("--method", "source", guard="false")
+    source, _ = runs(method=("--method", "source"), guard="false")
     for case in (SERIES, WRONG):
         assert np.array_equal(labels(output, case), labels(source, case))
     assert not np.array_equal(labels(output, GOOD), labels(source, GOOD))
@@ -210,7 +214,7 @@ def test_a_run_that_was_killed_ends_with_the_same_verdicts(runs, adapt, bundle, 
 def test_a_file_that_is_named_must_be_there_and_fit(runs, bundle, tmp_path):
     output, outcome = runs("--quality", "null")
     rows = table(output)
-    assert "expected_dice" not in rows[GOOD] and rows[GOOD]["verdict"] == "ok"
+    assert "expected_dice" not in rows[GOOD] and rows[GOOD]["verdict"] in ("ok", "review")
     (tmp_path / "other.json").write_text("{}")
     for path, message in ((tmp_path / "none.json", "does not exist"), (tmp_path / "other.json", "is not a file of")):
         output, outcome = runs("--quality", str(path))
@@ -228,14 +232,39 @@ def test_the_overlay_for_any_bundle_judges_too(with_overlay, bundle, dataset, tm
     flat.mkdir()
     for path in dataset.rglob("*.nii.gz"):
         shutil.copy(path, flat)
-    outcome = with_overlay(bundle, tmp_path / "output", "--dataset_dir", flat, *METHOD, cwd=tmp_path, guard=None)
-    assert outcome.returncode == REJECTED and "verdicts: 1 ok, 1 reject" in outcome.stdout
-    rows = table(tmp_path / "output" / "adaptation")
-    assert [(row["case"], row["verdict"]) for row in rows.values()] == [(GOOD, "ok"), (WRONG, "reject")]
-    assert {path.name for path in (tmp_path / "output").glob("*.nii.gz")} == {
-        f"{GOOD}_seg.nii.gz",
-        f"{WRONG}_seg.nii.gz",
-    }
+    arguments = ("--dataset_dir", flat, *METHOD)
+    for on_reject, written in (("source", [GOOD, WRONG]), ("withhold", [GOOD])):
+        output = tmp_path / on_reject
+        options = (*arguments, "--adaptation#on_reject", on_reject)
+        outcome = with_overlay(bundle, output, *options, cwd=tmp_path, guard=None)
+        assert outcome.returncode == REJECTED and "verdicts: 1 ok, 1 reject" in outcome.stdout, outcome.stderr[-2000:]
+        rows = table(output / "adaptation")
+        assert [(row["case"], row["verdict"]) for row in rows.values()] == [(GOOD, "ok"), (WRONG, "reject")]
+        assert [row["written"] for row in rows.values()] == ["yes" if name in written else "no" for name in rows]
+        assert sorted(path.name for path in output.glob("*.nii.gz")) == [f"{name}_seg.nii.gz" for name in written]
+
+
+def test_what_writes_files_passes_by_what_is_withheld():
+    """Items of a decollated batch, a whole batch, and items that another transform has left without their mark."""
+    written = []
+
+    class Saving(SaveImaged):
+        def __call__(self, data):
+            written.append(data["name"])
+            return data
+
+    inner = Compose([Saving("pred")])
+    transforms = Compose([lambda data: {**data, "seen": True}, inner])
+    answers = iter([False, True])
+    withhold(transforms, lambda: next(answers))
+    for name, mark in (("a", {WITHHELD: True}), ("b", {WITHHELD: False}), ("c", {}), ("d", {})):
+        assert transforms({"name": name, **mark})["seen"]
+    for name, marks in (("e", [False, True]), ("f", [False, False])):
+        transforms({"name": name, WITHHELD: torch.tensor(marks)})
+    assert written == ["b", "c", "f"]
+    for nothing in (None, Compose([]), Saving("pred")):
+        with pytest.raises(GrataError, match="on_reject: no SaveImaged .* Give source or keep"):
+            withhold(nothing, lambda: False)
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,11 @@ from ..normalization import AFFINE
 from ..private import running_workflow
 from ..quality import exit_status
 from ..report import case_row, verdict_lines, write_cases
-from ..session import make_guard
+from ..session import QualityGuard, make_guard
 from .checks import bundle_postprocessing
 from .configuration import check_settings_kind
 from .head import Head, find_head, is_unit_range
+from .withholding import withhold
 
 __all__ = ["ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
 
@@ -60,8 +61,8 @@ class ZooAdaptation:
         site: site of the images, for the journal, the bank and reset policies that need it; None: that of the batch.
         guard: judge of each prediction: true for the usual one, its settings, or false, see
             :class:`grata.session.QualityGuard`.
-        on_reject: what becomes of a rejected image: ``source``, ``withhold`` (the bundle writes nothing of it) or
-            ``keep``.
+        on_reject: what becomes of a rejected image: ``source``, ``withhold`` (the ``SaveImaged`` of its postprocessing
+            write nothing of it) or ``keep``.
         quality: file written by ``python -m grata calibrate``; None: ``models/quality.json`` where the bundle has it.
         overwrite: whether to remove the journal and the saved adaptation of an earlier run from ``output_dir``.
         traceback: whether to show the Python traceback of each fault.
@@ -124,7 +125,8 @@ class ZooAdaptation:
         for key, flag in flags.items():
             checked(check_flag, flag, f"adaptation#{key}")
         self.evaluator = evaluator
-        self.head = find_head(bundle_postprocessing() if postprocessing is None else postprocessing)
+        postprocessing = bundle_postprocessing() if postprocessing is None else postprocessing
+        self.head = find_head(postprocessing)
         unit_range = is_unit_range(getattr(getattr(evaluator.data_loader, "dataset", None), "transform", None))
         common["prepared"] = _existing(common["prepared"]) or prepared_of(bundle_root)
         self.method = make_method(
@@ -134,6 +136,8 @@ class ZooAdaptation:
         self._traceback = flags["traceback"]
         self._folder = _output_folder(folder)
         self.handler = self._plugged(session)
+        if isinstance(session["guard"], QualityGuard) and session["guard"].on_reject == "withhold":
+            checked(lambda transforms: withhold(transforms, self._withholds), postprocessing, "adaptation")
         self._to_remove: list[Path] = []
         if session["bank"] is None:
             self._to_remove = _files_to_remove(self._folder, session["start_from"], flags["overwrite"])
@@ -152,6 +156,9 @@ class ZooAdaptation:
             if error.head in _KEYS:
                 raise error.under("adaptation") from error
             raise
+
+    def _withholds(self) -> bool:
+        return any(judgement.withheld for judgement in self.handler.judgements)
 
     def run(self) -> None:
         """Run the evaluator over all images that the bundle finds.

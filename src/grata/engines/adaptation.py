@@ -22,7 +22,10 @@ from ..private import is_last_handler, put_first
 from ..quality import Judgement
 from ..session import Again, Case, Guard, Journal, QualityGuard, ResetPolicy, Session, WindowSelection
 
-__all__ = ["AdaptationHandler", "GraTaHandler"]
+__all__ = ["WITHHELD", "AdaptationHandler", "GraTaHandler"]
+
+WITHHELD = "grata_withheld"
+"""Key of a batch that says of which images nothing is to be written; only where there are any."""
 
 
 class AdaptationHandler:
@@ -208,6 +211,8 @@ class AdaptationHandler:
         assert self._case is not None and predict is not None  # the batch was adapted to
         output[CommonKeys.PRED] = self._case.judge(output[CommonKeys.PRED], predict)
         self.judgements = self._case.judgements
+        if isinstance(batch, dict) and any(judgement.withheld for judgement in self.judgements):
+            batch[WITHHELD] = torch.tensor([judgement.withheld for judgement in self.judgements])
         if self.source_key is not None and isinstance(self.session.guard, QualityGuard):
             source = self._case.source
             # a guard that cannot judge has not asked for it
