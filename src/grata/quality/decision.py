@@ -25,6 +25,7 @@ class Thresholds:
         sure: self-Dice of a source prediction that is not given up for one of quite another volume.
         less_sure: how much lower the self-Dice of a segment may be than in the source prediction, for a network that is
             not calibrated.
+        far_less_sure: how much lower the mean self-Dice is where the network does not bear adaptation.
         worse: how much lower the expected Dice may be than that of the source prediction, for one that is.
         doubtful: self-Dice below which a prediction is reviewed, for a network that is not calibrated.
         absurd: mean distance of the image's statistics from the source's from which on it is rejected: grey values a
@@ -38,6 +39,7 @@ class Thresholds:
     greatest_ratio: float = 3.0
     sure: float = 0.8
     less_sure: float = 0.0
+    far_less_sure: float = 0.1
     worse: float = 0.05
     doubtful: float = 0.75
     absurd: float = 8.0
@@ -87,7 +89,7 @@ def decide(
     of_adapted, of_source = _expected(measures, calibration, adapts)
     changed = adapts and min(measures.agreement_source) < t.same
     destroyed = _destroyed(measures, t, of_adapted, of_source) if changed else []
-    harm = destroyed + (_less_sure(measures, t, of_adapted, of_source) if changed else [])
+    harm = destroyed or (_less_sure(measures, t, of_adapted, of_source) if changed else [])
     used, expected = ("source", of_source) if harm else ("adapted", of_adapted)
     faults, doubts = _objections(measures, measures.source if harm else measures.adapted, expected, calibration, t)
     if faults:
@@ -147,6 +149,12 @@ def _destroyed(m: Measures, t: Thresholds, adapted: Expected | None, source: Exp
     for name, ratio, sure in zip(m.segments, m.ratios, m.source["self_dice"]):
         if sure >= t.sure and not 1 / t.greatest_ratio <= ratio <= t.greatest_ratio:
             reasons.append(f"adaptation is not used: {name} {_changed(ratio)}")
+    mine, theirs = _mean(m.adapted["self_dice"]), _mean(m.source["self_dice"])
+    if theirs - mine > t.far_less_sure:
+        reasons.append(
+            "adaptation is not used: it is far less sure than the source network (expected Dice of its own mask "
+            f"{mine:.2f} against {theirs:.2f})"
+        )
     return reasons
 
 
