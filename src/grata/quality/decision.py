@@ -25,6 +25,8 @@ class Thresholds:
         sure: self-Dice of a source prediction that is not given up for one of quite another volume.
         less_sure: how much lower the self-Dice of a segment may be than in the source prediction, for a network that is
             not calibrated.
+        much_changed: agreement with the source prediction below which a network that is less sure does not bear
+            adaptation.
         far_less_sure: how much lower the mean self-Dice is where the network does not bear adaptation.
         worse: how much lower the expected Dice may be than that of the source prediction, for one that is.
         doubtful: self-Dice below which a prediction is reviewed, for a network that is not calibrated.
@@ -39,6 +41,7 @@ class Thresholds:
     greatest_ratio: float = 3.0
     sure: float = 0.8
     less_sure: float = 0.0
+    much_changed: float = 0.8
     far_less_sure: float = 0.1
     worse: float = 0.05
     doubtful: float = 0.75
@@ -92,9 +95,10 @@ def decide(
     harm = destroyed or (_less_sure(measures, t, of_adapted, of_source) if changed else [])
     used, expected = ("source", of_source) if harm else ("adapted", of_adapted)
     faults, doubts = _objections(measures, measures.source if harm else measures.adapted, expected, calibration, t)
+    grave = bool(destroyed) or (bool(harm) and _mean(measures.agreement_source) < t.much_changed)
     if faults:
-        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), bool(destroyed), expected)
-    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), bool(destroyed), expected)
+        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), grave, expected)
+    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), grave, expected)
 
 
 def _expected(

@@ -207,7 +207,7 @@ class QualityGuard(Settings):
         measured = _measured(plain, adapted, seen, statistics, views, activation, names)
         decisions = [decide(measures, self._thresholds, self.calibration, adapts) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
-        self._note(views, adapted, seen)
+        self._note(views, decisions, adapted, seen)
         used = self._used(decisions, prediction, source)
         keep = all(decision.keeps for decision in decisions)
         drifted = adapts and self._watch(decisions, seen, adapted)
@@ -221,9 +221,9 @@ class QualityGuard(Settings):
             raise _Unread("nothing is known of the network's output: give activation, sigmoid or softmax")
         return activation, told.get("output") if self.output is None else self.output
 
-    def _note(self, views: float, adapted: Segmentation, source: Segmentation) -> None:
+    def _note(self, views: float, decisions: Sequence[Decision], adapted: Segmentation, source: Segmentation) -> None:
         self._seen += 1
-        if views >= _TRUSTED:
+        if views >= _TRUSTED and not any(decision.harmful for decision in decisions):
             self._borne = min(self._borne, float(soft_overlap(adapted, source).min()))
 
     def _names(self, count: int, channels: int) -> Sequence[str]:
