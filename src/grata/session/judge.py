@@ -409,4 +409,4 @@ def _measured(
 
 def _each(part: Segmentation) -> list[Segmentation]:
     """Return the segmentation of each image of a batch."""
-    return [Segmentation(*both) for both in zip(part.probabilities.split(1), part.masks.split(1))]
+    return [Segmentation(*both, part.step) for both in zip(part.probabilities.split(1), part.masks.split(1))]
