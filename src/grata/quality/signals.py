@@ -25,8 +25,8 @@ __all__ = [
 _TINY = 1e-12
 
 _MOST = 50_000_000
-"""Number of values of a prediction above which every so-many-th voxel along each axis is looked at: a hundred classes of a
-whole body would take tens of gigabytes otherwise."""
+"""Number of values of a prediction above which not all voxels are looked at: a hundred classes of a whole body would take
+tens of gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,13 @@ def segmentation(logits: torch.Tensor, activation: str) -> Segmentation:
 
 
 def thinned(x: torch.Tensor, most: int = _MOST) -> tuple[int, torch.Tensor]:
-    """Return the step along each spatial axis of ``(B, C, ...)`` that leaves at most ``most`` values, and what it leaves."""
+    """Return the step along each spatial axis of ``(B, C, ...)`` that leaves at most ``most`` values, and the rest."""
     step, axes = 1, x.ndim - 2
     while x.numel() / step**axes > most:
         step += 1
-    return step, x[(..., *[slice(None, None, step)] * axes)]
+    for axis in range(2, x.ndim) if step > 1 else ():
+        x = x[(slice(None),) * axis + (slice(None, None, step),)]
+    return step, x
 
 
 def soft_overlap(one: Segmentation, other: Segmentation) -> torch.Tensor:
