@@ -49,9 +49,9 @@ def plain(line: dict) -> dict:
 
 def test_an_old_configuration_runs_as_the_new_one_and_says_what_is_old(adapt, bundle, old_bundle, tmp_path):
     options = ("--method", "tent", "--settings#lr", 0.01, "--reset", "per-case", "--compare", "false")
-    options += ("--adaptation#guard", "false")
-    old = adapt(old_bundle, tmp_path / "old", *options, cwd=tmp_path, guard=None)
-    new = adapt(bundle, tmp_path / "new", *options, cwd=tmp_path, guard=None)
+    # the last release has no key guard
+    old = adapt(old_bundle, tmp_path / "old", *options, "--adaptation#guard", "false", cwd=tmp_path, guard=None)
+    new = adapt(bundle, tmp_path / "new", *options, cwd=tmp_path)
     assert [plain(line) for line in lines(tmp_path / "old")] == [plain(line) for line in lines(tmp_path / "new")]
     assert [line["reset"] for line in lines(tmp_path / "new")] == [False, True, True]
     assert "grata.handlers.AdaptationHandler is now grata.engines.AdaptationHandler" in old.stderr

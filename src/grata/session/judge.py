@@ -194,6 +194,7 @@ class QualityGuard(Settings):
         plain = _plain(images)
         adapts = self.asks_source(method)
         adapted = _read(prediction, plain, activation, output)
+        segments = self._segments(adapted, plain)
         source, seen, statistics = prediction, adapted, watched
         if adapts:
             with layer_statistics(method.network) as statistics, torch.no_grad():
@@ -203,8 +204,7 @@ class QualityGuard(Settings):
         views = record.get("agreement", math.nan) if adapts else math.nan
         if not math.isfinite(views) and self._probes(adapted, seen):
             views = self._agreement(again, plain, adapted, activation, output)
-        names = self._names(adapted.masks.shape[1], plain.shape[1])
-        measured = _measured(plain, adapted, seen, statistics, views, activation, names)
+        measured = _measured(plain, adapted, seen, statistics, views, activation, segments)
         decisions = [decide(measures, self._thresholds, self.calibration, adapts) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
         self._note(views, decisions, adapted, seen)
@@ -212,6 +212,17 @@ class QualityGuard(Settings):
         keep = all(decision.keeps for decision in decisions)
         drifted = adapts and self._watch(decisions, seen, adapted)
         return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
+
+    def _segments(self, prediction: Segmentation, images: torch.Tensor) -> Sequence[str]:
+        """Return the names of the segments, as given or as the calibration has them.
+
+        Raises:
+            GrataError: the calibration is that of another network.
+        """
+        if self.calibration is None:
+            return self.segments
+        self.calibration.check_fits(prediction.masks.shape[1], images.shape[1])
+        return self.segments or self.calibration.segments
 
     def _meaning(self, method: Method) -> tuple[str, Any]:
         """Return the activation of the network's output, and the key or index of the logits in it."""
@@ -225,16 +236,6 @@ class QualityGuard(Settings):
         self._seen += 1
         if views >= _TRUSTED and not any(decision.harmful for decision in decisions):
             self._borne = min(self._borne, float(soft_overlap(adapted, source).min()))
-
-    def _names(self, count: int, channels: int) -> Sequence[str]:
-        """Return the names of the segments, after which what is known of the source set is called too."""
-        if self.calibration is None:
-            return self.segments
-        try:
-            self.calibration.check_fits(count, channels, self.segments)
-        except GrataError as error:
-            raise _Unread(f"{error.key}: {error.message}") from error
-        return self.calibration.segments
 
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
         """Return whether a view of the adapted network is worth a forward: on the first images, after harm, and where
