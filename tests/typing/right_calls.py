@@ -40,8 +40,14 @@ def kept(folder: Path) -> dict[str, int]:
     return {entry: bank.read(entry).cases for entry in bank.entries()}
 
 
+def judged(network: nn.Module, images: list[torch.Tensor]) -> list[str]:
+    own = grata.adapt(network, images, "tent", activation="softmax", guard={"on_reject": "withhold", "patience": 2})
+    plain = grata.adapt(network, images, "tent", activation="softmax", guard=False)
+    return [reason for item in (*own, *plain) for judgement in item.judgements for reason in judgement.reasons]
+
+
 def handled(method: Method) -> grata.AdaptationHandler:
-    return grata.AdaptationHandler(method, windows=WindowSelection(uncertain=2, random=2))
+    return grata.AdaptationHandler(method, windows=WindowSelection(uncertain=2, random=2), guard=True)
 
 
 def failed() -> str:

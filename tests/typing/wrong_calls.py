@@ -13,6 +13,7 @@ def wrong(network: nn.Module, images: torch.Tensor) -> None:
     grata.methods.GraTa(network, activation="sigmoid", lr="fast")  # wrong
     grata.adapt(network, images, method=3)  # wrong
     grata.adapt(network, images, "tent", "sigmoid")  # wrong
+    grata.adapt(network, images, guard="always")  # wrong
     grata.GrataError()  # wrong
     grata.create("grata")  # wrong
     grata.AdapterBank()  # wrong

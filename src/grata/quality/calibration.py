@@ -133,13 +133,25 @@ class Calibration:
         z = (np.array([found[name] for name in self.names]) - np.array(self.centre)) / np.array(self.spread)
         return np.array(self.weights) * spread_out(z)
 
-    def check_fits(self, segments: int, channels: int) -> None:
-        """Raise :class:`GrataError` where this belongs to a network of other inputs or outputs."""
+    def check_fits(self, segments: int, channels: int, names: Sequence[str] = ()) -> None:
+        """Raise :class:`GrataError` where this belongs to a network of other inputs or outputs.
+
+        Args:
+            segments: number of segments.
+            channels: number of input channels.
+            names: names of the segments; empty: unknown.
+        """
         known = sum(name.startswith("image/mean_") for name in self.names)
         if (segments, channels) != (len(self.segments), known):
             raise GrataError(
                 f"it was made for a network of {known} input channels and {len(self.segments)} segments, not of "
                 f"{channels} and {segments}. Make it anew by python -m grata calibrate, or give null.",
+                key="calibration",
+            )
+        if names and tuple(names) != self.segments:
+            raise GrataError(
+                f"it was made for the segments {', '.join(self.segments)}, not {', '.join(names)}. Make it anew by "
+                "python -m grata calibrate, or give null.",
                 key="calibration",
             )
 
@@ -178,7 +190,10 @@ class Calibration:
 
     def _is_sound(self) -> bool:
         alike = len(self.names) == len(self.weights) == len(self.centre) == len(self.spread)
-        return alike and len(self.errors) == len(self.steps) + 1 and all(weight >= 0 for weight in self.weights)
+        alike = alike and len(self.segments) == len(self.of_segments) == len(self.ranges)
+        alike = alike and len(self.errors) == len(self.steps) + 1
+        numbers = [value for key, value in vars(self).items() if key not in ("segments", "names")]
+        return alike and all(map(_finite, numbers)) and all(weight >= 0 for weight in self.weights)
 
 
 def spread_out(z: np.ndarray) -> np.ndarray:
@@ -198,6 +213,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_finite, value))
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _tuples(value: Any) -> Any:

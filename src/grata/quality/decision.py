@@ -25,6 +25,9 @@ class Thresholds:
         sure: self-Dice of a source prediction that is not given up for one of quite another volume.
         less_sure: how much lower the self-Dice of a segment may be than in the source prediction, for a network that is
             not calibrated.
+        much_changed: agreement with the source prediction below which a network that is less sure does not bear
+            adaptation.
+        far_less_sure: how much lower the mean self-Dice is where the network does not bear adaptation.
         worse: how much lower the expected Dice may be than that of the source prediction, for one that is.
         doubtful: self-Dice below which a prediction is reviewed, for a network that is not calibrated.
         absurd: mean distance of the image's statistics from the source's from which on it is rejected: grey values a
@@ -38,6 +41,8 @@ class Thresholds:
     greatest_ratio: float = 3.0
     sure: float = 0.8
     less_sure: float = 0.0
+    much_changed: float = 0.8
+    far_less_sure: float = 0.1
     worse: float = 0.05
     doubtful: float = 0.75
     absurd: float = 8.0
@@ -87,12 +92,13 @@ def decide(
     of_adapted, of_source = _expected(measures, calibration, adapts)
     changed = adapts and min(measures.agreement_source) < t.same
     destroyed = _destroyed(measures, t, of_adapted, of_source) if changed else []
-    harm = destroyed + (_less_sure(measures, t, of_adapted, of_source) if changed else [])
+    harm = destroyed or (_less_sure(measures, t, of_adapted, of_source) if changed else [])
     used, expected = ("source", of_source) if harm else ("adapted", of_adapted)
     faults, doubts = _objections(measures, measures.source if harm else measures.adapted, expected, calibration, t)
+    grave = bool(destroyed) or (bool(harm) and _mean(measures.agreement_source) < t.much_changed)
     if faults:
-        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), bool(destroyed), expected)
-    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), bool(destroyed), expected)
+        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), grave, expected)
+    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), grave, expected)
 
 
 def _expected(
@@ -147,6 +153,12 @@ def _destroyed(m: Measures, t: Thresholds, adapted: Expected | None, source: Exp
     for name, ratio, sure in zip(m.segments, m.ratios, m.source["self_dice"]):
         if sure >= t.sure and not 1 / t.greatest_ratio <= ratio <= t.greatest_ratio:
             reasons.append(f"adaptation is not used: {name} {_changed(ratio)}")
+    mine, theirs = _mean(m.adapted["self_dice"]), _mean(m.source["self_dice"])
+    if theirs - mine > t.far_less_sure:
+        reasons.append(
+            "adaptation is not used: it is far less sure than the source network (expected Dice of its own mask "
+            f"{mine:.2f} against {theirs:.2f})"
+        )
     return reasons
 
 

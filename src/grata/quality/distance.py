@@ -37,7 +37,10 @@ class LayerStatistics:
     def _see(self, name: str, layer: nn.Module, x: torch.Tensor) -> None:
         axes = [0, *range(2, x.ndim)]
         x = x.detach().float()
-        count, total, squares = x.numel() // x.shape[1], x.sum(axes).cpu(), (x * x).sum(axes).cpu()
+        # a square loses what is small beside the mean, so the variance comes first, and sums are in double precision
+        count = x.numel() // x.shape[1]
+        variance, mean = (part.cpu().double() for part in torch.var_mean(x, axes, correction=0))
+        total, squares = count * mean, count * (variance + mean * mean)
         if name in self._sums:
             before = self._sums[name]
             self._sums[name] = [before[0] + count, before[1] + total, before[2] + squares]
@@ -59,7 +62,7 @@ class LayerStatistics:
 
         .. code-block:: text
 
-            median over the channels of  ½·[ (v + d²)/s + s/v ... ] written as  ln(1 + d²/s) + |ln(v/s)|
+            mean over the channels of  ln(1 + d²/s) + |ln(v/s)|
 
         with the image's mean and variance, ``d`` the difference of the means, ``v`` and ``s`` the variances of image
         and source. 0: equal. Channels that are constant in the source have none.

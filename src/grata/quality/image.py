@@ -7,6 +7,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from .signals import thinned
+
 __all__ = ["THUMBNAIL", "image_features", "thumbnail"]
 
 THUMBNAIL = 6
@@ -32,7 +34,7 @@ def image_features(image: torch.Tensor) -> dict[str, float]:
         ``high``, the shares of values at the ends of its range; over all channels ``colour``, the mean deviation
         between them.
     """
-    x = image.detach().float().cpu()
+    x = thinned(image.detach()[None])[1][0].float().cpu()
     found: dict[str, float] = {}
     for number, channel in enumerate(x):
         std = channel.std().item() + _TINY

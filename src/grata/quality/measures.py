@@ -135,7 +135,7 @@ def _of_segments(prediction: Segmentation) -> dict[str, list[float]]:
         "self_dice": prediction.self_dice()[0].tolist(),
         "confidence": prediction.confidence()[0].tolist(),
         "share": prediction.shares()[0].tolist(),
-        "voxels": prediction.masks[0].flatten(1).sum(1).float().tolist(),
+        "voxels": prediction.voxels()[0].tolist(),
         **{key: [shape[key] for shape in shapes] for key in shapes[0]},
     }
 

@@ -11,9 +11,22 @@ from scipy import ndimage
 
 from ..predictions import activate
 
-__all__ = ["Segmentation", "adic", "class_compactness", "overlap", "segmentation", "shape_signals", "soft_overlap"]
+__all__ = [
+    "Segmentation",
+    "adic",
+    "class_compactness",
+    "overlap",
+    "segmentation",
+    "shape_signals",
+    "soft_overlap",
+    "thinned",
+]
 
 _TINY = 1e-12
+
+_MOST = 50_000_000
+"""Number of values of a prediction above which not all voxels are looked at: a hundred classes of a whole body would take
+tens of gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +37,16 @@ class Segmentation:
         probabilities: ``(B, K, ...)``, 0 to 1.
         masks: ``(B, K, ...)``, true where a segment is predicted: the most probable class of a softmax, above 0.5 of a
             sigmoid.
+        step: distance of the voxels that were looked at along each axis; 1: all were.
     """
 
     probabilities: torch.Tensor
     masks: torch.Tensor
+    step: int = 1
+
+    def voxels(self) -> torch.Tensor:
+        """Return the number of voxels of each segment, ``(B, K)``."""
+        return self.masks.flatten(2).sum(2).float() * self.step ** (self.masks.ndim - 2)
 
     def shares(self) -> torch.Tensor:
         """Return the share of the voxels that each segment takes, ``(B, K)``, 0 to 1."""
@@ -60,14 +79,28 @@ def segmentation(logits: torch.Tensor, activation: str) -> Segmentation:
     Args:
         logits: ``(B, C, ...)``.
         activation: ``sigmoid`` (K = C segments) or ``softmax`` (K = C − 1, without channel 0).
+
+    Returns:
+        The segments; of a very large prediction those on a coarser grid.
     """
     with torch.no_grad():
         plain = logits.as_tensor() if hasattr(logits, "as_tensor") else logits
-        p = activate(plain.detach().float(), activation)
+        step, thin = thinned(plain.detach())
+        p = activate(thin.float(), activation)
         if activation == "sigmoid":
-            return Segmentation(p, p > 0.5)
+            return Segmentation(p, p > 0.5, step)
         first = p.argmax(1, keepdim=True)
-        return Segmentation(p[:, 1:], torch.cat([first == c for c in range(1, p.shape[1])], 1))
+        return Segmentation(p[:, 1:], torch.cat([first == c for c in range(1, p.shape[1])], 1), step)
+
+
+def thinned(x: torch.Tensor, most: int = _MOST) -> tuple[int, torch.Tensor]:
+    """Return the step along each spatial axis of ``(B, C, ...)`` that leaves at most ``most`` values, and the rest."""
+    step, axes = 1, x.ndim - 2
+    while x.numel() / step**axes > most:
+        step += 1
+    for axis in range(2, x.ndim) if step > 1 else ():
+        x = x[(slice(None),) * axis + (slice(None, None, step),)]
+    return step, x
 
 
 def soft_overlap(one: Segmentation, other: Segmentation) -> torch.Tensor:
@@ -104,9 +137,7 @@ def shape_signals(mask: np.ndarray) -> dict[str, float]:
     parts, number = ndimage.label(inner)
     sizes = np.bincount(parts.ravel())[1:]
     filled = int(ndimage.binary_fill_holes(inner).sum())
-    on_border = sum(
-        int(np.take(mask, end, axis).sum()) for axis, length in enumerate(mask.shape) if length > 1 for end in (0, -1)
-    )
+    within = mask[tuple(slice(1, -1) if length > 1 else slice(None) for length in mask.shape)]
     centre = {}
     for axis, length in enumerate(mask.shape):
         profile = inner.sum(tuple(other for other in range(mask.ndim) if other != axis))
@@ -116,7 +147,7 @@ def shape_signals(mask: np.ndarray) -> dict[str, float]:
         "components": float(number),
         "largest": float(sizes.max() / size),
         "holes": 1 - size / filled,
-        "border": on_border / size,
+        "border": 1 - int(within.sum()) / size,
         **centre,
     }
 

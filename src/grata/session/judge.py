@@ -194,7 +194,6 @@ class QualityGuard(Settings):
         plain = _plain(images)
         adapts = self.asks_source(method)
         adapted = _read(prediction, plain, activation, output)
-        segments = self._segments(adapted, plain)
         source, seen, statistics = prediction, adapted, watched
         if adapts:
             with layer_statistics(method.network) as statistics, torch.no_grad():
@@ -204,25 +203,15 @@ class QualityGuard(Settings):
         views = record.get("agreement", math.nan) if adapts else math.nan
         if not math.isfinite(views) and self._probes(adapted, seen):
             views = self._agreement(again, plain, adapted, activation, output)
-        measured = _measured(plain, adapted, seen, statistics, views, activation, segments)
+        names = self._names(adapted.masks.shape[1], plain.shape[1])
+        measured = _measured(plain, adapted, seen, statistics, views, activation, names)
         decisions = [decide(measures, self._thresholds, self.calibration, adapts) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
-        self._note(views, adapted, seen)
+        self._note(views, decisions, adapted, seen)
         used = self._used(decisions, prediction, source)
         keep = all(decision.keeps for decision in decisions)
         drifted = adapts and self._watch(decisions, seen, adapted)
         return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
-
-    def _segments(self, prediction: Segmentation, images: torch.Tensor) -> Sequence[str]:
-        """Return the names of the segments, as given or as the calibration has them.
-
-        Raises:
-            GrataError: the calibration is that of another network.
-        """
-        if self.calibration is None:
-            return self.segments
-        self.calibration.check_fits(prediction.masks.shape[1], images.shape[1])
-        return self.segments or self.calibration.segments
 
     def _meaning(self, method: Method) -> tuple[str, Any]:
         """Return the activation of the network's output, and the key or index of the logits in it."""
@@ -232,10 +221,20 @@ class QualityGuard(Settings):
             raise _Unread("nothing is known of the network's output: give activation, sigmoid or softmax")
         return activation, told.get("output") if self.output is None else self.output
 
-    def _note(self, views: float, adapted: Segmentation, source: Segmentation) -> None:
+    def _note(self, views: float, decisions: Sequence[Decision], adapted: Segmentation, source: Segmentation) -> None:
         self._seen += 1
-        if views >= _TRUSTED:
+        if views >= _TRUSTED and not any(decision.harmful for decision in decisions):
             self._borne = min(self._borne, float(soft_overlap(adapted, source).min()))
+
+    def _names(self, count: int, channels: int) -> Sequence[str]:
+        """Return the names of the segments, after which what is known of the source set is called too."""
+        if self.calibration is None:
+            return self.segments
+        try:
+            self.calibration.check_fits(count, channels, self.segments)
+        except GrataError as error:
+            raise _Unread(f"{error.key}: {error.message}") from error
+        return self.calibration.segments
 
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
         """Return whether a view of the adapted network is worth a forward: on the first images, after harm, and where
@@ -410,4 +409,4 @@ def _measured(
 
 def _each(part: Segmentation) -> list[Segmentation]:
     """Return the segmentation of each image of a batch."""
-    return [Segmentation(*both) for both in zip(part.probabilities.split(1), part.masks.split(1))]
+    return [Segmentation(*both, part.step) for both in zip(part.probabilities.split(1), part.masks.split(1))]
