@@ -194,7 +194,6 @@ class QualityGuard(Settings):
         plain = _plain(images)
         adapts = self.asks_source(method)
         adapted = _read(prediction, plain, activation, output)
-        segments = self._segments(adapted, plain)
         source, seen, statistics = prediction, adapted, watched
         if adapts:
             with layer_statistics(method.network) as statistics, torch.no_grad():
@@ -212,17 +211,6 @@ class QualityGuard(Settings):
         keep = all(decision.keeps for decision in decisions)
         drifted = adapts and self._watch(decisions, seen, adapted)
         return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
-
-    def _segments(self, prediction: Segmentation, images: torch.Tensor) -> Sequence[str]:
-        """Return the names of the segments, as given or as the calibration has them.
-
-        Raises:
-            GrataError: the calibration is that of another network.
-        """
-        if self.calibration is None:
-            return self.segments
-        self.calibration.check_fits(prediction.masks.shape[1], images.shape[1])
-        return self.segments or self.calibration.segments
 
     def _meaning(self, method: Method) -> tuple[str, Any]:
         """Return the activation of the network's output, and the key or index of the logits in it."""
