@@ -250,7 +250,8 @@ def stream_lines(
         seed=3,
         prepared=make_prepared(network, spatial_dims) if needed else None,
     )
-    session = Session(method, reset=reset, guard=False)
+    # the numbers of the methods themselves, whatever a guard would make of them
+    session = Session(method, reset=reset, guard=None)
     for index, site in enumerate(("north", "north", "south")):
         images = image(spatial_dims, index, 128 if kind == "branched" else 16)
         with session.case(images, site=site) as case:
@@ -298,18 +299,8 @@ def run_bundle(bundle: str, output: Path, *arguments: object) -> None:
     """Run ``adapt`` of a bundle."""
     folder = ROOT / "bundles" / bundle
     files = ("--config_file", folder / "configs" / "adapt.yaml", "--bundle_root", folder)
-    run(
-        "monai.bundle",
-        "run",
-        "adapt",
-        *files,
-        "--output_dir",
-        output,
-        "--guard",
-        "false",
-        *arguments,
-        folder=output.parent,
-    )
+    options = ("--guard", "false", "--output_dir", output)
+    run("monai.bundle", "run", "adapt", *files, *options, *arguments, folder=output.parent)
 
 
 def make_dataset(folder: Path) -> Path:
@@ -409,7 +400,7 @@ def run_lines(prefix: str, folder: Path) -> Iterator[Line]:
     """Yield what a run of a bundle left in its folder, its figures apart."""
     yield from segmentation_lines(f"{prefix}/segmentations", folder / "segmentations")
     yield from journal_lines(f"{prefix}/journal", folder / "journal.jsonl")
-    for table in ("volumes", "scores"):
+    for table in ("volumes", "scores", "cases"):
         if (folder / f"{table}.csv").is_file():
             yield from table_lines(f"{prefix}/{table}", folder / f"{table}.csv")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -472,6 +463,7 @@ def record_nnunet(work: Path, cache: Path) -> Iterator[Line]:
     run(
         *("grata", "nnunet", model, root / "images", work / "nnunet", "--folds", "0,1", "--settings#lr", 0.05),
         *("--use_mirroring", "false", "--save_probabilities", "true", "--site", "north", "--bank", work / "bank"),
+        *("--guard", "false"),
         folder=work,
     )
     yield from segmentation_lines("nnunet/predictions", work / "nnunet")
@@ -537,6 +529,7 @@ def benchmark_config(dataset: Path, output: Path) -> dict[str, Any]:
     """Return the configuration of a small benchmark over the sites of :func:`make_dataset`."""
     return {
         "bundle": str(ROOT / "bundles" / HIPPOCAMPUS),
+        "sources": {"bundle": {"guard": False}},
         "output_dir": str(output),
         "targets": {site: {"dataset_dir": str(dataset / site)} for site in ("north", "south")},
         "methods": {"source": {}, "ptbn": {}, "tent": {"lr": 0.01}, "grata": {"lr": 0.02}},
@@ -552,7 +545,6 @@ def record_stream(work: Path, cache: Path) -> Iterator[Line]:
 
     items = [{"image": image(2, index), "site": site} for index, site in enumerate(("north", "south", "north"))]
     saved = work / "saved.safetensors"
-    # a guard would keep the predictions of these random networks from being the methods'
     common = {"activation": "sigmoid", "settings": {"lr": 0.01}, "seed": 3, "guard": False}
     for name, options in (
         ("bank", {"bank": work / "stream-bank"}),

@@ -80,11 +80,14 @@ def run(python):
 
 @pytest.fixture(scope="session")
 def adapt(run):
-    """Run ``adapt`` of a bundle into a folder."""
+    """Run ``adapt`` of a bundle into a folder; ``guard``: setting of that key, None: that of the bundle."""
 
-    def adapt(bundle: Path, output: Path, *arguments: object, cwd: Path, check: bool = True):
+    def adapt(
+        bundle: Path, output: Path, *arguments: object, cwd: Path, check: bool = True, guard: str | None = "false"
+    ):
         return run(
             *("run", "adapt", "--config_file", bundle / "configs" / "adapt.yaml", "--bundle_root", bundle),
+            *(() if guard is None else ("--guard", guard)),
             *("--output_dir", output, *arguments),
             cwd=cwd,
             check=check,
@@ -95,14 +98,17 @@ def adapt(run):
 
 @pytest.fixture(scope="session")
 def with_overlay(run):
-    """Run ``adapt`` of a bundle's inference.json with the overlay for any bundle, into a folder."""
+    """Run ``adapt`` of a bundle's inference.json with the overlay, into a folder; ``guard`` as for ``adapt``."""
 
-    def with_overlay(bundle: Path, output: Path, *arguments: object, cwd: Path):
+    def with_overlay(bundle: Path, output: Path, *arguments: object, cwd: Path, guard: str | None = "false"):
         files = str([str(bundle / "configs" / "inference.json"), str(grata.overlay())])
         return run(
             *("run", "adapt", "--config_file", files, "--bundle_root", bundle, "--output_dir", output),
-            *("--adaptation#output_dir", output / "adaptation", *arguments),
+            *("--adaptation#output_dir", output / "adaptation"),
+            *(() if guard is None else ("--adaptation#guard", guard)),
+            *arguments,
             cwd=cwd,
+            check=guard is not None,
         )
 
     return with_overlay
@@ -110,10 +116,12 @@ def with_overlay(run):
 
 @pytest.fixture(scope="session")
 def run_adapt(bundle, python):
-    """Run ``python -m monai.bundle run adapt`` in another working directory, as a user without privileges."""
+    """Run ``python -m monai.bundle run adapt`` without a guard in another working directory, as a user without
+    privileges.
+    """
 
     def run(folder: Path, *arguments: object, largest_file: int = 0) -> Outcome:
-        command = [python, "-m", "monai.bundle", "run", "adapt", "--bundle_root", bundle]
+        command = [python, "-m", "monai.bundle", "run", "adapt", "--bundle_root", bundle, "--guard", "false"]
         if "--config_file" not in arguments:
             command += ["--config_file", bundle / "configs" / "adapt.yaml"]
         if largest_file:

@@ -17,8 +17,13 @@ def as_before(text: str) -> str:
     """The configuration with the names and the places of arguments that the last release had."""
     for new, old in OF_YAML.items():
         text = text.replace(new, old)
-    text = text.replace("affine=@affine, ", "reset=@reset, ").replace("  reset: '@reset'\n", "")
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("affine:"))
+    text = (
+        text.replace("affine=@affine, ", "reset=@reset, ").replace("  reset: '@reset'\n", "").replace("'quality', ", "")
+    )
+    before, guard, after = text.partition('  guard: "$grata.session.make_guard(')
+    text = before + after.partition(')"\n')[2] if guard else text
+    later = ("affine:", "guard:", "on_reject:", "quality:")
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(later))
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +34,7 @@ def old_bundle(bundle, tmp_path_factory) -> Path:
     path.write_text(as_before(path.read_text()))
     config = yaml.safe_load(path.read_text())
     assert config["adaptation"]["_target_"] == "grata.handlers.AdaptationHandler" and "affine" not in config
+    assert "guard" not in {*config, *config["adaptation"]} and "quality" not in str(config)
     return folder
 
 
@@ -43,8 +49,9 @@ def plain(line: dict) -> dict:
 
 def test_an_old_configuration_runs_as_the_new_one_and_says_what_is_old(adapt, bundle, old_bundle, tmp_path):
     options = ("--method", "tent", "--settings#lr", 0.01, "--reset", "per-case", "--compare", "false")
-    old = adapt(old_bundle, tmp_path / "old", *options, cwd=tmp_path)
-    new = adapt(bundle, tmp_path / "new", *options, cwd=tmp_path)
+    options += ("--adaptation#guard", "false")
+    old = adapt(old_bundle, tmp_path / "old", *options, cwd=tmp_path, guard=None)
+    new = adapt(bundle, tmp_path / "new", *options, cwd=tmp_path, guard=None)
     assert [plain(line) for line in lines(tmp_path / "old")] == [plain(line) for line in lines(tmp_path / "new")]
     assert [line["reset"] for line in lines(tmp_path / "new")] == [False, True, True]
     assert "grata.handlers.AdaptationHandler is now grata.engines.AdaptationHandler" in old.stderr
@@ -54,16 +61,24 @@ def test_an_old_configuration_runs_as_the_new_one_and_says_what_is_old(adapt, bu
 
 def test_a_run_that_the_last_release_stopped_is_resumed_with_its_new_configuration(adapt, bundle, old_bundle, tmp_path):
     options = ("--method", "tent", "--settings#lr", 0.01, "--compare", "false")
-    adapt(old_bundle, tmp_path / "old", *options, cwd=tmp_path)
+    adapt(old_bundle, tmp_path / "old", *options, cwd=tmp_path, guard=None)
     state = torch.load(tmp_path / "old" / "state.pt", weights_only=True)
-    assert "grata.handlers.AdaptationHandler" in state["settings"]
+    assert "grata.handlers.AdaptationHandler" in state["settings"] and "guard" not in state["settings"]
+    # the last release judged nothing
+    del state["judgements"], state["method"]["guard"]
+    torch.save(state, tmp_path / "old" / "state.pt")
     before = lines(tmp_path / "old")
     # as if it had been killed at its end
-    (tmp_path / "old" / "summary.json").unlink()
-    done = adapt(bundle, tmp_path / "old", *options, "--resume", "true", cwd=tmp_path)
+    for name in ("summary.json", "cases.csv"):
+        (tmp_path / "old" / name).unlink()
+    done = adapt(bundle, tmp_path / "old", *options, "--resume", "true", cwd=tmp_path, guard=None)
     assert "3 of 3 cases finished" in done.stdout and lines(tmp_path / "old") == before
+    assert not (tmp_path / "old" / "cases.csv").exists()
+    adapt(bundle, tmp_path / "old", *options, "--guard", "false", "--resume", "true", cwd=tmp_path, guard=None)
     # what matters still matters
     for other in (("--affine", "own"), ("--reset", "per-case")):
-        refused = adapt(bundle, tmp_path / "old", *options, *other, "--resume", "true", cwd=tmp_path, check=False)
+        refused = adapt(
+            bundle, tmp_path / "old", *options, *other, "--resume", "true", cwd=tmp_path, guard=None, check=False
+        )
         assert refused.returncode == 1
         assert f"had other settings ({other[0].removeprefix('--')})" in refused.stderr

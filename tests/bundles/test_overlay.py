@@ -493,7 +493,7 @@ def run(bundle: Path, key: str, output: str, *overlays: str, **overrides: Any) -
     """Run a workflow of the bundle in this process, in the bundle's folder, and return the network."""
     changes = {"output_dir": output, "dataset_dir": "images", **overrides}
     if overlays:
-        changes["adaptation#output_dir"] = f"{output}-adaptation"
+        changes |= {"adaptation#output_dir": f"{output}-adaptation", "adaptation#guard": False}
     workflow = ConfigWorkflow(
         ["configs/inference.json", *overlays], run_id=key, logging_file=False, workflow_type="infer", **changes
     )
@@ -592,6 +592,7 @@ def test_a_scan_that_cannot_be_read(python, tmp_path):
     (bundle / "images" / "scan_1.nii.gz").write_bytes(b"no scan")
     command = [python, "-m", "monai.bundle", "run", "adapt", "--bundle_root", ".", "--dataset_dir", "images"]
     command += ["--config_file", f"['configs/inference.yaml','{grata.overlay()}']", "--method", "grata"]
+    command += ["--adaptation#guard", "false"]
     result = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 1, result.stdout + result.stderr
     done = {path.name for path in (bundle / "eval").rglob("*.nii.gz")}

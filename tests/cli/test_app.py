@@ -34,7 +34,8 @@ def called(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "grata.nnunet.command.run_command", lambda *given, **options: calls.append((given, options)) or 0
     )
-    for place in ("grata.benchmark.run_benchmark", "grata.preparation.prepare", "grata.doctor.doctor.doctor"):
+    places = ("benchmark.run_benchmark", "preparation.prepare", "preparation.calibrate", "doctor.doctor.doctor")
+    for place in (f"grata.{place}" for place in places):
         monkeypatch.setattr(place, lambda *given, **options: calls.append((given, options)) or 0)
     monkeypatch.setattr("grata.bank.command.run_bank", lambda *given: calls.append((given, {})) or 0)
     return calls
@@ -75,6 +76,8 @@ def test_help_of_the_others_lists_what_their_functions_take(run):
     assert all(
         f"--{name} " in out for name in ("labels_dir", "output", "images", "val_stride", "heads", "epochs", "seed")
     )
+    _, out, _ = run("calibrate", "--help")
+    assert all(f"--{name} " in out for name in ("labels_dir", "output", "images", "val_stride", "seed"))
 
 
 def test_the_version(run):
@@ -85,7 +88,10 @@ def test_the_version(run):
     ("words", "message"),
     [
         (("mehtods",), "there is no command 'mehtods'. Did you mean methods?"),
-        (("zzz",), "there is no command 'zzz'. The commands are methods, doctor, nnunet, bank, prepare, benchmark."),
+        (
+            ("zzz",),
+            "there is no command 'zzz'. The commands are methods, doctor, nnunet, bank, calibrate, prepare, benchmark.",
+        ),
         (("--quiet",), "--quiet: there is no such option. Name a command, or give --help or --version."),
         (("--verison",), "--verison: there is no such option. Did you mean --version?"),
         (
@@ -113,6 +119,9 @@ def test_the_version(run):
         (("nnunet", "a", "b", "c", "--tile_step_size", "half"), "tile_step_size: must be a finite number, got 'half'."),
         (("benchmark", "f", "--limmit", "3"), "--limmit: there is no such option. Did you mean --limit?"),
         (("prepare", "b", "d", "--images", "few"), "images: must be a whole number of at least 1, got 'few'."),
+        (("calibrate", "b"), "dataset_dir: is missing. grata calibrate --help shows what it takes."),
+        (("calibrate", "b", "d", "--images", "0"), "images: must be a whole number of at least 1, got 0."),
+        (("calibrate", "b", "d", "--labels_dir="), "--labels_dir: needs a value, got ''."),
         (("bank", "lists", "x"), "bank: there is no 'lists'. The actions are list, inspect, export, reset."),
         (("bank", "list", "nowhere"), "bank: nowhere does not exist. Name the folder of a bank."),
         (("bank", "reset", "x", "y", "--all", "perhaps"), "all: must be true or false, got 'perhaps'."),
@@ -128,6 +137,7 @@ def test_what_is_wrong_is_one_line(run, words, message):
     [
         (("doctor", "nowhere"), "nowhere does not exist. Name a folder or a file."),
         (("prepare", "nowhere", "d"), "bundle: nowhere/configs/adapt.yaml does not exist. Name the folder of a bundle"),
+        (("calibrate", "nowhere", "d"), "bundle: nowhere/configs/adapt.yaml does not exist."),
         (("methods", "--bundle", "nowhere"), "bundle: nowhere/configs/adapt.yaml does not exist."),
         (("benchmark", "nowhere.yaml"), "nowhere.yaml does not exist. Name the benchmark's configuration file."),
         (("nnunet", "nowhere", "i", "o"), "model_folder: nowhere does not exist. Give a trained-model folder"),
@@ -145,7 +155,7 @@ def test_a_path_that_does_not_exist_is_refused_before_torch_is_imported(words, m
 def test_values_of_nnunet(run, called):
     words = ["--folds", "0,1", "--overwrite", "false", "--save-probabilities", "--settings", "{'lr': 0.1}"]
     words += ["--windows#uncertain=4", "--settings#views", "null", "--site", "12", "--device", "'cpu'"]
-    words += ["--bank", "null"]
+    words += ["--bank", "null", "--guard", "{'patience': 2}", "--on-reject", "withhold", "--quality", "f"]
     assert run("nnunet", "M", "I", *words, "--output", "O", "--tile_step_size", "1")[0] == 0
     assert called == [
         (
@@ -160,6 +170,9 @@ def test_values_of_nnunet(run, called):
                 "site": "12",
                 "device": "cpu",
                 "bank": None,
+                "guard": {"patience": 2},
+                "on_reject": "withhold",
+                "quality": "f",
                 "tile_step_size": 1.0,
             },
         )
@@ -169,12 +182,14 @@ def test_values_of_nnunet(run, called):
 def test_values_of_the_others(run, called):
     run("benchmark", "f.yaml", "--limit", "null", "--seeds=0,1", "--methods#grata#lr", "0.001", "--shuffle")
     run("prepare", "B", "--dataset-dir", "D", "--heads", "none", "--images", "4", "--network_def#depth", "34")
+    run("calibrate", "B", "D", "--val-stride", "1", "--labels_dir", "7", "--device", "cpu")
     run("doctor", "B", "--adaptation#activation", "sigmoid", "--config_file", "configs/x.yaml", "--folds", "0")
     run("bank", "export", "F", "north", "--checkpoint=model.pt", "--output", "7")
     run("bank", "reset", "F", "--all", "true")
     assert called == [
         (("f.yaml",), {"limit": None, "seeds": (0, 1), "methods#grata#lr": 0.001, "shuffle": True}),
         (("B", "D"), {"heads": "none", "images": 4, "network_def#depth": 34}),
+        (("B", "D"), {"val_stride": 1, "labels_dir": "7", "device": "cpu"}),
         (("B", "configs/x.yaml"), {"adaptation#activation": "sigmoid", "folds": 0}),
         (("export", "F", "north", "model.pt", "7", False), {}),
         (("reset", "F", None, None, None, True), {}),

@@ -135,9 +135,10 @@ class BenchmarkBundle(Bundle):
         for path in map(Path, [weights] if isinstance(weights, str | Path) else weights):
             with path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-        apart = {*_WHERE, *_OF_METHODS}
+        apart = {*_WHERE, *_OF_METHODS, "quality"}
         config = {key: value for key, value in self.raw().items() if key not in apart}
-        return {"weights": digests, "config": first_names(config)}
+        quality = {"quality": _digest(self.value("quality"))} if self.value("guard", True) else {}
+        return {"weights": digests, "config": first_names(config), **quality}
 
     def _start_from(self) -> Path | None:
         path = self.value("start_from")

@@ -107,8 +107,9 @@ class _Runner:
         return alone and self.session.guard is None
 
     def _goes_on_after(self, position: int) -> bool:
-        """Return whether images after this position depend on the method's state after it, or a later run does."""
-        return self.session.keeper.works or (not self.session.episodic and position < self._last_unreset)
+        """Return whether images after this position depend on the session's state after it, or a later run does."""
+        goes_on = not self.session.episodic or self.session.guard is not None
+        return self.session.keeper.works or (goes_on and position < self._last_unreset)
 
     def resume(
         self, rows: Sequence[Mapping[str, Any]], state: Mapping[str, Any] | None, kept: Mapping[str, Any] | None

@@ -266,7 +266,7 @@ _EMPTY = {
 def _header(
     config: BenchmarkConfig, rows: Sequence[Mapping[str, Any]], threads: int, minutes: float, missing: int
 ) -> list[str]:
-    computing = sum(row.get("seconds", 0) + row.get("seconds_predict", 0) for row in rows) / 60
+    computing = sum(row.get(key, 0) for row in rows for key in ("seconds", "seconds_predict", "seconds_judge")) / 60
     failed = sum(bool(row["error"]) for row in rows)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "numpy", "scipy"))
     space = "grid of the input" if config.metrics.space == "input" else "grid that the network sees"

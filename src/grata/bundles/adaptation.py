@@ -18,7 +18,7 @@ from ..files import CASES, JOURNAL, check_output_dir
 from ..methods import METHODS, Method, create, settings_of
 from ..normalization import AFFINE
 from ..private import running_workflow
-from ..quality import REJECT, REJECTED
+from ..quality import exit_status
 from ..report import case_row, verdict_lines, write_cases
 from ..session import make_guard
 from .checks import bundle_postprocessing
@@ -173,16 +173,19 @@ class ZooAdaptation:
         print(f"{self.method.name}: {run.done} of {run.images} images done.")
         for line in (*(f"{fault.case}: {fault.message}" for fault in run.faults), *self.handler.remarks()):
             print(f"  {line}")
+        self._report_verdicts()
+        status = exit_status(run.done < run.images, self.handler.session.judgements.values())
+        if status:
+            if (workflow := running_workflow()) is not None:
+                workflow.finalize()
+            sys.exit(status)
+
+    def _report_verdicts(self) -> None:
         judgements = self.handler.session.judgements
         for line in verdict_lines(judgements):
             print(line)
         if self._folder is not None and judgements:
             write_cases([case_row(name, judgement) for name, judgement in judgements.items()], self._folder / CASES)
-        rejected = any(judgement.verdict == REJECT for judgement in judgements.values())
-        if run.done < run.images or rejected:
-            if (workflow := running_workflow()) is not None:
-                workflow.finalize()
-            sys.exit(1 if run.done < run.images else REJECTED)
 
 
 def make_method(

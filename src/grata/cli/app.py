@@ -25,7 +25,10 @@ from .spelling import Grammar, spelled
 
 __all__ = ["main"]
 
-_STATUS = "Exit status: 0 when all went well, 1 when something is wrong or refused, 130 after Ctrl-C."
+_STATUS = (
+    "Exit status: 0 when all went well, 1 when something is wrong or refused, 3 when nothing is and the guard rejected "
+    "something, 130 after Ctrl-C."
+)
 _SPELLING = "Option names take - for _, values follow a space or =, and true, false and null mean what they say."
 
 

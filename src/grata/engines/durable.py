@@ -21,7 +21,7 @@ from .._version import __version__
 from ..data import Discovery, Fault
 from ..errors import GrataError, OutputError, RunError
 from ..files import CASES, JOURNAL, OVERVIEW, atomic_write, check_output_dir, remove_leftovers
-from ..quality import REJECT, REJECTED, Judgement
+from ..quality import Judgement, exit_status
 from ..report import (
     case_row,
     format_summary,
@@ -36,7 +36,7 @@ from ..report import (
 from ..session import Case, Journal, explain
 from ..session.faults import STOPPED, TRACEBACK_HINT
 from .adaptation import AdaptationHandler
-from .earlier import comparable
+from .earlier import changed_settings
 from .outputs import OutputHandler
 from .run import EvaluatorRun
 
@@ -187,8 +187,7 @@ class AdaptationRun(EvaluatorRun):
         return len(lines) > 1 or (len(lines) == 1 and (self.output_dir / "summary.json").exists())
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        before, now = comparable(json.loads(state["settings"])), comparable(self.settings)
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        changed = changed_settings(json.loads(state["settings"]), self.settings)
         if changed or state["source"] != self._source_hash:
             other = f"other settings ({', '.join(changed)})" if changed else "other weights"
             raise GrataError(
@@ -271,9 +270,7 @@ class AdaptationRun(EvaluatorRun):
         return explain(error, self.hint)
 
     def _close(self, seconds: float) -> int:
-        scores, volumes = (
-            [row for case in sorted(rows) for row in rows[case]] for rows in (self.outputs.scores, self.outputs.volumes)
-        )
+        scores = _by_case(self.outputs.scores)
         found = {*self.finished, *(case["case"] for case in self.discovery.cases)}
         found |= {fault.case for fault in self.faults}
         summary: dict[str, Any] = {
@@ -287,12 +284,7 @@ class AdaptationRun(EvaluatorRun):
         judgements = {case: self.session.judgements[case] for case in sorted(self.session.judgements)}
         unwritten = None
         try:
-            write_volumes(volumes, self.output_dir / "volumes.csv")
-            if judgements:
-                write_cases(self._rows(judgements), self.output_dir / CASES)
-            if scores:
-                write_scores(scores, self.output_dir / "scores.csv")
-                overview_figure(scores, self.output_dir / OVERVIEW)
+            self._write_tables(scores, judgements)
             (self.output_dir / _BEGUN).unlink(missing_ok=True)
             write_summary(self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings)
         except GrataError as error:
@@ -307,9 +299,15 @@ class AdaptationRun(EvaluatorRun):
         if self._stopped_by is not None:
             left = sum(case["case"] not in self.finished for case in self.discovery.cases)
             print(f"stopped early: {left} cases are left. {STOPPED}")
-        if self.faults or unwritten:
-            return 1
-        return REJECTED if any(judgement.verdict == REJECT for judgement in judgements.values()) else 0
+        return exit_status(bool(self.faults or unwritten), judgements.values())
+
+    def _write_tables(self, scores: list[dict[str, Any]], judgements: Mapping[str, Judgement]) -> None:
+        write_volumes(_by_case(self.outputs.volumes), self.output_dir / "volumes.csv")
+        if judgements:
+            write_cases(self._rows(judgements), self.output_dir / CASES)
+        if scores:
+            write_scores(scores, self.output_dir / "scores.csv")
+            overview_figure(scores, self.output_dir / OVERVIEW)
 
     def _rows(self, judgements: Mapping[str, Judgement]) -> list[dict[str, Any]]:
         sites = {case["case"]: case.get("site") or "" for case in self.discovery.cases}
@@ -323,6 +321,11 @@ class AdaptationRun(EvaluatorRun):
             )
             for case, judgement in judgements.items()
         ]
+
+
+def _by_case(rows: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the rows of all cases, in the order of their names."""
+    return [row for case in sorted(rows) for row in rows[case]]
 
 
 def _check_evaluator(engine: SupervisedEvaluator, adaptation: AdaptationHandler, outputs: OutputHandler) -> None:

@@ -7,13 +7,16 @@ from typing import Any
 
 from .._moved import NAMES
 
-__all__ = ["comparable", "first_names"]
+__all__ = ["changed_settings", "first_names"]
 
 _ADDED = {"affine": "auto", "adaptation#affine": "@affine", "adaptation#reset": "@reset"}
 """Keys that the bundles of the last release did not have, with the values that stand for what they did."""
 
-_MOVED_ARGUMENTS = ("reset=@reset, ", "affine=@affine, ")
-"""Arguments that stand at other places of the bundles' configurations now."""
+_MOVED_ARGUMENTS = ("reset=@reset, ", "affine=@affine, ", "'quality', ")
+"""Arguments that stand at other places of the bundles' configurations now, or are new there."""
+
+_OF_GUARD = ("guard", "on_reject", "adaptation#guard")
+"""Keys that the bundles of the last release did not have, because nothing judged its predictions."""
 
 
 def first_names(config: Any) -> Any:
@@ -32,12 +35,29 @@ def first_names(config: Any) -> Any:
     return config
 
 
-def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run so that those of the last release's bundles equal those of this one's.
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which two runs differ, sorted.
+
+    A run of the last release had no guard, so it may be resumed with one and without: the cases that it had finished
+    are not judged then.
 
     Args:
-        settings: values by key, nested keys joined by ``#``.
+        before: values of the stopped run by key, nested keys joined by ``#``.
+        now: values of the run that resumes it.
     """
+    one, other = _comparable(before), _comparable(now)
+    changed = {key for key in {*one, *other} if one.get(key) != other.get(key)}
+    if not any(_is_of_guard(key) for key in before):
+        changed = {key for key in changed if not _is_of_guard(key)}
+    return sorted(changed)
+
+
+def _is_of_guard(key: str) -> bool:
+    return key in _OF_GUARD or key.startswith("guard#")
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run so that those of the last release's bundles equal those of this one's."""
     found: dict[str, Any] = dict(_ADDED)
     for key, value in settings.items():
         if key.startswith("initialize#"):

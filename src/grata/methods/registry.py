@@ -160,8 +160,12 @@ def create(
             raise error.under("settings") from error
         raise
     instance.attached = attached
-    instance.told = {key: common[key] for key in ("activation", "output") if common.get(key) is not None}
+    instance.told = _told(common)
     return instance
+
+
+def _told(common: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: common[key] for key in ("activation", "output") if common.get(key) is not None}
 
 
 def _checked(method: type[Method], settings: Any) -> dict[str, Any]:

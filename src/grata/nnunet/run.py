@@ -20,7 +20,7 @@ from ..data import Fault
 from ..errors import GrataError, RunError
 from ..files import CASES, JOURNAL, atomic_write, check_output_dir, remove_leftovers
 from ..machine import check_device
-from ..quality import REJECT, REJECTED
+from ..quality import Judgement, exit_status
 from ..report import case_row, format_summary, verdict_lines, write_cases, write_summary
 from ..session import Journal, ResetPolicy, WindowSelection, explain
 from .cases import find_cases
@@ -147,6 +147,7 @@ def predict(
         "folds": list(model.checkpoints), "checkpoint_name": checkpoint_name, "affine": affine, "seed": seed,
         "site": site, "bank": bank, "start_from": start_from, "save_to": save_to, "reset": reset,
         "prepared": prepared, "device": device, "tile_step_size": tile_step_size, "use_mirroring": use_mirroring,
+        "guard": guard, "on_reject": on_reject, "quality": quality,
     }  # fmt: skip
     run = _Run(predictor, sites, journal, output, save_probabilities, traceback)
     done = set() if overwrite else {case for case in cases if run.is_done(case)}
@@ -164,16 +165,18 @@ def predict(
     write_summary(output / "summary.json", **summary, settings=given)
     print(format_summary(**summary, output_dir=output))
     judgements = next(iter(predictor.sessions.values())).judgements
+    _report_verdicts(judgements, sites, output)
+    for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
+        print(f"note: {remark}")
+    return exit_status(bool(faults), judgements.values())
+
+
+def _report_verdicts(judgements: Mapping[str, Judgement], sites: Mapping[str, str | None], output: Path) -> None:
     for line in verdict_lines(judgements):
         print(line)
     if judgements:
         rows = [case_row(case, judgement, site=sites.get(case) or "") for case, judgement in judgements.items()]
         write_cases(rows, output / CASES)
-    for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
-        print(f"note: {remark}")
-    if faults:
-        return 1
-    return REJECTED if any(judgement.verdict == REJECT for judgement in judgements.values()) else 0
 
 
 def _sites(

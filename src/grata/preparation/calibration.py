@@ -101,18 +101,8 @@ def calibrate(
     opened = _opened(Path(bundle), {**given, **overrides})
     path = opened.root / Path(str(output)).expanduser()
     check_output_dir(path.parent)
-    cases = [case for case in opened.cases(None)[::val_stride] if "label" in case]
-    cases = _evenly(cases, images)
-    probe = _Probe(opened)
-    samples: list[Sample] = []
-    faults = []
-    for number, case in enumerate(tqdm(cases, desc="calibrate", unit="image")):
-        # One unreadable image must not end the run, and a configuration can call anything, which can raise anything.
-        try:
-            samples += probe.samples(case, seed + number)
-        except Exception as error:  # noqa: BLE001
-            faults.append(f"{case['case']}: {opened.without_folders(explain(error), case)}")
-            tqdm.write(faults[-1])
+    cases = _evenly([case for case in opened.cases(None)[::val_stride] if {"label", "fault"} & case.keys()], images)
+    samples, faults = _Probe(opened).all_samples(cases, seed)
     used = len({sample.case for sample in samples})
     if used < 4:
         raise GrataError(
@@ -145,9 +135,24 @@ class _Probe:
         if not isinstance(self._network, torch.jit.ScriptModule) and any(batch_norm_layers(self._network)):
             self._method = create("ptbn", self._network, {})
 
+    def all_samples(self, cases: Sequence[Case], seed: int) -> tuple[list[Sample], list[str]]:
+        """Return the samples of all source images, and what was wrong with those that could not be used."""
+        samples: list[Sample] = []
+        faults = []
+        for number, case in enumerate(tqdm(cases, desc="calibrate", unit="image")):
+            # One unreadable image must not end the run, and a configuration can call anything that can raise anything.
+            try:
+                samples += self.samples(case, seed + number)
+            except Exception as error:  # noqa: BLE001
+                faults.append(f"{case['case']}: {self._bundle.without_folders(explain(error), case)}")
+                tqdm.write(faults[-1])
+        return samples, faults
+
     def samples(self, case: Case, seed: int) -> list[Sample]:
         """Return the samples of one source image."""
         bundle = self._bundle
+        if "fault" in case:
+            raise GrataError(case["fault"])
         image = bundle.read_image(case)
         plain = image["image"].as_tensor().float()
         values = bundle.read_label(case, image, "network")
@@ -199,9 +204,7 @@ def fit(samples: Sequence[Sample]) -> Calibration:
     """
     home = [sample for sample in samples if sample.simulation == "none" and not sample.adapted]
     thumbnail = np.mean([sample.measures.thumbnail for sample in home], 0)
-    rows = [features(s.measures, thumbnail.tolist(), source=not s.adapted) for s in samples]
-    names = tuple(rows[0])
-    table = np.array([[row[name] for name in names] for row in rows])
+    names, table = _table(samples, thumbnail.tolist())
     at_home = np.array([s.simulation == "none" for s in samples])
     centre = np.median(table[at_home], 0)
     spread = np.maximum(table[at_home].std(0), 0.02 * np.abs(centre) + 0.02)
@@ -211,11 +214,6 @@ def fit(samples: Sequence[Sample]) -> Calibration:
     parameters = _fitted(strange, sure, dice)
     expected = _held_out(samples, strange, sure, dice)
     steps, errors = _intervals(expected, dice)
-    familiarity = _familiarity(parameters, strange)
-    of_segments = [
-        _line(np.array([logit(_sure(s)[k]) for s in samples]), np.array([s.dice[k] for s in samples]), familiarity)
-        for k in range(len(samples[0].dice))
-    ]
     shares = np.array([s.measures.source["share"] for s in home])
     return Calibration(
         segments=samples[0].measures.segments,
@@ -225,7 +223,7 @@ def fit(samples: Sequence[Sample]) -> Calibration:
         weights=tuple(parameters[3:].tolist()),
         margin=float(parameters[2]),
         sureness=(float(parameters[0]), float(parameters[1])),
-        of_segments=tuple(of_segments),
+        of_segments=_of_segments(samples, _familiarity(parameters, strange)),
         thumbnail=tuple(thumbnail.tolist()),
         typical=float(np.mean([np.mean(s.dice) for s in home])),
         steps=tuple(steps),
@@ -233,6 +231,20 @@ def fit(samples: Sequence[Sample]) -> Calibration:
         ranges=tuple(zip(shares.min(0).tolist(), shares.max(0).tolist())),
         cases=len(home),
     )
+
+
+def _table(samples: Sequence[Sample], thumbnail: Sequence[float]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the names of the features, and their values by sample."""
+    rows = [features(s.measures, thumbnail, source=not s.adapted) for s in samples]
+    names = tuple(rows[0])
+    return names, np.array([[row[name] for name in names] for row in rows])
+
+
+def _of_segments(samples: Sequence[Sample], familiarity: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """Return a and b of each segment."""
+    sure = np.array([[logit(value) for value in _sure(s)] for s in samples])
+    dice = np.array([s.dice for s in samples])
+    return tuple(_line(*columns, familiarity) for columns in zip(sure.T, dice.T))
 
 
 def _sure(sample: Sample) -> Sequence[float]:
@@ -288,7 +300,8 @@ def _intervals(expected: np.ndarray, dice: np.ndarray) -> tuple[list[float], lis
     errors: dict[int, list[float]] = defaultdict(list)
     for number, error in zip(place.tolist(), (dice - expected).tolist()):
         errors[number].append(error)
-    ends = [np.quantile(errors[number], (0.05, 0.95)).tolist() for number in range(3)]
+    # predictions of which the same is expected leave a step empty
+    ends = [np.quantile(errors[number] or dice - expected, (0.05, 0.95)).tolist() for number in range(3)]
     return steps, [(min(low, 0.0), max(high, 0.0)) for low, high in ends]
 
 

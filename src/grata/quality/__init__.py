@@ -4,7 +4,18 @@ from .calibration import Calibration, Expected
 from .decision import Decision, Thresholds, decide
 from .distance import LayerStatistics, layer_statistics
 from .image import image_features, thumbnail
-from .judgement import OK, REJECT, REJECTED, REVIEW, UNJUDGED, VERDICTS, Judgement, verdict_in_words, worst
+from .judgement import (
+    OK,
+    REJECT,
+    REJECTED,
+    REVIEW,
+    UNJUDGED,
+    VERDICTS,
+    Judgement,
+    exit_status,
+    verdict_in_words,
+    worst,
+)
 from .measures import Measures, measure
 from .signals import (
     Segmentation,
@@ -34,6 +45,7 @@ __all__ = [
     "adic",
     "class_compactness",
     "decide",
+    "exit_status",
     "image_features",
     "layer_statistics",
     "measure",

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import GrataError
 from ..files import atomic_write
-from .features import features, logit
+from .features import features, in_words, logit
 from .measures import Measures
 
 __all__ = ["FORMAT", "Calibration", "Expected"]
@@ -28,6 +28,9 @@ _SHARP = 4.0
 _FARTHEST = 30.0
 """Deviations from which on a feature is as strange as it can be."""
 
+_NOTABLE = 0.1
+"""What a feature adds to the strangeness from which on it is named."""
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -37,8 +40,8 @@ class Expected:
         dice: expected Dice, mean over the segments, 0 to 1.
         low, high: ends of its 90 % interval.
         segments: expected Dice of each segment.
-        strange: the features that make the image or its prediction least like those of the source set, the strangest
-            first, in words.
+        strange: what makes the image or its prediction least like those of the source set, in words, the strangest
+            first.
         familiarity: factor by which strangeness lowers the expected Dice, 0 to 1.
     """
 
@@ -119,8 +122,8 @@ class Calibration:
         dice = _sigmoid(self.sureness[0] + self.sureness[1] * logit(sum(sure) / len(sure))) * familiarity
         by_segment = [_sigmoid(a + b * logit(s)) * familiarity for (a, b), s in zip(self.of_segments, sure)]
         low, high = self.errors[sum(dice >= step for step in self.steps)]
-        order = np.argsort(-strangeness)[:3]
-        strange = [self.names[i] for i in order if strangeness[i] > 0.1]
+        order = [i for i in np.argsort(-strangeness) if strangeness[i] > _NOTABLE]
+        strange = list(dict.fromkeys(in_words(self.names[i]) for i in order))[:3]
         return Expected(dice, _unit(dice + low), _unit(dice + high), by_segment, strange, familiarity)
 
     def strangeness(self, measures: Measures, source: bool = False) -> np.ndarray:
@@ -178,15 +181,18 @@ class Calibration:
             raise GrataError(f"{path} is not a file of python -m grata calibrate. Name one, or give null.")
         try:
             made = cls(**{name: _tuples(value) for name, value in content.items()})
-            ok = len(made.names) == len(made.weights) == len(made.centre) == len(made.spread)
-            ok = ok and len(made.errors) == len(made.steps) + 1 and all(weight >= 0 for weight in made.weights)
-            ok = ok and len(made.segments) == len(made.of_segments) == len(made.ranges)
-            ok = ok and all(_finite(value) for key, value in vars(made).items() if key not in ("segments", "names"))
+            if made._is_sound():
+                return made
         except TypeError:
-            ok = False
-        if not ok:
-            raise GrataError(f"{path} is damaged. Make it anew by python -m grata calibrate.")
-        return made
+            pass
+        raise GrataError(f"{path} is damaged. Make it anew by python -m grata calibrate.")
+
+    def _is_sound(self) -> bool:
+        alike = len(self.names) == len(self.weights) == len(self.centre) == len(self.spread)
+        alike = alike and len(self.segments) == len(self.of_segments) == len(self.ranges)
+        numbers = [value for key, value in vars(self).items() if key not in ("segments", "names")]
+        alike = alike and len(self.errors) == len(self.steps) + 1 and all(map(_finite, numbers))
+        return alike and all(weight >= 0 for weight in self.weights)
 
 
 def spread_out(z: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .calibration import Calibration, Expected
@@ -21,7 +21,6 @@ class Thresholds:
         least_agreement: agreement of weak views below which an adapted prediction is not used. Of one network that
             batch statistics destroy, every image had at most 0.71; of all sound ones at least 0.81.
         same: agreement with the source prediction from which on both are the same for all purposes.
-        probed_below: agreement with the source prediction below which the views of a method without views are asked.
         greatest_ratio: how many times as large, or as small, as in the source prediction a segment may be.
         sure: self-Dice of a source prediction that is not given up for one of quite another volume.
         less_sure: how much lower the self-Dice of a segment may be than in the source prediction, for a network that is
@@ -35,8 +34,7 @@ class Thresholds:
     """
 
     least_agreement: float = 0.75
-    same: float = 0.97
-    probed_below: float = 0.9
+    same: float = 0.99
     greatest_ratio: float = 3.0
     sure: float = 0.8
     less_sure: float = 0.0
@@ -57,6 +55,7 @@ class Decision:
         verdict: ``ok``, ``review`` or ``reject``.
         reasons: why, a sentence each.
         harmful: whether the source prediction is the better one.
+        grave: whether that shows that the network does not bear adaptation, and is more than a little less sureness.
         expected: expected Dice of the prediction that is used; None: the network is not calibrated.
     """
 
@@ -64,7 +63,13 @@ class Decision:
     verdict: str
     reasons: tuple[str, ...]
     harmful: bool
+    grave: bool
     expected: Expected | None = None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what was learnt from the image may be kept."""
+        return not self.harmful and self.verdict != REJECT
 
 
 def decide(
@@ -79,17 +84,41 @@ def decide(
         adapts: whether the prediction is another one than the source's.
     """
     t = thresholds
-    of_adapted = None if calibration is None else calibration.expected(measures)
-    of_source = of_adapted if calibration is None or not adapts else calibration.expected(measures, source=True)
-    harm = _harm(measures, t, of_adapted, of_source) if adapts else []
+    of_adapted, of_source = _expected(measures, calibration, adapts)
+    changed = adapts and min(measures.agreement_source) < t.same
+    destroyed = _destroyed(measures, t, of_adapted, of_source) if changed else []
+    harm = destroyed + (_less_sure(measures, t, of_adapted, of_source) if changed else [])
     used, expected = ("source", of_source) if harm else ("adapted", of_adapted)
+    faults, doubts = _objections(measures, measures.source if harm else measures.adapted, expected, calibration, t)
+    if faults:
+        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), bool(destroyed), expected)
+    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), bool(destroyed), expected)
+
+
+def _expected(
+    measures: Measures, calibration: Calibration | None, adapts: bool
+) -> tuple[Expected | None, Expected | None]:
+    """Return what is expected of the adapted prediction and of the source prediction."""
+    if calibration is None:
+        return None, None
+    of_adapted = calibration.expected(measures)
+    return of_adapted, calibration.expected(measures, source=True) if adapts else of_adapted
+
+
+def _objections(
+    measures: Measures,
+    signals: Mapping[str, Sequence[float]],
+    expected: Expected | None,
+    calibration: Calibration | None,
+    t: Thresholds,
+) -> tuple[list[str], list[str]]:
+    """Return why a prediction is rejected, and why it is reviewed."""
     faults: list[str] = []
     doubts: list[str] = []
     if math.isfinite(measures.distance) and measures.distance > t.absurd:
         faults.append(
             f"the image is nothing like the source images (distance of its statistics {measures.distance:.1f})"
         )
-    signals = measures.source if harm else measures.adapted
     if calibration is not None and expected is not None:
         _by_expected(faults, doubts, expected, calibration, t)
         doubts += _out_of_range(measures.segments, signals["share"], calibration, t)
@@ -98,26 +127,32 @@ def decide(
         doubts.append("nothing is outlined")
     elif calibration is None and sure < t.doubtful:
         doubts.append(f"the network is not sure of what it outlines (expected Dice of its own mask {sure:.2f})")
-    if faults:
-        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), expected)
-    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), expected)
+    return faults, doubts
 
 
-def _harm(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None) -> list[str]:
-    """Return why the adapted prediction is not used; empty: it is."""
-    if min(m.agreement_source) >= t.same:
-        return []
-    if not any(m.source["voxels"]) and any(m.adapted["voxels"]):
-        return ["adaptation is not used: it outlines something where the source network outlines nothing"]
+def _destroyed(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None) -> list[str]:
+    """Return what shows that adaptation destroyed the prediction."""
     reasons = []
     if m.agreement_views < t.least_agreement:
         reasons.append(
             "adaptation is not used: its predictions for mirrored or turned views of the image disagree "
             f"(agreement {m.agreement_views:.2f}, sound networks have {t.least_agreement:.2f} and more)"
         )
+    if adapted is not None and source is not None and adapted.dice >= source.dice:
+        # volumes may well differ where adaptation finds what the source network misses
+        return reasons
+    if not any(m.source["voxels"]) and any(m.adapted["voxels"]):
+        reasons.append("adaptation is not used: it outlines something where the source network outlines nothing")
+        return reasons
     for name, ratio, sure in zip(m.segments, m.ratios, m.source["self_dice"]):
         if sure >= t.sure and not 1 / t.greatest_ratio <= ratio <= t.greatest_ratio:
             reasons.append(f"adaptation is not used: {name} {_changed(ratio)}")
+    return reasons
+
+
+def _less_sure(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None) -> list[str]:
+    """Return why the source prediction is to be trusted more than the adapted one."""
+    reasons = []
     if adapted is not None and source is not None:
         if source.dice - adapted.dice > t.worse:
             reasons.append(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from .measures import Measures
 
-__all__ = ["features", "logit"]
+__all__ = ["features", "in_words", "logit"]
 
 _LEAST = 1e-3
 """Kept away from 0 and 1 where a share is put on an open scale."""
@@ -16,6 +16,40 @@ _LEAST = 1e-3
 def logit(share: float) -> float:
     """Return ``ln((p + ε)/(1 − p + ε))`` of a value from 0 to 1, with ε = 0.001."""
     return math.log((share + _LEAST) / (1 - share + _LEAST))
+
+
+_OF_IMAGE = {
+    "likeness": "where it is bright and dark",
+    "mean": "its mean value",
+    "std": "its contrast",
+    "skew": "the spread of its values",
+    "fine": "its fine texture",
+    "coarse": "its coarse structure",
+    "low": "the share of its darkest voxels",
+    "high": "the share of its brightest voxels",
+    "colour": "its colours",
+}
+_OF_SEGMENT = {
+    "share": "the size of {}",
+    "self_dice": "how sure the network is of {}",
+    "confidence": "how sure the network is of {}",
+    "components": "the number of parts of {}",
+    "largest": "the largest part of {}",
+    "holes": "the holes in {}",
+    "border": "{} at the border of the image",
+    "centre": "where {} lies",
+}
+
+
+def in_words(name: str) -> str:
+    """Return what a feature is, in words for a reason.
+
+    Args:
+        name: name of a feature, see :func:`features`.
+    """
+    part, _, kind = name.rpartition("/")
+    kind = kind if kind in _OF_SEGMENT else kind.partition("_")[0]
+    return _OF_IMAGE[kind] if part == "image" else _OF_SEGMENT[kind].format(part)
 
 
 def features(measures: Measures, typical: Sequence[float], source: bool = False) -> dict[str, float]:

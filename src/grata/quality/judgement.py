@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["OK", "REJECTED", "REJECT", "REVIEW", "UNJUDGED", "VERDICTS", "Judgement", "verdict_in_words", "worst"]
+__all__ = [
+    "OK",
+    "REJECTED",
+    "REJECT",
+    "REVIEW",
+    "UNJUDGED",
+    "VERDICTS",
+    "Judgement",
+    "exit_status",
+    "verdict_in_words",
+    "worst",
+]
 
 OK, REVIEW, REJECT, UNJUDGED = "ok", "review", "reject", "unjudged"
 
@@ -60,6 +71,13 @@ def verdict_in_words(judgement: Judgement) -> str:
     words += ", source prediction" if judgement.used == "source" else ""
     expected = judgement.quality.get("expected_dice")
     return words if expected is None else f"{words}, expected Dice {expected:.2f}"
+
+
+def exit_status(failed: bool, judgements: Iterable[Judgement]) -> int:
+    """Return the exit status of a run: 1 if something failed, :data:`REJECTED` if something was rejected, else 0."""
+    if failed:
+        return 1
+    return REJECTED if any(judgement.verdict == REJECT for judgement in judgements) else 0
 
 
 def worst(verdicts: list[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from ..quality import (
     Decision,
     Judgement,
     LayerStatistics,
+    Measures,
     Segmentation,
     Thresholds,
     decide,
@@ -44,6 +44,15 @@ NOT_ADAPTED = "not_adapted"
 
 DRIFT_RESET = "drift_reset"
 """Flag of a case after which the method was put back to the source network, because it had drifted away from it."""
+
+_TRUSTED = 0.9
+"""Agreement of views from which on a change as large as this one is trusted: the median of sound networks."""
+
+_MOSTLY = 0.67
+"""Moving share of harmed cases from which on adaptation is given up: that of five, one after the other."""
+
+_FARTHER = 0.05
+"""Fall of the agreement with the source prediction after which the views are asked anew."""
 
 _SLOW = 0.8
 """Weight of the past in the moving average of the agreement with the source."""
@@ -113,14 +122,15 @@ class QualityGuard(Settings):
         """Forget what was seen: the next case is the first of a stream."""
         self._seen = 0
         self._harmed = 0
+        self._share = 0.0
         self._given_up = ""
         self._first: list[float] = []
         self._recent = math.nan
-        self._least_seen = 1.0
+        self._borne = 1.0
 
-    def refuses(self, method: Method) -> bool:
-        """Return whether the network has shown that it does not bear adaptation."""
-        return bool(self._given_up)
+    def asks_source(self, method: Method) -> bool:
+        """Return whether the source network predicts something else than the method, so that it is asked too."""
+        return method.active and not method.predicts_as_source and not self._given_up
 
     @property
     def given_up(self) -> str:
@@ -132,17 +142,19 @@ class QualityGuard(Settings):
         return {
             "seen": self._seen,
             "harmed": self._harmed,
+            "share": self._share,
             "given_up": self._given_up,
             "first": list(self._first),
             "recent": self._recent,
-            "least_seen": self._least_seen,
+            "borne": self._borne,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``."""
         self._seen, self._harmed = int(state["seen"]), int(state["harmed"])
+        self._share = float(state["share"])
         self._given_up, self._first = str(state["given_up"]), [float(value) for value in state["first"]]
-        self._recent, self._least_seen = float(state["recent"]), float(state["least_seen"])
+        self._recent, self._borne = float(state["recent"]), float(state["borne"])
 
     def judge(
         self,
@@ -151,7 +163,7 @@ class QualityGuard(Settings):
         prediction: Any,
         record: Mapping[str, Any],
         again: Again,
-        statistics: LayerStatistics | None = None,
+        watched: LayerStatistics | None = None,
     ) -> Verdict:
         """Judge the prediction of a case.
 
@@ -161,11 +173,10 @@ class QualityGuard(Settings):
             prediction: what was predicted; it is finite.
             record: record of the case so far.
             again: predicts images as the entrance does.
-            statistics: what reached the normalization layers in the prediction; it counts where this is the source
-                network's; None: unknown.
+            watched: what reached the network's normalization layers in its prediction, where that is the source's.
         """
         try:
-            return self._judged(method, images, prediction, record, again, statistics)
+            return self._judged(method, images, prediction, record, again, watched)
         except _Unread as unread:
             unjudged = Judgement(UNJUDGED, reasons=(unread.reason,))
             return Verdict(prediction, judgements=[unjudged] * len(images), source=unread.source)
@@ -177,56 +188,41 @@ class QualityGuard(Settings):
         prediction: Any,
         record: Mapping[str, Any],
         again: Again,
-        statistics: LayerStatistics | None,
+        watched: LayerStatistics | None,
     ) -> Verdict:
-        output = self.output if self.output is not None else method.meaning.get("output")
-        activation = self.activation or method.meaning.get("activation")
-        if activation is None:
-            raise _Unread("nothing is known of the network's output: give activation, sigmoid or softmax")
-        plain = images.as_tensor() if hasattr(images, "as_tensor") else images
-        adapts = method.active and not method.predicts_as_source
+        activation, output = self._meaning(method)
+        plain = _plain(images)
+        adapts = self.asks_source(method)
         adapted = _read(prediction, plain, activation, output)
-        source, seen, views = prediction, adapted, math.nan
+        source, seen, statistics = prediction, adapted, watched
         if adapts:
             with layer_statistics(method.network) as statistics, torch.no_grad():
                 # with their metadata, which a prediction that is written needs
                 source = again(images, True)
             seen = _read_source(source, plain, activation, output, adapted)
-            views = record.get("agreement", math.nan)
-            if not math.isfinite(views) and self._probes(adapted, seen):
-                views = self._agreement(again, plain, adapted, activation, output)
-        elif self._seen < self.probe:
+        views = record.get("agreement", math.nan) if adapts else math.nan
+        if not math.isfinite(views) and self._probes(adapted, seen):
             views = self._agreement(again, plain, adapted, activation, output)
         names = self._names(adapted.masks.shape[1], plain.shape[1])
-        decisions, judgements = [], []
-        for index in range(len(plain)):
-            one = [_one(part, index) for part in (adapted, seen)]
-            measures = measure(
-                plain[index],
-                one[0],
-                one[1] if adapts else one[0],
-                statistics or LayerStatistics(),
-                views,
-                activation,
-                names,
-            )
-            decision = decide(measures, self._thresholds, self.calibration, adapts)
-            if not adapts and self._given_up and decision.used == "adapted":
-                why = f"adaptation was given up after {self.patience} images, one after the other, that it harmed"
-                decision = replace(decision, used="source", reasons=(*decision.reasons, why))
-            decisions.append(decision)
-            judgements.append(self._judgement(decision, measures.as_dict()))
-        self._seen += 1
-        if adapts:
-            self._least_seen = min(self._least_seen, views) if math.isfinite(views) else self._least_seen
+        measured = _measured(plain, adapted, seen, statistics, views, activation, names)
+        decisions = [decide(measures, self._thresholds, self.calibration, adapts) for measures in measured]
+        judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
+        self._note(views, adapted, seen)
         used = self._used(decisions, prediction, source)
-        keep = not any(decision.harmful or decision.verdict == REJECT for decision in decisions)
+        keep = all(decision.keeps for decision in decisions)
         drifted = adapts and self._watch(decisions, seen, adapted)
-        flags = [DRIFT_RESET] * drifted
-        return Verdict(used, keep, {}, judgements, source, drifted, flags)
+        return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
+
+    def _meaning(self, method: Method) -> tuple[str, Any]:
+        """Return the activation of the network's output, and the key or index of the logits in it."""
+        told = method.meaning
+        activation = self.activation or told.get("activation")
+        if activation is None:
+            raise _Unread("nothing is known of the network's output: give activation, sigmoid or softmax")
+        return activation, told.get("output") if self.output is None else self.output
 
     def _names(self, count: int, channels: int) -> Sequence[str]:
-        """Return the names of the segments, after which what is known of the source set is called too."""
+        """Return the names of the segments: those of the calibration, whose features are called after them."""
         if self.calibration is None:
             return self.segments
         try:
@@ -235,11 +231,20 @@ class QualityGuard(Settings):
             raise _Unread(f"{error.key}: {error.message}") from error
         return self.calibration.segments
 
+    def _note(self, views: float, adapted: Segmentation, source: Segmentation) -> None:
+        self._seen += 1
+        if views >= _TRUSTED:
+            self._borne = min(self._borne, float(soft_overlap(adapted, source).min()))
+
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
-        """Return whether a view of the adapted network is worth a forward: at first, after harm, where much changed."""
-        if self._seen < self.probe or self._harmed:
+        """Return whether a view of the adapted network is worth a forward: on the first images, after harm, and where
+        adaptation changed more than on any image on which views agreed.
+        """
+        if self._seen < self.probe:
             return True
-        return float(soft_overlap(adapted, source).min()) < self._thresholds.probed_below
+        if source is adapted:
+            return False
+        return self._harmed > 0 or float(soft_overlap(adapted, source).min()) < self._borne - _FARTHER
 
     def _agreement(
         self, again: Again, images: torch.Tensor, adapted: Segmentation, activation: str, output: str | int | None
@@ -249,9 +254,11 @@ class QualityGuard(Settings):
             seen = logits_in(again(view(images), False), output)
         return float(soft_overlap(adapted, segmentation(view.inverse(seen), activation)).mean())
 
-    def _judgement(self, decision: Decision, quality: dict[str, Any]) -> Judgement:
+    def _judgement(self, decision: Decision, quality: dict[str, Any], method: str) -> Judgement:
         rejected = decision.verdict == REJECT
-        used = decision.used
+        used, reasons = decision.used, decision.reasons
+        if self._given_up:
+            used, reasons = "source", (*reasons, f"not adapted: this network does not bear {method}")
         if rejected and self.on_reject == "keep":
             used = "adapted"
         elif rejected and self.on_reject == "source":
@@ -259,7 +266,7 @@ class QualityGuard(Settings):
         if decision.expected is not None:
             quality = decision.expected.as_dict() | quality
         withheld = rejected and self.on_reject == "withhold"
-        return Judgement(decision.verdict, used, decision.reasons, quality, withheld)
+        return Judgement(decision.verdict, used, reasons, quality, withheld)
 
     def _used(self, decisions: Sequence[Decision], prediction: Any, source: Any) -> Any:
         """Return the prediction with those of the source network where they are used."""
@@ -286,12 +293,16 @@ class QualityGuard(Settings):
             # an image unlike those of the source shows nothing of network and method, and nothing is learned from it
             return False
         if all(decision.harmful for decision in decisions):
-            self._harmed += 1
-            if self._harmed >= self.patience:
+            self._harmed += all(decision.grave for decision in decisions)
+            self._share = _SLOW * self._share + 1 - _SLOW
+            if self._harmed >= self.patience or self._share > _MOSTLY:
                 self._given_up = "; ".join(dict.fromkeys(r for d in decisions for r in d.reasons))
             return False
-        self._harmed = 0
-        agreement = float(soft_overlap(adapted, source).mean())
+        self._harmed, self._share = 0, _SLOW * self._share
+        return self._drifted(float(soft_overlap(adapted, source).mean()))
+
+    def _drifted(self, agreement: float) -> bool:
+        """Note an agreement with the source; return whether it has fallen far below that of the first images."""
         if len(self._first) < self.probe + 2:
             self._first.append(agreement)
             self._recent = sum(self._first) / len(self._first)
@@ -316,16 +327,19 @@ def make_guard(guard: Any, **common: Any) -> Guard | QualityGuard | None:
     if guard is None or guard is False:
         return None
     if guard is True or isinstance(guard, Mapping):
-        own = {} if guard is True else dict(guard)
-        QualityGuard.check_names(own, "guard")
         given = {key: value for key, value in common.items() if value is not None}
-        try:
-            return QualityGuard(**given | own)
-        except GrataError as error:
-            raise error if error.head in given and error.head not in own else error.under("guard") from error
+        return _quality_guard({} if guard is True else dict(guard), given)
     if isinstance(guard, QualityGuard) or callable(guard):
         return guard
     raise GrataError(f"must be true, false or settings of the guard, got {guard!r}.", key="guard")
+
+
+def _quality_guard(own: dict[str, Any], common: dict[str, Any]) -> QualityGuard:
+    QualityGuard.check_names(own, "guard")
+    try:
+        return QualityGuard(**common | own)
+    except GrataError as error:
+        raise error if error.head in common and error.head not in own else error.under("guard") from error
 
 
 class _Unread(Exception):
@@ -376,5 +390,23 @@ def _read_source(
     return seen
 
 
-def _one(part: Segmentation, index: int) -> Segmentation:
-    return Segmentation(part.probabilities[index : index + 1], part.masks[index : index + 1])
+def _plain(images: Any) -> torch.Tensor:
+    return images.as_tensor() if hasattr(images, "as_tensor") else images
+
+
+def _measured(
+    images: torch.Tensor,
+    adapted: Segmentation,
+    source: Segmentation,
+    statistics: LayerStatistics | None,
+    *known: Any,
+) -> list[Measures]:
+    """Return the signals of each image of a batch."""
+    mine = _each(adapted)
+    theirs = mine if source is adapted else _each(source)
+    return [measure(*one, statistics or LayerStatistics(), *known) for one in zip(images, mine, theirs)]
+
+
+def _each(part: Segmentation) -> list[Segmentation]:
+    """Return the segmentation of each image of a batch."""
+    return [Segmentation(*both) for both in zip(part.probabilities.split(1), part.masks.split(1))]

@@ -208,12 +208,16 @@ class Session:
         lines = []
         for name, flags in self.flags.items():
             listed = ", ".join(flags)
-            words = f"adapted ({listed})"
-            if SKIPPED in flags:
-                words = f"adaptation skipped ({listed}), predicted with the parameters before it"
-            elif NOT_ADAPTED in flags:
-                words = f"predicted with the source network ({listed})"
-            lines.append(f"{name}{where}: {words}")
+            if NOT_ADAPTED in flags:
+                continue
+            skipped = f"adaptation skipped ({listed}), predicted with the parameters before it"
+            lines.append(f"{name}{where}: {skipped if SKIPPED in flags else f'adapted ({listed})'}")
+        if isinstance(self.guard, QualityGuard) and self.guard.given_up:
+            left = sum(NOT_ADAPTED in flags for flags in self.flags.values())
+            lines.append(
+                f"this network does not bear {self.method.name}{where}: adaptation was given up, "
+                f"and {left} images were predicted by the source network as it is. {self.guard.given_up}."
+            )
         return lines
 
 
@@ -255,11 +259,11 @@ class Case:
         self._inferer: Inferer | Batches | None = None
         self._entry: str | None = None
         self._judged = False
-        self._watching = ExitStack()
-        self._statistics: LayerStatistics | None = None
         self._given_up = False
         self._keep = True
         self._restore = False
+        self._watching = ExitStack()
+        self._statistics: LayerStatistics | None = None
 
     def __enter__(self) -> Self:
         session = self.session
@@ -303,6 +307,9 @@ class Case:
             self.steps = [StepRecord((NOT_ADAPTED,))]
         else:
             self.steps = self._steps(inferer)
+        if isinstance(session.guard, QualityGuard) and not session.guard.asks_source(method):
+            # what the source network predicts anyway need not be predicted again
+            self._statistics = self._watching.enter_context(layer_statistics(method.network))
         self.record = {
             **merged_record(self.steps),
             "parameter_change": method.parameter_change(),
@@ -313,9 +320,6 @@ class Case:
             self.record["bank"] = self._entry
             if session.keeper.is_unknown(self._entry):
                 self.record["flags"] = [*self.record["flags"], UNKNOWN_SITE]
-        if isinstance(session.guard, QualityGuard) and (method.predicts_as_source or not method.active):
-            # where nothing is adapted, no other forward shows them
-            self._statistics = self._watching.enter_context(layer_statistics(method.network))
         return self.steps
 
     def _evaluate(self, network: torch.nn.Module) -> None:
@@ -420,11 +424,8 @@ class Case:
             session.learner.go_back(self._start)
         elif self._restore:
             session.learner.restore()
-        before = (
-            session.journal.size() if session.journal is not None else 0,
-            dict(session.flags),
-            dict(session.judgements),
-        )
+        size = session.journal.size() if session.journal is not None else 0
+        before = size, dict(session.flags), dict(session.judgements)
         try:
             self._write_lines()
             if session.store is not None:

@@ -1,0 +1,242 @@
+"""Measure the guard on a bundle: what it says of home, of target sites and of wrong inputs, and whether that is right.
+
+    python scripts/verdict_study.py run bundles/<bundle> --group home=<folder> --group <site>=<folder> \
+        --wrong <folder of scripts/wrong_inputs.py> --output <rows.jsonl> [--methods grata,source] [--limit 40]
+    python scripts/verdict_study.py table <rows.jsonl> --home home [--scored <segment>]
+
+The first command adapts to each image by itself (per case) and writes a line for each; lines that are there already
+are not computed again. The second prints the tables.
+"""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.networks import eval_mode
+from sklearn.metrics import roc_auc_score
+from tabulate import tabulate
+from tqdm import tqdm
+
+from grata.bundles.bundle import Bundle
+from grata.methods import create
+from grata.quality import segmentation
+from grata.session import Session, make_guard
+
+HARMED = 0.05
+SIGNALS = ("expected_dice", "self_dice", "source_self_dice", "agreement_views", "agreement_source", "class_compactness")
+
+
+def dice(masks: torch.Tensor, label: torch.Tensor) -> list[float]:
+    """Return the Dice of masks ``(K, ...)``."""
+    mask, truth = masks.flatten(1), label.flatten(1) > 0.5
+    total = (mask.sum(1) + truth.sum(1)).float()
+    return torch.where(total > 0, 2 * (mask & truth).sum(1) / total.clamp_min(1), torch.ones_like(total)).tolist()
+
+
+def groups(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
+    """Yield the name of each group of images, and the keys of the bundle that it needs."""
+    for given in arguments.group:
+        name, _, rest = given.partition("=")
+        folder, *others = rest.split(",")
+        yield name, {"dataset_dir": folder, **{key: float(value) for key, value in (o.split("=") for o in others)}}
+    for folder in sorted(arguments.wrong.iterdir()) if arguments.wrong else ():
+        if folder.is_dir():
+            yield f"wrong/{folder.name}", {"dataset_dir": str(folder)}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Judge each image, and write its line."""
+    torch.set_num_threads(arguments.threads)
+    done = set()
+    if arguments.output.is_file():
+        lines = map(json.loads, arguments.output.read_text().splitlines())
+        done = {(line["group"], line["case"], line["method"]) for line in lines}
+    for group, keys in groups(arguments):
+        bundle = Bundle(arguments.bundle, keys, "study")
+        cases = bundle.cases(None, labelled=False)[arguments.offset :: arguments.stride if group == "home" else 1]
+        cases = cases[:: max(1, len(cases) // arguments.limit)][: arguments.limit]
+        for method in arguments.methods.split(","):
+            made = create(
+                method,
+                bundle.make_network(),
+                {},
+                activation=bundle.activation,
+                prepared=bundle.value("prepared"),
+                seed=0,
+            )
+            names = [region.label for region in bundle.regions]
+            guard = make_guard(True, calibration=bundle.value("quality"), segments=names)
+            session = Session(made, bundle.windows, guard=guard)
+            for case in tqdm(cases, desc=f"{group}, {method}"):
+                if (group, case["case"], method) in done:
+                    continue
+                row = {"group": group, "case": case["case"], "method": method}
+                try:
+                    row |= judged(session, bundle, case)
+                except Exception as error:  # noqa: BLE001 (what the reader refuses is recognized too)
+                    row |= {"refused": f"{type(error).__name__}: {str(error)[:200]}"}
+                session.restore()
+                with arguments.output.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+
+
+def judged(session: Session, bundle: Bundle, case: dict) -> dict:
+    """Return the line of an image: the judgement, and the Dice of both predictions where there is a label."""
+    if "fault" in case:
+        return {"refused": case["fault"]}
+    image = bundle.read_image(case)
+    x = image["image"].as_tensor().float()[None]
+    with session.case(x, case["case"]) as adapting, eval_mode(session.network):
+        adapting.adapt(bundle.inferer)
+        adapted = bundle.inferer(x, session.network)
+        adapting.judge(adapted)
+    source = adapted if adapting.source is None else adapting.source
+    (judgement,) = adapting.judgements
+    row = judgement.as_dict()
+    if "label" in case:
+        values = bundle.read_label(case, image, "network")
+        label = torch.as_tensor(np.stack([np.isin(values, region.values) for region in bundle.regions]).astype("f4"))
+        row["adapted"] = dice(segmentation(adapted, bundle.activation).masks[0], label)
+        row["source"] = dice(segmentation(source, bundle.activation).masks[0], label)
+    return row
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Print what the lines say."""
+    rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()]
+    by_group: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for row in rows:
+        by_group[row["method"], row["group"]].append(row)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        home = [row for row in by_group[method, arguments.home] if "quality" in row]
+        alarm = float(np.quantile([row["quality"].get("expected_dice", 1.0) for row in home], 0.05)) if home else 0.0
+        print(f"\n## {method}: verdicts (5 % of the home images lie below an expected Dice of {alarm:.3f})\n")
+        lines = []
+        for (of, group), found in by_group.items():
+            if of != method:
+                continue
+            judged_rows = [row for row in found if "quality" in row]
+            verdicts = [row.get("verdict", "refused") for row in found]
+            below = [row["quality"].get("expected_dice", 1.0) < alarm for row in judged_rows]
+            share = [np.mean([v == kind for v in verdicts]) for kind in ("ok", "review", "reject", "refused")]
+            recognized = (sum(below) + len(found) - len(judged_rows)) / len(found)
+            lines.append([group, len(found), *(f"{value:.2f}" for value in share), f"{recognized:.2f}"])
+        print(
+            tabulate(
+                lines,
+                ["group", "images", "ok", "review", "reject", "refused", "below the 5 % bound"],
+                "github",
+                disable_numparse=True,
+            )
+        )
+        wrong = [line for line in lines if line[0].startswith("wrong/")]
+        if wrong:
+            total = sum(line[1] for line in wrong)
+            noticed = sum(line[1] * (1 - float(line[2])) for line in wrong) / total
+            bound = sum(line[1] * float(line[6]) for line in wrong) / total
+            print(f"\nWrong inputs: {noticed:.3f} are not ok, {bound:.3f} lie below the 5 % bound, of {total}.")
+        print(f"\n## {method}: quality\n")
+        print(tabulate(list(_quality(by_group, method, arguments)), _QUALITY, "github", disable_numparse=True))
+
+
+_QUALITY = ["group", "images", "source", "adapted", "guarded", "expected", "MAE", "in 90 %", "Spearman", "AUROC harm"]
+
+
+def _quality(by_group: dict, method: str, arguments: argparse.Namespace) -> Iterator[list]:
+    for (of, group), found in by_group.items():
+        scored = [row for row in found if "adapted" in row and "quality" in row]
+        if of != method or not scored:
+            continue
+        index = [arguments.segments.index(arguments.scored)] if arguments.scored and group in arguments.partly else None
+        adapted = np.array([_mean(row["adapted"], index) for row in scored])
+        source = np.array([_mean(row["source"], index) for row in scored])
+        used = np.array([row["used"] != "adapted" for row in scored])
+        guarded = np.where(used, source, adapted)
+        expected = np.array([row["quality"].get("expected_dice", math.nan) for row in scored])
+        low = np.array([row["quality"].get("expected_low", math.nan) for row in scored])
+        high = np.array([row["quality"].get("expected_high", math.nan) for row in scored])
+        rank = {name: _spearman(_signal(scored, name), guarded) for name in SIGNALS}
+        harmed = adapted < source - HARMED
+        area = {name: _area(harmed, -_signal(scored, name)) for name in SIGNALS if name != "source_self_dice"}
+        area["decision"] = _area(harmed, used.astype(float))
+        yield [
+            group,
+            len(scored),
+            f"{source.mean():.3f}",
+            f"{adapted.mean():.3f}",
+            f"{guarded.mean():.3f}",
+            f"{expected.mean():.3f}",
+            f"{np.abs(expected - guarded).mean():.3f}",
+            f"{np.mean((guarded >= low) & (guarded <= high)):.2f}",
+            ", ".join(f"{name} {value:+.2f}" for name, value in rank.items() if math.isfinite(value)),
+            f"{harmed.sum()} harmed: "
+            + ", ".join(f"{name} {value:.2f}" for name, value in area.items() if math.isfinite(value)),
+        ]
+
+
+def _mean(values: list[float], index: list[int] | None) -> float:
+    return float(np.mean([values[i] for i in index] if index is not None else values))
+
+
+def _signal(rows: list[dict], name: str) -> np.ndarray:
+    return np.array([_number(row["quality"].get(name)) for row in rows])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _spearman(one: np.ndarray, other: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    known = np.isfinite(one) & np.isfinite(other)
+    if known.sum() < 4 or np.ptp(one[known]) == 0 or np.ptp(other[known]) == 0:
+        return math.nan
+    return float(spearmanr(one[known], other[known])[0])
+
+
+def _area(harmed: np.ndarray, score: np.ndarray) -> float:
+    known = np.isfinite(score)
+    if harmed[known].all() or not harmed[known].any():
+        return math.nan
+    return float(roc_auc_score(harmed[known], score[known]))
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    first = commands.add_parser("run")
+    first.add_argument("bundle", type=Path)
+    first.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        help="<name>=<folder>, and other keys of the bundle as in ,field_of_view=30; the source set is called home",
+    )
+    first.add_argument("--wrong", type=Path, help="folder with a folder for each kind of wrong input")
+    first.add_argument("--output", type=Path, required=True)
+    first.add_argument("--methods", default="grata")
+    first.add_argument("--limit", type=int, default=40, help="most images of a group, evenly spaced")
+    first.add_argument("--stride", type=int, default=10, help="step between the home images")
+    first.add_argument("--offset", type=int, default=0, help="first image of each group")
+    first.add_argument("--threads", type=int, default=1)
+    first.set_defaults(do=run)
+    second = commands.add_parser("table")
+    second.add_argument("rows", type=Path)
+    second.add_argument("--home", default="home")
+    second.add_argument("--segments", nargs="*", default=[])
+    second.add_argument("--scored", help="only this segment is labelled in the groups of --partly")
+    second.add_argument("--partly", nargs="*", default=[])
+    second.set_defaults(do=table)
+    arguments = parser.parse_args()
+    arguments.do(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""What a guard says of each scan, as a user of a bundle meets it: cases.csv, the outputs, the exit status."""
+
+import csv
+import functools
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import torch
+
+from grata.quality import REJECTED, Judgement, exit_status
+
+GOOD, SERIES, WRONG = "a_good", "mr-series007-197e8026", "noise"
+"""Cases in their order: a hippocampus, a DICOM series that shows none, and noise."""
+PATIENT = ("Mustermann", "Erika", "19610824")
+METHOD = ("--method", "tent", "--settings#lr", "0.001")
+
+
+@pytest.fixture(scope="module")
+def dataset(bundle, scans, tmp_path_factory):
+    """A scan of the source's kind, and two that no segmentation is right of."""
+    folder = tmp_path_factory.mktemp("verdicts") / "scans"
+    source = nibabel.load(bundle / "sample_scans" / "nifti" / "icbm152_left.nii.gz")
+    voxels = {
+        f"north/{GOOD}": source.get_fdata(),
+        f"south/{WRONG}": np.random.default_rng(0).normal(100, 20, source.shape),
+    }
+    for name, array in voxels.items():
+        (folder / name).parent.mkdir(parents=True)
+        image = nibabel.Nifti1Image(array.astype(np.float32), source.affine)
+        nibabel.save(image, folder / f"{name}.nii.gz")
+    scans.save(scans.series("axial", "good", 24, size=(40, 32)), folder / "_".join(PATIENT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(adapt, bundle, dataset, tmp_path_factory):
+    """Function that runs the bundle over the scans, once for each choice of options, and returns folder and outcome."""
+    folder, done = tmp_path_factory.mktemp("runs"), {}
+
+    def run(*options, guard=None):
+        key = (*options, guard)
+        if key not in done:
+            output = folder / f"run{len(done)}"
+            arguments = ("--dataset_dir", dataset, *METHOD, *options)
+            done[key] = output, adapt(bundle, output, *arguments, cwd=folder, check=False, guard=guard)
+        return done[key]
+
+    return run
+
+
+def table(output):
+    with (output / "cases.csv").open(newline="", encoding="utf-8") as file:
+        return {row["case"]: row for row in csv.DictReader(file)}
+
+
+def journal(output):
+    lines = map(json.loads, (output / "journal.jsonl").read_text().splitlines())
+    measured = ("seconds", "seconds_predict", "seconds_judge", "peak_memory_mib")
+    return [{key: value for key, value in line.items() if key not in measured} for line in lines]
+
+
+def labels(output, case):
+    return np.asarray(nibabel.load(output / "segmentations" / f"{case}.nii.gz").dataobj)
+
+
+def files(output):
+    """Return the hashes of all files that hold no time and no memory."""
+    apart = ("journal.jsonl", "summary.json", "state.pt")
+    return {
+        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(output.rglob("*"))
+        if path.is_file() and path.name not in apart
+    }
+
+
+def test_each_scan_has_a_line_with_its_place_and_verdict(runs):
+    output, outcome = runs()
+    assert outcome.returncode == REJECTED, outcome.stderr[-2000:]
+    rows = table(output)
+    assert list(rows) == [GOOD, SERIES, WRONG]
+    assert [row["verdict"] for row in rows.values()] == ["ok", "reject", "reject"]
+    assert [row["written"] for row in rows.values()] == ["yes"] * 3
+    assert (rows[GOOD]["path"], rows[WRONG]["path"]) == (f"north/{GOOD}.nii.gz", f"south/{WRONG}.nii.gz")
+    assert rows[GOOD]["used"] == "adapted" and not rows[GOOD]["reasons"]
+    assert rows[WRONG]["used"] == "source" and "is expected" in rows[WRONG]["reasons"]
+    assert float(rows[GOOD]["expected_dice"]) > 0.5 > float(rows[WRONG]["expected_dice"])
+    # a hippocampus, in mL
+    assert 1 < float(rows[GOOD]["Anterior hippocampus, adapted"]) < 4
+    lines = journal(output)
+    assert [(line["case"], line["verdict"], line["used"]) for line in lines] == [
+        (case, row["verdict"], row["used"]) for case, row in rows.items()
+    ]
+    assert "verdicts: 1 ok, 2 reject" in outcome.stdout and f"  {WRONG}: reject (source prediction). " in outcome.stdout
+    assert f"  {GOOD}: " not in outcome.stdout
+
+
+def test_nothing_of_the_table_names_the_patient(runs):
+    output, outcome = runs()
+    for text in ((output / "cases.csv").read_text(), outcome.stdout, (output / "journal.jsonl").read_text()):
+        assert not any(part in text for part in PATIENT)
+    # the folder of a series is given as far as it names nobody
+    assert "removed" in table(output)[SERIES]["path"]
+
+
+def test_the_dicom_seg_carries_the_verdict(runs):
+    output, _ = runs()
+    seg = pydicom.dcmread(output / "segmentations" / f"{SERIES}.seg.dcm")
+    expected = float(table(output)[SERIES]["expected_dice"])
+    remark = f"verdict reject, source prediction, expected Dice {expected:.2f}: "
+    assert seg.ContentDescription.startswith(remark) and len(seg.ContentDescription) <= 64
+    plain = pydicom.dcmread(runs(guard="false")[0] / "segmentations" / f"{SERIES}.seg.dcm")
+    assert plain.ContentDescription == "Segmentation by grata tent"
+    assert plain.SOPInstanceUID != seg.SOPInstanceUID
+
+
+def test_of_a_rejected_scan_the_source_prediction_is_written(runs):
+    """Bit for bit that of the method source; what a wrong input has taught is forgotten, so the others are the same."""
+    output, _ = runs()
+    source, _ = runs("--method", "source", guard="false")
+    for case in (SERIES, WRONG):
+        assert np.array_equal(labels(output, case), labels(source, case))
+    assert not np.array_equal(labels(output, GOOD), labels(source, GOOD))
+
+
+def test_withhold_writes_no_segmentation(runs):
+    output, outcome = runs("--on_reject", "withhold")
+    assert outcome.returncode == REJECTED
+    assert [path.name for path in (output / "segmentations").iterdir()] == [f"{GOOD}.nii.gz"]
+    rows = table(output)
+    assert [row["written"] for row in rows.values()] == ["yes", "no", "no"]
+    assert [row["verdict"] for row in rows.values()] == [row["verdict"] for row in table(runs()[0]).values()]
+    assert [line["withheld"] for line in journal(output)] == [False, True, True]
+    assert f"  {WRONG}: reject (withheld). " in outcome.stdout
+    # a person can see what was rejected
+    assert {path.stem for path in (output / "figures").iterdir()} == {GOOD, SERIES, WRONG}
+    assert np.array_equal(labels(output, GOOD), labels(runs()[0], GOOD))
+
+
+def test_keep_writes_the_prediction_as_it_is(runs):
+    output, outcome = runs("--on_reject", "keep")
+    assert outcome.returncode == REJECTED
+    rows = table(output)
+    assert [(row["verdict"], row["used"]) for row in rows.values()] == [
+        ("ok", "adapted"),
+        ("reject", "adapted"),
+        ("reject", "adapted"),
+    ]
+    # both were adapted to the good scan and then to the series
+    unguarded, _ = runs(guard="false")
+    assert np.array_equal(labels(output, SERIES), labels(unguarded, SERIES))
+    assert not np.array_equal(labels(output, SERIES), labels(runs()[0], SERIES))
+
+
+def test_without_the_guard_nothing_is_judged(runs, adapt, bundle, dataset, tmp_path):
+    output, outcome = runs(guard="false")
+    assert outcome.returncode == 0 and "verdict" not in outcome.stdout
+    assert not (output / "cases.csv").exists()
+    assert not any({"verdict", "used", "quality", "seconds_judge"} & line.keys() for line in journal(output))
+    # and the table of an earlier run does not stay behind
+    again = tmp_path / "again"
+    shutil.copytree(runs()[0], again)
+    assert (again / "cases.csv").exists()
+    adapt(bundle, again, "--dataset_dir", dataset, *METHOD, "--overwrite", "true", cwd=tmp_path)
+    assert files(again) == files(output)
+
+
+def test_a_run_that_was_killed_ends_with_the_same_verdicts(runs, adapt, bundle, dataset, tmp_path):
+    whole, _ = runs()
+    output = tmp_path / "output"
+    command = [sys.executable, "-m", "monai.bundle", "run", "adapt", "--bundle_root", str(bundle)]
+    command += ["--config_file", str(bundle / "configs" / "adapt.yaml"), "--dataset_dir", str(dataset)]
+    command += ["--output_dir", str(output), *METHOD]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path, deadline = output / "journal.jsonl", time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= 2:
+            break
+        time.sleep(0.005)
+    assert process.poll() is None, "the run ended before it could be stopped"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (output / "cases.csv").exists()
+    resume = functools.partial(adapt, bundle, output, "--dataset_dir", dataset, *METHOD, "--resume", "true")
+    outcome = resume(cwd=tmp_path, check=False, guard=None)
+    assert outcome.returncode == REJECTED and "3 of 3 cases finished" in outcome.stdout
+    assert files(output) == files(whole) and journal(output) == journal(whole)
+    states = [torch.load(folder / "state.pt", weights_only=True) for folder in (output, whole)]
+    assert states[0]["judgements"] == states[1]["judgements"]
+    assert states[0]["method"]["guard"] == states[1]["method"]["guard"]
+    # also where nothing is left to do
+    (output / "cases.csv").unlink()
+    outcome = resume(cwd=tmp_path, check=False, guard=None)
+    assert outcome.returncode == REJECTED and table(output) == table(whole)
+    # the verdicts of another setting would not be those of this run
+    for change, key in ((("--on_reject", "keep"), "on_reject"), (("--guard", "false"), "guard")):
+        refused = resume(*change, cwd=tmp_path, check=False, guard=None)
+        assert refused.returncode == 1 and f"had other settings ({key})" in refused.stderr
+
+
+def test_a_file_that_is_named_must_be_there_and_fit(runs, bundle, tmp_path):
+    output, outcome = runs("--quality", "null")
+    rows = table(output)
+    assert "expected_dice" not in rows[GOOD] and rows[GOOD]["verdict"] == "ok"
+    (tmp_path / "other.json").write_text("{}")
+    for path, message in ((tmp_path / "none.json", "does not exist"), (tmp_path / "other.json", "is not a file of")):
+        output, outcome = runs("--quality", str(path))
+        assert outcome.returncode == 1 and f"quality: {path} {message}" in outcome.stderr.replace(
+            "calibration", "quality"
+        )
+    output, outcome = runs("--on_reject", "hide")
+    assert outcome.returncode == 1 and "on_reject: " in outcome.stderr and "source, withhold, keep" in outcome.stderr
+    output, outcome = runs(guard="perhaps")
+    assert outcome.returncode == 1 and "guard: must be true, false" in outcome.stderr
+
+
+def test_the_overlay_for_any_bundle_judges_too(with_overlay, bundle, dataset, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in dataset.rglob("*.nii.gz"):
+        shutil.copy(path, flat)
+    outcome = with_overlay(bundle, tmp_path / "output", "--dataset_dir", flat, *METHOD, cwd=tmp_path, guard=None)
+    assert outcome.returncode == REJECTED and "verdicts: 1 ok, 1 reject" in outcome.stdout
+    rows = table(tmp_path / "output" / "adaptation")
+    assert [(row["case"], row["verdict"]) for row in rows.values()] == [(GOOD, "ok"), (WRONG, "reject")]
+    assert {path.name for path in (tmp_path / "output").glob("*.nii.gz")} == {
+        f"{GOOD}_seg.nii.gz",
+        f"{WRONG}_seg.nii.gz",
+    }
+
+
+@pytest.mark.parametrize(
+    ("failed", "verdicts", "status"),
+    [(False, ["ok", "review"], 0), (False, [], 0), (False, ["ok", "reject"], 3), (True, ["reject"], 1), (True, [], 1)],
+)
+def test_a_fault_counts_for_more_than_a_rejection(failed, verdicts, status):
+    assert exit_status(failed, map(Judgement, verdicts)) == status

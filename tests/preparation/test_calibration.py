@@ -1,0 +1,146 @@
+"""``grata calibrate``: what Dice to expect of a network, from a few labelled source images."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from grata.benchmark.bundle import Bundle
+from grata.errors import GrataError
+from grata.preparation import calibrate
+from grata.preparation.calibration import _Probe, fit
+from grata.preparation.simulated import SHIFTS, WRONG
+from grata.quality import Calibration
+
+SHAPE = (32, 32)
+SIMULATIONS = [simulation.name for simulation in (*SHIFTS, *WRONG)]
+
+
+@pytest.fixture
+def source(make_source):
+    """Five labelled images."""
+    return make_source(5, SHAPE)[0]
+
+
+@pytest.fixture
+def samples(config, write_bundle, source):
+    """What is measured of five source images, their shifts and wrong inputs."""
+    bundle = Bundle(write_bundle(config), {"dataset_dir": str(source)}, "test")
+    found, faults = _Probe(bundle).all_samples(bundle.cases(None), seed=0)
+    assert faults == []
+    return found
+
+
+def test_a_small_source_set_gives_a_file_of_plain_numbers(config, write_bundle, source, capsys):
+    bundle, state = write_bundle(config), torch.get_rng_state()
+    assert calibrate(bundle, source, val_stride=1) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    path = bundle / "models" / "quality.json"
+    out = capsys.readouterr().out
+    assert f"Calibrated on 5 of 5 images: {path}" in out and "Dice at home 0." in out
+    made = Calibration.read(path)
+    assert (made.segments, made.cases) == (("Disc", "Cup"), 5)
+    assert len(made.weights) == len(made.names) and min(made.weights) >= 0
+    assert 0 <= made.typical <= 1 and all(low <= 0 <= high for low, high in made.errors)
+    assert all(0 <= least <= greatest <= 1 for least, greatest in made.ranges)
+    # nothing but numbers and the names of features and segments: no path, no image
+    text = path.read_text()
+    assert str(source) not in text and "case0" not in text
+    assert set(json.loads(text)) == {"format", *(field.name for field in dataclasses.fields(Calibration))}
+
+
+def test_the_same_images_and_seed_give_the_same_file(config, write_bundle, source):
+    bundle = write_bundle(config)
+    for name in ("one", "two"):
+        assert calibrate(bundle, source, output=f"{name}.json", val_stride=1) == 0
+    assert calibrate(bundle, source, output="other.json", val_stride=1, seed=1) == 0
+    one, two, other = ((bundle / f"{name}.json").read_text() for name in ("one", "two", "other"))
+    assert one == two != other
+
+
+def test_each_image_is_measured_unchanged_shifted_and_wrong(samples):
+    assert {sample.case for sample in samples} == {f"case{n}" for n in range(5)}
+    # by the running statistics and by the image's own
+    assert len(samples) == 5 * len(SIMULATIONS) * 2
+    assert [sample.simulation for sample in samples if sample.case == "case2" and sample.adapted] == SIMULATIONS
+    for sample in samples:
+        assert len(sample.dice) == 2 and all(0 <= dice <= 1 for dice in sample.dice)
+        # no segmentation of noise is right
+        assert sample.simulation != "only_noise" or sample.dice == [0.0, 0.0]
+
+
+def test_what_is_expected_follows_the_dice(samples):
+    """Samples whose Dice is known: what the image looks like is what tells wrong inputs from images of the source."""
+    wrong = {simulation.name for simulation in WRONG}
+    told = [dataclasses.replace(sample, dice=[0.1 if sample.simulation in wrong else 0.9] * 2) for sample in samples]
+    made = fit(told)
+    assert made.typical == pytest.approx(0.9)
+    expected = {
+        kind: np.mean([made.expected(s.measures).dice for s in told if s.adapted and (s.simulation in wrong) == kind])
+        for kind in (False, True)
+    }
+    assert expected[False] > expected[True] + 0.2
+
+
+def test_a_network_of_which_always_the_same_is_expected_is_calibrated(samples):
+    same = [dataclasses.replace(sample, measures=samples[0].measures, dice=[0.5, 0.5]) for sample in samples]
+    made = fit(same)
+    assert made.expected(samples[0].measures).dice == pytest.approx(0.5, abs=0.1)
+
+
+def test_an_unreadable_image_is_reported_and_left_out(config, write_bundle, source, capsys):
+    scan = source / "images" / "case1.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:-40])
+    bundle = write_bundle(config)
+    assert calibrate(bundle, source, val_stride=1) == 1
+    out = capsys.readouterr().out
+    assert "Calibrated on 4 of 5 images" in out
+    (line,) = [line for line in out.splitlines() if line.startswith("  case1: ")]
+    assert str(source) not in line
+    assert Calibration.read(bundle / "models" / "quality.json").cases == 4
+
+
+def test_fewer_than_four_images_are_refused_and_nothing_is_written(config, write_bundle, make_source):
+    bundle = write_bundle(config)
+    few = make_source(3, SHAPE, name="few")[0]
+    with pytest.raises(GrataError, match="dataset_dir: 3 of 3 images could be used, and four are the least"):
+        calibrate(bundle, few, val_stride=1)
+    many = make_source(5, SHAPE, name="many")[0]
+    for index in (0, 4):
+        (many / "images" / f"case{index}.nii.gz").write_bytes(b"no image")
+    with pytest.raises(GrataError, match="3 of 5 images .*The first fault: case0: "):
+        calibrate(bundle, many, val_stride=1)
+    # every fifth image alone was held out of training
+    with pytest.raises(GrataError, match="1 of 1 images"):
+        calibrate(bundle, make_source(5, SHAPE, name="strided")[0])
+    with pytest.raises(GrataError, match="no image has a label"):
+        calibrate(bundle, make_source(4, SHAPE, labelled=False, name="without")[0], val_stride=1)
+    assert not (bundle / "models" / "quality.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": 0}, "images: must be a whole number of at least 1"),
+        ({"val_stride": 0}, "val_stride: must be a whole number of at least 1"),
+        ({"seed": -1}, "seed: must be a whole number of at least 0"),
+        ({"wieghts": "x.pt"}, "wieghts: .*weights"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_read(config, write_bundle, source, options, message):
+    with pytest.raises(GrataError, match=message):
+        calibrate(write_bundle(config), source, **options)
+
+
+def test_a_softmax_network_over_volumes_without_batch_norm_has_one_prediction(config, write_bundle, make_source):
+    config["activation"] = "softmax"
+    config["segments"] = [{"value": 1, "label": "Disc"}, {"value": 2, "label": "Cup"}]
+    config["network_def"] |= {"spatial_dims": 3, "out_channels": 3, "norm": "instance"}
+    config["discovery"]["spatial_dims"] = 3
+    source = make_source(4, (16, 16, 12))[0]
+    bundle = Bundle(write_bundle(config), {"dataset_dir": str(source)}, "test")
+    samples, faults = _Probe(bundle).all_samples(bundle.cases(None)[:1], seed=0)
+    assert faults == [] and [sample.simulation for sample in samples] == SIMULATIONS
+    assert not any(sample.adapted for sample in samples)
