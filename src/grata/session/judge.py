@@ -203,7 +203,8 @@ class QualityGuard(Settings):
         views = record.get("agreement", math.nan) if adapts else math.nan
         if not math.isfinite(views) and self._probes(adapted, seen):
             views = self._agreement(again, plain, adapted, activation, output)
-        measured = _measured(plain, adapted, seen, statistics, views, activation, segments)
+        names = self._names(adapted.masks.shape[1], plain.shape[1])
+        measured = _measured(plain, adapted, seen, statistics, views, activation, names)
         decisions = [decide(measures, self._thresholds, self.calibration, adapts) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
         self._note(views, decisions, adapted, seen)
@@ -219,6 +220,16 @@ class QualityGuard(Settings):
         if activation is None:
             raise _Unread("nothing is known of the network's output: give activation, sigmoid or softmax")
         return activation, told.get("output") if self.output is None else self.output
+
+    def _names(self, count: int, channels: int) -> Sequence[str]:
+        """Return the names of the segments, as given or as the calibration has them."""
+        if self.calibration is None:
+            return self.segments
+        try:
+            self.calibration.check_fits(count, channels)
+        except GrataError as error:
+            raise _Unread(f"{error.key}: {error.message}") from error
+        return self.segments or self.calibration.segments
 
     def _note(self, views: float, decisions: Sequence[Decision], adapted: Segmentation, source: Segmentation) -> None:
         self._seen += 1
