@@ -115,7 +115,7 @@ class Outliner(nn.Module):
     convolution, ReLU and then normalization can have such channels.
     """
 
-    mean, variance, edge = 0.15, 0.08, 40.0
+    mean, variance, edge = 0.12, 0.06, 40.0
 
     def __init__(self, fragile: bool = False, dims: int = 2, outputs: int = 2) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def blob():
         generator = torch.Generator().manual_seed(seed)
         axes = torch.meshgrid(*[torch.arange(size) + 0.5] * dims, indexing="ij")
         centre = size * (0.4 + 0.2 * torch.rand(dims, generator=generator))
-        radius = size * (0.22 if dims == 2 else 0.28)
+        radius = size * (0.14 if dims == 2 else 0.22)
         inside = sum((axis - c) ** 2 for axis, c in zip(axes, centre)) < radius**2
         noise = torch.rand(1, *[size] * dims, generator=generator)
         image = dark + (0.1 - dark) * noise

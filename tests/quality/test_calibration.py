@@ -89,7 +89,7 @@ def test_an_expected_dice_lies_in_its_interval_and_names_what_is_strange(fitted)
         assert 0 <= found.low <= found.dice <= found.high <= 1 and 0 < found.familiarity <= 1
         assert len(found.segments) == 2 and all(0 <= dice <= 1 for dice in found.segments)
     assert home.dice > 0.8 > 0.5 > far.dice and far.familiarity < home.familiarity
-    assert far.strange and far.strange[0].startswith("image/") and len(far.strange) <= 3
+    assert far.strange and far.strange[0].startswith("its ") and len(far.strange) <= 3
     assert far.as_dict().keys() == {"expected_dice", "expected_low", "expected_high", "familiarity"}
 
 
@@ -261,7 +261,7 @@ def test_the_guard_goes_by_the_expected_dice(fitted, path):
     assert unsure.verdict == "review" and "is usual at home" in unsure.reasons[0]
     # a network that is not disturbed, on an image as from nowhere
     wrong = judged(Thresholds(12 / 8), image(70, 8), path)
-    assert wrong.verdict == "reject" and "least like the source images: image/" in wrong.reasons[0]
+    assert wrong.verdict == "reject" and "least like the source images: its " in wrong.reasons[0]
     assert wrong.quality["expected_low"] <= wrong.quality["expected_dice"] <= wrong.quality["expected_high"]
 
 

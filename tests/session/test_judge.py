@@ -81,8 +81,8 @@ def test_where_adaptation_harms_the_source_prediction_is_used_to_the_last_bit(ma
         assert ("not_adapted" in case.record["flags"]) is (seed >= 2)
         assert all(torch.equal(value, source[key]) for key, value in network.state_dict().items())
         assert stream.method.batches == 0
-    assert "less sure than the source network" in stream.guard.given_up
-    assert "given up after 2 images" in judgement.reasons[0]
+    assert "times the size of the source prediction" in stream.guard.given_up
+    assert judgement.reasons == (f"not adapted: this network does not bear {name}",)
 
 
 def test_what_the_guard_prevents_is_real(make_outliner, blob):
@@ -330,19 +330,29 @@ class Widening(Tent):
 
     def _adapt(self, images):
         with torch.no_grad():
-            self.parameters["norm.weight"].mul_(1.01)
-            self.parameters["norm.bias"].add_(0.12)
+            self.parameters["norm.weight"].mul_(1.1)
+            self.parameters["norm.bias"].add_(0.05)
         return StepRecord()
 
 
 def hill(size=32):
     """An image with a soft edge."""
     axis = torch.arange(size) - size / 2 + 0.5
-    return torch.exp(-(axis[:, None] ** 2 + axis[None] ** 2) / 100)[None, None]
+    return torch.exp(-(axis[:, None] ** 2 + axis[None] ** 2) / 35)[None, None]
 
 
-def test_a_stream_that_drifts_away_is_brought_back_to_the_source(make_outliner):
-    network, source = make_outliner(), make_outliner().state_dict()
+@pytest.fixture
+def make_matched(make_outliner):
+    """The sound network with the statistics of the hill, so that these alone change nothing."""
+
+    class Matched(make_outliner):
+        mean, variance = hill().mean().item(), hill().var(correction=0).item()
+
+    return Matched
+
+
+def test_a_stream_that_drifts_away_is_brought_back_to_the_source(make_matched):
+    network, source = make_matched(), make_matched().state_dict()
     stream, flags = Session(Widening(network, activation="softmax"), guard=True), []
     for count in itertools.count():
         assert count < 30
@@ -353,12 +363,12 @@ def test_a_stream_that_drifts_away_is_brought_back_to_the_source(make_outliner):
             break
     assert flags[-1] == ["drift_reset"] and count >= 5 and not any(flags[:-1])
     # what is used of the case is still the adapted prediction; the next one starts from the source
-    assert not torch.equal(used, by_source(make_outliner(), hill()))
+    assert not torch.equal(used, by_source(make_matched(), hill()))
     assert stream.method.batches == 0
     assert all(torch.equal(value, source[key]) for key, value in network.state_dict().items())
-    again = Session(Widening(make_outliner(), activation="softmax"), guard=True)
+    again = Session(Widening(make_matched(), activation="softmax"), guard=True)
     assert torch.equal(do(stream, hill())[1], do(again, hill())[1])
-    free = Session(Widening(make_outliner(), activation="softmax"), guard={"drift": 1.0})
+    free = Session(Widening(make_matched(), activation="softmax"), guard={"drift": 1.0})
     assert not any(do(free, hill())[0].record["flags"] for _ in range(count + 1))
 
 
@@ -487,7 +497,8 @@ def test_what_another_site_learned_outlives_that_adaptation_is_given_up(make_out
 def test_the_remarks_say_that_a_network_was_not_adapted(make_outliner, blob):
     stream = session(make_outliner(True), guard={"patience": 1})
     do(stream, blob(0)[None], "a"), do(stream, blob(1)[None], "b")
-    assert stream.remarks() == ["b: predicted with the source network (not_adapted)"]
+    (remark,) = stream.remarks()
+    assert remark.startswith("this network does not bear tent: adaptation was given up") and "1 images" in remark
 
 
 @pytest.mark.parametrize("fragile", [(False, False), (True, True), (False, True)], ids=str)
@@ -620,18 +631,17 @@ def test_what_is_no_guard_is_refused(guard):
     assert caught.value.key == "guard"
 
 
-def test_an_adapted_prediction_whose_views_disagree_is_not_used(make_outliner):
-    class Lopsided(make_outliner):
+def test_an_adapted_prediction_whose_views_disagree_is_not_used(make_matched):
+    class Lopsided(make_matched):
         def forward(self, x):
             return super().forward(x) + torch.linspace(-6, 6, x.shape[-1]) * torch.tensor([-1.0, 1.0])[:, None, None]
 
     found = {}
-    for least in (0.0, 0.75):
-        stream = Session(Widening(Lopsided(), activation="softmax"), guard={"least_agreement": least})
-        for _ in range(3):
-            found[least] = do(stream, hill())[0].judgements[0]
+    for least in (0.8, 0.9):
+        stream = Session(Widening(Lopsided(), activation="softmax"), guard={"least_agreement": least, "probe": 1})
+        found[least] = do(stream, hill())[0].judgements[0]
         # what harmed once is looked at again, also after the first images
         assert do(stream, hill())[0].judgements[0].used == found[least].used
-    assert found[0.0].used == "adapted" and 0.5 < found[0.0].quality["agreement_views"] < 0.75
-    assert found[0.75].used == "source" and "mirrored or turned views" in found[0.75].reasons[0]
-    assert found[0.0].quality == found[0.75].quality
+    assert found[0.8].used == "adapted" and 0.8 < found[0.8].quality["agreement_views"] < 0.9
+    assert found[0.9].used == "source" and "mirrored or turned views" in found[0.9].reasons[0]
+    assert found[0.8].quality == found[0.9].quality

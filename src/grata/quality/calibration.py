@@ -132,25 +132,18 @@ class Calibration:
         z = (np.array([found[name] for name in self.names]) - np.array(self.centre)) / np.array(self.spread)
         return np.array(self.weights) * spread_out(z)
 
-    def check_fits(self, segments: int, channels: int, names: Sequence[str] = ()) -> None:
+    def check_fits(self, segments: int, channels: int) -> None:
         """Raise :class:`GrataError` where this belongs to a network of other inputs or outputs.
 
         Args:
             segments: number of segments.
             channels: number of input channels.
-            names: names of the segments; empty: unknown.
         """
         known = sum(name.startswith("image/mean_") for name in self.names)
         if (segments, channels) != (len(self.segments), known):
             raise GrataError(
                 f"it was made for a network of {known} input channels and {len(self.segments)} segments, not of "
                 f"{channels} and {segments}. Make it anew by python -m grata calibrate, or give null.",
-                key="calibration",
-            )
-        if names and tuple(names) != self.segments:
-            raise GrataError(
-                f"it was made for the segments {', '.join(self.segments)}, not {', '.join(names)}. Make it anew by "
-                "python -m grata calibrate, or give null.",
                 key="calibration",
             )
 

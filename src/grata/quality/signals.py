@@ -25,8 +25,8 @@ __all__ = [
 _TINY = 1e-12
 
 _MOST = 50_000_000
-"""Number of values of a prediction above which not all voxels are looked at: a hundred classes of a whole body would
-take tens of gigabytes."""
+"""Number of values of a prediction above which not all voxels are looked at: a hundred classes of a whole body take
+tens of gigabytes."""
 
 
 @dataclass(frozen=True)

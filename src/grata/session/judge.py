@@ -221,20 +221,20 @@ class QualityGuard(Settings):
             raise _Unread("nothing is known of the network's output: give activation, sigmoid or softmax")
         return activation, told.get("output") if self.output is None else self.output
 
+    def _names(self, count: int, channels: int) -> Sequence[str]:
+        """Return the names of the segments, as given or as the calibration has them."""
+        if self.calibration is None:
+            return self.segments
+        try:
+            self.calibration.check_fits(count, channels)
+        except GrataError as error:
+            raise _Unread(f"{error.key}: {error.message}") from error
+        return self.segments or self.calibration.segments
+
     def _note(self, views: float, decisions: Sequence[Decision], adapted: Segmentation, source: Segmentation) -> None:
         self._seen += 1
         if views >= _TRUSTED and not any(decision.harmful for decision in decisions):
             self._borne = min(self._borne, float(soft_overlap(adapted, source).min()))
-
-    def _names(self, count: int, channels: int) -> Sequence[str]:
-        """Return the names of the segments, after which what is known of the source set is called too."""
-        if self.calibration is None:
-            return self.segments
-        try:
-            self.calibration.check_fits(count, channels, self.segments)
-        except GrataError as error:
-            raise _Unread(f"{error.key}: {error.message}") from error
-        return self.calibration.segments
 
     def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
         """Return whether a view of the adapted network is worth a forward: on the first images, after harm, and where
