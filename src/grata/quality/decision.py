@@ -92,10 +92,10 @@ def decide(
     of_adapted, of_source = _expected(measures, calibration, adapts)
     changed = adapts and min(measures.agreement_source) < t.same
     destroyed = _destroyed(measures, t, of_adapted, of_source) if changed else []
-    harm = destroyed or (_less_sure(measures, t, of_adapted, of_source) if changed else [])
+    harm = _less_sure(measures, t, of_adapted, of_source) if changed and not destroyed else destroyed
     used, expected = ("source", of_source) if harm else ("adapted", of_adapted)
     faults, doubts = _objections(measures, measures.source if harm else measures.adapted, expected, calibration, t)
-    grave = bool(destroyed) or (bool(harm) and _mean(measures.agreement_source) < t.much_changed)
+    grave = bool(harm) if _mean(measures.agreement_source) < t.much_changed else bool(destroyed)
     if faults:
         return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), grave, expected)
     return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), grave, expected)
@@ -150,9 +150,7 @@ def _destroyed(m: Measures, t: Thresholds, adapted: Expected | None, source: Exp
     if not any(m.source["voxels"]) and any(m.adapted["voxels"]):
         reasons.append("adaptation is not used: it outlines something where the source network outlines nothing")
         return reasons
-    for name, ratio, sure in zip(m.segments, m.ratios, m.source["self_dice"]):
-        if sure >= t.sure and not 1 / t.greatest_ratio <= ratio <= t.greatest_ratio:
-            reasons.append(f"adaptation is not used: {name} {_changed(ratio)}")
+    reasons += _other_sizes(m, t)
     mine, theirs = _mean(m.adapted["self_dice"]), _mean(m.source["self_dice"])
     if theirs - mine > t.far_less_sure:
         reasons.append(
@@ -160,6 +158,14 @@ def _destroyed(m: Measures, t: Thresholds, adapted: Expected | None, source: Exp
             f"{mine:.2f} against {theirs:.2f})"
         )
     return reasons
+
+
+def _other_sizes(m: Measures, t: Thresholds) -> list[str]:
+    return [
+        f"adaptation is not used: {name} {_changed(ratio)}"
+        for name, ratio, sure in zip(m.segments, m.ratios, m.source["self_dice"])
+        if sure >= t.sure and not 1 / t.greatest_ratio <= ratio <= t.greatest_ratio
+    ]
 
 
 def _less_sure(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None) -> list[str]:
