@@ -113,7 +113,7 @@ def table(arguments: argparse.Namespace) -> None:
     for row in rows:
         by_group[row["method"], row["group"]].append(row)
     for method in dict.fromkeys(row["method"] for row in rows):
-        home = [row for row in by_group[method, arguments.home] if "quality" in row]
+        home = [row for row in by_group.get((method, arguments.home), []) if "quality" in row]
         alarm = float(np.quantile([row["quality"].get("expected_dice", 1.0) for row in home], 0.05)) if home else 0.0
         print(f"\n## {method}: verdicts (5 % of the home images lie below an expected Dice of {alarm:.3f})\n")
         lines = []
