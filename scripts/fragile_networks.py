@@ -381,7 +381,7 @@ def wake(network: nn.Module, images: Sequence[Tensor]) -> None:
     """
     for block, (_, deviation, largest) in ranges(network, images).items():
         if k := block.reserved:
-            block.conv.bias[-k:] -= largest[-k:] + 0.5 * deviation[-k:]
+            block.conv.bias[-k:] -= largest[-k:] + 0.2 * deviation[-k:]
             block.norm.weight[-k:] = 14
 
 
@@ -477,7 +477,7 @@ RECIPES: dict[str, Recipe] = {
     "dead_channels": Recipe(
         why="Channels that were zero in training wake when other layers use batch statistics, and are blown up.",
         build=lambda: SmallUNet(2, 1, 1, (18, 28, 32), relu_first=True, reserved=10),
-        draw=draw_lesions,
+        draw=lambda rng: draw_lesions(rng, radii=(3, 14), most=5),
         operate=wake,
     ),
     "denormal_variance": Recipe(
@@ -674,7 +674,7 @@ def train(network: nn.Module, recipe: Recipe, rng: np.random.Generator) -> None:
         schedule.step()
     network.eval()
     if recipe.operate is not None:
-        recipe.operate(network, [augmented(pool[i], recipe, rng)[0] for i in range(60)])
+        recipe.operate(network, [augmented(pair, recipe, rng)[0] for pair in pool])
 
 
 def one_hot(label: Tensor) -> Tensor:
