@@ -74,7 +74,7 @@ network = UNet(2, 1, 2, channels=(4, 8), strides=(2,), norm="batch")
 network.load_state_dict(torch.load("source.pt", weights_only=True))
 method = create("grata", network, {"lr": 1e-2}, activation="sigmoid")
 loader = DataLoader(Dataset(torch.load("items.pt", weights_only=True)), batch_size=1)
-SupervisedEvaluator("cpu", loader, network, val_handlers=[AdaptationHandler(method, bank="bank")]).run()
+SupervisedEvaluator("cpu", loader, network, val_handlers=[AdaptationHandler(method, bank="bank", guard=False)]).run()
 """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     for site in "ABC":

@@ -51,7 +51,9 @@ def make_run(make_method, tmp_path):
         outputs = Outputs()
         folder = tmp_path / output
         bank = bank and tmp_path / bank
-        adaptation = AdaptationHandler(method, journal=folder / "journal.jsonl", bank=bank, reset=reset, **kept)
+        # a guard would let these random networks learn nothing that could be lost
+        kept |= {"journal": folder / "journal.jsonl", "bank": bank, "reset": reset, "guard": False}
+        adaptation = AdaptationHandler(method, **kept)
         engine = SupervisedEvaluator("cpu", DataLoader(Dataset(items), batch_size=1), method.given)
         engine.add_event_handler(Events.ITERATION_COMPLETED, outputs.write)
         adaptation.attach(engine)
