@@ -146,8 +146,9 @@ def test_a_softmax_network_over_volumes_without_batch_norm_has_one_prediction(co
     assert not any(sample.adapted for sample in samples)
 
 
-def test_it_fits_the_network_that_it_was_made_for_and_no_other(samples):
-    made = fit(samples)
+def test_segments_go_by_their_order_and_another_network_is_refused(samples):
+    made, measures = fit(samples), samples[0].measures
+    assert made.expected(dataclasses.replace(measures, segments=("a", "b"))) == made.expected(measures)
     made.check_fits(2, 1)
     for segments, channels in ((3, 1), (2, 3)):
         with pytest.raises(GrataError, match=f"1 input channels and 2 segments, not of {channels} and {segments}"):

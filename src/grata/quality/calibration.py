@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,8 @@ class Calibration:
 
     def strangeness(self, measures: Measures, source: bool = False) -> np.ndarray:
         """Return what each feature adds to the strangeness of a prediction, at least 0."""
-        found = features(measures, self.thumbnail, source)
+        # an entrance may know other names of the segments, or none
+        found = features(replace(measures, segments=self.segments), self.thumbnail, source)
         z = (np.array([found[name] for name in self.names]) - np.array(self.centre)) / np.array(self.spread)
         return np.array(self.weights) * spread_out(z)
 
