@@ -24,18 +24,17 @@ from tqdm import tqdm
 
 from grata.bundles.bundle import Bundle
 from grata.methods import create
-from grata.quality import segmentation
+from grata.quality import Segmentation, overlap, segmentation
 from grata.session import Session, make_guard
 
 HARMED = 0.05
 SIGNALS = ("expected_dice", "self_dice", "source_self_dice", "agreement_views", "agreement_source", "class_compactness")
 
 
-def dice(masks: torch.Tensor, label: torch.Tensor) -> list[float]:
-    """Return the Dice of masks ``(K, ...)``."""
-    mask, truth = masks.flatten(1), label.flatten(1) > 0.5
-    total = (mask.sum(1) + truth.sum(1)).float()
-    return torch.where(total > 0, 2 * (mask & truth).sum(1) / total.clamp_min(1), torch.ones_like(total)).tolist()
+def dice(prediction: torch.Tensor, activation: str, label: torch.Tensor) -> list[float]:
+    """Return the Dice of logits ``(1, C, ...)`` by segment, for a label ``(K, ...)``."""
+    truth = Segmentation(label[None], label[None] > 0.5)
+    return overlap(segmentation(prediction, activation), truth)[0].tolist()
 
 
 def groups(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
@@ -101,8 +100,8 @@ def judged(session: Session, bundle: Bundle, case: dict) -> dict:
     if "label" in case:
         values = bundle.read_label(case, image, "network")
         label = torch.as_tensor(np.stack([np.isin(values, region.values) for region in bundle.regions]).astype("f4"))
-        row["adapted"] = dice(segmentation(adapted, bundle.activation).masks[0], label)
-        row["source"] = dice(segmentation(source, bundle.activation).masks[0], label)
+        row["adapted"] = dice(adapted, bundle.activation, label)
+        row["source"] = dice(source, bundle.activation, label)
     return row
 
 

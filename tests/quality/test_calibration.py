@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 import grata
 from grata.errors import GrataError
 from grata.preparation.calibration import Sample, fit
-from grata.quality import Calibration, LayerStatistics, measure, segmentation
+from grata.quality import Calibration, measure, segmentation
 from grata.quality.features import features
 
 SEGMENTS = ("organ", "lesion")
@@ -35,7 +35,7 @@ def measured(case, gain=1.0, sharpness=12.0, source_sharpness=None):
     plain = image(case)[0]
     logits = torch.stack([plain - 0.3, plain - 0.65])[None]
     adapted, source = (segmentation(s * logits, "sigmoid") for s in (sharpness, source_sharpness or sharpness))
-    return measure(image(case, gain), adapted, source, LayerStatistics(), math.nan, "sigmoid", SEGMENTS)
+    return measure(image(case, gain), adapted, source, [], math.nan, "sigmoid", SEGMENTS)
 
 
 def true_dice(case, gain, sharpness):

@@ -31,11 +31,9 @@ def measures(adapted=None, source=None, agreement=0.9, views=math.nan, distances
         adapted=adapted or signals(),
         source=source or signals(),
         agreement_source=[agreement],
-        dice_source=[agreement],
         agreement_views=views,
         compactness=0.1,
         distances=list(distances),
-        amplifications=[0.0],
         image={},
         thumbnail=[],
     )

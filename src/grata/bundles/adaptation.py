@@ -19,7 +19,7 @@ from ..methods import METHODS, Method, create, settings_of
 from ..normalization import AFFINE
 from ..private import running_workflow
 from ..quality import exit_status
-from ..report import case_row, verdict_lines, write_cases
+from ..report import report_verdicts
 from ..session import QualityGuard, make_guard
 from .checks import bundle_postprocessing
 from .configuration import check_settings_kind
@@ -180,19 +180,13 @@ class ZooAdaptation:
         print(f"{self.method.name}: {run.done} of {run.images} images done.")
         for line in (*(f"{fault.case}: {fault.message}" for fault in run.faults), *self.handler.remarks()):
             print(f"  {line}")
-        self._report_verdicts()
-        status = exit_status(run.done < run.images, self.handler.session.judgements.values())
+        judgements = self.handler.session.judgements
+        report_verdicts(judgements, self._folder)
+        status = exit_status(run.done < run.images, judgements.values())
         if status:
             if (workflow := running_workflow()) is not None:
                 workflow.finalize()
             sys.exit(status)
-
-    def _report_verdicts(self) -> None:
-        judgements = self.handler.session.judgements
-        for line in verdict_lines(judgements):
-            print(line)
-        if self._folder is not None and judgements:
-            write_cases([case_row(name, judgement) for name, judgement in judgements.items()], self._folder / CASES)
 
 
 def make_method(
@@ -302,9 +296,7 @@ def _files_to_remove(folder: Path | None, start_from: str | Path | None, overwri
 
 def _guard(given: Any, on_reject: Any, quality: Any, bundle_root: str | Path | None) -> Any:
     """Return the guard of a bundle, with what is known of its network from its source set."""
-    if quality is None and bundle_root is not None:
-        path = Path(bundle_root) / "models" / "quality.json"
-        quality = path if path.is_file() else None
+    quality = _of_models(bundle_root, "quality.json") if quality is None else quality
     try:
         return make_guard(given, on_reject=on_reject, calibration=quality)
     except GrataError as error:
@@ -325,5 +317,10 @@ def _existing(prepared: str | Path | None) -> str | Path | None:
 
 def prepared_of(bundle_root: str | Path | None) -> Path | None:
     """Return the bundle's file of ``python -m grata prepare``, or None where it has none."""
-    path = None if bundle_root is None else Path(bundle_root) / "models" / "prepared.safetensors"
+    return _of_models(bundle_root, "prepared.safetensors")
+
+
+def _of_models(bundle_root: str | Path | None, name: str) -> Path | None:
+    """Return a file in the bundle's folder of models, or None where it has none."""
+    path = None if bundle_root is None else Path(bundle_root) / "models" / name
     return path if path is not None and path.is_file() else None

@@ -18,10 +18,10 @@ from .._version import __version__
 from ..checks import check_flag, check_number, checked, did_you_mean
 from ..data import Fault
 from ..errors import GrataError, RunError
-from ..files import CASES, JOURNAL, atomic_write, check_output_dir, remove_leftovers
+from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
 from ..machine import check_device
-from ..quality import Judgement, exit_status
-from ..report import case_row, format_summary, verdict_lines, write_cases, write_summary
+from ..quality import exit_status
+from ..report import format_summary, report_verdicts, write_summary
 from ..session import Journal, ResetPolicy, WindowSelection, explain
 from .cases import find_cases
 from .model import CHECKPOINT, load_model
@@ -165,18 +165,10 @@ def predict(
     write_summary(output / "summary.json", **summary, settings=given)
     print(format_summary(**summary, output_dir=output))
     judgements = next(iter(predictor.sessions.values())).judgements
-    _report_verdicts(judgements, sites, output)
+    report_verdicts(judgements, output, sites)
     for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
         print(f"note: {remark}")
     return exit_status(bool(faults), judgements.values())
-
-
-def _report_verdicts(judgements: Mapping[str, Judgement], sites: Mapping[str, str | None], output: Path) -> None:
-    for line in verdict_lines(judgements):
-        print(line)
-    if judgements:
-        rows = [case_row(case, judgement, site=sites.get(case) or "") for case, judgement in judgements.items()]
-        write_cases(rows, output / CASES)
 
 
 def _sites(

@@ -1,4 +1,4 @@
-"""Preparation: what methods and the guard need from the source set, taken once by ``python -m grata prepare``."""
+"""Preparation: what methods and the guard need from the source set, taken once by ``prepare`` and ``calibrate``."""
 
 from .calibration import calibrate
 from .run import prepare

@@ -20,7 +20,7 @@ from ..files import check_output_dir
 from ..methods import create
 from ..methods.predictive import logits_in
 from ..normalization import batch_norm_layers
-from ..quality import Calibration, Measures, Segmentation, layer_statistics, measure, segmentation
+from ..quality import Calibration, Measures, Segmentation, layer_statistics, measure, overlap, segmentation
 from ..quality.calibration import _SHARP, spread_out
 from ..quality.features import features, logit
 from ..session.faults import explain, quiet
@@ -31,9 +31,6 @@ __all__ = ["Sample", "calibrate", "fit"]
 
 _NO_TRUTH = ("constant", "only_noise", "texture", "phantom", "shuffled")
 """Simulations that leave nothing of what the label shows: every segmentation of them is wrong."""
-
-_NOT_WRONG = ("upside_down",)
-"""Simulations that a network may rightly bear, whose true Dice counts; they are no proof of a wrong input."""
 
 _DECAY, _SPARSE = 0.02, 0.3
 """Weight of the squared weights, and of their sum, in the fit."""
@@ -174,7 +171,8 @@ class _Probe:
             self._method.adapt(x)
             adapted = self._predicted(x)
             self._method.restore()
-        measures = measure(image, adapted, source, statistics, float("nan"), self._bundle.activation, self._segments)
+        distances = list(statistics.distances().values())
+        measures = measure(image, adapted, source, distances, float("nan"), self._bundle.activation, self._segments)
         truth = [0.0] * len(label) if simulation.name in _NO_TRUTH else None
         return [
             Sample(case, simulation.name, kind, measures, truth or _dice(prediction, label))
@@ -189,10 +187,8 @@ class _Probe:
 
 
 def _dice(prediction: Segmentation, label: torch.Tensor) -> list[float]:
-    mask, truth = prediction.masks[0].cpu().flatten(1), label.flatten(1) > 0.5
-    total = (mask.sum(1) + truth.sum(1)).float()
-    dice = torch.where(total > 0, 2 * (mask & truth).sum(1) / total.clamp_min(1), torch.ones_like(total))
-    found: list[float] = dice.tolist()
+    truth = label[None].to(prediction.masks.device)
+    found: list[float] = overlap(prediction, Segmentation(truth, truth > 0.5))[0].tolist()
     return found
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from .distance import LayerStatistics
 from .image import image_features, thumbnail
-from .signals import Segmentation, class_compactness, overlap, shape_signals, soft_overlap
+from .signals import Segmentation, class_compactness, shape_signals, soft_overlap
 
 __all__ = ["Measures", "measure"]
 
@@ -26,24 +25,20 @@ class Measures:
             ``voxels``, and those of :func:`shape_signals`.
         source: the same of the source prediction.
         agreement_source: soft Dice of both predictions, by segment.
-        dice_source: Dice of both masks, by segment.
         agreement_views: agreement of the adapted prediction with those for weak views, 0 to 1; NaN: not measured.
         compactness: class-compact density of the adapted prediction.
         distances: distance of the image's statistics from the source's in each normalization layer.
-        amplifications: how much the image's own statistics would raise a channel, by layer.
-        image: what the image looks like, see :func:`image_features`.
-        thumbnail: see :func:`thumbnail`.
+        image: what the image looks like, see :func:`image_features`; empty: it is not described.
+        thumbnail: see :func:`thumbnail`; empty: likewise.
     """
 
     segments: tuple[str, ...]
     adapted: Mapping[str, Sequence[float]]
     source: Mapping[str, Sequence[float]]
     agreement_source: Sequence[float]
-    dice_source: Sequence[float]
     agreement_views: float
     compactness: float
     distances: Sequence[float]
-    amplifications: Sequence[float]
     image: Mapping[str, float]
     thumbnail: Sequence[float]
 
@@ -91,10 +86,11 @@ def measure(
     image: torch.Tensor,
     adapted: Segmentation,
     source: Segmentation,
-    statistics: LayerStatistics,
+    distances: Sequence[float],
     agreement_views: float,
     activation: str,
     segments: Sequence[str] = (),
+    described: bool = True,
 ) -> Measures:
     """Measure one image.
 
@@ -102,10 +98,11 @@ def measure(
         image: image ``(C, ...)`` as the network gets it.
         adapted: adapted prediction of this image alone, ``(1, K, ...)``.
         source: source prediction of it.
-        statistics: what reached the source network's normalization layers.
+        distances: distance of each normalization layer, see :meth:`grata.quality.LayerStatistics.distances`.
         agreement_views: agreement of views; NaN: not measured.
         activation: ``sigmoid`` or ``softmax``.
         segments: names of the segments; others are numbered.
+        described: whether to say what the image looks like, which a calibration alone asks for.
     """
     count = adapted.masks.shape[1]
     names = tuple(segments) if len(segments) == count else tuple(f"segment {k + 1}" for k in range(count))
@@ -119,13 +116,11 @@ def measure(
         adapted=mine,
         source=mine if same else _of_segments(source),
         agreement_source=[1.0] * count if same else soft_overlap(adapted, source)[0].tolist(),
-        dice_source=[1.0] * count if same else overlap(adapted, source)[0].tolist(),
         agreement_views=agreement_views,
         compactness=class_compactness(p, activation).item(),
-        distances=list(statistics.distances().values()),
-        amplifications=list(statistics.amplifications().values()),
-        image=image_features(image),
-        thumbnail=thumbnail(image).tolist(),
+        distances=list(distances),
+        image=image_features(image) if described else {},
+        thumbnail=thumbnail(image).tolist() if described else (),
     )
 
 

@@ -1,6 +1,6 @@
 """Results of a run for a person to read: scores, volumes, figures and the summary."""
 
-from .cases import case_row, verdict_lines, write_cases
+from .cases import case_row, report_verdicts, verdict_lines, write_cases
 from .contact_sheet import contact_sheet
 from .overview_figure import overview_figure
 from .scores import MEAN_CLASS, SOURCE, case_scores, read_scores, summarise_scores, write_scores
@@ -18,6 +18,7 @@ __all__ = [
     "format_summary",
     "overview_figure",
     "read_scores",
+    "report_verdicts",
     "summarise_scores",
     "verdict_lines",
     "write_cases",

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import CASES
 from ..quality import Judgement
 from .tables import write_table
 
-__all__ = ["case_row", "verdict_lines", "write_cases"]
+__all__ = ["case_row", "report_verdicts", "verdict_lines", "write_cases"]
 
 _FIRST = ("case", "path", "site", "verdict", "used", "written", "expected_dice", "expected_low", "expected_high")
 _SIGNALS = ("agreement_views", "agreement_source", "self_dice", "distance")
@@ -76,12 +77,11 @@ def write_cases(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     write_table(rows, [*known, *others, "reasons"], path)
 
 
-def verdict_lines(judgements: Mapping[str, Judgement], written: bool = True) -> list[str]:
+def verdict_lines(judgements: Mapping[str, Judgement]) -> list[str]:
     """Return what the terminal shows of the verdicts: their numbers, and a line for each case that is not ok.
 
     Args:
         judgements: judgement of each case, by name.
-        written: whether anything is written, so that it can be withheld.
     """
     if not judgements:
         return []
@@ -95,6 +95,27 @@ def verdict_lines(judgements: Mapping[str, Judgement], written: bool = True) -> 
         used = " (withheld)" if judgement.withheld else used
         lines.append(f"  {name}: {judgement.verdict}{used}. {'; '.join(judgement.reasons)}".rstrip(". "))
     return lines
+
+
+def report_verdicts(
+    judgements: Mapping[str, Judgement], folder: Path | None, sites: Mapping[str, str | None] | None = None
+) -> None:
+    """Print the verdicts of a run, and write its ``cases.csv``; nothing where nothing was judged.
+
+    Args:
+        judgements: judgement of each case, by name.
+        folder: folder of the table; None: it is not written.
+        sites: site of each case, where it is known.
+
+    Raises:
+        GrataError: the file cannot be written.
+    """
+    for line in verdict_lines(judgements):
+        print(line)
+    if folder is not None and judgements:
+        known = sites or {}
+        rows = [case_row(name, judgement, site=known.get(name) or "") for name, judgement in judgements.items()]
+        write_cases(rows, folder / CASES)
 
 
 def _size(volume: Mapping[str, Any]) -> float:

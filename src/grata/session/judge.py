@@ -21,7 +21,6 @@ from ..quality import (
     Decision,
     Judgement,
     LayerStatistics,
-    Measures,
     Segmentation,
     Thresholds,
     decide,
@@ -200,17 +199,24 @@ class QualityGuard(Settings):
                 # with their metadata, which a prediction that is written needs
                 source = again(images, True)
             seen = _read_source(source, plain, activation, output, adapted)
+        alike = soft_overlap(adapted, seen) if adapts else torch.ones(1)
         views = record.get("agreement", math.nan) if adapts else math.nan
-        if not math.isfinite(views) and self._probes(adapted, seen):
+        if not math.isfinite(views) and self._probes(adapts, float(alike.min())):
             views = self._agreement(again, plain, adapted, activation, output)
         names = self._names(adapted.masks.shape[1], plain.shape[1])
-        measured = _measured(plain, adapted, seen, statistics, views, activation, names)
+        distances = list(statistics.distances().values()) if statistics is not None else []
+        described = self.calibration is not None
+        mine = _each(adapted)
+        measured = [
+            measure(*one, distances, views, activation, names, described)
+            for one in zip(plain, mine, _each(seen) if adapts else mine)
+        ]
         decisions = [decide(measures, self._thresholds, self.calibration, adapts) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
-        self._note(views, decisions, adapted, seen)
+        self._note(views, decisions, float(alike.min()))
         used = self._used(decisions, prediction, source)
         keep = all(decision.keeps for decision in decisions)
-        drifted = adapts and self._watch(decisions, seen, adapted)
+        drifted = adapts and self._watch(decisions, float(alike.mean()))
         return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
 
     def _meaning(self, method: Method) -> tuple[str, Any]:
@@ -231,20 +237,18 @@ class QualityGuard(Settings):
             raise _Unread(f"{error.key}: {error.message}") from error
         return self.segments or self.calibration.segments
 
-    def _note(self, views: float, decisions: Sequence[Decision], adapted: Segmentation, source: Segmentation) -> None:
+    def _note(self, views: float, decisions: Sequence[Decision], least: float) -> None:
         self._seen += 1
         if views >= _TRUSTED and not any(decision.harmful for decision in decisions):
-            self._borne = min(self._borne, float(soft_overlap(adapted, source).min()))
+            self._borne = min(self._borne, least)
 
-    def _probes(self, adapted: Segmentation, source: Segmentation) -> bool:
+    def _probes(self, adapts: bool, least: float) -> bool:
         """Return whether a view of the adapted network is worth a forward: on the first images, after harm, and where
         adaptation changed more than on any image on which views agreed.
         """
         if self._seen < self.probe:
             return True
-        if source is adapted:
-            return False
-        return self._harmed > 0 or float(soft_overlap(adapted, source).min()) < self._borne - _FARTHER
+        return adapts and (self._harmed > 0 or least < self._borne - _FARTHER)
 
     def _agreement(
         self, again: Again, images: torch.Tensor, adapted: Segmentation, activation: str, output: str | int | None
@@ -285,12 +289,12 @@ class QualityGuard(Settings):
                 return one
             # the clone of a MetaTensor keeps its metadata, of which each image has its own
             found, place = one.clone(), where.to(one.device)
-            found[place] = (other.as_tensor() if hasattr(other, "as_tensor") else other)[place]
+            found[place] = _plain(other)[place]
             return found
 
         return tree_map(mixed, prediction, source)
 
-    def _watch(self, decisions: Sequence[Decision], source: Segmentation, adapted: Segmentation) -> bool:
+    def _watch(self, decisions: Sequence[Decision], agreement: float) -> bool:
         """Note a case of the stream; return whether the method has drifted away from the source."""
         if any(decision.verdict == REJECT for decision in decisions):
             # an image unlike those of the source shows nothing of network and method, and nothing is learned from it
@@ -302,7 +306,7 @@ class QualityGuard(Settings):
                 self._given_up = "; ".join(dict.fromkeys(r for d in decisions for r in d.reasons))
             return False
         self._harmed, self._share = 0, _SLOW * self._share
-        return self._drifted(float(soft_overlap(adapted, source).mean()))
+        return self._drifted(agreement)
 
     def _drifted(self, agreement: float) -> bool:
         """Note an agreement with the source; return whether it has fallen far below that of the first images."""
@@ -395,19 +399,6 @@ def _read_source(
 
 def _plain(images: Any) -> torch.Tensor:
     return images.as_tensor() if hasattr(images, "as_tensor") else images
-
-
-def _measured(
-    images: torch.Tensor,
-    adapted: Segmentation,
-    source: Segmentation,
-    statistics: LayerStatistics | None,
-    *known: Any,
-) -> list[Measures]:
-    """Return the signals of each image of a batch."""
-    mine = _each(adapted)
-    theirs = mine if source is adapted else _each(source)
-    return [measure(*one, statistics or LayerStatistics(), *known) for one in zip(images, mine, theirs)]
 
 
 def _each(part: Segmentation) -> list[Segmentation]:
