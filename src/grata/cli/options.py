@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from fire.parser import DefaultParseValue
@@ -22,6 +22,7 @@ __all__ = [
     "TEXT",
     "VALUE",
     "Kind",
+    "LabelsDir",
     "Work",
     "argument",
     "check_bundle",
@@ -143,6 +144,13 @@ def option(name: str, kind: Kind, help: str, default: str | None = None, none: b
 
     meaning = help if default is None else f"{help}  [default: {default}]"
     return typer.Option(f"--{name}", parser=parse, metavar=kind.placeholder, help=meaning, show_default=False)
+
+
+LabelsDir = Annotated[
+    str | None,
+    option("labels_dir", TEXT, "Label maps of the images.", default="where they are found beside the images"),
+]
+"""The option of commands that read a labelled source set."""
 
 
 def given(context: typer.Context, *but: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import TEXT, VALUE, Work, argument, check_bundle, count, given, option
+from .options import TEXT, VALUE, LabelsDir, Work, argument, check_bundle, count, given, option
 
 __all__ = ["prepare"]
 
@@ -15,10 +15,7 @@ def prepare(
     context: typer.Context,
     bundle: Annotated[str, argument("Folder of the bundle.")],
     dataset_dir: Annotated[str, argument("Images of the source set; not those of a target site.")],
-    labels_dir: Annotated[
-        str | None,
-        option("labels_dir", TEXT, "Label maps of the images.", default="where they are found beside the images"),
-    ] = None,
+    labels_dir: LabelsDir = None,
     output: Annotated[
         str | None,
         option("output", TEXT, "File to write, relative to the bundle.", default="models/prepared.safetensors"),

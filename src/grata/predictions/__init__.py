@@ -1,7 +1,7 @@
 """What a dense prediction says: its probabilities, distributions and confidence, and the agreement of several."""
 
 from .activation import ACTIVATIONS, activate, check_activation
-from .agreement import view_agreement
+from .agreement import soft_dice, view_agreement
 from .confidence import NOTHING_KEPT, NothingKept, kept_mean, kept_share, maximal_entropy, voxel_entropy
 from .distributions import kl_divergence, log_distributions, symmetric_divergence
 from .probabilities import logits_of
@@ -19,6 +19,7 @@ __all__ = [
     "log_distributions",
     "logits_of",
     "maximal_entropy",
+    "soft_dice",
     "symmetric_divergence",
     "view_agreement",
     "voxel_entropy",

@@ -7,7 +7,17 @@ from collections.abc import Iterable
 
 import torch
 
-__all__ = ["view_agreement"]
+__all__ = ["soft_dice", "view_agreement"]
+
+
+def soft_dice(product: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """Return the soft Dice ``2·Σ_i p_i·q_i / (Σ_i p_i² + Σ_i q_i²)`` of two maps; 1 where both are zero everywhere.
+
+    Args:
+        product: sum of the products of their values, of any shape.
+        total: sum of the squares of both, of the same shape.
+    """
+    return torch.where(total > 0, 2 * product / total.clamp_min(1e-12), torch.ones_like(total))
 
 
 def view_agreement(predictions: Iterable[torch.Tensor], background: bool = False) -> float:
@@ -37,9 +47,7 @@ def view_agreement(predictions: Iterable[torch.Tensor], background: bool = False
         p = p.flatten(2)[:, int(background) :]
         of_p = (p * p).sum(-1)
         for q, of_q in zip(maps, energy):
-            total = of_p + of_q
-            overlap = 2 * (p * q).sum(-1)
-            dice.append(torch.where(total > 0, overlap / total.clamp_min(1e-12), torch.ones_like(total)))
+            dice.append(soft_dice((p * q).sum(-1), of_p + of_q))
         maps.append(p)
         energy.append(of_p)
     return torch.stack(dice).mean().item() if dice else math.nan

@@ -21,7 +21,7 @@ from ..methods import create
 from ..methods.predictive import logits_in
 from ..normalization import batch_norm_layers
 from ..quality import Calibration, Measures, Segmentation, layer_statistics, measure, overlap, segmentation
-from ..quality.calibration import _SHARP, spread_out
+from ..quality.calibration import SHARP, familiarity_of, spread_out
 from ..quality.features import features, logit
 from ..session.faults import explain, quiet
 from .run import _evenly, _opened, _whole
@@ -249,7 +249,7 @@ def _sure(sample: Sample) -> Sequence[float]:
 
 
 def _familiarity(parameters: np.ndarray, strange: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, _SHARP * (strange @ parameters[3:] - parameters[2])) / _SHARP)
+    return familiarity_of(strange @ parameters[3:] - parameters[2])
 
 
 def _expected(parameters: np.ndarray, strange: np.ndarray, sure: np.ndarray) -> np.ndarray:
@@ -263,10 +263,10 @@ def _fitted(strange: np.ndarray, sure: np.ndarray, dice: np.ndarray) -> np.ndarr
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         r = 1 / (1 + np.exp(-(parameters[0] + parameters[1] * sure)))
         u = strange @ parameters[3:] - parameters[2]
-        familiar = np.exp(-np.logaddexp(0, _SHARP * u) / _SHARP)
+        familiar = familiarity_of(u)
         error = r * familiar - dice
         of_r = 2 * error * familiar * r * (1 - r)
-        of_u = -2 * error * r * familiar / (1 + np.exp(-np.clip(_SHARP * u, -50, 50)))
+        of_u = -2 * error * r * familiar / (1 + np.exp(-np.clip(SHARP * u, -50, 50)))
         weights = parameters[3:]
         value = (error**2).mean() + _SPARSE * _DECAY / count * weights.sum() + _DECAY * (weights @ weights)
         slope = _SPARSE * _DECAY / count + 2 * _DECAY * weights + strange.T @ of_u / len(dice)

@@ -15,14 +15,14 @@ import numpy as np
 from ..errors import GrataError
 from ..files import atomic_write
 from .features import features, in_words, logit
-from .measures import Measures
+from .measures import Measures, mean
 
-__all__ = ["FORMAT", "Calibration", "Expected"]
+__all__ = ["FORMAT", "SHARP", "Calibration", "Expected", "familiarity_of", "spread_out"]
 
 FORMAT = "grata quality 1"
 """First key of a file of a calibration."""
 
-_SHARP = 4.0
+SHARP = 4.0
 """Sharpness of the bend below which strangeness costs nothing."""
 
 _FARTHEST = 30.0
@@ -115,11 +115,10 @@ class Calibration:
             source: whether the source prediction is meant, not the adapted one.
         """
         strangeness = self.strangeness(measures, source)
-        u = float(strangeness.sum()) - self.margin
-        familiarity = math.exp(-float(np.logaddexp(0, _SHARP * u)) / _SHARP)
+        familiarity = float(familiarity_of(strangeness.sum() - self.margin))
         signals = measures.source if source else measures.adapted
         sure = signals["self_dice"]
-        dice = _sigmoid(self.sureness[0] + self.sureness[1] * logit(sum(sure) / len(sure))) * familiarity
+        dice = _sigmoid(self.sureness[0] + self.sureness[1] * logit(mean(sure))) * familiarity
         by_segment = [_sigmoid(a + b * logit(s)) * familiarity for (a, b), s in zip(self.of_segments, sure)]
         low, high = self.errors[sum(dice >= step for step in self.steps)]
         order = [i for i in np.argsort(-strangeness) if strangeness[i] > _NOTABLE]
@@ -187,6 +186,11 @@ class Calibration:
         alike = alike and len(self.errors) == len(self.steps) + 1
         numbers = [value for key, value in vars(self).items() if key not in ("segments", "names")]
         return alike and all(map(_finite, numbers)) and all(weight >= 0 for weight in self.weights)
+
+
+def familiarity_of(excess: np.ndarray) -> np.ndarray:
+    """Return ``exp(−softplus(u))`` of the strangeness ``u`` beyond the margin; its bend is as sharp as :data:`SHARP`."""
+    return np.exp(-np.logaddexp(0, SHARP * excess) / SHARP)
 
 
 def spread_out(z: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .calibration import Calibration, Expected
 from .judgement import OK, REJECT, REVIEW
-from .measures import Measures
+from .measures import Measures, mean
 
 __all__ = ["Decision", "Thresholds", "decide"]
 
@@ -95,7 +95,7 @@ def decide(
     harm = _less_sure(measures, t, of_adapted, of_source) if changed and not destroyed else destroyed
     used, expected = ("source", of_source) if harm else ("adapted", of_adapted)
     faults, doubts = _objections(measures, measures.source if harm else measures.adapted, expected, calibration, t)
-    grave = bool(harm) if _mean(measures.agreement_source) < t.much_changed else bool(destroyed)
+    grave = bool(harm) if mean(measures.agreement_source) < t.much_changed else bool(destroyed)
     if faults:
         return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), grave, expected)
     return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), grave, expected)
@@ -128,7 +128,7 @@ def _objections(
     if calibration is not None and expected is not None:
         _by_expected(faults, doubts, expected, calibration, t)
         doubts += _out_of_range(measures.segments, signals["share"], calibration, t)
-    sure = _mean(signals["self_dice"])
+    sure = mean(signals["self_dice"])
     if not any(signals["voxels"]):
         doubts.append("nothing is outlined")
     elif calibration is None and sure < t.doubtful:
@@ -151,7 +151,7 @@ def _destroyed(m: Measures, t: Thresholds, adapted: Expected | None, source: Exp
         reasons.append("adaptation is not used: it outlines something where the source network outlines nothing")
         return reasons
     reasons += _other_sizes(m, t)
-    mine, theirs = _mean(m.adapted["self_dice"]), _mean(m.source["self_dice"])
+    mine, theirs = mean(m.adapted["self_dice"]), mean(m.source["self_dice"])
     if theirs - mine > t.far_less_sure:
         reasons.append(
             "adaptation is not used: it is far less sure than the source network (expected Dice of its own mask "
@@ -217,7 +217,3 @@ def _changed(ratio: float) -> str:
     if math.isinf(ratio):
         return "is there, though the source network is sure that it is not"
     return f"has {ratio:.1f} times the size of the source prediction, of which that network is sure"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -12,7 +12,7 @@ import torch
 from .image import image_features, thumbnail
 from .signals import Segmentation, class_compactness, shape_signals, soft_overlap
 
-__all__ = ["Measures", "measure"]
+__all__ = ["Measures", "mean", "measure"]
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Measures:
         }
         return {
             "agreement_views": _round(self.agreement_views),
-            "agreement_source": _round(_mean(self.agreement_source)),
-            "self_dice": _round(_mean(self.adapted["self_dice"])),
-            "source_self_dice": _round(_mean(self.source["self_dice"])),
+            "agreement_source": _round(mean(self.agreement_source)),
+            "self_dice": _round(mean(self.adapted["self_dice"])),
+            "source_self_dice": _round(mean(self.source["self_dice"])),
             "class_compactness": _round(self.compactness),
             "distance": _round(self.distance),
             "segments": by_segment,
@@ -135,7 +135,8 @@ def _of_segments(prediction: Segmentation) -> dict[str, list[float]]:
     }
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Return the mean over segments."""
     return sum(values) / len(values)
 
 

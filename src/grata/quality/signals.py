@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from ..predictions import activate
+from ..predictions import activate, soft_dice
 
 __all__ = [
     "Segmentation",
@@ -106,8 +106,7 @@ def thinned(x: torch.Tensor, most: int = _MOST) -> tuple[int, torch.Tensor]:
 def soft_overlap(one: Segmentation, other: Segmentation) -> torch.Tensor:
     """Return the soft Dice of two predictions on one grid, ``(B, K)``, see :func:`grata.predictions.view_agreement`."""
     p, q = one.probabilities.flatten(2), other.probabilities.flatten(2)
-    total = (p * p).sum(2) + (q * q).sum(2)
-    return torch.where(total > 0, 2 * (p * q).sum(2) / total.clamp_min(_TINY), torch.ones_like(total))
+    return soft_dice((p * q).sum(2), (p * p).sum(2) + (q * q).sum(2))
 
 
 def overlap(one: Segmentation, other: Segmentation) -> torch.Tensor:

@@ -44,7 +44,7 @@ class Verdict:
 
 
 class Guard(Protocol):
-    """A check of one's own of the prediction of each case, in place of :class:`grata.session.QualityGuard`."""
+    """A check of one's own: it judges the prediction of each case in place of :class:`grata.session.QualityGuard`."""
 
     def __call__(self, method: Method, images: torch.Tensor, prediction: Any, record: Mapping[str, Any]) -> Verdict:
         """Judge a prediction.

@@ -21,6 +21,7 @@ from ..quality import (
     Decision,
     Judgement,
     LayerStatistics,
+    Measures,
     Segmentation,
     Thresholds,
     decide,
@@ -193,24 +194,20 @@ class QualityGuard(Settings):
         plain = _plain(images)
         adapts = self.asks_source(method)
         adapted = _read(prediction, plain, activation, output)
-        source, seen, statistics = prediction, adapted, watched
+        source, seen, statistics = prediction, adapted, watched or LayerStatistics()
         if adapts:
             with layer_statistics(method.network) as statistics, torch.no_grad():
                 # with their metadata, which a prediction that is written needs
                 source = again(images, True)
             seen = _read_source(source, plain, activation, output, adapted)
-        alike = soft_overlap(adapted, seen) if adapts else torch.ones(1)
+        alike = soft_overlap(adapted, seen)
         views = record.get("agreement", math.nan) if adapts else math.nan
         if not math.isfinite(views) and self._probes(adapts, float(alike.min())):
             views = self._agreement(again, plain, adapted, activation, output)
         names = self._names(adapted.masks.shape[1], plain.shape[1])
-        distances = list(statistics.distances().values()) if statistics is not None else []
+        distances = list(statistics.distances().values())
         described = self.calibration is not None
-        mine = _each(adapted)
-        measured = [
-            measure(*one, distances, views, activation, names, described)
-            for one in zip(plain, mine, _each(seen) if adapts else mine)
-        ]
+        measured = _measured(plain, adapted, seen, distances, views, activation, names, described)
         decisions = [decide(measures, self._thresholds, self.calibration, adapts) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
         self._note(views, decisions, float(alike.min()))
@@ -399,6 +396,13 @@ def _read_source(
 
 def _plain(images: Any) -> torch.Tensor:
     return images.as_tensor() if hasattr(images, "as_tensor") else images
+
+
+def _measured(images: torch.Tensor, adapted: Segmentation, source: Segmentation, *known: Any) -> list[Measures]:
+    """Return the signals of each image of a batch."""
+    mine = _each(adapted)
+    theirs = mine if source is adapted else _each(source)
+    return [measure(*one, *known) for one in zip(images, mine, theirs)]
 
 
 def _each(part: Segmentation) -> list[Segmentation]:
