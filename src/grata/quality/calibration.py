@@ -189,7 +189,7 @@ class Calibration:
 
 
 def familiarity_of(excess: np.ndarray) -> np.ndarray:
-    """Return ``exp(−softplus(u))`` of the strangeness ``u`` beyond the margin; its bend is as sharp as :data:`SHARP`."""
+    """Return ``exp(−softplus(u))`` of the strangeness ``u`` beyond the margin, see :data:`SHARP`."""
     return np.exp(-np.logaddexp(0, SHARP * excess) / SHARP)
 
 
