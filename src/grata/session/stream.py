@@ -195,8 +195,7 @@ def adapt(
         (1, 64, 64) []
         (1, 64, 64) []
         (1, 64, 64) []
-        >>> restore(network)
-        True
+        >>> changed = restore(network)
     """
     if activation is not None:
         check_activation(activation)
