@@ -15,7 +15,8 @@ from grata.preparation.simulated import SHIFTS, WRONG
 from grata.quality import Calibration
 
 SHAPE = (32, 32)
-SIMULATIONS = [simulation.name for simulation in (*SHIFTS, *WRONG)]
+# of images of one channel none can be exchanged
+SIMULATIONS = [simulation.name for simulation in (*SHIFTS, *WRONG) if simulation.name != "channels_exchanged"]
 
 
 @pytest.fixture
@@ -153,3 +154,23 @@ def test_segments_go_by_their_order_and_another_network_is_refused(samples):
     for segments, channels in ((3, 1), (2, 3)):
         with pytest.raises(GrataError, match=f"1 input channels and 2 segments, not of {channels} and {segments}"):
             made.check_fits(segments, channels)
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 20), (3, 24, 20), (2, 12, 10, 8)], ids=str)
+def test_simulations_keep_shape_and_values_and_follow_their_seed(shape):
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(3)) * 40 - 10
+    for simulation in (*SHIFTS, *WRONG):
+        changed = simulation(image, 1)
+        assert changed.shape == image.shape and changed.dtype == torch.float32
+        assert changed.min() >= image.min() - 1e-3 and changed.max() <= image.max() + 1e-3
+        assert torch.equal(changed, simulation(image, 1)), simulation.name
+        same = simulation.name == "none" or (simulation.name == "channels_exchanged" and len(image) == 1)
+        assert torch.allclose(changed, image, atol=1e-4) is same, simulation.name
+
+
+def test_errors_are_those_of_changes_that_the_fit_never_saw(samples):
+    """Where one kind of change ruins a prediction and nothing else shows it, the interval has to say so."""
+    told = [dataclasses.replace(s, dice=[0.9 if s.simulation != "blur" else 0.2] * 2) for s in samples]
+    plain = [dataclasses.replace(s, dice=[0.9, 0.9]) for s in samples]
+    lowest = {name: min(low for low, _ in fit(given).errors) for name, given in (("told", told), ("plain", plain))}
+    assert lowest["told"] < lowest["plain"] - 0.1

@@ -254,6 +254,11 @@ def test_the_guard_goes_by_the_expected_dice(fitted, path):
     home = judged(Thresholds(), image(70), path)
     assert home.verdict == "ok" and home.reasons == () and home.quality["expected_dice"] > 0.85 * fitted.typical
     assert set(home.quality["segments"]) == set(SEGMENTS)
+    # of both predictions, which are one here, and of each segment
+    by_segment = [signals["expected_dice"] for signals in home.quality["segments"].values()]
+    both = home.quality["expected_adapted"], home.quality["expected_source"]
+    assert both == (home.quality["expected_dice"],) * 2
+    assert sum(by_segment) / 2 == pytest.approx(home.quality["expected_dice"], abs=0.1)
     unsure = judged(Thresholds(1.0), image(70), path)
     assert unsure.verdict == "review" and "is usual at home" in unsure.reasons[0]
     # a network that is not disturbed, on an image as from nowhere

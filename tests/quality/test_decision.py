@@ -154,6 +154,17 @@ def test_a_segment_larger_or_smaller_than_in_any_source_image_is_reviewed(share,
     assert found.verdict == verdict and all("organ fills" in reason for reason in found.reasons)
 
 
+@pytest.mark.parametrize("adapts", [True, False])
+@pytest.mark.parametrize("calibration", [None, Known(0.9)], ids=["unknown", "known"])
+@pytest.mark.parametrize(("share", "verdict"), [(0.049, "review"), (0.05, "ok"), (0.2, "ok"), (0.21, "review")])
+def test_a_segment_outside_of_a_given_range_is_reviewed(share, verdict, calibration, adapts):
+    """The range that was given counts as it is, also where the source images have another one."""
+    given = measures(adapted=signals(share=share), source=signals(share=share))
+    found = decide(given, Thresholds(), calibration, adapts, ranges=[(0.05, 0.2)])
+    assert found.verdict == verdict
+    assert verdict == "ok" or any("5 to 20 % plausible" in reason for reason in found.reasons)
+
+
 def test_ratio_and_distance_of_measures():
     assert measures(signals(voxels=50)).ratios == [0.5]
     assert measures(source=signals(voxels=0)).ratios == [math.inf]

@@ -593,6 +593,32 @@ def test_a_guard_is_a_switch_settings_or_ones_own():
     assert make_guard(True, on_reject="withhold").on_reject == "withhold"
 
 
+def test_a_segment_outside_of_its_plausible_range_is_reviewed(make_outliner, blob):
+    segments = [{"label": "Organ", "range": [0.5, 0.9], "value": 1}]
+    case, _ = do(session(make_outliner(), guard={"segments": segments}), blob(0, size=24)[None])
+    (judgement,) = case.judgements
+    assert judgement.verdict == "review" and "Organ fills" in judgement.reasons[0]
+    assert "50 to 90 % plausible" in judgement.reasons[0] and list(judgement.quality["segments"]) == ["Organ"]
+    # of a network with other segments nothing is known
+    case, _ = do(session(make_outliner(), guard={"segments": segments * 2}), blob(0, size=24)[None])
+    assert case.judgements[0].verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [1],
+        [{"range": [0, 1]}],
+        *([{"label": "a", "range": r}] for r in ("0-1", 0.5, [0.5], [0.5, 0.1], [0, 2], [False, 1])),
+    ],
+    ids=str,
+)
+def test_segments_that_are_refused_are_named(segments):
+    with pytest.raises(GrataError) as caught:
+        make_guard({"segments": segments})
+    assert caught.value.key == "guard#segments"
+
+
 WRONG = {
     "on_reject": "never",
     "activation": "tanh",

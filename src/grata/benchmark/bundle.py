@@ -123,9 +123,9 @@ class BenchmarkBundle(Bundle):
 
     def _guard(self) -> Any:
         common = {"on_reject": self.value("on_reject"), "calibration": self.value("quality")}
-        labels = [region.label for region in self.regions]
+        segments = self.resolve("segments")
         return make_guard(
-            self.value("guard", True), activation=self.activation, output=self.output, segments=labels, **common
+            self.value("guard", True), activation=self.activation, output=self.output, segments=segments, **common
         )
 
     def fingerprint(self) -> dict[str, Any]:

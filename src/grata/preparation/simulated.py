@@ -127,25 +127,50 @@ def _shuffled(x: torch.Tensor, seed: int) -> torch.Tensor:
     return x
 
 
+def _tinted(x: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return each channel with a gamma of its own, as another camera or another protocol has it."""
+    gamma = torch.exp(torch.empty(len(x)).uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(seed)))
+    return x.clamp(0, 1) ** gamma.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _both(*changes: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    def changed(x: torch.Tensor, seed: int) -> torch.Tensor:
+        for change in changes:
+            x = change(x, seed)
+        return x
+
+    return changed
+
+
+_DARKER = _transform(lambda: AdjustContrast(gamma=1.8))
+_BRIGHTER = _transform(lambda: AdjustContrast(gamma=0.55))
+_BLUR = _transform(lambda: GaussianSmooth(sigma=1.5))
+_RICIAN = _transform(lambda: RandRicianNoise(prob=1.0, std=0.08, sample_std=False))
+
 SHIFTS: tuple[Simulation, ...] = (
     Simulation("none", lambda x, seed: x),
-    Simulation("darker", _transform(lambda: AdjustContrast(gamma=1.8))),
-    Simulation("brighter", _transform(lambda: AdjustContrast(gamma=0.55))),
+    Simulation("darker", _DARKER),
+    Simulation("brighter", _BRIGHTER),
     Simulation("histogram", _transform(lambda: RandHistogramShift(num_control_points=5, prob=1.0))),
     Simulation("bias_field", _transform(lambda: RandBiasField(coeff_range=(0.0, 0.15), prob=1.0))),
-    Simulation("blur", _transform(lambda: GaussianSmooth(sigma=1.5))),
+    Simulation("blur", _BLUR),
     Simulation("low_resolution", _coarse),
     Simulation("gibbs", _transform(lambda: GibbsNoise(alpha=0.6))),
-    Simulation("noise", _transform(lambda: RandRicianNoise(prob=1.0, std=0.08, sample_std=False))),
+    Simulation("noise", _RICIAN),
+    Simulation("tinted", _tinted),
+    Simulation("dark_and_blurred", _both(_DARKER, _BLUR)),
+    Simulation("bright_and_noisy", _both(_BRIGHTER, _RICIAN)),
     _zoom("larger", 1.25),
     _zoom("smaller", 0.8),
 )
-"""Shifts that a network meets at another hospital: intensity, field, resolution, noise, and moderate scale."""
+"""Shifts that a network meets at another hospital: intensity, colour, field, resolution, noise, two of these at once,
+and moderate scale."""
 
 WRONG: tuple[Simulation, ...] = (
     Simulation("upside_down", lambda x, seed: _turned(x, 2), lambda label: _turned(label, 2)),
     Simulation("sideways", lambda x, seed: _turned(x, 1), lambda label: _turned(label, 1)),
     Simulation("inverted", lambda x, seed: 1 - x),
+    Simulation("channels_exchanged", lambda x, seed: x.flip(0)),
     _zoom("twice_as_large", 2.0),
     _zoom("half_as_large", 0.5),
     Simulation("constant", _constant),

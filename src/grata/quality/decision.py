@@ -10,7 +10,10 @@ from .calibration import Calibration, Expected
 from .judgement import OK, REJECT, REVIEW
 from .measures import Measures, mean
 
-__all__ = ["Decision", "Thresholds", "decide"]
+__all__ = ["Decision", "Range", "Thresholds", "decide"]
+
+Range = tuple[float, float]
+"""Least and greatest share of an image's voxels that a segment fills."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Decision:
         harmful: whether the source prediction is the better one.
         grave: whether that shows that the network does not bear adaptation, and is more than a little less sureness.
         expected: expected Dice of the prediction that is used; None: the network is not calibrated.
+        of_adapted, of_source: the same of each prediction.
     """
 
     used: str
@@ -70,6 +74,8 @@ class Decision:
     harmful: bool
     grave: bool
     expected: Expected | None = None
+    of_adapted: Expected | None = None
+    of_source: Expected | None = None
 
     @property
     def keeps(self) -> bool:
@@ -78,7 +84,11 @@ class Decision:
 
 
 def decide(
-    measures: Measures, thresholds: Thresholds, calibration: Calibration | None = None, adapts: bool = True
+    measures: Measures,
+    thresholds: Thresholds,
+    calibration: Calibration | None = None,
+    adapts: bool = True,
+    ranges: Sequence[Range | None] = (),
 ) -> Decision:
     """Decide on one image.
 
@@ -87,6 +97,8 @@ def decide(
         thresholds: bounds of the signals.
         calibration: what is known of the network from its source set; None: nothing.
         adapts: whether the prediction is another one than the source's.
+        ranges: least and greatest share of the image that each segment may fill; None: as in the source images, if
+            these are known.
     """
     t = thresholds
     of_adapted, of_source = _expected(measures, calibration, adapts)
@@ -94,11 +106,14 @@ def decide(
     destroyed = _destroyed(measures, t, of_adapted, of_source) if changed else []
     harm = _less_sure(measures, t, of_adapted, of_source) if changed and not destroyed else destroyed
     used, expected = ("source", of_source) if harm else ("adapted", of_adapted)
-    faults, doubts = _objections(measures, measures.source if harm else measures.adapted, expected, calibration, t)
+    signals = measures.source if harm else measures.adapted
+    faults, doubts = _objections(measures, signals, expected, calibration, t)
+    doubts += _out_of_range(measures.segments, signals["share"], ranges, calibration, t)
     grave = bool(harm) if mean(measures.agreement_source) < t.much_changed else bool(destroyed)
+    both = expected, of_adapted, of_source
     if faults:
-        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), grave, expected)
-    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), grave, expected)
+        return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), grave, *both)
+    return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), grave, *both)
 
 
 def _expected(
@@ -127,7 +142,6 @@ def _objections(
         )
     if calibration is not None and expected is not None:
         _by_expected(faults, doubts, expected, calibration, t)
-        doubts += _out_of_range(measures.segments, signals["share"], calibration, t)
     sure = mean(signals["self_dice"])
     if not any(signals["voxels"]):
         doubts.append("nothing is outlined")
@@ -200,13 +214,24 @@ def _by_expected(
     (faults if expected.dice < t.reject * calibration.typical else doubts).append(words)
 
 
-def _out_of_range(names: Sequence[str], shares: Sequence[float], calibration: Calibration, t: Thresholds) -> list[str]:
+def _out_of_range(
+    names: Sequence[str],
+    shares: Sequence[float],
+    ranges: Sequence[Range | None],
+    calibration: Calibration | None,
+    t: Thresholds,
+) -> list[str]:
+    """Return which segments are of a size that is not plausible: out of what was given, or far out of the source's."""
+    unknown = [None] * len(names)
+    known = unknown if calibration is None else calibration.ranges
     found = []
-    for name, share, (least, greatest) in zip(names, shares, calibration.ranges):
-        if share and not least / t.outside <= share <= greatest * t.outside:
+    for name, share, told, seen in zip(names, shares, ranges or unknown, known):
+        least, greatest = told or seen or (0.0, 1.0)
+        beyond = 1.0 if told else t.outside
+        if share and not least / beyond <= share <= greatest * beyond:
+            where = "plausible" if told else "in the source images"
             found.append(
-                f"{name} fills {100 * share:.2g} % of the image, {100 * least:.2g} to {100 * greatest:.2g} % in the "
-                "source images"
+                f"{name} fills {100 * share:.2g} % of the image, {100 * least:.2g} to {100 * greatest:.2g} % {where}"
             )
     return found
 

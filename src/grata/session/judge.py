@@ -92,7 +92,12 @@ class QualityGuard(Settings):
     output: str | int | None = setting(
         default=None, help="key or index of the logits in the network's output; null: what the method was told"
     )
-    segments: Sequence[str] = setting(default=(), range="list of names", help="names of the segments, in their order")
+    segments: Sequence[str | Mapping[str, Any]] = setting(
+        default=(),
+        check=lambda value: [_named(segment) for segment in value],
+        range="list of names, or of mappings with label and range",
+        help="names of the segments, in their order; range: least and greatest share of the image that one may fill",
+    )
     view: str = choice(default="flip_w", of=tuple(VIEWS), help="view that a method without views is tried on")
     probe: int = count(
         default=3, at_least=0, help="number of first images of a stream on which a method without views is tried on one"
@@ -116,6 +121,8 @@ class QualityGuard(Settings):
 
     def _setup(self) -> None:
         self._thresholds = Thresholds(least_agreement=self.least_agreement)
+        self._labels = [segment if isinstance(segment, str) else segment["label"] for segment in self.segments]
+        self._ranges = [None if isinstance(segment, str) else segment.get("range") for segment in self.segments]
         self.forget()
 
     def forget(self) -> None:
@@ -208,13 +215,17 @@ class QualityGuard(Settings):
         distances = list(statistics.distances().values())
         described = self.calibration is not None
         measured = _measured(plain, adapted, seen, distances, views, activation, names, described)
-        decisions = [decide(measures, self._thresholds, self.calibration, adapts) for measures in measured]
+        decisions = [self._decide(measures, adapts) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
         self._note(views, decisions, float(alike.min()))
         used = self._used(decisions, prediction, source)
         keep = all(decision.keeps for decision in decisions)
         drifted = adapts and self._watch(decisions, float(alike.mean()))
         return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
+
+    def _decide(self, measures: Measures, adapts: bool) -> Decision:
+        ranges = self._ranges if len(self._ranges) == len(measures.segments) else ()
+        return decide(measures, self._thresholds, self.calibration, adapts, ranges)
 
     def _meaning(self, method: Method) -> tuple[str, Any]:
         """Return the activation of the network's output, and the key or index of the logits in it."""
@@ -227,12 +238,12 @@ class QualityGuard(Settings):
     def _names(self, count: int, channels: int) -> Sequence[str]:
         """Return the names of the segments, as given or as the calibration has them."""
         if self.calibration is None:
-            return self.segments
+            return self._labels
         try:
             self.calibration.check_fits(count, channels)
         except GrataError as error:
             raise _Unread(f"{error.key}: {error.message}") from error
-        return self.segments or self.calibration.segments
+        return self._labels or self.calibration.segments
 
     def _note(self, views: float, decisions: Sequence[Decision], least: float) -> None:
         self._seen += 1
@@ -267,8 +278,7 @@ class QualityGuard(Settings):
             used = "adapted"
         elif rejected and self.on_reject == "source":
             used = "source"
-        if decision.expected is not None:
-            quality = decision.expected.as_dict() | quality
+        quality = _with_expected(quality, decision)
         withheld = rejected and self.on_reject == "withhold"
         return Judgement(decision.verdict, used, reasons, quality, withheld)
 
@@ -344,6 +354,46 @@ def _quality_guard(own: dict[str, Any], common: dict[str, Any]) -> QualityGuard:
         return QualityGuard(**common | own)
     except GrataError as error:
         raise error if error.head in common and error.head not in own else error.under("guard") from error
+
+
+def _named(segment: Any) -> str | dict[str, Any]:
+    """Return a segment by its name, or as a mapping with ``label`` and ``range``.
+
+    Raises:
+        GrataError: it is something else, or the range is none.
+    """
+    if isinstance(segment, str):
+        return segment
+    if not isinstance(segment, Mapping) or "label" not in segment:
+        raise GrataError(f"must be names, or mappings with label and range, got {segment!r}.")
+    label, given = str(segment["label"]), segment.get("range")
+    if given is None:
+        return label
+    ends = [given] if isinstance(given, str) or not isinstance(given, Sequence) else list(given)
+    if not _are_shares(ends):
+        raise GrataError(
+            f"the range of {label} must be the least and the greatest share of the image that it fills, two numbers "
+            f"from 0 to 1, got {given!r}."
+        )
+    return {"label": label, "range": (float(ends[0]), float(ends[1]))}
+
+
+def _are_shares(ends: list[Any]) -> bool:
+    numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
+    return numbers and len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1
+
+
+def _with_expected(quality: dict[str, Any], decision: Decision) -> dict[str, Any]:
+    """Return the signals with what is expected of both predictions, and of each segment of the one that is used."""
+    expected, adapted, source = decision.expected, decision.of_adapted, decision.of_source
+    if expected is None or adapted is None or source is None:
+        return quality
+    by_segment = {
+        name: {"expected_dice": round(dice, 4), **signals}
+        for (name, signals), dice in zip(quality["segments"].items(), expected.segments)
+    }
+    both = {"expected_adapted": round(adapted.dice, 4), "expected_source": round(source.dice, 4)}
+    return expected.as_dict() | both | quality | {"segments": by_segment}
 
 
 class _Unread(Exception):
