@@ -26,6 +26,14 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import grata
+from grata.methods import METHODS as REGISTERED
+from grata.methods import Prepared
+from grata.networks import HEADS, network_digest
+from grata.normalization import BatchStatistics, collect_affine_parameters
+from grata.preparation.fisher import squared_gradient
+from grata.preparation.moments import ShapeMoments
+from grata.preparation.training import train_heads
+from grata.preparation.windows import foreground_windows
 
 Sample = tuple[Tensor, Tensor]
 """An image ``(C, ...)`` and its label ``(K, ...)`` of 0 and 1, foreground only."""
@@ -34,6 +42,7 @@ Draw = Callable[[np.random.Generator], Sample]
 IMAGES, POOL = 12, 160
 METHODS = ("ptbn", "tent", "grata", "bn_alpha", "medbn", "intent", "vptta", "dua")
 FALL, HARM = 0.05, 0.005
+EPOCHS = 3
 DEAD_BIAS = -10.0
 DENORMAL = 1e-45
 
@@ -712,7 +721,42 @@ def dice(probabilities: Tensor, label: Tensor, activation: str) -> float:
     return float(torch.where(either > 0, 2 * both / either.clamp_min(1), torch.ones_like(either)).mean())
 
 
-def scores(fragile: Fragile, method: str, guard: bool) -> list[float]:
+def prepared(fragile: Fragile) -> Prepared:
+    """Return what some methods need from the source set, as ``grata prepare`` makes it: from the images of home."""
+    network, moments, fisher, images = copy.deepcopy(fragile.network), ShapeMoments(), {}, []
+    parameters = collect_affine_parameters(network)
+    statistics = BatchStatistics(network, 1.0)
+    statistics.attach()
+    for image, label in fragile.home:
+        windows, _ = foreground_windows(image, label.amax(1, keepdim=True), fragile.inferer)
+        masks = torch.cat([foreground_windows(image, part[:, None], fragile.inferer)[1] for part in label.unbind(1)], 1)
+        if fragile.activation == "softmax":
+            masks = torch.cat([1 - masks.amax(1, keepdim=True), masks], 1)
+        moments.add(masks.double())
+        squares = squared_gradient(network, windows, parameters, fragile.activation)
+        fisher = {name: square + fisher.get(name, 0) for name, square in squares.items()}
+        images.append(windows)
+    network.requires_grad_(False)
+    try:
+        heads, results = train_heads(network, images, HEADS, EPOCHS, 0, torch.device("cpu"))
+    except grata.GrataError:
+        heads, results = None, {}
+    statistics.detach()
+    centroid, spread = moments.moments() or (None, None)
+    return Prepared(
+        class_sizes=moments.class_sizes(),
+        centroid=centroid,
+        spread=spread,
+        fisher={name: total / len(images) for name, total in fisher.items()},
+        heads=heads,
+        images=len(images),
+        network=type(network).__name__,
+        digest=network_digest(fragile.network),
+        results=results,
+    )
+
+
+def scores(fragile: Fragile, method: str, guard: bool, known: Prepared | None = None) -> list[float]:
     """Return the Dice scores of the test images, in the order of the stream, by a method with or without the guard.
 
     Raises:
@@ -720,17 +764,23 @@ def scores(fragile: Fragile, method: str, guard: bool) -> list[float]:
     """
     network = copy.deepcopy(fragile.network)
     stream = grata.adapt(
-        network, fragile.images, method, activation=fragile.activation, inferer=fragile.inferer, guard=guard
+        network,
+        fragile.images,
+        method,
+        activation=fragile.activation,
+        inferer=fragile.inferer,
+        prepared=known,
+        guard=guard,
     )
     return [dice(adapted.probabilities, label, fragile.activation) for adapted, label in zip(stream, fragile.labels)]
 
 
-def cell(fragile: Fragile, method: str, source: float, guards: Sequence[bool]) -> str:
+def cell(fragile: Fragile, method: str, source: float, guards: Sequence[bool], known: Prepared | None) -> str:
     """Return the mean Dice score of a method, without and with the guard, marked where it falls."""
     cells = []
     for guard in guards:
         try:
-            mean = float(np.mean(scores(fragile, method, guard)))
+            mean = float(np.mean(scores(fragile, method, guard, known)))
         except grata.GrataError:
             return "refused"
         fall = HARM if guard else FALL
@@ -754,7 +804,13 @@ def main() -> None:
     for name in arguments.networks.split(","):
         fragile = make(name, arguments.cache, arguments.seed)
         source = float(np.mean(scores(fragile, "source", False)))
-        rows.append([name, f"{source:.3f}", *(cell(fragile, method, source, guards) for method in methods)])
+        known = None
+        if any(REGISTERED[method].card.prepared for method in methods):
+            try:
+                known = prepared(fragile)
+            except grata.GrataError as error:
+                print(f"{name}: not prepared: {error}", flush=True)
+        rows.append([name, f"{source:.3f}", *(cell(fragile, method, source, guards, known) for method in methods)])
         print(*rows[-1], flush=True)
     table = tabulate(rows, headers=["network", "source", *methods], tablefmt="github", disable_numparse=True)
     print(f"\n{table}\n\nBold: more than {FALL} below the source network.")
