@@ -1,16 +1,21 @@
 """Measure the guard on a bundle: what it says of home, of target sites and of wrong inputs, and whether that is right.
 
-    python scripts/verdict_study.py run bundles/<bundle> --group home=<folder> --group <site>=<folder> \
-        --wrong <folder of scripts/wrong_inputs.py> --output <rows.jsonl> [--methods grata,source] [--limit 40]
-    python scripts/verdict_study.py table <rows.jsonl> --home home [--scored <segment>]
+    python scripts/verdict_study.py home bundles/<bundle> --dataset_dir <source set> --samples <samples.json> \
+        --output <rows.jsonl> [--methods ptbn]
+    python scripts/verdict_study.py run bundles/<bundle> --group <site>=<folder> \
+        --wrong <folder of scripts/wrong_inputs.py> --output <rows.jsonl> [--methods ptbn,source] [--limit 40]
+    python scripts/verdict_study.py table <rows.jsonl> [--scored <segment>]
 
-The first command adapts to each image by itself (per case) and writes a line for each; lines that are there already
-are not computed again. The second prints the tables.
+The first two commands adapt to each image by itself (per case) and write a line for each; lines that are there already
+are not computed again. Images of home are those held out of the network's training, and each is judged by a calibration
+that was fitted without it. The third prints the tables.
 """
 
 import argparse
+import dataclasses
 import json
 import math
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +29,11 @@ from tqdm import tqdm
 
 from grata.bundles.bundle import Bundle
 from grata.methods import create
-from grata.quality import Segmentation, overlap, segmentation
+from grata.preparation.calibration import Sample, _Probe, fit
+from grata.quality import Measures, Segmentation, overlap, segmentation
 from grata.session import Session, make_guard
 
-HARMED = 0.05
+HARMED, FOLDS = 0.05, 4
 SIGNALS = ("expected_dice", "self_dice", "source_self_dice", "agreement_views", "agreement_source", "class_compactness")
 
 
@@ -49,39 +55,64 @@ def groups(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Judge each image, and write its line."""
+    """Judge each image of each group, and write its line."""
     torch.set_num_threads(arguments.threads)
-    done = set()
-    if arguments.output.is_file():
-        lines = map(json.loads, arguments.output.read_text().splitlines())
-        done = {(line["group"], line["case"], line["method"]) for line in lines}
     for group, keys in groups(arguments):
         bundle = Bundle(arguments.bundle, keys, "study")
-        cases = bundle.cases(None, labelled=False)[arguments.offset :: arguments.stride if group == "home" else 1]
+        cases = bundle.cases(None, labelled=False)
         cases = cases[:: max(1, len(cases) // arguments.limit)][: arguments.limit]
         for method in arguments.methods.split(","):
-            made = create(
-                method,
-                bundle.make_network(),
-                {},
-                activation=bundle.activation,
-                prepared=bundle.value("prepared"),
-                seed=0,
-            )
-            names = [region.label for region in bundle.regions]
-            guard = make_guard(True, calibration=bundle.value("quality"), segments=names)
-            session = Session(made, bundle.windows, guard=guard)
-            for case in tqdm(cases, desc=f"{group}, {method}"):
-                if (group, case["case"], method) in done:
-                    continue
-                row = {"group": group, "case": case["case"], "method": method}
-                try:
-                    row |= judged(session, bundle, case)
-                except Exception as error:  # noqa: BLE001 (what the reader refuses is recognized too)
-                    row |= {"refused": f"{type(error).__name__}: {str(error)[:200]}"}
-                session.restore()
-                with arguments.output.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+            write(arguments.output, group, bundle, cases, method, bundle.value("quality"))
+
+
+def home(arguments: argparse.Namespace) -> None:
+    """Judge held-out source images, each by a calibration that does not know it, and write their lines."""
+    torch.set_num_threads(arguments.threads)
+    bundle = Bundle(arguments.bundle, {"dataset_dir": str(arguments.dataset_dir)}, "study")
+    cases = bundle.cases(None)[:: arguments.val_stride]
+    samples = read_samples(arguments.samples) if arguments.samples.is_file() else []
+    if not samples:
+        samples, _ = _Probe(bundle).all_samples(cases, seed=0)
+        arguments.samples.write_text(json.dumps([dataclasses.asdict(sample) for sample in samples]))
+    for fold in range(FOLDS):
+        out = cases[fold::FOLDS]
+        unknown = {case["case"] for case in out}
+        with tempfile.TemporaryDirectory() as folder:
+            quality = Path(folder) / "quality.json"
+            fit([sample for sample in samples if sample.case not in unknown]).save(quality)
+            for method in arguments.methods.split(","):
+                write(arguments.output, "home", bundle, out, method, quality)
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Return the samples of a file that :func:`home` wrote."""
+    made = [(values.pop("measures"), values) for values in json.loads(path.read_text())]
+    return [Sample(**values, measures=Measures(**measures)) for measures, values in made]
+
+
+def write(output: Path, group: str, bundle: Bundle, cases: list[dict], method: str, quality: str | Path | None) -> None:
+    """Judge the images of a group by a method, each by itself, and write a line for each that has none."""
+    done = set()
+    if output.is_file():
+        lines = map(json.loads, output.read_text().splitlines())
+        done = {(line["group"], line["case"], line["method"]) for line in lines}
+    cases = [case for case in cases if (group, case["case"], method) not in done]
+    if not cases:
+        return
+    prepared, activation = bundle.value("prepared"), bundle.activation
+    made = create(method, bundle.make_network(), {}, activation=activation, prepared=prepared, seed=0)
+    for case in tqdm(cases, desc=f"{group}, {method}"):
+        # of the stream that a guard watches, nothing is known of an image by itself
+        guard = make_guard(True, calibration=quality, segments=bundle.value("segments"))
+        session = Session(made, bundle.windows, guard=guard)
+        row = {"group": group, "case": case["case"], "method": method}
+        try:
+            row |= judged(session, bundle, case)
+        except Exception as error:  # noqa: BLE001 (what the reader refuses is recognized too)
+            row |= {"refused": f"{type(error).__name__}: {str(error)[:200]}"}
+        session.restore()
+        with output.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def judged(session: Session, bundle: Bundle, case: dict) -> dict:
@@ -162,7 +193,11 @@ def _quality(by_group: dict, method: str, arguments: argparse.Namespace) -> Iter
         rank = {name: _spearman(_signal(scored, name), guarded) for name in SIGNALS}
         harmed = adapted < source - HARMED
         area = {name: _area(harmed, -_signal(scored, name)) for name in SIGNALS if name != "source_self_dice"}
-        area["decision"] = _area(harmed, used.astype(float))
+        area["less sure"] = _area(harmed, _signal(scored, "source_self_dice") - _signal(scored, "self_dice"))
+        lower = _signal(scored, "expected_source") - _signal(scored, "expected_adapted")
+        area["expected lower"] = _area(harmed, lower)
+        # what the guard decides, and among equal decisions what it expects
+        area["guard"] = _area(harmed, used + lower / 2)
         yield [
             group,
             len(scored),
@@ -216,16 +251,23 @@ def main() -> None:
         "--group",
         action="append",
         default=[],
-        help="<name>=<folder>, and other keys of the bundle as in ,field_of_view=30; the source set is called home",
+        help="<name>=<folder>, and other keys of the bundle as in ,field_of_view=30",
     )
     first.add_argument("--wrong", type=Path, help="folder with a folder for each kind of wrong input")
     first.add_argument("--output", type=Path, required=True)
     first.add_argument("--methods", default="grata")
     first.add_argument("--limit", type=int, default=40, help="most images of a group, evenly spaced")
-    first.add_argument("--stride", type=int, default=10, help="step between the home images")
-    first.add_argument("--offset", type=int, default=0, help="first image of each group")
     first.add_argument("--threads", type=int, default=1)
     first.set_defaults(do=run)
+    known = commands.add_parser("home")
+    known.add_argument("bundle", type=Path)
+    known.add_argument("--dataset_dir", type=Path, required=True)
+    known.add_argument("--samples", type=Path, required=True, help="file of what was measured, read or written")
+    known.add_argument("--val_stride", type=int, default=5, help="step between the images held out of training")
+    known.add_argument("--output", type=Path, required=True)
+    known.add_argument("--methods", default="grata")
+    known.add_argument("--threads", type=int, default=1)
+    known.set_defaults(do=home)
     second = commands.add_parser("table")
     second.add_argument("rows", type=Path)
     second.add_argument("--home", default="home")
