@@ -110,6 +110,26 @@ def test_a_sound_network_is_left_alone(make_outliner, blob, name):
         assert learned(streams[0]) == learned(streams[1])
 
 
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if not m.card.prepared and name != "vptta"])
+def test_the_guard_costs_one_forward_an_image_and_a_view_of_the_first_three(make_outliner, blob, name):
+    forwards = []
+    for guard in (False, True):
+        network = make_outliner()
+        seen = []
+        network.register_forward_hook(lambda layer, inputs, output, seen=seen: seen.append(len(inputs[0])))
+        stream = session(network, name, guard=guard)
+        forwards.append([])
+        for seed in range(5):
+            seen.clear()
+            do(stream, blob(seed, size=24)[None])
+            forwards[-1].append(sum(seen))
+    more = [on - off for off, on in zip(*forwards)]
+    assert more[3:] == ([0, 0] if name == "source" else [1, 1])
+    # views of their own tell these methods what the guard would ask; intent mixes six forwards for any prediction
+    first = {"source": 1, "grata": 1, "test": 1, "intent": 7}.get(name, 2)
+    assert more[:3] == [first] * 3
+
+
 @pytest.mark.parametrize("inferer", [SimpleInferer(), SlidingWindowInferer((8, 8), 2, 0.5)], ids=["whole", "windows"])
 def test_the_source_is_asked_as_the_case_was_predicted(make_outliner, blob, inferer):
     images = blob(1, size=24)[None]
