@@ -151,12 +151,24 @@ def test_whatever_is_farther_from_the_source_never_raises_the_expected_dice(fitt
 def test_surer_is_never_expected_to_be_worse(fitted):
     """Without the strangeness, which a self-Dice has as well."""
     free = dataclasses.replace(fitted, weights=tuple(0.0 for _ in fitted.weights))
-    assert free.sureness[1] >= 0 and all(slope >= 0 for _, slope in free.of_segments)
-    found = []
-    for sure in np.linspace(0, 1, 11):
-        m = measured(60)
-        found.append(free.expected(dataclasses.replace(m, adapted={**m.adapted, "self_dice": [sure, sure]})).dice)
-    assert found == sorted(found)
+    assert all(slope >= 0 for lines in (free.sureness, *free.of_segments) for _, slope in lines)
+    for source in (False, True):
+        found = []
+        for sure in np.linspace(0, 1, 11):
+            signals = {**measured(60).adapted, "self_dice": [sure, sure]}
+            found.append(free.expected(dataclasses.replace(measured(60), adapted=signals, source=signals), source).dice)
+        assert found == sorted(found)
+
+
+def test_an_adapted_prediction_as_sure_as_the_source_prediction_may_be_worse():
+    """What batch statistics cost at home is known from home."""
+    of_home = samples()
+    worse = [dataclasses.replace(s, dice=[d - 0.1 * s.adapted for d in s.dice]) for s in of_home]
+    made, m = fit(worse), measured(50)
+    assert made.expected(m, source=True).dice - made.expected(m).dice == pytest.approx(0.1, abs=0.05)
+    # a network without batch normalization has no such predictions
+    plain = fit([s for s in of_home if not s.adapted])
+    assert plain.sureness[0] == plain.sureness[1] and plain.expected(m, source=True) == plain.expected(m)
 
 
 def test_what_is_written_is_read_again(fitted, tmp_path):

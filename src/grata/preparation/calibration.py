@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from monai.networks import eval_mode
 from scipy.optimize import minimize
+from scipy.special import expit
 from tqdm import tqdm
 
 from ..bundles.bundle import Bundle, Case
@@ -21,7 +22,7 @@ from ..methods import create
 from ..methods.predictive import logits_in
 from ..normalization import batch_norm_layers
 from ..quality import Calibration, Measures, Segmentation, layer_statistics, measure, overlap, segmentation
-from ..quality.calibration import SHARP, familiarity_of, spread_out
+from ..quality.calibration import SHARP, Lines, familiarity_of, spread_out
 from ..quality.features import features, logit
 from ..session.faults import explain, quiet
 from .run import _evenly, _opened, _whole
@@ -36,6 +37,9 @@ _DECAY, _SPARSE = 0.02, 0.3
 """Weight of the squared weights, and of their sum, in the fit."""
 
 _FOLDS = 5
+
+_LINES = 4
+"""Number of the fit's parameters that are a and b of source and adapted predictions; the margin and weights follow."""
 
 
 @dataclass(frozen=True)
@@ -202,25 +206,21 @@ def fit(samples: Sequence[Sample]) -> Calibration:
     """
     home = [sample for sample in samples if sample.simulation == "none" and not sample.adapted]
     thumbnail = np.mean([sample.measures.thumbnail for sample in home], 0)
-    names, table = _table(samples, thumbnail.tolist())
-    at_home = np.array([s.simulation == "none" for s in samples])
-    centre = np.median(table[at_home], 0)
-    spread = np.maximum(table[at_home].std(0), 0.02 * np.abs(centre) + 0.02)
-    strange = spread_out((table - centre) / spread)
+    names, centre, spread, strange = _strangeness(samples, thumbnail.tolist())
     sure = np.array([logit(float(np.mean(_sure(s)))) for s in samples])
     dice = np.array([float(np.mean(s.dice)) for s in samples])
-    parameters = _fitted(strange, sure, dice)
-    expected = _held_out(samples, strange, sure, dice)
-    steps, errors = _intervals(expected, dice)
+    adapted = np.array([s.adapted for s in samples])
+    parameters = _fitted(strange, sure, dice, adapted)
+    steps, errors = _intervals(_held_out(samples, strange, sure, dice, adapted), dice)
     shares = np.array([s.measures.source["share"] for s in home])
     return Calibration(
         segments=samples[0].measures.segments,
         names=names,
         centre=tuple(centre.tolist()),
         spread=tuple(spread.tolist()),
-        weights=tuple(parameters[3:].tolist()),
-        margin=float(parameters[2]),
-        sureness=(float(parameters[0]), float(parameters[1])),
+        weights=tuple(parameters[_LINES + 1 :].tolist()),
+        margin=float(parameters[_LINES]),
+        sureness=_both_lines(parameters),
         of_segments=_of_segments(samples, _familiarity(parameters, strange)),
         thumbnail=tuple(thumbnail.tolist()),
         typical=float(np.mean([np.mean(s.dice) for s in home])),
@@ -231,18 +231,37 @@ def fit(samples: Sequence[Sample]) -> Calibration:
     )
 
 
-def _table(samples: Sequence[Sample], thumbnail: Sequence[float]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the names of the features, and their values by sample."""
+def _strangeness(
+    samples: Sequence[Sample], thumbnail: Sequence[float]
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
+    """Return the names of the features, their median and deviation at home, and how far out they are by sample."""
     rows = [features(s.measures, thumbnail, source=not s.adapted) for s in samples]
     names = tuple(rows[0])
-    return names, np.array([[row[name] for name in names] for row in rows])
+    table = np.array([[row[name] for name in names] for row in rows])
+    home = table[[s.simulation == "none" for s in samples]]
+    centre = np.median(home, 0)
+    spread = np.maximum(home.std(0), 0.02 * np.abs(centre) + 0.02)
+    return names, centre, spread, spread_out((table - centre) / spread)
 
 
-def _of_segments(samples: Sequence[Sample], familiarity: np.ndarray) -> tuple[tuple[float, float], ...]:
+def _both_lines(parameters: np.ndarray) -> Lines:
+    a, b, a_adapted, b_adapted = parameters[:_LINES].tolist()
+    return (a, b), (a_adapted, b_adapted)
+
+
+def _of_segments(samples: Sequence[Sample], familiarity: np.ndarray) -> tuple[Lines, ...]:
     """Return a and b of each segment."""
     sure = np.array([[logit(value) for value in _sure(s)] for s in samples])
     dice = np.array([s.dice for s in samples])
-    return tuple(_line(*columns, familiarity) for columns in zip(sure.T, dice.T))
+    adapted = np.array([s.adapted for s in samples])
+    found = []
+    for sure_of, dice_of in zip(sure.T, dice.T):
+        of_source = _line(sure_of[~adapted], dice_of[~adapted], familiarity[~adapted])
+        of_adapted = of_source
+        if adapted.any():
+            of_adapted = _line(sure_of[adapted], dice_of[adapted], familiarity[adapted])
+        found.append((of_source, of_adapted))
+    return tuple(found)
 
 
 def _sure(sample: Sample) -> Sequence[float]:
@@ -251,35 +270,49 @@ def _sure(sample: Sample) -> Sequence[float]:
 
 
 def _familiarity(parameters: np.ndarray, strange: np.ndarray) -> np.ndarray:
-    return familiarity_of(strange @ parameters[3:] - parameters[2])
+    return familiarity_of(strange @ parameters[_LINES + 1 :] - parameters[_LINES])
 
 
-def _expected(parameters: np.ndarray, strange: np.ndarray, sure: np.ndarray) -> np.ndarray:
-    return _familiarity(parameters, strange) / (1 + np.exp(-(parameters[0] + parameters[1] * sure)))
+def _sureness(parameters: np.ndarray, sure: np.ndarray, adapted: np.ndarray) -> np.ndarray:
+    a, b, a_adapted, b_adapted = parameters[:_LINES]
+    return expit(np.where(adapted, a_adapted + b_adapted * sure, a + b * sure))
 
 
-def _fitted(strange: np.ndarray, sure: np.ndarray, dice: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
-    """Return a, b, the margin and the weights of least squares, with the weights at least 0."""
+def _expected(parameters: np.ndarray, strange: np.ndarray, sure: np.ndarray, adapted: np.ndarray) -> np.ndarray:
+    return _familiarity(parameters, strange) * _sureness(parameters, sure, adapted)
+
+
+def _fitted(
+    strange: np.ndarray, sure: np.ndarray, dice: np.ndarray, adapted: np.ndarray, start: np.ndarray | None = None
+) -> np.ndarray:
+    """Return both lines, the margin and the weights of least squares, with the weights at least 0."""
     count = strange.shape[1]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        r = 1 / (1 + np.exp(-(parameters[0] + parameters[1] * sure)))
-        u = strange @ parameters[3:] - parameters[2]
+        r = _sureness(parameters, sure, adapted)
+        weights = parameters[_LINES + 1 :]
+        u = strange @ weights - parameters[_LINES]
         familiar = familiarity_of(u)
         error = r * familiar - dice
         of_r = 2 * error * familiar * r * (1 - r)
-        of_u = -2 * error * r * familiar / (1 + np.exp(-np.clip(SHARP * u, -50, 50)))
-        weights = parameters[3:]
+        of_u = -2 * error * r * familiar * expit(SHARP * u)
+        lines = [(of_r * where * by).mean() for where in (~adapted, adapted) for by in (1, sure)]
         value = (error**2).mean() + _SPARSE * _DECAY / count * weights.sum() + _DECAY * (weights @ weights)
         slope = _SPARSE * _DECAY / count + 2 * _DECAY * weights + strange.T @ of_u / len(dice)
-        return float(value), np.r_[of_r.mean(), (of_r * sure).mean(), -of_u.mean(), slope]
+        return float(value), np.r_[lines, -of_u.mean(), slope]
 
-    start = np.r_[0.0, 1.0, 1.0, np.full(count, 0.02)] if start is None else start
-    bounds = [(None, None), (0, None), (0.3, None)] + [(0, None)] * count
-    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
+    start = np.r_[0.0, 1.0, 0.0, 1.0, 1.0, np.full(count, 0.02)] if start is None else start
+    bounds = [(None, None), (0, None)] * 2 + [(0.3, None)] + [(0, None)] * count
+    found = np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
+    if not adapted.any():
+        # a network without batch normalization has one prediction by its statistics, and so one line
+        found[_LINES // 2 : _LINES] = found[: _LINES // 2]
+    return found
 
 
-def _held_out(samples: Sequence[Sample], strange: np.ndarray, sure: np.ndarray, dice: np.ndarray) -> np.ndarray:
+def _held_out(
+    samples: Sequence[Sample], strange: np.ndarray, sure: np.ndarray, dice: np.ndarray, adapted: np.ndarray
+) -> np.ndarray:
     """Return the expected Dice of each sample by a fit that knows neither its source image nor its kind of change.
 
     The next hospital's images are changed in a way that no simulation shows; the errors for changes that the fit never
@@ -291,13 +324,14 @@ def _held_out(samples: Sequence[Sample], strange: np.ndarray, sure: np.ndarray, 
     kinds = np.array([sample.simulation for sample in samples])
     expected = np.zeros(len(samples))
     for number in range(min(_FOLDS, len(cases))):
-        start = _fitted(strange[of != number], sure[of != number], dice[of != number])
+        others = of != number
+        start = _fitted(strange[others], sure[others], dice[others], adapted[others])
         for kind in dict.fromkeys(kinds):
             out = (of == number) & (kinds == kind)
             # images as they are were never a change
-            known = (of != number) & ((kinds != kind) | (kinds == "none"))
-            parameters = _fitted(strange[known], sure[known], dice[known], start)
-            expected[out] = _expected(parameters, strange[out], sure[out])
+            known = others & ((kinds != kind) | (kinds == "none"))
+            parameters = _fitted(strange[known], sure[known], dice[known], adapted[known], start)
+            expected[out] = _expected(parameters, strange[out], sure[out], adapted[out])
     return expected
 
 
@@ -317,7 +351,7 @@ def _line(sure: np.ndarray, dice: np.ndarray, familiarity: np.ndarray) -> tuple[
     """Return a and b of one segment, with the familiarity as it is."""
 
     def loss(line: np.ndarray) -> float:
-        return float((((familiarity / (1 + np.exp(-(line[0] + line[1] * sure)))) - dice) ** 2).mean())
+        return float(((familiarity * expit(line[0] + line[1] * sure) - dice) ** 2).mean())
 
     found = minimize(loss, np.array([0.0, 1.0]), method="L-BFGS-B", bounds=[(None, None), (0, None)]).x
     return float(found[0]), float(found[1])

@@ -32,6 +32,10 @@ _NOTABLE = 0.1
 """What a feature adds to the strangeness from which on it is named."""
 
 
+Lines = tuple[tuple[float, float], tuple[float, float]]
+"""a and b of the source prediction, and of an adapted one."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """Dice that is expected of a prediction.
@@ -72,9 +76,11 @@ class Calibration:
         r = sigmoid(a + b·logit(self-Dice))                      how sure the network is of its own mask
         N = exp(−softplus(Σ_i w_i·ln(1 + z_i²/2) − m))           how like the source's the image and its prediction are
 
-    ``z_i`` is a feature's distance from its median over the source images in deviations, ``w_i ≥ 0``: whatever is
-    farther from the source can only lower the expected Dice. The weights are fitted to held-out source images, to the
-    same images under simulated shifts, and to inputs that the network must not be trusted with.
+    ``a`` and ``b`` are others of the source prediction than of an adapted one: batch statistics may make a network
+    surer of masks that are no better. ``z_i`` is a feature's distance from its median over the source images in
+    deviations, ``w_i ≥ 0``: whatever is farther from the source can only lower the expected Dice. The weights are
+    fitted to held-out source images, to the same images under simulated shifts, and to inputs that the network must
+    not be trusted with.
 
     Attributes:
         segments: names of the segments.
@@ -82,8 +88,8 @@ class Calibration:
         centre, spread: median and deviation of each feature over the source images.
         weights: weight of each feature, at least 0.
         margin: m, strangeness that costs nothing.
-        sureness: a and b of the mean over the segments.
-        of_segments: a and b of each segment.
+        sureness: a and b of the mean over the segments, of the source prediction and of an adapted one.
+        of_segments: the same of each segment.
         thumbnail: mean thumbnail of the source images.
         typical: mean Dice on held-out source images.
         steps: expected values at which the interval changes, rising.
@@ -98,8 +104,8 @@ class Calibration:
     spread: tuple[float, ...]
     weights: tuple[float, ...]
     margin: float
-    sureness: tuple[float, float]
-    of_segments: tuple[tuple[float, float], ...]
+    sureness: Lines
+    of_segments: tuple[Lines, ...]
     thumbnail: tuple[float, ...]
     typical: float
     steps: tuple[float, ...]
@@ -118,8 +124,8 @@ class Calibration:
         familiarity = float(familiarity_of(strangeness.sum() - self.margin))
         signals = measures.source if source else measures.adapted
         sure = signals["self_dice"]
-        dice = _sigmoid(self.sureness[0] + self.sureness[1] * logit(mean(sure))) * familiarity
-        by_segment = [_sigmoid(a + b * logit(s)) * familiarity for (a, b), s in zip(self.of_segments, sure)]
+        dice = _on(self.sureness[not source], mean(sure)) * familiarity
+        by_segment = [_on(lines[not source], s) * familiarity for lines, s in zip(self.of_segments, sure)]
         low, high = self.errors[sum(dice >= step for step in self.steps)]
         order = [i for i in np.argsort(-strangeness) if strangeness[i] > _NOTABLE]
         strange = list(dict.fromkeys(in_words(self.names[i]) for i in order))[:3]
@@ -184,6 +190,7 @@ class Calibration:
         alike = len(self.names) == len(self.weights) == len(self.centre) == len(self.spread)
         alike = alike and len(self.segments) == len(self.of_segments) == len(self.ranges)
         alike = alike and len(self.errors) == len(self.steps) + 1
+        alike = alike and all(np.shape(lines) == (2, 2) for lines in (self.sureness, *self.of_segments))
         numbers = [value for key, value in vars(self).items() if key not in ("segments", "names")]
         return alike and all(map(_finite, numbers)) and all(weight >= 0 for weight in self.weights)
 
@@ -198,7 +205,9 @@ def spread_out(z: np.ndarray) -> np.ndarray:
     return np.log1p(np.clip(z, -_FARTHEST, _FARTHEST) ** 2 / 2)
 
 
-def _sigmoid(x: float) -> float:
+def _on(line: tuple[float, float], sure: float) -> float:
+    """Return ``sigmoid(a + b·logit(self-Dice))``."""
+    x = line[0] + line[1] * logit(sure)
     return 1 / (1 + math.exp(-max(-50.0, min(50.0, x))))
 
 

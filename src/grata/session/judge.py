@@ -220,7 +220,7 @@ class QualityGuard(Settings):
         self._note(views, decisions, float(alike.min()))
         used = self._used(decisions, prediction, source)
         keep = all(decision.keeps for decision in decisions)
-        drifted = adapts and self._watch(decisions, float(alike.mean()))
+        drifted = adapts and self._watch(decisions, float(alike.mean()), _has_learned(method))
         return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
 
     def _decide(self, measures: Measures, adapts: bool) -> Decision:
@@ -301,19 +301,30 @@ class QualityGuard(Settings):
 
         return tree_map(mixed, prediction, source)
 
-    def _watch(self, decisions: Sequence[Decision], agreement: float) -> bool:
-        """Note a case of the stream; return whether the method has drifted away from the source."""
+    def _watch(self, decisions: Sequence[Decision], agreement: float, learned: bool) -> bool:
+        """Note a case of the stream; return whether what was learned in it leads away from the source."""
         if any(decision.verdict == REJECT for decision in decisions):
             # an image unlike those of the source shows nothing of network and method, and nothing is learned from it
             return False
         if all(decision.harmful for decision in decisions):
-            self._harmed += all(decision.grave for decision in decisions)
-            self._share = _SLOW * self._share + 1 - _SLOW
-            if self._harmed >= self.patience or self._share > _MOSTLY:
-                self._given_up = "; ".join(dict.fromkeys(r for d in decisions for r in d.reasons))
-            return False
+            return self._harmed_again(decisions, learned)
         self._harmed, self._share = 0, _SLOW * self._share
         return self._drifted(agreement)
+
+    def _harmed_again(self, decisions: Sequence[Decision], learned: bool) -> bool:
+        """Note a case that adaptation harmed; return whether to start anew, before the network itself is to blame."""
+        self._harmed += all(decision.grave for decision in decisions)
+        self._share = _SLOW * self._share + 1 - _SLOW
+        if self._harmed < self.patience and self._share <= _MOSTLY:
+            return False
+        if learned:
+            self._start_anew()
+        elif self._harmed >= self.patience or self.calibration is None:
+            self._given_up = "; ".join(dict.fromkeys(r for d in decisions for r in d.reasons))
+        return learned
+
+    def _start_anew(self) -> None:
+        self._harmed, self._share, self._first, self._recent = 0, 0.0, [], math.nan
 
     def _drifted(self, agreement: float) -> bool:
         """Note an agreement with the source; return whether it has fallen far below that of the first images."""
@@ -324,7 +335,7 @@ class QualityGuard(Settings):
         self._recent = _SLOW * self._recent + (1 - _SLOW) * agreement
         if sum(self._first) / len(self._first) - self._recent <= self.drift:
             return False
-        self._first, self._recent = [], math.nan
+        self._start_anew()
         return True
 
 
@@ -394,6 +405,11 @@ def _with_expected(quality: dict[str, Any], decision: Decision) -> dict[str, Any
     }
     both = {"expected_adapted": round(adapted.dice, 4), "expected_source": round(source.dice, 4)}
     return expected.as_dict() | both | quality | {"segments": by_segment}
+
+
+def _has_learned(method: Method) -> bool:
+    """Return whether a method holds what it learned from earlier cases than the one that it was just adapted to."""
+    return method.learns and method.batches > 1
 
 
 class _Unread(Exception):
