@@ -392,6 +392,21 @@ def test_a_stream_that_drifts_away_is_brought_back_to_the_source(make_matched):
     assert not any(do(free, hill())[0].record["flags"] for _ in range(count + 1))
 
 
+def test_what_a_stream_learned_is_forgotten_before_the_network_is_blamed(make_matched):
+    stream = Session(Widening(make_matched(), activation="softmax"), guard={"drift": 1.0, "patience": 2})
+    used = []
+    for count in itertools.count():
+        assert count < 60
+        case, _ = do(stream, hill())
+        used.append(case.record["used"])
+        if case.record["flags"]:
+            break
+    assert case.record["flags"] == ["drift_reset"] and used[-2:] == ["source", "source"] and "adapted" in used
+    assert not stream.guard.given_up and stream.method.batches == 0
+    # and begins like one that has seen nothing
+    assert do(stream, hill())[0].record["used"] == "adapted"
+
+
 def fail_in_the_block(stream, images, patch):
     with stream.case(images, "bad") as case, torch.no_grad():
         case.adapt()

@@ -420,10 +420,10 @@ class Case:
     def _commit(self) -> None:
         """Write journal, state and bank, in this order: a stopped process goes on from the state, if there is one."""
         session = self.session
-        if not self._keep:
-            session.learner.go_back(self._start)
-        elif self._restore:
+        if self._restore:
             session.learner.restore()
+        elif not self._keep:
+            session.learner.go_back(self._start)
         size = session.journal.size() if session.journal is not None else 0
         before = size, dict(session.flags), dict(session.judgements)
         try:
