@@ -1,21 +1,21 @@
 """Measure the guard on a bundle: what it says of home, of target sites and of wrong inputs, and whether that is right.
 
-    python scripts/verdict_study.py home bundles/<bundle> --dataset_dir <source set> --samples <samples.json> \
-        --output <rows.jsonl> [--methods ptbn]
-    python scripts/verdict_study.py run bundles/<bundle> --group <site>=<folder> \
+    python scripts/verdict_study.py sample bundles/<bundle> --dataset_dir <source set> --output <samples.json>
+    python scripts/verdict_study.py run bundles/<bundle> --group home=<source set> --group <site>=<folder> \
         --wrong <folder of scripts/wrong_inputs.py> --output <rows.jsonl> [--methods ptbn,source] [--limit 40]
-    python scripts/verdict_study.py table <rows.jsonl> [--scored <segment>]
+    python scripts/verdict_study.py table <rows.jsonl> --quality bundles/<bundle>/models/quality.json \
+        --samples <samples.json> [--scored <segment>]
 
-The first two commands adapt to each image by itself (per case) and write a line for each; lines that are there already
-are not computed again. Images of home are those held out of the network's training, and each is judged by a calibration
-that was fitted without it. The third prints the tables.
+The first command measures what ``grata calibrate`` measures. The second adapts to each image by itself (per case) and
+writes a line for each; lines that are there already are not computed again. Images of home are those held out of the
+network's training. The third judges the lines and prints the tables; images of home are judged by calibrations that
+were fitted without them.
 """
 
 import argparse
 import dataclasses
 import json
 import math
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +30,19 @@ from tqdm import tqdm
 from grata.bundles.bundle import Bundle
 from grata.methods import create
 from grata.preparation.calibration import Sample, _Probe, fit
-from grata.quality import Measures, Segmentation, overlap, segmentation
-from grata.session import Session, make_guard
+from grata.quality import (
+    Calibration,
+    Decision,
+    Measures,
+    Segmentation,
+    Thresholds,
+    decide,
+    overlap,
+    segmentation,
+)
+from grata.session import QualityGuard, Session
 
-HARMED, FOLDS = 0.05, 4
+HOME, HARMED, FOLDS = "home", 0.05, 4
 SIGNALS = ("expected_dice", "self_dice", "source_self_dice", "agreement_views", "agreement_source", "class_compactness")
 
 
@@ -55,59 +64,31 @@ def groups(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Judge each image of each group, and write its line."""
+    """Measure each image of each group, and write its line."""
     torch.set_num_threads(arguments.threads)
     for group, keys in groups(arguments):
         bundle = Bundle(arguments.bundle, keys, "study")
         cases = bundle.cases(None, labelled=False)
-        cases = cases[:: max(1, len(cases) // arguments.limit)][: arguments.limit]
+        cases = cases[:: arguments.val_stride if group == HOME else max(1, len(cases) // arguments.limit)]
         for method in arguments.methods.split(","):
-            write(arguments.output, group, bundle, cases, method, bundle.value("quality"))
+            write(arguments.output, group, bundle, cases[: arguments.limit], method)
 
 
-def home(arguments: argparse.Namespace) -> None:
-    """Judge held-out source images, each by a calibration that does not know it, and write their lines."""
-    torch.set_num_threads(arguments.threads)
-    bundle = Bundle(arguments.bundle, {"dataset_dir": str(arguments.dataset_dir)}, "study")
-    cases = bundle.cases(None)[:: arguments.val_stride]
-    samples = read_samples(arguments.samples) if arguments.samples.is_file() else []
-    if not samples:
-        samples, _ = _Probe(bundle).all_samples(cases, seed=0)
-        arguments.samples.write_text(json.dumps([dataclasses.asdict(sample) for sample in samples]))
-    for fold in range(FOLDS):
-        out = cases[fold::FOLDS]
-        unknown = {case["case"] for case in out}
-        with tempfile.TemporaryDirectory() as folder:
-            quality = Path(folder) / "quality.json"
-            fit([sample for sample in samples if sample.case not in unknown]).save(quality)
-            for method in arguments.methods.split(","):
-                write(arguments.output, "home", bundle, out, method, quality)
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """Return the samples of a file that :func:`home` wrote."""
-    made = [(values.pop("measures"), values) for values in json.loads(path.read_text())]
-    return [Sample(**values, measures=Measures(**measures)) for measures, values in made]
-
-
-def write(output: Path, group: str, bundle: Bundle, cases: list[dict], method: str, quality: str | Path | None) -> None:
-    """Judge the images of a group by a method, each by itself, and write a line for each that has none."""
-    done = set()
-    if output.is_file():
-        lines = map(json.loads, output.read_text().splitlines())
-        done = {(line["group"], line["case"], line["method"]) for line in lines}
+def write(output: Path, group: str, bundle: Bundle, cases: list[dict], method: str) -> None:
+    """Adapt to the images of a group, each by itself, and write a line for each that has none."""
+    done = {(line["group"], line["case"], line["method"]) for line in read_lines(output)} if output.is_file() else set()
     cases = [case for case in cases if (group, case["case"], method) not in done]
     if not cases:
         return
     prepared, activation = bundle.value("prepared"), bundle.activation
     made = create(method, bundle.make_network(), {}, activation=activation, prepared=prepared, seed=0)
     for case in tqdm(cases, desc=f"{group}, {method}"):
-        # of the stream that a guard watches, nothing is known of an image by itself
-        guard = make_guard(True, calibration=quality, segments=bundle.value("segments"))
+        # each image is the first of a stream, of which the guard knows nothing else
+        guard = Measuring(calibration=bundle.value("quality"), segments=bundle.value("segments"))
         session = Session(made, bundle.windows, guard=guard)
         row = {"group": group, "case": case["case"], "method": method}
         try:
-            row |= judged(session, bundle, case)
+            row |= measured(session, bundle, case)
         except Exception as error:  # noqa: BLE001 (what the reader refuses is recognized too)
             row |= {"refused": f"{type(error).__name__}: {str(error)[:200]}"}
         session.restore()
@@ -115,8 +96,16 @@ def write(output: Path, group: str, bundle: Bundle, cases: list[dict], method: s
             file.write(json.dumps(row) + "\n")
 
 
-def judged(session: Session, bundle: Bundle, case: dict) -> dict:
-    """Return the line of an image: the judgement, and the Dice of both predictions where there is a label."""
+class Measuring(QualityGuard):
+    """A guard that keeps what it measured, so that any calibration can judge it later."""
+
+    def _decide(self, measures: Measures, adapts: bool) -> Decision:
+        self.found = {"measures": dataclasses.asdict(measures), "adapts": adapts}
+        return super()._decide(measures, adapts)
+
+
+def measured(session: Session, bundle: Bundle, case: dict) -> dict:
+    """Return the line of an image: its signals, and the Dice of both predictions where there is a label."""
     if "fault" in case:
         return {"refused": case["fault"]}
     image = bundle.read_image(case)
@@ -126,8 +115,7 @@ def judged(session: Session, bundle: Bundle, case: dict) -> dict:
         adapted = bundle.inferer(x, session.network)
         adapting.judge(adapted)
     source = adapted if adapting.source is None else adapting.source
-    (judgement,) = adapting.judgements
-    row = judgement.as_dict()
+    row = dict(session.guard.found)
     if "label" in case:
         values = bundle.read_label(case, image, "network")
         label = torch.as_tensor(np.stack([np.isin(values, region.values) for region in bundle.regions]).astype("f4"))
@@ -136,14 +124,57 @@ def judged(session: Session, bundle: Bundle, case: dict) -> dict:
     return row
 
 
+def sample(arguments: argparse.Namespace) -> None:
+    """Measure what ``grata calibrate`` measures, and write it, so that home can be judged by what does not know it."""
+    torch.set_num_threads(arguments.threads)
+    bundle = Bundle(arguments.bundle, {"dataset_dir": str(arguments.dataset_dir)}, "study")
+    samples, faults = _Probe(bundle).all_samples(bundle.cases(None)[:: arguments.val_stride], seed=0)
+    print("\n".join(faults))
+    arguments.output.write_text(json.dumps([dataclasses.asdict(found) for found in samples]))
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Return the samples of a file that :func:`sample` wrote."""
+    made = [(values.pop("measures"), values) for values in json.loads(path.read_text())]
+    return [Sample(**values, measures=Measures(**measures)) for measures, values in made]
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Return the lines of a file that :func:`write` wrote."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def judged(rows: list[dict], arguments: argparse.Namespace) -> list[dict]:
+    """Return the lines with their judgement: that of the bundle's calibration, of home that of one that is blind."""
+    samples = read_samples(arguments.samples) if arguments.samples else []
+    home = sorted({row["case"] for row in rows if row["group"] == HOME})
+    blind = {}
+    for fold in range(FOLDS if samples else 0):
+        out = set(home[fold::FOLDS])
+        blind |= dict.fromkeys(out, fit([found for found in samples if found.case not in out]))
+    usual = Calibration.read(arguments.quality)
+    for row in rows:
+        if "measures" not in row:
+            continue
+        calibration = blind.get(row["case"], usual) if row["group"] == HOME else usual
+        measures = Measures(**row["measures"])
+        decision = decide(measures, Thresholds(), calibration, row["adapts"])
+        row |= {"verdict": decision.verdict, "used": decision.used, "reasons": decision.reasons}
+        row["quality"] = measures.as_dict() | decision.expected.as_dict()
+        row["quality"] |= {"expected_adapted": decision.of_adapted.dice, "expected_source": decision.of_source.dice}
+        # of a rejected image the source prediction is what is written
+        row["guarded"] = "adapted" if decision.used == "adapted" else "source"
+    return rows
+
+
 def table(arguments: argparse.Namespace) -> None:
     """Print what the lines say."""
-    rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()]
+    rows = judged(read_lines(arguments.rows), arguments)
     by_group: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for row in rows:
         by_group[row["method"], row["group"]].append(row)
     for method in dict.fromkeys(row["method"] for row in rows):
-        home = [row for row in by_group.get((method, arguments.home), []) if "quality" in row]
+        home = [row for row in by_group.get((method, HOME), []) if "quality" in row]
         alarm = float(np.quantile([row["quality"].get("expected_dice", 1.0) for row in home], 0.05)) if home else 0.0
         print(f"\n## {method}: verdicts (5 % of the home images lie below an expected Dice of {alarm:.3f})\n")
         lines = []
@@ -185,7 +216,7 @@ def _quality(by_group: dict, method: str, arguments: argparse.Namespace) -> Iter
         index = [arguments.segments.index(arguments.scored)] if arguments.scored and group in arguments.partly else None
         adapted = np.array([_mean(row["adapted"], index) for row in scored])
         source = np.array([_mean(row["source"], index) for row in scored])
-        used = np.array([row["used"] != "adapted" for row in scored])
+        used = np.array([row["guarded"] == "source" for row in scored])
         guarded = np.where(used, source, adapted)
         expected = np.array([row["quality"].get("expected_dice", math.nan) for row in scored])
         low = np.array([row["quality"].get("expected_low", math.nan) for row in scored])
@@ -251,26 +282,25 @@ def main() -> None:
         "--group",
         action="append",
         default=[],
-        help="<name>=<folder>, and other keys of the bundle as in ,field_of_view=30",
+        help="<name>=<folder>, and other keys of the bundle as in ,field_of_view=30; the source set is called home",
     )
     first.add_argument("--wrong", type=Path, help="folder with a folder for each kind of wrong input")
     first.add_argument("--output", type=Path, required=True)
     first.add_argument("--methods", default="grata")
     first.add_argument("--limit", type=int, default=40, help="most images of a group, evenly spaced")
-    first.add_argument("--threads", type=int, default=1)
     first.set_defaults(do=run)
-    known = commands.add_parser("home")
+    known = commands.add_parser("sample")
     known.add_argument("bundle", type=Path)
     known.add_argument("--dataset_dir", type=Path, required=True)
-    known.add_argument("--samples", type=Path, required=True, help="file of what was measured, read or written")
-    known.add_argument("--val_stride", type=int, default=5, help="step between the images held out of training")
     known.add_argument("--output", type=Path, required=True)
-    known.add_argument("--methods", default="grata")
-    known.add_argument("--threads", type=int, default=1)
-    known.set_defaults(do=home)
+    known.set_defaults(do=sample)
+    for parser in (first, known):
+        parser.add_argument("--val_stride", type=int, default=5, help="step between the images held out of training")
+        parser.add_argument("--threads", type=int, default=1)
     second = commands.add_parser("table")
     second.add_argument("rows", type=Path)
-    second.add_argument("--home", default="home")
+    second.add_argument("--quality", type=Path, required=True, help="the bundle's calibration")
+    second.add_argument("--samples", type=Path, help="what the first command wrote")
     second.add_argument("--segments", nargs="*", default=[])
     second.add_argument("--scored", help="only this segment is labelled in the groups of --partly")
     second.add_argument("--partly", nargs="*", default=[])
