@@ -29,7 +29,9 @@ class Thresholds:
         less_sure: how much lower the self-Dice of a segment may be than in the source prediction, for a network that is
             not calibrated.
         much_changed: agreement with the source prediction below which a network that is less sure does not bear
-            adaptation.
+            adaptation, and below which its views must agree well.
+        trusted: agreement of weak views from which on a change as large as that is trusted, for a network that is not
+            calibrated: the median of sound networks.
         far_less_sure: how much lower the mean self-Dice is where the network does not bear adaptation.
         worse: how much lower the expected Dice may be than that of the source prediction, for one that is.
         doubtful: self-Dice below which a prediction is reviewed, for a network that is not calibrated.
@@ -40,11 +42,12 @@ class Thresholds:
     """
 
     least_agreement: float = 0.75
-    same: float = 0.99
+    same: float = 0.995
     greatest_ratio: float = 3.0
     sure: float = 0.8
     less_sure: float = 0.0
     much_changed: float = 0.8
+    trusted: float = 0.9
     far_less_sure: float = 0.1
     worse: float = 0.02
     doubtful: float = 0.75
@@ -198,6 +201,11 @@ def _less_sure(m: Measures, t: Thresholds, adapted: Expected | None, source: Exp
                 f"adaptation is not used: it lowers the expected Dice from {source.dice:.2f} to {adapted.dice:.2f}"
             )
         return reasons
+    if m.agreement_views < t.trusted and mean(m.agreement_source) < t.much_changed:
+        reasons.append(
+            "adaptation is not used: it changes the prediction much, and its predictions for mirrored or turned views "
+            f"of the image agree too little for that (agreement {m.agreement_views:.2f})"
+        )
     for name, mine, theirs in zip(m.segments, m.adapted["self_dice"], m.source["self_dice"]):
         if theirs - mine > t.less_sure:
             reasons.append(

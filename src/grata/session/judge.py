@@ -45,9 +45,6 @@ NOT_ADAPTED = "not_adapted"
 DRIFT_RESET = "drift_reset"
 """Flag of a case after which the method was put back to the source network, because it had drifted away from it."""
 
-_TRUSTED = 0.9
-"""Agreement of views from which on a change as large as this one is trusted: the median of sound networks."""
-
 _MOSTLY = 0.67
 """Moving share of harmed cases from which on adaptation is given up: that of five, one after the other."""
 
@@ -247,7 +244,7 @@ class QualityGuard(Settings):
 
     def _note(self, views: float, decisions: Sequence[Decision], least: float) -> None:
         self._seen += 1
-        if views >= _TRUSTED and not any(decision.harmful for decision in decisions):
+        if views >= self._thresholds.trusted and not any(decision.harmful for decision in decisions):
             self._borne = min(self._borne, least)
 
     def _probes(self, adapts: bool, least: float) -> bool:
