@@ -66,8 +66,19 @@ def test_where_adaptation_harms_the_source_is_used(harm):
     # a little less sureness does not show that the network does not bear adaptation
     assert found.grave is (harm != "less sure") and not found.keeps
     # where both are the same for all purposes, and where nothing was adapted, there is no harm
-    for same in (of(**given | {"agreement": 0.99}), of(**given, adapts=False)):
+    for same in (of(**given | {"agreement": 0.995}), of(**given, adapts=False)):
         assert same.used == "adapted" and not same.harmful and same.keeps
+
+
+@pytest.mark.parametrize(
+    ("views", "agreement", "used"), [(0.89, 0.79, "source"), (0.9, 0.79, "adapted"), (0.89, 0.8, "adapted")]
+)
+def test_a_large_change_needs_views_that_agree_well(views, agreement, used):
+    found = of(views=views, agreement=agreement)
+    assert found.used == used and found.grave is (used == "source")
+    assert used == "adapted" or "changes the prediction much" in found.reasons[0]
+    # of a network that is known, what is expected decides
+    assert decide(measures(views=views, agreement=agreement), Thresholds(), Known(0.9, 0.9)).used == "adapted"
 
 
 def test_a_source_that_is_not_sure_itself_may_be_changed_much():
