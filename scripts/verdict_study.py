@@ -294,9 +294,9 @@ def main() -> None:
     known.add_argument("--dataset_dir", type=Path, required=True)
     known.add_argument("--output", type=Path, required=True)
     known.set_defaults(do=sample)
-    for parser in (first, known):
-        parser.add_argument("--val_stride", type=int, default=5, help="step between the images held out of training")
-        parser.add_argument("--threads", type=int, default=1)
+    for command in (first, known):
+        command.add_argument("--val_stride", type=int, default=5, help="step between the images held out of training")
+        command.add_argument("--threads", type=int, default=1)
     second = commands.add_parser("table")
     second.add_argument("rows", type=Path)
     second.add_argument("--quality", type=Path, required=True, help="the bundle's calibration")
