@@ -151,24 +151,27 @@ def test_whatever_is_farther_from_the_source_never_raises_the_expected_dice(fitt
 def test_surer_is_never_expected_to_be_worse(fitted):
     """Without the strangeness, which a self-Dice has as well."""
     free = dataclasses.replace(fitted, weights=tuple(0.0 for _ in fitted.weights))
-    assert all(slope >= 0 for lines in (free.sureness, *free.of_segments) for _, slope in lines)
-    for source in (False, True):
-        found = []
-        for sure in np.linspace(0, 1, 11):
-            signals = {**measured(60).adapted, "self_dice": [sure, sure]}
-            found.append(free.expected(dataclasses.replace(measured(60), adapted=signals, source=signals), source).dice)
-        assert found == sorted(found)
+    assert all(number >= 0 for line in (free.sureness, *free.of_segments) for number in line[1:])
+    found = []
+    for sure in np.linspace(0, 1, 11):
+        m = measured(60)
+        found.append(free.expected(dataclasses.replace(m, adapted={**m.adapted, "self_dice": [sure, sure]})).dice)
+    assert found == sorted(found)
 
 
-def test_an_adapted_prediction_as_sure_as_the_source_prediction_may_be_worse():
-    """What batch statistics cost at home is known from home."""
-    of_home = samples()
-    worse = [dataclasses.replace(s, dice=[d - 0.1 * s.adapted for d in s.dice]) for s in of_home]
-    made, m = fit(worse), measured(50)
-    assert made.expected(m, source=True).dice - made.expected(m).dice == pytest.approx(0.1, abs=0.05)
-    # a network without batch normalization has no such predictions
-    plain = fit([s for s in of_home if not s.adapted])
-    assert plain.sureness[0] == plain.sureness[1] and plain.expected(m, source=True) == plain.expected(m)
+def test_what_a_change_costs_at_home_is_known():
+    """A network that is no less sure of what it changed to its harm."""
+    of_home, rng = [], np.random.default_rng(0)
+    for s in samples():
+        change = rng.uniform(0, 0.2) if s.adapted else 0.3
+        m = dataclasses.replace(s.measures, agreement_source=[1 - change] * 2)
+        of_home.append(dataclasses.replace(s, measures=m, dice=[d - change * s.adapted for d in s.dice]))
+    made = fit(of_home)
+    changed = dataclasses.replace(measured(50), agreement_source=[0.9, 0.9])
+    costs = made.expected(changed, source=True).dice - made.expected(changed).dice
+    assert costs == pytest.approx(0.1, abs=0.05) and made.expected(changed, source=True) == made.expected(measured(50))
+    by_segment = [made.expected(changed, source).segments for source in (True, False)]
+    assert all(kept > lost for kept, lost in zip(*by_segment))
 
 
 def test_what_is_written_is_read_again(fitted, tmp_path):

@@ -18,11 +18,11 @@ from tqdm import tqdm
 from ..bundles.bundle import Bundle, Case
 from ..errors import GrataError
 from ..files import check_output_dir
-from ..methods import create
+from ..methods import Method, create
 from ..methods.predictive import logits_in
 from ..normalization import batch_norm_layers
 from ..quality import Calibration, Measures, Segmentation, layer_statistics, measure, overlap, segmentation
-from ..quality.calibration import SHARP, Lines, familiarity_of, spread_out
+from ..quality.calibration import SHARP, Line, familiarity_of, spread_out
 from ..quality.features import features, logit
 from ..session.faults import explain, quiet
 from .run import _evenly, _opened, _whole
@@ -38,8 +38,16 @@ _DECAY, _SPARSE = 0.02, 0.3
 
 _FOLDS = 5
 
-_LINES = 4
-"""Number of the fit's parameters that are a and b of source and adapted predictions; the margin and weights follow."""
+_LINE = 3
+"""Number of the fit's parameters that are a, b and c; the margin and the weights follow."""
+
+_LINE_BOUNDS = [(None, None), (0, None), (0, None)]
+
+_ADAPTING = ("ptbn", "bn_alpha")
+"""Methods of the adapted predictions: all statistics are the image's, or a tenth of them is."""
+
+Known = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of each sample: how far out its features are ``(N, features)``, how sure the network is, and how much was changed."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Sample:
     Attributes:
         case: id of the source image.
         simulation: name of the simulation.
-        adapted: whether it is the prediction by the image's own statistics.
+        adapted: whether it is a prediction by the image's own statistics.
         measures: signals of the image, in which both predictions stand.
         dice: Dice of each segment.
     """
@@ -75,8 +83,8 @@ def calibrate(
 
     The network predicts held-out source images, the same under simulated shifts (grey values, field, resolution, noise,
     scale), and inputs that it must not be trusted with (turned, inverted, of another scale, noise, phantoms), each
-    with its running statistics and with the image's own. From these a small model is fitted, see
-    :class:`grata.quality.Calibration`.
+    with its running statistics, with the image's own, and with a tenth of these mixed in. From these a small model is
+    fitted, see :class:`grata.quality.Calibration`.
 
     Args:
         bundle: folder of the bundle.
@@ -132,9 +140,9 @@ class _Probe:
         with torch.random.fork_rng(devices=[]):
             self._network = bundle.make_network().eval()
         self._segments = [region.label for region in bundle.regions]
-        self._method = None
+        self._methods = []
         if not isinstance(self._network, torch.jit.ScriptModule) and any(batch_norm_layers(self._network)):
-            self._method = create("ptbn", self._network, {})
+            self._methods = [create(name, self._network, {}) for name in _ADAPTING]
 
     def all_samples(self, cases: Sequence[Case], seed: int) -> tuple[list[Sample], list[str]]:
         """Return the samples of all source images, and what was wrong with those that could not be used."""
@@ -172,18 +180,26 @@ class _Probe:
         x = image[None].to(self._bundle.device)
         with layer_statistics(self._network) as statistics:
             source = self._predicted(x)
-        adapted = source
-        if self._method is not None:
-            self._method.adapt(x)
-            adapted = self._predicted(x)
-            self._method.restore()
         distances = list(statistics.distances().values())
-        measures = measure(image, adapted, source, distances, float("nan"), self._bundle.activation, self._segments)
+        about = distances, float("nan"), self._bundle.activation, self._segments
+        predictions = [source, *(self._adapted(method, x) for method in self._methods)]
         truth = [0.0] * len(label) if simulation.name in _NO_TRUTH else None
         return [
-            Sample(case, simulation.name, kind, measures, truth or _dice(prediction, label))
-            for kind, prediction in ((False, source), (True, adapted))[: 2 if self._method is not None else 1]
+            Sample(
+                case,
+                simulation.name,
+                prediction is not source,
+                measure(image, prediction, source, *about),
+                truth or _dice(prediction, label),
+            )
+            for prediction in predictions
         ]
+
+    def _adapted(self, method: Method, x: torch.Tensor) -> Segmentation:
+        method.adapt(x)
+        adapted = self._predicted(x)
+        method.restore()
+        return adapted
 
     def _predicted(self, x: torch.Tensor) -> Segmentation:
         bundle = self._bundle
@@ -209,18 +225,19 @@ def fit(samples: Sequence[Sample]) -> Calibration:
     names, centre, spread, strange = _strangeness(samples, thumbnail.tolist())
     sure = np.array([logit(float(np.mean(_sure(s)))) for s in samples])
     dice = np.array([float(np.mean(s.dice)) for s in samples])
-    adapted = np.array([s.adapted for s in samples])
-    parameters = _fitted(strange, sure, dice, adapted)
-    steps, errors = _intervals(_held_out(samples, strange, sure, dice, adapted), dice)
+    change = np.array([float(np.mean(_changes(s))) for s in samples])
+    known = strange, sure, change
+    parameters = _fitted(known, dice)
+    steps, errors = _intervals(_held_out(samples, known, dice), dice)
     shares = np.array([s.measures.source["share"] for s in home])
     return Calibration(
         segments=samples[0].measures.segments,
         names=names,
         centre=tuple(centre.tolist()),
         spread=tuple(spread.tolist()),
-        weights=tuple(parameters[_LINES + 1 :].tolist()),
-        margin=float(parameters[_LINES]),
-        sureness=_both_lines(parameters),
+        weights=tuple(parameters[_LINE + 1 :].tolist()),
+        margin=float(parameters[_LINE]),
+        sureness=_line(parameters),
         of_segments=_of_segments(samples, _familiarity(parameters, strange)),
         thumbnail=tuple(thumbnail.tolist()),
         typical=float(np.mean([np.mean(s.dice) for s in home])),
@@ -244,24 +261,24 @@ def _strangeness(
     return names, centre, spread, spread_out((table - centre) / spread)
 
 
-def _both_lines(parameters: np.ndarray) -> Lines:
-    a, b, a_adapted, b_adapted = parameters[:_LINES].tolist()
-    return (a, b), (a_adapted, b_adapted)
+def _line(parameters: np.ndarray) -> Line:
+    a, b, c = parameters[:_LINE].tolist()
+    return a, b, c
 
 
-def _of_segments(samples: Sequence[Sample], familiarity: np.ndarray) -> tuple[Lines, ...]:
-    """Return a and b of each segment."""
+def _of_segments(samples: Sequence[Sample], familiarity: np.ndarray) -> tuple[Line, ...]:
+    """Return a, b and c of each segment, with the familiarity as it is."""
     sure = np.array([[logit(value) for value in _sure(s)] for s in samples])
+    change = np.array([_changes(s) for s in samples])
     dice = np.array([s.dice for s in samples])
-    adapted = np.array([s.adapted for s in samples])
-    found = []
-    for sure_of, dice_of in zip(sure.T, dice.T):
-        of_source = _line(sure_of[~adapted], dice_of[~adapted], familiarity[~adapted])
-        of_adapted = of_source
-        if adapted.any():
-            of_adapted = _line(sure_of[adapted], dice_of[adapted], familiarity[adapted])
-        found.append((of_source, of_adapted))
-    return tuple(found)
+    return tuple(_line_of_segment(*columns, familiarity) for columns in zip(sure.T, change.T, dice.T))
+
+
+def _line_of_segment(sure: np.ndarray, change: np.ndarray, dice: np.ndarray, familiarity: np.ndarray) -> Line:
+    def loss(line: np.ndarray) -> float:
+        return float(((familiarity * expit(line[0] + line[1] * sure - line[2] * change) - dice) ** 2).mean())
+
+    return _line(minimize(loss, np.array([0.0, 1.0, 0.0]), method="L-BFGS-B", bounds=_LINE_BOUNDS).x)
 
 
 def _sure(sample: Sample) -> Sequence[float]:
@@ -269,50 +286,46 @@ def _sure(sample: Sample) -> Sequence[float]:
     return signals["self_dice"]
 
 
+def _changes(sample: Sample) -> list[float]:
+    """Return how much each segment was changed: 1 minus its agreement with the source prediction."""
+    return [1 - agreement if sample.adapted else 0.0 for agreement in sample.measures.agreement_source]
+
+
 def _familiarity(parameters: np.ndarray, strange: np.ndarray) -> np.ndarray:
-    return familiarity_of(strange @ parameters[_LINES + 1 :] - parameters[_LINES])
+    return familiarity_of(strange @ parameters[_LINE + 1 :] - parameters[_LINE])
 
 
-def _sureness(parameters: np.ndarray, sure: np.ndarray, adapted: np.ndarray) -> np.ndarray:
-    a, b, a_adapted, b_adapted = parameters[:_LINES]
-    return expit(np.where(adapted, a_adapted + b_adapted * sure, a + b * sure))
+def _expected(parameters: np.ndarray, known: Known) -> np.ndarray:
+    strange, sure, change = known
+    a, b, c = parameters[:_LINE]
+    return _familiarity(parameters, strange) * expit(a + b * sure - c * change)
 
 
-def _expected(parameters: np.ndarray, strange: np.ndarray, sure: np.ndarray, adapted: np.ndarray) -> np.ndarray:
-    return _familiarity(parameters, strange) * _sureness(parameters, sure, adapted)
-
-
-def _fitted(
-    strange: np.ndarray, sure: np.ndarray, dice: np.ndarray, adapted: np.ndarray, start: np.ndarray | None = None
-) -> np.ndarray:
-    """Return both lines, the margin and the weights of least squares, with the weights at least 0."""
+def _fitted(known: Known, dice: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+    """Return the line, the margin and the weights of least squares."""
+    strange, sure, change = known
     count = strange.shape[1]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        r = _sureness(parameters, sure, adapted)
-        weights = parameters[_LINES + 1 :]
-        u = strange @ weights - parameters[_LINES]
+        a, b, c = parameters[:_LINE]
+        r = expit(a + b * sure - c * change)
+        weights = parameters[_LINE + 1 :]
+        u = strange @ weights - parameters[_LINE]
         familiar = familiarity_of(u)
         error = r * familiar - dice
         of_r = 2 * error * familiar * r * (1 - r)
         of_u = -2 * error * r * familiar * expit(SHARP * u)
-        lines = [(of_r * where * by).mean() for where in (~adapted, adapted) for by in (1, sure)]
+        line = of_r.mean(), (of_r * sure).mean(), -(of_r * change).mean()
         value = (error**2).mean() + _SPARSE * _DECAY / count * weights.sum() + _DECAY * (weights @ weights)
         slope = _SPARSE * _DECAY / count + 2 * _DECAY * weights + strange.T @ of_u / len(dice)
-        return float(value), np.r_[lines, -of_u.mean(), slope]
+        return float(value), np.r_[line, -of_u.mean(), slope]
 
-    start = np.r_[0.0, 1.0, 0.0, 1.0, 1.0, np.full(count, 0.02)] if start is None else start
-    bounds = [(None, None), (0, None)] * 2 + [(0.3, None)] + [(0, None)] * count
-    found = np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
-    if not adapted.any():
-        # a network without batch normalization has one prediction by its statistics, and so one line
-        found[_LINES // 2 : _LINES] = found[: _LINES // 2]
-    return found
+    start = np.r_[0.0, 1.0, 0.0, 1.0, np.full(count, 0.02)] if start is None else start
+    bounds = [*_LINE_BOUNDS, (0.3, None)] + [(0, None)] * count
+    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
 
 
-def _held_out(
-    samples: Sequence[Sample], strange: np.ndarray, sure: np.ndarray, dice: np.ndarray, adapted: np.ndarray
-) -> np.ndarray:
+def _held_out(samples: Sequence[Sample], known: Known, dice: np.ndarray) -> np.ndarray:
     """Return the expected Dice of each sample by a fit that knows neither its source image nor its kind of change.
 
     The next hospital's images are changed in a way that no simulation shows; the errors for changes that the fit never
@@ -325,14 +338,18 @@ def _held_out(
     expected = np.zeros(len(samples))
     for number in range(min(_FOLDS, len(cases))):
         others = of != number
-        start = _fitted(strange[others], sure[others], dice[others], adapted[others])
+        start = _fitted(_part(known, others), dice[others])
         for kind in dict.fromkeys(kinds):
             out = (of == number) & (kinds == kind)
             # images as they are were never a change
-            known = others & ((kinds != kind) | (kinds == "none"))
-            parameters = _fitted(strange[known], sure[known], dice[known], adapted[known], start)
-            expected[out] = _expected(parameters, strange[out], sure[out], adapted[out])
+            seen = others & ((kinds != kind) | (kinds == "none"))
+            expected[out] = _expected(_fitted(_part(known, seen), dice[seen], start), _part(known, out))
     return expected
+
+
+def _part(known: Known, where: np.ndarray) -> Known:
+    strange, sure, change = known
+    return strange[where], sure[where], change[where]
 
 
 def _intervals(expected: np.ndarray, dice: np.ndarray) -> tuple[list[float], list[tuple[float, float]]]:
@@ -345,13 +362,3 @@ def _intervals(expected: np.ndarray, dice: np.ndarray) -> tuple[list[float], lis
     # predictions of which the same is expected leave a step empty
     ends = [np.quantile(errors[number] or dice - expected, (0.05, 0.95)).tolist() for number in range(3)]
     return steps, [(min(low, 0.0), max(high, 0.0)) for low, high in ends]
-
-
-def _line(sure: np.ndarray, dice: np.ndarray, familiarity: np.ndarray) -> tuple[float, float]:
-    """Return a and b of one segment, with the familiarity as it is."""
-
-    def loss(line: np.ndarray) -> float:
-        return float(((familiarity * expit(line[0] + line[1] * sure) - dice) ** 2).mean())
-
-    found = minimize(loss, np.array([0.0, 1.0]), method="L-BFGS-B", bounds=[(None, None), (0, None)]).x
-    return float(found[0]), float(found[1])

@@ -32,8 +32,8 @@ _NOTABLE = 0.1
 """What a feature adds to the strangeness from which on it is named."""
 
 
-Lines = tuple[tuple[float, float], tuple[float, float]]
-"""a and b of the source prediction, and of an adapted one."""
+Line = tuple[float, float, float]
+"""a, b and c of how sure a network is of its own mask, see :class:`Calibration`."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class Calibration:
     .. code-block:: text
 
         expected Dice = r · N
-        r = sigmoid(a + b·logit(self-Dice))                      how sure the network is of its own mask
+        r = sigmoid(a + b·logit(self-Dice) − c·change)           how sure the network is of its own mask
         N = exp(−softplus(Σ_i w_i·ln(1 + z_i²/2) − m))           how like the source's the image and its prediction are
 
-    ``a`` and ``b`` are others of the source prediction than of an adapted one: batch statistics may make a network
-    surer of masks that are no better. ``z_i`` is a feature's distance from its median over the source images in
-    deviations, ``w_i ≥ 0``: whatever is farther from the source can only lower the expected Dice. The weights are
-    fitted to held-out source images, to the same images under simulated shifts, and to inputs that the network must
-    not be trusted with.
+    The change is 1 minus the agreement with the source prediction, and 0 for that one itself: batch statistics may make
+    a network surer of masks that are no better. ``z_i`` is a feature's distance from its median over the source images
+    in deviations. As ``b``, ``c`` and ``w_i`` are at least 0, whatever is less sure, more changed or farther from the
+    source can only lower the expected Dice. The numbers are fitted to held-out source images, to the same images under
+    simulated shifts, and to inputs that the network must not be trusted with.
 
     Attributes:
         segments: names of the segments.
@@ -88,8 +88,8 @@ class Calibration:
         centre, spread: median and deviation of each feature over the source images.
         weights: weight of each feature, at least 0.
         margin: m, strangeness that costs nothing.
-        sureness: a and b of the mean over the segments, of the source prediction and of an adapted one.
-        of_segments: the same of each segment.
+        sureness: a, b and c of the mean over the segments.
+        of_segments: a, b and c of each segment.
         thumbnail: mean thumbnail of the source images.
         typical: mean Dice on held-out source images.
         steps: expected values at which the interval changes, rising.
@@ -104,8 +104,8 @@ class Calibration:
     spread: tuple[float, ...]
     weights: tuple[float, ...]
     margin: float
-    sureness: Lines
-    of_segments: tuple[Lines, ...]
+    sureness: Line
+    of_segments: tuple[Line, ...]
     thumbnail: tuple[float, ...]
     typical: float
     steps: tuple[float, ...]
@@ -124,8 +124,9 @@ class Calibration:
         familiarity = float(familiarity_of(strangeness.sum() - self.margin))
         signals = measures.source if source else measures.adapted
         sure = signals["self_dice"]
-        dice = _on(self.sureness[not source], mean(sure)) * familiarity
-        by_segment = [_on(lines[not source], s) * familiarity for lines, s in zip(self.of_segments, sure)]
+        changes = [0.0 if source else 1 - agreement for agreement in measures.agreement_source]
+        dice = _on(self.sureness, mean(sure), mean(changes)) * familiarity
+        by_segment = [_on(*of) * familiarity for of in zip(self.of_segments, sure, changes)]
         low, high = self.errors[sum(dice >= step for step in self.steps)]
         order = [i for i in np.argsort(-strangeness) if strangeness[i] > _NOTABLE]
         strange = list(dict.fromkeys(in_words(self.names[i]) for i in order))[:3]
@@ -190,7 +191,7 @@ class Calibration:
         alike = len(self.names) == len(self.weights) == len(self.centre) == len(self.spread)
         alike = alike and len(self.segments) == len(self.of_segments) == len(self.ranges)
         alike = alike and len(self.errors) == len(self.steps) + 1
-        alike = alike and all(np.shape(lines) == (2, 2) for lines in (self.sureness, *self.of_segments))
+        alike = alike and all(np.shape(line) == (3,) for line in (self.sureness, *self.of_segments))
         numbers = [value for key, value in vars(self).items() if key not in ("segments", "names")]
         return alike and all(map(_finite, numbers)) and all(weight >= 0 for weight in self.weights)
 
@@ -205,9 +206,8 @@ def spread_out(z: np.ndarray) -> np.ndarray:
     return np.log1p(np.clip(z, -_FARTHEST, _FARTHEST) ** 2 / 2)
 
 
-def _on(line: tuple[float, float], sure: float) -> float:
-    """Return ``sigmoid(a + b·logit(self-Dice))``."""
-    x = line[0] + line[1] * logit(sure)
+def _on(line: Line, sure: float, change: float) -> float:
+    x = line[0] + line[1] * logit(sure) - line[2] * change
     return 1 / (1 + math.exp(-max(-50.0, min(50.0, x))))
 
 
