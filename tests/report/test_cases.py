@@ -7,7 +7,7 @@ import math
 import pytest
 
 from grata.quality import Judgement
-from grata.report import case_row, verdict_lines, write_cases
+from grata.report import case_row, report_verdicts, verdict_lines, write_cases
 
 SIGNALS = {"voxels": 120, "source_voxels": 100, "ratio": 1.2, "self_dice": 0.9}
 QUALITY = {
@@ -95,3 +95,21 @@ def test_the_terminal_counts_the_verdicts_and_names_what_is_not_ok():
 def test_a_case_whose_source_prediction_is_used_is_named_although_it_is_ok():
     judgement = Judgement("ok", "source", ("adaptation is not used: it is less sure",))
     assert verdict_lines({"a": judgement})[1] == "  a: ok (source prediction). adaptation is not used: it is less sure"
+
+
+def test_lines_of_an_earlier_run_in_the_folder_stay(tmp_path, capsys):
+    report_verdicts({"one": OK, "two": REJECT}, tmp_path, {"one": "north"})
+    report_verdicts({"two": OK, "three": SOURCE}, tmp_path)
+    rows = read(tmp_path / "cases.csv")
+    assert [(row["case"], row["verdict"], row["site"]) for row in rows] == [
+        ("one", "ok", "north"),
+        ("two", "ok", ""),
+        ("three", "review", ""),
+    ]
+    assert all(float(row["Disc, ratio"]) == 1.2 for row in rows) and float(rows[0]["expected_dice"]) == 0.87
+    # a table that is none is replaced, and without a folder nothing is written
+    (tmp_path / "cases.csv").write_bytes(b"\xff\xfe no table")
+    report_verdicts({"one": OK}, tmp_path)
+    assert [row["case"] for row in read(tmp_path / "cases.csv")] == ["one"]
+    report_verdicts({"one": OK}, None)
+    assert "verdicts: 1 ok" in capsys.readouterr().out

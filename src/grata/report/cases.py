@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ def report_verdicts(
 ) -> None:
     """Print the verdicts of a run, and write its ``cases.csv``; nothing where nothing was judged.
 
+    Lines of an earlier run in the folder stay, but for the cases that were judged again.
+
     Args:
         judgements: judgement of each case, by name.
         folder: folder of the table; None: it is not written.
@@ -115,7 +118,18 @@ def report_verdicts(
     if folder is not None and judgements:
         known = sites or {}
         rows = [case_row(name, judgement, site=known.get(name) or "") for name, judgement in judgements.items()]
-        write_cases(rows, folder / CASES)
+        write_cases([*_earlier(folder / CASES, judgements), *rows], folder / CASES)
+
+
+def _earlier(path: Path, judged: Collection[str]) -> list[dict[str, str]]:
+    """Return the lines of an earlier run, without those of cases that were judged again."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = [line for line in csv.DictReader(file) if line.get("case") and line["case"] not in judged]
+    except (OSError, ValueError, csv.Error):
+        return []
+    # what one run measured and the other did not is left empty
+    return [{key: value for key, value in line.items() if key and value} for line in lines]
 
 
 def _size(volume: Mapping[str, Any]) -> float:
