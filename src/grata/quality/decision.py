@@ -49,7 +49,7 @@ class Thresholds:
     much_changed: float = 0.8
     trusted: float = 0.9
     far_less_sure: float = 0.1
-    worse: float = 0.02
+    worse: float = 0.01
     doubtful: float = 0.75
     absurd: float = 8.0
     review: float = 0.85
