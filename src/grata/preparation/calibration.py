@@ -22,7 +22,7 @@ from ..methods import Method, create
 from ..methods.predictive import logits_in
 from ..normalization import batch_norm_layers
 from ..quality import Calibration, Measures, Segmentation, layer_statistics, measure, overlap, segmentation
-from ..quality.calibration import SHARP, Line, familiarity_of, spread_out
+from ..quality.calibration import SHARP, Line, changed, familiarity_of, spread_out
 from ..quality.features import features, logit
 from ..session.faults import explain, quiet
 from .run import _evenly, _opened, _whole
@@ -225,7 +225,7 @@ def fit(samples: Sequence[Sample]) -> Calibration:
     names, centre, spread, strange = _strangeness(samples, thumbnail.tolist())
     sure = np.array([logit(float(np.mean(_sure(s)))) for s in samples])
     dice = np.array([float(np.mean(s.dice)) for s in samples])
-    change = np.array([float(np.mean(_changes(s))) for s in samples])
+    change = np.array([changed(float(np.mean(_agreements(s)))) for s in samples])
     known = strange, sure, change
     parameters = _fitted(known, dice)
     steps, errors = _intervals(_held_out(samples, known, dice), dice)
@@ -269,7 +269,7 @@ def _line(parameters: np.ndarray) -> Line:
 def _of_segments(samples: Sequence[Sample], familiarity: np.ndarray) -> tuple[Line, ...]:
     """Return a, b and c of each segment, with the familiarity as it is."""
     sure = np.array([[logit(value) for value in _sure(s)] for s in samples])
-    change = np.array([_changes(s) for s in samples])
+    change = np.array([[changed(value) for value in _agreements(s)] for s in samples])
     dice = np.array([s.dice for s in samples])
     return tuple(_line_of_segment(*columns, familiarity) for columns in zip(sure.T, change.T, dice.T))
 
@@ -286,9 +286,10 @@ def _sure(sample: Sample) -> Sequence[float]:
     return signals["self_dice"]
 
 
-def _changes(sample: Sample) -> list[float]:
-    """Return how much each segment was changed: 1 minus its agreement with the source prediction."""
-    return [1 - agreement if sample.adapted else 0.0 for agreement in sample.measures.agreement_source]
+def _agreements(sample: Sample) -> Sequence[float]:
+    """Return the agreement of each segment with the source prediction."""
+    agreement: Sequence[float] = sample.measures.agreement_source
+    return agreement if sample.adapted else [1.0] * len(agreement)
 
 
 def _familiarity(parameters: np.ndarray, strange: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from ..files import atomic_write
 from .features import features, in_words, logit
 from .measures import Measures, mean
 
-__all__ = ["FORMAT", "SHARP", "Calibration", "Expected", "familiarity_of", "spread_out"]
+__all__ = ["FORMAT", "SHARP", "Calibration", "Expected", "changed", "familiarity_of", "spread_out"]
 
 FORMAT = "grata quality 1"
 """First key of a file of a calibration."""
@@ -73,14 +73,14 @@ class Calibration:
     .. code-block:: text
 
         expected Dice = r · N
-        r = sigmoid(a + b·logit(self-Dice) − c·change)           how sure the network is of its own mask
+        r = sigmoid(a + b·logit(self-Dice) − c·d/(d + ¼))        how sure the network is of its own mask
         N = exp(−softplus(Σ_i w_i·ln(1 + z_i²/2) − m))           how like the source's the image and its prediction are
 
-    The change is 1 minus the agreement with the source prediction, and 0 for that one itself: batch statistics may make
-    a network surer of masks that are no better. ``z_i`` is a feature's distance from its median over the source images
-    in deviations. As ``b``, ``c`` and ``w_i`` are at least 0, whatever is less sure, more changed or farther from the
-    source can only lower the expected Dice. The numbers are fitted to held-out source images, to the same images under
-    simulated shifts, and to inputs that the network must not be trusted with.
+    The change ``d`` is 1 minus the agreement with the source prediction, and 0 for that one itself: batch statistics
+    may make a network surer of masks that are no better. ``z_i`` is a feature's distance from its median over the
+    source images in deviations. As ``b``, ``c`` and ``w_i`` are at least 0, whatever is less sure, more changed or
+    farther from the source can only lower the expected Dice. The numbers are fitted to held-out source images, to the
+    same images under simulated shifts, and to inputs that the network must not be trusted with.
 
     Attributes:
         segments: names of the segments.
@@ -124,9 +124,9 @@ class Calibration:
         familiarity = float(familiarity_of(strangeness.sum() - self.margin))
         signals = measures.source if source else measures.adapted
         sure = signals["self_dice"]
-        changes = [0.0 if source else 1 - agreement for agreement in measures.agreement_source]
-        dice = _on(self.sureness, mean(sure), mean(changes)) * familiarity
-        by_segment = [_on(*of) * familiarity for of in zip(self.of_segments, sure, changes)]
+        agreement = [1.0] * len(sure) if source else measures.agreement_source
+        dice = _on(self.sureness, mean(sure), mean(agreement)) * familiarity
+        by_segment = [_on(*of) * familiarity for of in zip(self.of_segments, sure, agreement)]
         low, high = self.errors[sum(dice >= step for step in self.steps)]
         order = [i for i in np.argsort(-strangeness) if strangeness[i] > _NOTABLE]
         strange = list(dict.fromkeys(in_words(self.names[i]) for i in order))[:3]
@@ -206,8 +206,13 @@ def spread_out(z: np.ndarray) -> np.ndarray:
     return np.log1p(np.clip(z, -_FARTHEST, _FARTHEST) ** 2 / 2)
 
 
-def _on(line: Line, sure: float, change: float) -> float:
-    x = line[0] + line[1] * logit(sure) - line[2] * change
+def changed(agreement: float) -> float:
+    """Return ``d/(d + ¼)`` of the change ``d = 1 − agreement``: the first tenths of it cost most."""
+    return (1 - agreement) / (1.25 - agreement)
+
+
+def _on(line: Line, sure: float, agreement: float) -> float:
+    x = line[0] + line[1] * logit(sure) - line[2] * changed(agreement)
     return 1 / (1 + math.exp(-max(-50.0, min(50.0, x))))
 
 
