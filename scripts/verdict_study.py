@@ -162,6 +162,7 @@ def judged(rows: list[dict], arguments: argparse.Namespace) -> list[dict]:
         row |= {"verdict": decision.verdict, "used": decision.used, "reasons": decision.reasons}
         row["quality"] = measures.as_dict() | decision.expected.as_dict()
         row["quality"] |= {"expected_adapted": decision.of_adapted.dice, "expected_source": decision.of_source.dice}
+        row["expected"] = list(decision.expected.segments)
         # of a rejected image the source prediction is what is written
         row["guarded"] = "adapted" if decision.used == "adapted" else "source"
     return rows
@@ -218,10 +219,11 @@ def _quality(by_group: dict, method: str, arguments: argparse.Namespace) -> Iter
         source = np.array([_mean(row["source"], index) for row in scored])
         used = np.array([row["guarded"] == "source" for row in scored])
         guarded = np.where(used, source, adapted)
-        expected = np.array([row["quality"].get("expected_dice", math.nan) for row in scored])
-        low = np.array([row["quality"].get("expected_low", math.nan) for row in scored])
-        high = np.array([row["quality"].get("expected_high", math.nan) for row in scored])
+        whole = _signal(scored, "expected_dice")
+        expected = whole if index is None else np.array([_mean(row["expected"], index) for row in scored])
+        low, high = (expected + _signal(scored, f"expected_{end}") - whole for end in ("low", "high"))
         rank = {name: _spearman(_signal(scored, name), guarded) for name in SIGNALS}
+        rank["expected_dice"] = _spearman(expected, guarded)
         harmed = adapted < source - HARMED
         area = {name: _area(harmed, -_signal(scored, name)) for name in SIGNALS if name != "source_self_dice"}
         area["less sure"] = _area(harmed, _signal(scored, "source_self_dice") - _signal(scored, "self_dice"))
