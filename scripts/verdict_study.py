@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.networks import eval_mode
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from tabulate import tabulate
 from tqdm import tqdm
@@ -42,7 +43,8 @@ from grata.quality import (
 )
 from grata.session import QualityGuard, Session
 
-HOME, HARMED, FOLDS = "home", 0.05, 4
+HOME, HARMED, LEAST_GAIN, FOLDS = "home", 0.05, 0.002, 4
+VERDICTS = ("ok", "review", "reject", "refused")
 SIGNALS = ("expected_dice", "self_dice", "source_self_dice", "agreement_views", "agreement_source", "class_compactness")
 
 
@@ -174,84 +176,103 @@ def table(arguments: argparse.Namespace) -> None:
     by_group: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for row in rows:
         by_group[row["method"], row["group"]].append(row)
-    for method in dict.fromkeys(row["method"] for row in rows):
-        home = [row for row in by_group.get((method, HOME), []) if "quality" in row]
-        alarm = float(np.quantile([row["quality"].get("expected_dice", 1.0) for row in home], 0.05)) if home else 0.0
-        print(f"\n## {method}: verdicts (5 % of the home images lie below an expected Dice of {alarm:.3f})\n")
-        lines = []
-        for (of, group), found in by_group.items():
-            if of != method:
-                continue
-            judged_rows = [row for row in found if "quality" in row]
-            verdicts = [row.get("verdict", "refused") for row in found]
-            below = [row["quality"].get("expected_dice", 1.0) < alarm for row in judged_rows]
-            share = [np.mean([v == kind for v in verdicts]) for kind in ("ok", "review", "reject", "refused")]
-            recognized = (sum(below) + len(found) - len(judged_rows)) / len(found)
-            lines.append([group, len(found), *(f"{value:.2f}" for value in share), f"{recognized:.2f}"])
-        print(
-            tabulate(
-                lines,
-                ["group", "images", "ok", "review", "reject", "refused", "below the 5 % bound"],
-                "github",
-                disable_numparse=True,
-            )
-        )
-        wrong = [line for line in lines if line[0].startswith("wrong/")]
-        if wrong:
-            total = sum(line[1] for line in wrong)
-            noticed = sum(line[1] * (1 - float(line[2])) for line in wrong) / total
-            bound = sum(line[1] * float(line[6]) for line in wrong) / total
-            print(f"\nWrong inputs: {noticed:.3f} are not ok, {bound:.3f} lie below the 5 % bound, of {total}.")
-        print(f"\n## {method}: quality\n")
-        print(tabulate(list(_quality(by_group, method, arguments)), _QUALITY, "github", disable_numparse=True))
+    scored = {key: score(found, key[1], arguments) for key, found in by_group.items()}
+    scored = {key: found for key, found in scored.items() if found}
+    print_table("Verdicts", list(_verdicts(by_group)), ["method", "group", "images", *VERDICTS, "below the 5 % bound"])
+    print_table("Dice", [[*key, *_dice(found)] for key, found in scored.items()], ["method", "group", *_DICE])
+    ranks = [[*key, *_cells(_ranks(found))] for key, found in scored.items()]
+    print_table("Spearman correlation with the Dice of what is used", ranks, ["method", "group", *SIGNALS])
+    harms = [[*key, *_cells(_harms([found]))] for key, found in scored.items() if any(found["harmed"])]
+    harms += [["all", "all but home", *_cells(_harms([f for (_, group), f in scored.items() if group != HOME]))]]
+    print_table(f"AUROC for a Dice {HARMED} below the source prediction's", harms, ["method", "group", *_HARMS])
 
 
-_QUALITY = ["group", "images", "source", "adapted", "guarded", "expected", "MAE", "in 90 %", "Spearman", "AUROC harm"]
+def print_table(title: str, lines: list[list], columns: list[str]) -> None:
+    """Print a table under its title."""
+    print(f"\n### {title}\n\n{tabulate(lines, columns, 'github', disable_numparse=True)}")
 
 
-def _quality(by_group: dict, method: str, arguments: argparse.Namespace) -> Iterator[list]:
-    for (of, group), found in by_group.items():
-        scored = [row for row in found if "adapted" in row and "quality" in row]
-        if of != method or not scored:
-            continue
-        index = [arguments.segments.index(arguments.scored)] if arguments.scored and group in arguments.partly else None
-        adapted = np.array([_mean(row["adapted"], index) for row in scored])
-        source = np.array([_mean(row["source"], index) for row in scored])
-        used = np.array([row["guarded"] == "source" for row in scored])
-        guarded = np.where(used, source, adapted)
-        whole = _signal(scored, "expected_dice")
-        expected = whole if index is None else np.array([_mean(row["expected"], index) for row in scored])
-        low, high = (expected + _signal(scored, f"expected_{end}") - whole for end in ("low", "high"))
-        rank = {name: _spearman(_signal(scored, name), guarded) for name in SIGNALS}
-        rank["expected_dice"] = _spearman(expected, guarded)
-        harmed = adapted < source - HARMED
-        area = {name: _area(harmed, -_signal(scored, name)) for name in SIGNALS if name != "source_self_dice"}
-        area["less sure"] = _area(harmed, _signal(scored, "source_self_dice") - _signal(scored, "self_dice"))
-        lower = _signal(scored, "expected_source") - _signal(scored, "expected_adapted")
-        area["expected lower"] = _area(harmed, lower)
-        # what the guard decides, and among equal decisions what it expects
-        area["guard"] = _area(harmed, used + lower / 2)
-        yield [
-            group,
-            len(scored),
-            f"{source.mean():.3f}",
-            f"{adapted.mean():.3f}",
-            f"{guarded.mean():.3f}",
-            f"{expected.mean():.3f}",
-            f"{np.abs(expected - guarded).mean():.3f}",
-            f"{np.mean((guarded >= low) & (guarded <= high)):.2f}",
-            ", ".join(f"{name} {value:+.2f}" for name, value in rank.items() if math.isfinite(value)),
-            f"{harmed.sum()} harmed: "
-            + ", ".join(f"{name} {value:.2f}" for name, value in area.items() if math.isfinite(value)),
-        ]
+def _verdicts(by_group: dict) -> Iterator[list]:
+    for (method, group), found in by_group.items():
+        home = [row["quality"]["expected_dice"] for row in by_group.get((method, HOME), []) if "quality" in row]
+        alarm = float(np.quantile(home, 0.05)) if home else math.nan
+        verdicts = [row.get("verdict", "refused") for row in found]
+        # what cannot be read is recognized, too
+        below = sum("quality" not in row or row["quality"]["expected_dice"] < alarm for row in found)
+        share = f"{below / len(found):.2f} (0 to {alarm:.3f})" if home else ""
+        yield [method, group, len(found), *(verdicts.count(kind) for kind in VERDICTS), share]
+
+
+def score(rows: list[dict], group: str, arguments: argparse.Namespace) -> dict:
+    """Return the Dice of each image of a group by each prediction, what was expected, and the signals."""
+    rows = [row for row in rows if "adapted" in row and "quality" in row]
+    if not rows:
+        return {}
+    partly = arguments.scored and group in arguments.partly
+    index = [arguments.segments.index(arguments.scored)] if partly else None
+    adapted = np.array([_mean(row["adapted"], index) for row in rows])
+    source = np.array([_mean(row["source"], index) for row in rows])
+    kept = np.array([row["guarded"] == "source" for row in rows])
+    signals = {name: np.array([_number(row["quality"].get(name)) for row in rows]) for name in (*SIGNALS, *_EXPECTED)}
+    offset = signals["expected_dice"]
+    if partly:
+        signals["expected_dice"] = np.array([_mean(row["expected"], index) for row in rows])
+    return {
+        "source": source,
+        "adapted": adapted,
+        "guarded": np.where(kept, source, adapted),
+        "kept": kept,
+        "low": signals["expected_dice"] + signals["expected_low"] - offset,
+        "high": signals["expected_dice"] + signals["expected_high"] - offset,
+        "signals": signals,
+        "harmed": adapted < source - HARMED,
+    }
+
+
+_EXPECTED = ("expected_low", "expected_high", "expected_adapted", "expected_source")
+_DICE = ["images", "source", "adapted", "guarded", "share of the gain", "expected", "mean error", "in 90 % interval"]
+
+
+def _dice(found: dict) -> list:
+    source, adapted, guarded = (found[name].mean() for name in ("source", "adapted", "guarded"))
+    expected, inside = found["signals"]["expected_dice"], (found["guarded"] >= found["low"])
+    inside &= found["guarded"] <= found["high"]
+    gain = f"{(guarded - source) / (adapted - source):.0%}" if adapted - source > LEAST_GAIN else "no gain"
+    error = np.abs(expected - found["guarded"]).mean()
+    numbers = [f"{value:.3f}" for value in (expected.mean(), error)]
+    return [
+        len(inside),
+        *(f"{value:.3f}" for value in (source, adapted, guarded)),
+        gain,
+        *numbers,
+        f"{inside.mean():.2f}",
+    ]
+
+
+def _ranks(found: dict) -> list[float]:
+    return [_spearman(found["signals"][name], found["guarded"]) for name in SIGNALS]
+
+
+_HARMS = ["images", "harmed", *SIGNALS, "less sure", "expected lower", "guard"]
+
+
+def _harms(groups: list[dict]) -> list[float]:
+    harmed = np.concatenate([found["harmed"] for found in groups])
+    signals = {name: np.concatenate([found["signals"][name] for found in groups]) for name in groups[0]["signals"]}
+    lower = signals["expected_source"] - signals["expected_adapted"]
+    # what the guard decides, and among equal decisions what it expects
+    decided = np.concatenate([found["kept"] for found in groups]) + lower / 2
+    areas = [_area(harmed, -signals[name]) for name in SIGNALS]
+    areas += [_area(harmed, signals["source_self_dice"] - signals["self_dice"])]
+    return [len(harmed), int(harmed.sum()), *areas, _area(harmed, lower), _area(harmed, decided)]
+
+
+def _cells(values: list[float]) -> list:
+    return [value if isinstance(value, int) else f"{value:.2f}" if math.isfinite(value) else "" for value in values]
 
 
 def _mean(values: list[float], index: list[int] | None) -> float:
     return float(np.mean([values[i] for i in index] if index is not None else values))
-
-
-def _signal(rows: list[dict], name: str) -> np.ndarray:
-    return np.array([_number(row["quality"].get(name)) for row in rows])
 
 
 def _number(value: float | None) -> float:
@@ -259,8 +280,6 @@ def _number(value: float | None) -> float:
 
 
 def _spearman(one: np.ndarray, other: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
     known = np.isfinite(one) & np.isfinite(other)
     if known.sum() < 4 or np.ptp(one[known]) == 0 or np.ptp(other[known]) == 0:
         return math.nan
