@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -50,6 +52,9 @@ _MOSTLY = 0.67
 
 _FARTHER = 0.05
 """Fall of the agreement with the source prediction after which the views are asked anew."""
+
+_BEGINNING = 8
+"""Number of first images of a stream that its drift is measured against."""
 
 _SLOW = 0.8
 """Weight of the past in the moving average of the agreement with the source."""
@@ -109,11 +114,11 @@ class QualityGuard(Settings):
         help="agreement of weak views below which an adapted prediction is not used",
     )
     drift: float = number(
-        default=0.05,
+        default=0.005,
         above=0,
         at_most=1,
         help="fall of the agreement with the source prediction, against the first images, after which the method is "
-        "reset",
+        "reset, if it is also more than their scatter",
     )
 
     def _setup(self) -> None:
@@ -325,12 +330,13 @@ class QualityGuard(Settings):
 
     def _drifted(self, agreement: float) -> bool:
         """Note an agreement with the source; return whether it has fallen far below that of the first images."""
-        if len(self._first) < self.probe + 2:
+        if len(self._first) < _BEGINNING:
             self._first.append(agreement)
-            self._recent = sum(self._first) / len(self._first)
+            self._recent = fmean(self._first)
             return False
         self._recent = _SLOW * self._recent + (1 - _SLOW) * agreement
-        if sum(self._first) / len(self._first) - self._recent <= self.drift:
+        # where scans differ much from one to the next, a few that agree less are no drift
+        if fmean(self._first) - self._recent <= max(self.drift, _scatter(self._first)):
             return False
         self._start_anew()
         return True
@@ -402,6 +408,11 @@ def _with_expected(quality: dict[str, Any], decision: Decision) -> dict[str, Any
     }
     both = {"expected_adapted": round(adapted.dice, 4), "expected_source": round(source.dice, 4)}
     return expected.as_dict() | both | quality | {"segments": by_segment}
+
+
+def _scatter(values: Sequence[float]) -> float:
+    """Return the standard deviation of values by their successive differences, which a trend does not raise."""
+    return math.sqrt(fmean((one - other) ** 2 for one, other in pairwise(values)) / 2)
 
 
 def _has_learned(method: Method) -> bool:
