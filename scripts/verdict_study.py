@@ -101,9 +101,9 @@ def write(output: Path, group: str, bundle: Bundle, cases: list[dict], method: s
 class Measuring(QualityGuard):
     """A guard that keeps what it measured, so that any calibration can judge it later."""
 
-    def _decide(self, measures: Measures, adapts: bool) -> Decision:
+    def _decide(self, measures: Measures, adapts: bool, *shape: int) -> Decision:
         self.found = {"measures": dataclasses.asdict(measures), "adapts": adapts}
-        return super()._decide(measures, adapts)
+        return super()._decide(measures, adapts, *shape)
 
 
 def measured(session: Session, bundle: Bundle, case: dict) -> dict:

@@ -563,8 +563,8 @@ def test_an_ensemble_is_judged_once_and_stays_together(make_outliner, blob, frag
         assert asked.count(True) <= 1
         one, other = (case.judgements for case in cases)
         assert one == other and cases[0].source is cases[1].source
-        # of two of which one is destroyed, the mean is not
-        harmful = all(fragile)
+        # of two of which one is destroyed, the mean is changed too much
+        harmful = any(fragile)
         assert one[0].used == ("source" if harmful else "adapted")
         assert torch.equal(used, again(images, True) if harmful else prediction)
         assert frozen(streams[0].guard.state_dict()) == frozen(streams[1].guard.state_dict())
@@ -634,9 +634,18 @@ def test_a_segment_outside_of_its_plausible_range_is_reviewed(make_outliner, blo
     (judgement,) = case.judgements
     assert judgement.verdict == "review" and "Organ fills" in judgement.reasons[0]
     assert "50 to 90 % plausible" in judgement.reasons[0] and list(judgement.quality["segments"]) == ["Organ"]
-    # of a network with other segments nothing is known
-    case, _ = do(session(make_outliner(), guard={"segments": segments * 2}), blob(0, size=24)[None])
-    assert case.judgements[0].verdict == "ok"
+    # of a network with other segments nothing is known, which is said
+    others = [*segments, {"label": "Other", "range": [0, 1]}]
+    case, _ = do(session(make_outliner(), guard={"segments": others}), blob(0, size=24)[None])
+    (judgement,) = case.judgements
+    assert judgement.verdict == "review" and "given for 2 segments, and the network has 1" in judgement.reasons[0]
+
+
+@pytest.mark.parametrize("name", ["source", "ptbn"])
+def test_in_a_batch_only_the_image_of_absurd_statistics_is_rejected(make_outliner, blob, name):
+    x = blob(0, size=24)[None]
+    case, _ = do(session(make_outliner(), name), torch.cat([x, 1e9 * x]))
+    assert [judgement.verdict == "reject" for judgement in case.judgements] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -663,6 +672,7 @@ WRONG = {
     "least_agreement": 1.5,
     "drift": 0,
     "calibration": "missing.json",
+    "segments": 3,
     "patiense": 3,
 }
 

@@ -192,7 +192,7 @@ class OutputHandler:
 
 
 def _check_segments(segments: Any) -> None:
-    required, optional = {"value", "label", "category", "type"}, {"modifier", "anatomic_region", "includes"}
+    required, optional = {"value", "label", "category", "type"}, {"modifier", "anatomic_region", "includes", "range"}
     if not isinstance(segments, list | tuple) or not segments:
         raise GrataError(
             "give a list with an entry for each label value: value, label, category and type.", key="segments"

@@ -38,6 +38,9 @@ _DECAY, _SPARSE = 0.02, 0.3
 
 _FOLDS = 5
 
+_LEAST = 4
+"""Number of images without which nothing is fitted."""
+
 _LINE = 3
 """Number of the fit's parameters that are a, b and c; the margin and the weights follow."""
 
@@ -107,13 +110,13 @@ def calibrate(
     images = None if images is None else _whole("images", images, 1)
     val_stride, seed = _whole("val_stride", val_stride, 1), _whole("seed", seed, 0)
     given = {"dataset_dir": dataset_dir} | ({} if labels_dir is None else {"labels_dir": labels_dir})
-    opened = _opened(Path(bundle), {**given, **overrides})
+    opened = _opened(Path(bundle), {**given, **overrides}, calibrate)
     path = opened.root / Path(str(output)).expanduser()
     check_output_dir(path.parent)
-    cases = _evenly([case for case in opened.cases(None)[::val_stride] if {"label", "fault"} & case.keys()], images)
+    cases = _held_out_cases(opened, val_stride, images)
     samples, faults = _Probe(opened).all_samples(cases, seed)
     used = len({sample.case for sample in samples})
-    if used < 4:
+    if used < _LEAST:
         raise GrataError(
             f"{used} of {len(cases)} images could be used, and four are the least. "
             f"{'The first fault: ' + faults[0] if faults else 'Give labelled source images.'}",
@@ -126,6 +129,19 @@ def calibrate(
     for fault in faults:
         print(f"  {fault}")
     return 1 if faults else 0
+
+
+def _held_out_cases(opened: Bundle, val_stride: int, images: int | None) -> Sequence[Case]:
+    found = opened.cases(None)
+    cases = _evenly([case for case in found[::val_stride] if {"label", "fault"} & case.keys()], images)
+    if len(cases) < _LEAST:
+        options = f"--val_stride {val_stride}" + ("" if images is None else f" and --images {images}")
+        raise GrataError(
+            f"{options} leave {len(cases)} labelled images of {len(found)}, and four are the least. Any image that the "
+            "network was not trained with will do: with --val_stride 1 all are taken.",
+            key="dataset_dir",
+        )
+    return cases
 
 
 def _widest(made: Calibration) -> float:

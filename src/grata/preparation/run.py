@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def prepare(
     images = None if images is None else _whole("images", images, 1)
     val_stride, epochs, seed = _whole("val_stride", val_stride, 0), _whole("epochs", epochs, 1), _whole("seed", seed, 0)
     given = {"dataset_dir": dataset_dir} | ({} if labels_dir is None else {"labels_dir": labels_dir})
-    opened = _opened(Path(bundle), {**given, **overrides})
+    opened = _opened(Path(bundle), {**given, **overrides}, prepare)
     path = opened.root / Path(str(output)).expanduser()
     check_output_dir(path.parent)
     cases = opened.cases(None, labelled=False)
@@ -101,14 +101,14 @@ def prepare(
     return 1 if faults else 0
 
 
-def _opened(root: Path, overrides: Mapping[str, Any]) -> Bundle:
+def _opened(root: Path, overrides: Mapping[str, Any], command: Callable[..., int]) -> Bundle:
     try:
-        return Bundle(root, overrides, "prepare")
+        return Bundle(root, overrides, command.__name__)
     except GrataError as error:
-        if error.head != "prepare":
+        if error.head != command.__name__:
             raise
         key = str(error.key).partition("#")[2]
-        options = [name for name in inspect.signature(prepare).parameters if name not in ("bundle", "overrides")]
+        options = [name for name in inspect.signature(command).parameters if name not in ("bundle", "overrides")]
         hint = did_you_mean(key, options, prefix="--") if key not in options else ""
         raise GrataError(f"{error.message} {hint}".strip(), f"--{key}") from error
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import GrataError
 from ..files import atomic_write
 from .features import features, in_words, logit
+from .image import THUMBNAIL
 from .measures import Measures, mean
 
 __all__ = ["FORMAT", "SHARP", "Calibration", "Expected", "changed", "familiarity_of", "spread_out"]
@@ -139,20 +140,23 @@ class Calibration:
         z = (np.array([found[name] for name in self.names]) - np.array(self.centre)) / np.array(self.spread)
         return np.array(self.weights) * spread_out(z)
 
-    def check_fits(self, segments: int, channels: int) -> None:
-        """Raise :class:`GrataError` where this belongs to a network of other inputs or outputs.
+    def misfit(self, segments: int, channels: int, dims: int) -> str:
+        """Return why this belongs to a network of other inputs or outputs; empty: it may be this one's.
 
         Args:
             segments: number of segments.
             channels: number of input channels.
+            dims: number of spatial dimensions.
         """
         known = sum(name.startswith("image/mean_") for name in self.names)
-        if (segments, channels) != (len(self.segments), known):
-            raise GrataError(
-                f"it was made for a network of {known} input channels and {len(self.segments)} segments, not of "
-                f"{channels} and {segments}. Make it anew by python -m grata calibrate, or give null.",
-                key="calibration",
-            )
+        places = sum(name.startswith(f"{self.segments[0]}/centre_") for name in self.names)
+        if (segments, channels, dims) == (len(self.segments), known, places):
+            return ""
+        return (
+            f"the calibration is that of another network ({places}D, {known} input channels, {len(self.segments)} "
+            f"segments; here {dims}D, {channels} and {segments}) and does not count. Make one by python -m grata "
+            "calibrate, or give null"
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the numbers as JSON, whole or not at all.
@@ -183,17 +187,38 @@ class Calibration:
             made = cls(**{name: _tuples(value) for name, value in content.items()})
             if made._is_sound():
                 return made
-        except TypeError:
+        except (TypeError, ValueError, LookupError):
             pass
         raise GrataError(f"{path} is damaged. Make it anew by python -m grata calibrate.")
 
     def _is_sound(self) -> bool:
-        alike = len(self.names) == len(self.weights) == len(self.centre) == len(self.spread)
-        alike = alike and len(self.segments) == len(self.of_segments) == len(self.ranges)
-        alike = alike and len(self.errors) == len(self.steps) + 1
-        alike = alike and all(np.shape(line) == (3,) for line in (self.sureness, *self.of_segments))
+        count = len(self.names)
+        shapes = {
+            "centre": (count,),
+            "spread": (count,),
+            "weights": (count,),
+            "margin": (),
+            "sureness": (3,),
+            "of_segments": (len(self.segments), 3),
+            "thumbnail": (len(self.thumbnail),),
+            "typical": (),
+            "errors": (len(self.steps) + 1, 2),
+            "ranges": (len(self.segments), 2),
+            "cases": (),
+        }
+        sound = all(np.shape(getattr(self, key)) == shape for key, shape in shapes.items())
         numbers = [value for key, value in vars(self).items() if key not in ("segments", "names")]
-        return alike and all(map(_finite, numbers)) and all(weight >= 0 for weight in self.weights)
+        sound = sound and all(map(_finite, numbers)) and all(weight >= 0 for weight in self.weights)
+        return sound and all(spread > 0 for spread in self.spread) and self._names_are_known()
+
+    def _names_are_known(self) -> bool:
+        """Return whether the features are those of these segments, of images of two or three dimensions."""
+        dims = sum(name.startswith(f"{self.segments[0]}/centre_") for name in self.names)
+        channels = sum(name.startswith("image/mean_") for name in self.names)
+        if dims not in (2, 3) or channels < 1 or len(self.thumbnail) != THUMBNAIL**dims:
+            return False
+        parts = {name.rpartition("/")[0] for name in self.names}
+        return parts == {"image", *self.segments} and all(map(in_words, self.names))
 
 
 def familiarity_of(excess: np.ndarray) -> np.ndarray:

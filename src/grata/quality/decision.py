@@ -42,7 +42,7 @@ class Thresholds:
     """
 
     least_agreement: float = 0.75
-    same: float = 0.995
+    same: float = 0.998
     greatest_ratio: float = 3.0
     sure: float = 0.8
     less_sure: float = 0.0
@@ -92,6 +92,7 @@ def decide(
     calibration: Calibration | None = None,
     adapts: bool = True,
     ranges: Sequence[Range | None] = (),
+    remarks: Sequence[str] = (),
 ) -> Decision:
     """Decide on one image.
 
@@ -102,6 +103,7 @@ def decide(
         adapts: whether the prediction is another one than the source's.
         ranges: least and greatest share of the image that each segment may fill; None: as in the source images, if
             these are known.
+        remarks: what is to be reviewed whatever the signals say.
     """
     t = thresholds
     of_adapted, of_source = _expected(measures, calibration, adapts)
@@ -112,6 +114,7 @@ def decide(
     if harm:
         used, expected, signals = ("source", of_source, measures.source)
     faults, doubts = _objections(measures, signals, expected, calibration, t)
+    doubts += remarks
     doubts += _out_of_range(measures.segments, signals["share"], ranges, calibration, t)
     grave = bool(destroyed or (harm and _much_changed(measures, calibration, t)))
     both = expected, of_adapted, of_source

@@ -53,9 +53,10 @@ def case_row(
         mine, theirs, ratio = signals["voxels"], signals["source_voxels"], signals["ratio"]
         if (segment, True) in sizes:
             theirs = sizes[segment, True]
-            # where the source prediction is used, it alone was measured: the other size follows, or is not known
+            # where the source prediction stands in its place, it alone was measured: the other size follows, or is not
+            # known
             mine = sizes[segment, False]
-            if judgement.used == "source":
+            if judgement.used != "adapted":
                 mine = theirs * ratio if math.isfinite(ratio) else math.nan
         row |= {f"{segment}, adapted": mine, f"{segment}, source": theirs, f"{segment}, ratio": ratio}
     row["reasons"] = "; ".join(judgement.reasons)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
@@ -35,6 +34,7 @@ from ..quality import (
 from ..settings import Settings, choice, count, number, setting
 from ..views import VIEWS
 from .guard import Again, Guard, Verdict
+from .known import check_calibration, check_segments
 
 __all__ = ["DRIFT_RESET", "NOT_ADAPTED", "ON_REJECT", "QualityGuard", "make_guard"]
 
@@ -81,7 +81,7 @@ class QualityGuard(Settings):
     )
     calibration: Calibration | None = setting(
         default=None,
-        check=lambda value: Calibration.read(value) if isinstance(value, str | os.PathLike) else value,
+        check=check_calibration,
         range="file or null",
         help="file of grata calibrate: what is known of the network from its source set; null: nothing",
     )
@@ -96,7 +96,7 @@ class QualityGuard(Settings):
     )
     segments: Sequence[str | Mapping[str, Any]] = setting(
         default=(),
-        check=lambda value: [_named(segment) for segment in value],
+        check=check_segments,
         range="list of names, or of mappings with label and range",
         help="names of the segments, in their order; range: least and greatest share of the image that one may fill",
     )
@@ -213,11 +213,11 @@ class QualityGuard(Settings):
         views = record.get("agreement", math.nan) if adapts else math.nan
         if not math.isfinite(views) and self._probes(adapts, float(alike.min())):
             views = self._agreement(again, plain, adapted, activation, output)
-        names = self._names(adapted.masks.shape[1], plain.shape[1])
-        distances = list(statistics.distances().values())
+        names = self._names(adapted.masks.shape[1])
+        distances = self._distances(method, statistics, plain, again)
         described = self.calibration is not None
         measured = _measured(plain, adapted, seen, distances, views, activation, names, described)
-        decisions = [self._decide(measures, adapts) for measures in measured]
+        decisions = [self._decide(measures, adapts, plain.ndim - 2, plain.shape[1]) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
         self._note(views, decisions, float(alike.min()))
         used = self._used(decisions, prediction, source)
@@ -225,9 +225,31 @@ class QualityGuard(Settings):
         drifted = adapts and self._watch(decisions, float(alike.mean()), _has_learned(method))
         return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
 
-    def _decide(self, measures: Measures, adapts: bool) -> Decision:
-        ranges = self._ranges if len(self._ranges) == len(measures.segments) else ()
-        return decide(measures, self._thresholds, self.calibration, adapts, ranges)
+    def _distances(
+        self, method: Method, statistics: LayerStatistics, images: torch.Tensor, again: Again
+    ) -> list[list[float]]:
+        """Return the distances of the layers for each image of a batch; an absurd one is that of one image alone."""
+        together = list(statistics.distances().values())
+        if len(images) == 1 or not together or fmean(together) <= self._thresholds.absurd:
+            return [together] * len(images)
+        found = []
+        for image in images.split(1):
+            with layer_statistics(method.network) as alone, torch.no_grad():
+                again(image, True)
+            found.append(list(alone.distances().values()))
+        return found
+
+    def _decide(self, measures: Measures, adapts: bool, dims: int, channels: int) -> Decision:
+        count, remarks = len(measures.segments), []
+        calibration, ranges = self.calibration, self._ranges
+        misfit = "" if calibration is None else calibration.misfit(count, channels, dims)
+        if misfit:
+            calibration, remarks = None, [misfit]
+        if any(ranges) and len(ranges) != count:
+            remarks.append(f"ranges are given for {len(ranges)} segments, and the network has {count}: none counts")
+        if len(ranges) != count:
+            ranges = []
+        return decide(measures, self._thresholds, calibration, adapts, ranges, remarks)
 
     def _meaning(self, method: Method) -> tuple[str, Any]:
         """Return the activation of the network's output, and the key or index of the logits in it."""
@@ -237,15 +259,10 @@ class QualityGuard(Settings):
             raise _Unread("nothing is known of the network's output: give activation, sigmoid or softmax")
         return activation, told.get("output") if self.output is None else self.output
 
-    def _names(self, count: int, channels: int) -> Sequence[str]:
+    def _names(self, count: int) -> Sequence[str]:
         """Return the names of the segments, as given or as the calibration has them."""
-        if self.calibration is None:
-            return self._labels
-        try:
-            self.calibration.check_fits(count, channels)
-        except GrataError as error:
-            raise _Unread(f"{error.key}: {error.message}") from error
-        return self._labels or self.calibration.segments
+        known = () if self.calibration is None else self.calibration.segments
+        return self._labels or (known if len(known) == count else ())
 
     def _note(self, views: float, decisions: Sequence[Decision], least: float) -> None:
         self._seen += 1
@@ -370,33 +387,6 @@ def _quality_guard(own: dict[str, Any], common: dict[str, Any]) -> QualityGuard:
         raise error if error.head in common and error.head not in own else error.under("guard") from error
 
 
-def _named(segment: Any) -> str | dict[str, Any]:
-    """Return a segment by its name, or as a mapping with ``label`` and ``range``.
-
-    Raises:
-        GrataError: it is something else, or the range is none.
-    """
-    if isinstance(segment, str):
-        return segment
-    if not isinstance(segment, Mapping) or "label" not in segment:
-        raise GrataError(f"must be names, or mappings with label and range, got {segment!r}.")
-    label, given = str(segment["label"]), segment.get("range")
-    if given is None:
-        return label
-    ends = [given] if isinstance(given, str) or not isinstance(given, Sequence) else list(given)
-    if not _are_shares(ends):
-        raise GrataError(
-            f"the range of {label} must be the least and the greatest share of the image that it fills, two numbers "
-            f"from 0 to 1, got {given!r}."
-        )
-    return {"label": label, "range": (float(ends[0]), float(ends[1]))}
-
-
-def _are_shares(ends: list[Any]) -> bool:
-    numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
-    return numbers and len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1
-
-
 def _with_expected(quality: dict[str, Any], decision: Decision) -> dict[str, Any]:
     """Return the signals with what is expected of both predictions, and of each segment of the one that is used."""
     expected, adapted, source = decision.expected, decision.of_adapted, decision.of_source
@@ -472,11 +462,13 @@ def _plain(images: Any) -> torch.Tensor:
     return images.as_tensor() if hasattr(images, "as_tensor") else images
 
 
-def _measured(images: torch.Tensor, adapted: Segmentation, source: Segmentation, *known: Any) -> list[Measures]:
+def _measured(
+    images: torch.Tensor, adapted: Segmentation, source: Segmentation, distances: list[list[float]], *known: Any
+) -> list[Measures]:
     """Return the signals of each image of a batch."""
     mine = _each(adapted)
     theirs = mine if source is adapted else _each(source)
-    return [measure(*one, *known) for one in zip(images, mine, theirs)]
+    return [measure(*one, *known) for one in zip(images, mine, theirs, distances)]
 
 
 def _each(part: Segmentation) -> list[Segmentation]:
