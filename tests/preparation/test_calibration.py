@@ -107,9 +107,7 @@ def test_an_unreadable_image_is_reported_and_left_out(config, write_bundle, sour
 def test_fewer_than_four_images_are_refused_and_nothing_is_written(config, write_bundle, make_source):
     bundle = write_bundle(config)
     few = make_source(3, SHAPE, name="few")[0]
-    with pytest.raises(
-        GrataError, match="dataset_dir: --val_stride 1 and --images 20 leave 3 labelled images of 3"
-    ):
+    with pytest.raises(GrataError, match="dataset_dir: --val_stride 1 and --images 20 leave 3 labelled images of 3"):
         calibrate(bundle, few, val_stride=1)
     many = make_source(5, SHAPE, name="many")[0]
     for index in (0, 4):
