@@ -206,8 +206,8 @@ def test_a_run_that_was_killed_ends_with_the_same_verdicts(runs, adapt, bundle, 
     outcome = resume(cwd=tmp_path, check=False, guard=None)
     assert outcome.returncode == REJECTED and table(output) == table(whole)
     # the verdicts of another setting would not be those of this run
-    for change, key in ((("--on_reject", "keep"), "on_reject"), (("--guard", "false"), "guard")):
-        refused = resume(*change, cwd=tmp_path, check=False, guard=None)
+    for key, value in (("on_reject", "keep"), ("guard", "false"), ("quality", "null")):
+        refused = resume(f"--{key}", value, cwd=tmp_path, check=False, guard=None)
         assert refused.returncode == 1 and f"had other settings ({key})" in refused.stderr
 
 

@@ -97,6 +97,19 @@ def test_a_case_whose_source_prediction_is_used_is_named_although_it_is_ok():
     assert verdict_lines({"a": judgement})[1] == "  a: ok (source prediction). adaptation is not used: it is less sure"
 
 
+def test_the_terminal_says_that_a_rejected_prediction_was_kept_or_withheld():
+    kept = dataclasses.replace(REJECT, used="adapted", withheld=False)
+    lines = verdict_lines({"one": kept, "two": REJECT})
+    assert lines[1].startswith("  one: reject (kept all the same). ") and lines[2].startswith(
+        "  two: reject (withheld). "
+    )
+
+
+def test_the_sizes_of_a_withheld_case_are_those_of_both_predictions():
+    row = case_row("scan", REJECT, volumes=volumes("volume_ml", 2.0, 2.0))
+    assert (row["Disc, source"], row["Disc, adapted"]) == (2.0, pytest.approx(2.4))
+
+
 def test_lines_of_an_earlier_run_in_the_folder_stay(tmp_path, capsys):
     report_verdicts({"one": OK, "two": REJECT}, tmp_path, {"one": "north"})
     report_verdicts({"two": OK, "three": SOURCE}, tmp_path)

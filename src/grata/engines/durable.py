@@ -33,7 +33,7 @@ from ..report import (
     write_summary,
     write_volumes,
 )
-from ..session import Case, Journal, explain
+from ..session import Case, Journal, QualityGuard, Session, explain
 from ..session.faults import STOPPED, TRACEBACK_HINT
 from .adaptation import AdaptationHandler
 from .earlier import changed_settings
@@ -188,6 +188,9 @@ class AdaptationRun(EvaluatorRun):
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         changed = changed_settings(json.loads(state["settings"]), self.settings)
+        # two standards would stand in one table of verdicts
+        known = _calibration_of(self.session)
+        changed = changed or (["quality"] if state.get("calibration", known) != known else [])
         if changed or state["source"] != self._source_hash:
             other = f"other settings ({', '.join(changed)})" if changed else "other weights"
             raise GrataError(
@@ -236,6 +239,7 @@ class AdaptationRun(EvaluatorRun):
             "kept": json.dumps(kept),
             "settings": json.dumps(self.settings, sort_keys=True),
             "source": self._source_hash,
+            "calibration": _calibration_of(self.session),
         }
         # On a full disk torch.save would raise a RuntimeError about its archive.
         buffer = io.BytesIO()
@@ -349,6 +353,12 @@ def _check_evaluator(engine: SupervisedEvaluator, adaptation: AdaptationHandler,
                 f"{type(part).__name__} is not among the evaluator's handlers. Give @outputs and @adaptation.",
                 key="handlers",
             )
+
+
+def _calibration_of(session: Session) -> str:
+    """Return the SHA-256 of what the guard knows of the network; empty: nothing, or there is no guard."""
+    calibration = session.guard.calibration if isinstance(session.guard, QualityGuard) else None
+    return "" if calibration is None else hashlib.sha256(repr(calibration).encode()).hexdigest()
 
 
 def _hash(network: torch.nn.Module) -> str:

@@ -94,6 +94,7 @@ def verdict_lines(judgements: Mapping[str, Judgement]) -> list[str]:
         if judgement.verdict == "ok" and judgement.used == "adapted":
             continue
         used = {"adapted": "", "source": " (source prediction)", "neither": " (not to be used)"}[judgement.used]
+        used = " (kept all the same)" if (judgement.verdict, judgement.used) == ("reject", "adapted") else used
         used = " (withheld)" if judgement.withheld else used
         lines.append(f"  {name}: {judgement.verdict}{used}. {'; '.join(judgement.reasons)}".rstrip(". "))
     return lines

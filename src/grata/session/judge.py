@@ -295,6 +295,9 @@ class QualityGuard(Settings):
             used, reasons = "source", (*reasons, f"not adapted: this network does not bear {method}")
         if rejected and self.on_reject == "keep":
             used = "adapted"
+            reasons = tuple(
+                reason.replace("adaptation is not used: ", "adaptation is kept although ") for reason in reasons
+            )
         elif rejected and self.on_reject == "source":
             used = "source"
         quality = _with_expected(quality, decision)
