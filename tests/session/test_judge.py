@@ -95,8 +95,11 @@ def test_what_the_guard_prevents_is_real(make_outliner, blob):
     assert (adapted.logits.argmax(1, keepdim=True) > 0).sum() > 1.5 * truth.sum()
 
 
-# the prompt of vptta, drawn at random, does harm so small an image
-@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if not m.card.prepared and name != "vptta"])
+UNPREPARED = [name for name, m in METHODS.items() if not m.card.prepared]
+
+
+# the prompt of vptta, drawn at random, does harm so small an image; the prototypes of diga make it a little less sure
+@pytest.mark.parametrize("name", [name for name in UNPREPARED if name not in ("vptta", "diga")])
 def test_a_sound_network_is_left_alone(make_outliner, blob, name):
     streams = [session(make_outliner(), name, guard=guard) for guard in (True, False)]
     for seed in range(4):
@@ -110,7 +113,7 @@ def test_a_sound_network_is_left_alone(make_outliner, blob, name):
         assert learned(streams[0]) == learned(streams[1])
 
 
-@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if not m.card.prepared and name != "vptta"])
+@pytest.mark.parametrize("name", [name for name in UNPREPARED if name != "vptta"])
 def test_the_guard_costs_one_forward_an_image_and_a_view_of_the_first_three(make_outliner, blob, name):
     forwards = []
     for guard in (False, True):
@@ -128,6 +131,12 @@ def test_the_guard_costs_one_forward_an_image_and_a_view_of_the_first_three(make
     # views of their own tell these methods what the guard would ask; intent mixes six forwards for any prediction
     first = {"source": 1, "grata": 1, "test": 1, "intent": 7}.get(name, 2)
     assert more[:3] == [first] * 3
+
+
+def test_a_harm_that_changes_next_to_nothing_does_not_count_against_the_network(make_outliner, blob):
+    stream = session(make_outliner(), "diga")
+    cases = [do(stream, blob(seed, size=24)[None])[0] for seed in range(8)]
+    assert any(case.record["used"] == "source" for case in cases) and not stream.guard.given_up
 
 
 @pytest.mark.parametrize("inferer", [SimpleInferer(), SlidingWindowInferer((8, 8), 2, 0.5)], ids=["whole", "windows"])

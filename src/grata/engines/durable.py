@@ -188,9 +188,11 @@ class AdaptationRun(EvaluatorRun):
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         changed = changed_settings(json.loads(state["settings"]), self.settings)
-        # two standards would stand in one table of verdicts
+        judged = json.loads(state.get("judgements", "{}"))
         known = _calibration_of(self.session)
-        changed = changed or (["quality"] if state.get("calibration", known) != known else [])
+        if not changed and judged and state.get("calibration", known) != known:
+            # two standards would stand in one table of verdicts
+            changed = ["quality"]
         if changed or state["source"] != self._source_hash:
             other = f"other settings ({', '.join(changed)})" if changed else "other weights"
             raise GrataError(
@@ -201,7 +203,6 @@ class AdaptationRun(EvaluatorRun):
         self.outputs.scores = json.loads(state["scores"])
         self.outputs.volumes = json.loads(state["volumes"])
         self.session.flags |= {case: tuple(flags) for case, flags in json.loads(state["flags"]).items()}
-        judged = json.loads(state.get("judgements", "{}"))
         self.session.judgements |= {case: Judgement.of(values) for case, values in judged.items()}
         self.session.resume(state["method"], json.loads(state.get("kept", "null")))
 

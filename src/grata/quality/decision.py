@@ -42,7 +42,7 @@ class Thresholds:
     """
 
     least_agreement: float = 0.75
-    same: float = 0.998
+    same: float = 0.997
     greatest_ratio: float = 3.0
     sure: float = 0.8
     less_sure: float = 0.0

@@ -53,6 +53,9 @@ _MOSTLY = 0.67
 _FARTHER = 0.05
 """Fall of the agreement with the source prediction after which the views are asked anew."""
 
+_ALIKE = 0.99
+"""Agreement with the source prediction from which on a harm does not count against the network."""
+
 _BEGINNING = 8
 """Number of first images of a stream that its drift is measured against."""
 
@@ -329,7 +332,8 @@ class QualityGuard(Settings):
             # an image unlike those of the source shows nothing of network and method, and nothing is learned from it
             return False
         if all(decision.harmful for decision in decisions):
-            return self._harmed_again(decisions, learned)
+            # what changes next to nothing says nothing of the network
+            return agreement < _ALIKE and self._harmed_again(decisions, learned)
         self._harmed, self._share = 0, _SLOW * self._share
         return self._drifted(agreement)
 
