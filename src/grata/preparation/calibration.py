@@ -186,9 +186,8 @@ class _Probe:
         )
         found = []
         for simulation in (*SHIFTS, *WRONG):
-            if simulation.name == "channels_exchanged" and len(plain) == 1:
-                continue
-            found += self._of(case["case"], simulation, simulation(plain, seed), label)
+            if len(plain) >= simulation.channels:
+                found += self._of(case["case"], simulation, simulation(plain, seed), label)
         return found
 
     def _of(self, case: str, simulation: Simulation, image: torch.Tensor, label: torch.Tensor) -> list[Sample]:

@@ -31,11 +31,13 @@ class Simulation:
         name: name of the change.
         image: function of an image ``(C, ...)`` scaled to 0..1, and of a seed.
         label: function of a label ``(K, ...)``; None: nothing moves.
+        channels: number of channels that an image needs for it.
     """
 
     name: str
     image: Callable[[torch.Tensor, int], torch.Tensor]
     label: Callable[[torch.Tensor], torch.Tensor] | None = None
+    channels: int = 1
 
     def __call__(self, image: torch.Tensor, seed: int) -> torch.Tensor:
         """Return the changed image, with the lowest and the highest value of ``image``, ``(C, ...)``."""
@@ -170,7 +172,7 @@ WRONG: tuple[Simulation, ...] = (
     Simulation("upside_down", lambda x, seed: _turned(x, 2), lambda label: _turned(label, 2)),
     Simulation("sideways", lambda x, seed: _turned(x, 1), lambda label: _turned(label, 1)),
     Simulation("inverted", lambda x, seed: 1 - x),
-    Simulation("channels_exchanged", lambda x, seed: x.flip(0)),
+    Simulation("channels_exchanged", lambda x, seed: x.flip(0), channels=2),
     _zoom("twice_as_large", 2.0),
     _zoom("half_as_large", 0.5),
     Simulation("constant", _constant),

@@ -67,8 +67,7 @@ class Decision:
         reasons: why, a sentence each.
         harmful: whether the source prediction is the better one.
         grave: whether that shows that the network does not bear adaptation, and is more than a little less sureness.
-        expected: expected Dice of the prediction that is used; None: the network is not calibrated.
-        of_adapted, of_source: the same of each prediction.
+        of_adapted, of_source: expected Dice of each prediction; None: the network is not calibrated.
     """
 
     used: str
@@ -76,9 +75,13 @@ class Decision:
     reasons: tuple[str, ...]
     harmful: bool
     grave: bool
-    expected: Expected | None = None
     of_adapted: Expected | None = None
     of_source: Expected | None = None
+
+    @property
+    def expected(self) -> Expected | None:
+        """Expected Dice of the better prediction; None: the network is not calibrated."""
+        return self.of_source if self.harmful else self.of_adapted
 
     @property
     def keeps(self) -> bool:
@@ -117,7 +120,7 @@ def decide(
     doubts += remarks
     doubts += _out_of_range(measures.segments, signals["share"], ranges, calibration, t)
     grave = bool(destroyed or (harm and _much_changed(measures, calibration, t)))
-    both = expected, of_adapted, of_source
+    both = of_adapted, of_source
     if faults:
         return Decision("neither", REJECT, (*faults, *doubts, *harm), bool(harm), grave, *both)
     return Decision(used, REVIEW if doubts else OK, (*doubts, *harm), bool(harm), grave, *both)
