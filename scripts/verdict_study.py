@@ -162,8 +162,7 @@ def judged(rows: list[dict], arguments: argparse.Namespace) -> list[dict]:
         measures = Measures(**row["measures"])
         decision = decide(measures, Thresholds(), calibration, row["adapts"])
         row |= {"verdict": decision.verdict, "used": decision.used, "reasons": decision.reasons}
-        row["quality"] = measures.as_dict() | decision.expected.as_dict()
-        row["quality"] |= {"expected_adapted": decision.of_adapted.dice, "expected_source": decision.of_source.dice}
+        row["quality"] = decision.described(measures.as_dict())
         row["expected"] = list(decision.expected.segments)
         # of a rejected image the source prediction is what is written
         row["guarded"] = "adapted" if decision.used == "adapted" else "source"

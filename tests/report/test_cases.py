@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from grata.data import Fault
 from grata.quality import Judgement
 from grata.report import case_row, report_verdicts, verdict_lines, write_cases
 
@@ -62,6 +63,17 @@ def test_where_the_source_prediction_is_used_the_adapted_size_follows_from_the_r
     lost = dataclasses.replace(SOURCE, quality=QUALITY | {"segments": {"Disc": found_alone}})
     row = case_row("scan", lost, volumes=volumes("volume_ml", 0.0, 0.0))
     assert row["Disc, source"] == 0 and math.isnan(row["Disc, adapted"]) and math.isinf(row["Disc, ratio"])
+
+
+def test_what_could_not_be_predicted_has_a_line_too(tmp_path):
+    cut = Fault("cut", "its voxels cannot be read")
+    report_verdicts({"scan": OK}, tmp_path, {"cut": "north"}, [cut])
+    rows = {row["case"]: row for row in read(tmp_path / "cases.csv")}
+    assert (rows["cut"]["verdict"], rows["cut"]["site"], rows["cut"]["written"]) == ("failed", "north", "no")
+    assert rows["cut"]["reasons"] == cut.message and rows["cut"]["Disc, adapted"] == ""
+    # put right, it takes the place of that line; and what was finished before its adaptation was lost is judged
+    report_verdicts({"cut": OK}, tmp_path, faults=[Fault("cut", "it is finished, but")])
+    assert {row["case"]: row["verdict"] for row in read(tmp_path / "cases.csv")} == {"scan": "ok", "cut": "ok"}
 
 
 def test_columns_are_those_of_any_line_in_a_fixed_order(tmp_path):

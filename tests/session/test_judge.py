@@ -521,6 +521,18 @@ def test_restore_forgets_what_the_guard_knew(make_outliner, blob):
     assert do(stream, blob(1)[None])[0].record["flags"] == []
 
 
+def test_a_network_that_was_restored_by_its_name_is_judged_anew(make_outliner, blob):
+    """Who calls grata.restore has no handle of the stream that goes on."""
+    network = make_outliner(True)
+    stream = session(network, guard={"patience": 1})
+    do(stream, blob(0)[None])
+    assert stream.guard.given_up
+    do(stream, blob(1)[None])
+    assert stream.guard.given_up
+    grata.restore(network)
+    assert do(stream, blob(2)[None])[0].record["flags"] == []
+
+
 def test_what_another_site_learned_outlives_that_adaptation_is_given_up(make_outliner, blob, tmp_path):
     """A sound network that is given images on which batch statistics harm: those without anything to outline."""
     stream = session(make_outliner(), bank=tmp_path, guard={"patience": 2})

@@ -137,7 +137,8 @@ class BenchmarkBundle(Bundle):
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         apart = {*_WHERE, *_OF_METHODS, "quality"}
         config = {key: value for key, value in self.raw().items() if key not in apart}
-        quality = {"quality": _digest(self.value("quality"))} if self.value("guard", True) else {}
+        judged = self.value("guard", True) not in (None, False)
+        quality = {"quality": _digest(self.value("quality"))} if judged else {}
         return {"weights": digests, "config": first_names(config), **quality}
 
     def _start_from(self) -> Path | None:

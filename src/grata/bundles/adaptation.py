@@ -181,7 +181,7 @@ class ZooAdaptation:
         for line in (*(f"{fault.case}: {fault.message}" for fault in run.faults), *self.handler.remarks()):
             print(f"  {line}")
         judgements = self.handler.session.judgements
-        report_verdicts(judgements, self._folder)
+        report_verdicts(judgements, self._folder, faults=run.faults)
         status = exit_status(run.done < run.images, judgements.values())
         if status:
             if (workflow := running_workflow()) is not None:

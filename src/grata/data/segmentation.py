@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -40,6 +41,9 @@ from .nifti import load_nifti, save_nifti
 from .pictures import picture_size, save_label_picture
 
 __all__ = ["write_dicom_seg", "write_nifti", "write_png"]
+
+_LO = 64
+"""Greatest length of a DICOM attribute of this kind."""
 
 # Attributes of type 2, which the standard requires, possibly empty, but which a source may lack.
 _TYPE_2 = (
@@ -176,7 +180,7 @@ def _segmentation(
         manufacturer_model_name=algorithm[0],
         software_versions=algorithm[1],
         device_serial_number="none",
-        content_description=f"{f'{remark}: ' if remark else ''}Segmentation by {algorithm[0]}"[:64],
+        content_description=_content_description(algorithm[0], remark),
         content_label="SEGMENTATION",
         series_description=f"{algorithm[0]} segmentation",
         content_date=date,
@@ -185,6 +189,13 @@ def _segmentation(
     )
     _fix_volatile(segmentation, date, time, uids("dimensions"))
     return segmentation
+
+
+def _content_description(algorithm: str, remark: str) -> str:
+    """Return remark and algorithm, or as much of them as the attribute holds in whole words."""
+    whole = f"Segmentation by {algorithm}"
+    whole = f"{remark}: {whole}" if remark else whole
+    return textwrap.shorten(whole if len(whole) <= _LO else remark or whole, _LO, placeholder="")
 
 
 class _Uids:

@@ -24,6 +24,7 @@ from ..files import CASES, JOURNAL, OVERVIEW, atomic_write, check_output_dir, re
 from ..quality import Judgement, exit_status
 from ..report import (
     case_row,
+    fault_row,
     format_summary,
     overview_figure,
     summarise_scores,
@@ -308,7 +309,7 @@ class AdaptationRun(EvaluatorRun):
 
     def _write_tables(self, scores: list[dict[str, Any]], judgements: Mapping[str, Judgement]) -> None:
         write_volumes(_by_case(self.outputs.volumes), self.output_dir / "volumes.csv")
-        if judgements:
+        if judgements or (self.faults and isinstance(self.session.guard, QualityGuard)):
             write_cases(self._rows(judgements), self.output_dir / CASES)
         if scores:
             write_scores(scores, self.output_dir / "scores.csv")
@@ -316,16 +317,11 @@ class AdaptationRun(EvaluatorRun):
 
     def _rows(self, judgements: Mapping[str, Judgement]) -> list[dict[str, Any]]:
         sites = {case["case"]: case.get("site") or "" for case in self.discovery.cases}
-        return [
-            case_row(
-                case,
-                judgement,
-                self.discovery.paths.get(case, ""),
-                sites.get(case, ""),
-                self.outputs.volumes.get(case, ()),
-            )
-            for case, judgement in judgements.items()
-        ]
+        paths, volumes = self.discovery.paths, self.outputs.volumes
+        rows = {f.case: fault_row(f, paths.get(f.case, ""), sites.get(f.case, "")) for f in self.faults}
+        for case, judgement in judgements.items():
+            rows[case] = case_row(case, judgement, paths.get(case, ""), sites.get(case, ""), volumes.get(case, ()))
+        return [rows[case] for case in sorted(rows)]
 
 
 def _by_case(rows: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -165,7 +165,7 @@ def predict(
     write_summary(output / "summary.json", **summary, settings=given)
     print(format_summary(**summary, output_dir=output))
     judgements = next(iter(predictor.sessions.values())).judgements
-    report_verdicts(judgements, output, sites)
+    report_verdicts(judgements, output, sites, faults)
     for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
         print(f"note: {remark}")
     return exit_status(bool(faults), judgements.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .calibration import Calibration, Expected
 from .judgement import OK, REJECT, REVIEW
@@ -87,6 +88,26 @@ class Decision:
     def keeps(self) -> bool:
         """Whether what was learnt from the image may be kept."""
         return not self.harmful and self.verdict != REJECT
+
+    def described(self, quality: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keys of a journal: the signals, and what is expected by them.
+
+        Args:
+            quality: the image's signals, as :meth:`Measures.as_dict` gives them.
+
+        Returns:
+            The signals with what is expected of both predictions, and of each segment of the better one; the signals
+            alone where the network is not calibrated.
+        """
+        expected, adapted, source = self.expected, self.of_adapted, self.of_source
+        if expected is None or adapted is None or source is None:
+            return dict(quality)
+        by_segment = {
+            name: {"expected_dice": round(dice, 4), **signals}
+            for (name, signals), dice in zip(quality["segments"].items(), expected.segments)
+        }
+        both = {"expected_adapted": round(adapted.dice, 4), "expected_source": round(source.dice, 4)}
+        return {**expected.as_dict(), **both, **quality, "segments": by_segment}
 
 
 def decide(

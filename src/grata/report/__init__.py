@@ -1,6 +1,6 @@
 """Results of a run for a person to read: scores, volumes, figures and the summary."""
 
-from .cases import case_row, report_verdicts, verdict_lines, write_cases
+from .cases import FAILED, case_row, fault_row, report_verdicts, verdict_lines, write_cases
 from .contact_sheet import contact_sheet
 from .overview_figure import overview_figure
 from .scores import MEAN_CLASS, SOURCE, case_scores, read_scores, summarise_scores, write_scores
@@ -8,6 +8,7 @@ from .summary import Fault, format_summary, write_summary
 from .volumes import case_volumes, write_volumes
 
 __all__ = [
+    "FAILED",
     "MEAN_CLASS",
     "SOURCE",
     "Fault",
@@ -15,6 +16,7 @@ __all__ = [
     "case_scores",
     "case_volumes",
     "contact_sheet",
+    "fault_row",
     "format_summary",
     "overview_figure",
     "read_scores",

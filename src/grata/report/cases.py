@@ -10,9 +10,13 @@ from typing import Any
 
 from ..files import CASES
 from ..quality import Judgement
+from .summary import Fault
 from .tables import write_table
 
-__all__ = ["case_row", "report_verdicts", "verdict_lines", "write_cases"]
+__all__ = ["FAILED", "case_row", "fault_row", "report_verdicts", "verdict_lines", "write_cases"]
+
+FAILED = "failed"
+"""What stands in place of a verdict where nothing could be predicted."""
 
 _FIRST = ("case", "path", "site", "verdict", "used", "written", "expected_dice", "expected_low", "expected_high")
 _SIGNALS = ("agreement_views", "agreement_source", "self_dice", "distance")
@@ -63,8 +67,20 @@ def case_row(
     return row
 
 
+def fault_row(fault: Fault, path: str = "", site: str = "") -> dict[str, Any]:
+    """Return the line of a case that could not be finished.
+
+    Args:
+        fault: what was wrong with it.
+        path: its path below the folder of the scans, without what identifies a patient.
+        site: its site.
+    """
+    row = {"case": fault.case, "path": path, "site": site, "verdict": FAILED, "used": "", "written": "no"}
+    return row | {"reasons": fault.message}
+
+
 def write_cases(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
-    """Write lines of :func:`case_row` as CSV, whole or not at all.
+    """Write lines of :func:`case_row` and :func:`fault_row` as CSV, whole or not at all.
 
     Args:
         rows: lines, written in the order given.
@@ -101,16 +117,20 @@ def verdict_lines(judgements: Mapping[str, Judgement]) -> list[str]:
 
 
 def report_verdicts(
-    judgements: Mapping[str, Judgement], folder: Path | None, sites: Mapping[str, str | None] | None = None
+    judgements: Mapping[str, Judgement],
+    folder: Path | None,
+    sites: Mapping[str, str | None] | None = None,
+    faults: Iterable[Fault] = (),
 ) -> None:
     """Print the verdicts of a run, and write its ``cases.csv``; nothing where nothing was judged.
 
-    Lines of an earlier run in the folder stay, but for the cases that were judged again.
+    Lines of an earlier run in the folder stay, but for the cases of this one.
 
     Args:
         judgements: judgement of each case, by name.
         folder: folder of the table; None: it is not written.
         sites: site of each case, where it is known.
+        faults: what could not be finished.
 
     Raises:
         GrataError: the file cannot be written.
@@ -119,15 +139,17 @@ def report_verdicts(
         print(line)
     if folder is not None and judgements:
         known = sites or {}
-        rows = [case_row(name, judgement, site=known.get(name) or "") for name, judgement in judgements.items()]
-        write_cases([*_earlier(folder / CASES, judgements), *rows], folder / CASES)
+        rows = {name: case_row(name, judgement, site=known.get(name) or "") for name, judgement in judgements.items()}
+        failed = {fault.case: fault_row(fault, site=known.get(fault.case) or "") for fault in faults}
+        rows = failed | rows
+        write_cases([*_earlier(folder / CASES, rows), *rows.values()], folder / CASES)
 
 
-def _earlier(path: Path, judged: Collection[str]) -> list[dict[str, str]]:
-    """Return the lines of an earlier run, without those of cases that were judged again."""
+def _earlier(path: Path, present: Collection[str]) -> list[dict[str, str]]:
+    """Return the lines of an earlier run, without those of the cases of this one."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            lines = [line for line in csv.DictReader(file) if line.get("case") and line["case"] not in judged]
+            lines = [line for line in csv.DictReader(file) if line.get("case") and line["case"] not in present]
     except (OSError, ValueError, csv.Error):
         return []
     # what one run measured and the other did not is left empty

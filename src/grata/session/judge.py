@@ -303,9 +303,8 @@ class QualityGuard(Settings):
             )
         elif rejected and self.on_reject == "source":
             used = "source"
-        quality = _with_expected(quality, decision)
         withheld = rejected and self.on_reject == "withhold"
-        return Judgement(decision.verdict, used, reasons, quality, withheld)
+        return Judgement(decision.verdict, used, reasons, decision.described(quality), withheld)
 
     def _used(self, decisions: Sequence[Decision], prediction: Any, source: Any) -> Any:
         """Return the prediction with those of the source network where they are used."""
@@ -392,19 +391,6 @@ def _quality_guard(own: dict[str, Any], common: dict[str, Any]) -> QualityGuard:
         return QualityGuard(**common | own)
     except GrataError as error:
         raise error if error.head in common and error.head not in own else error.under("guard") from error
-
-
-def _with_expected(quality: dict[str, Any], decision: Decision) -> dict[str, Any]:
-    """Return the signals with what is expected of both predictions, and of each segment of the one that is used."""
-    expected, adapted, source = decision.expected, decision.of_adapted, decision.of_source
-    if expected is None or adapted is None or source is None:
-        return quality
-    by_segment = {
-        name: {"expected_dice": round(dice, 4), **signals}
-        for (name, signals), dice in zip(quality["segments"].items(), expected.segments)
-    }
-    both = {"expected_adapted": round(adapted.dice, 4), "expected_source": round(source.dice, 4)}
-    return expected.as_dict() | both | quality | {"segments": by_segment}
 
 
 def _scatter(values: Sequence[float]) -> float:

@@ -64,7 +64,7 @@ def _marks(network: nn.Module) -> Iterator[Mark]:
             yield mark
 
 
-def take(method: Method, holder: object) -> None:
+def take(method: Method, holder: object) -> bool:
     """Mark the network of a method as taken by a session.
 
     A network that is still adapted by a session that is gone or has failed is restored first.
@@ -73,13 +73,16 @@ def take(method: Method, holder: object) -> None:
         method: method that is about to adapt its network.
         holder: its session.
 
+    Returns:
+        Whether the network had no mark of the method: nobody had it, or it was restored since.
+
     Raises:
         RunError: another method adapts the network for a session that is still there, or what was attached to the
             network is gone.
     """
     mark = mark_of(method.given)
     if mark is not None and mark.method is method and mark.holder is holder:
-        return
+        return False
     if mark is not None and mark.method is not method:
         if _is_held(mark):
             raise RunError(
@@ -94,9 +97,15 @@ def take(method: Method, holder: object) -> None:
             "Begin anew: make the stream, the handler or the method again.",
             key="network",
         )
-    new = Mark(method, holder)
+    return _mark(method, holder)
+
+
+def _mark(method: Method, holder: object) -> bool:
+    """Mark the network of a method; return whether it had no mark of that method."""
+    new, former = Mark(method, holder), vars(method.given).get(_KEY)
     for module in method.given.modules():
         vars(module)[_KEY] = new
+    return not (isinstance(former, Mark) and former.method is method)
 
 
 def _is_held(mark: Mark) -> bool:

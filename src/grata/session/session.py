@@ -114,6 +114,7 @@ class Session:
         self.store: Store | None = None
         self._cases = 0
         self._open: Case | None = None
+        self._taken = False
 
     @property
     def network(self) -> torch.nn.Module:
@@ -152,6 +153,12 @@ class Session:
         self.learner.restore()
         if isinstance(self.guard, QualityGuard):
             self.guard.forget()
+
+    def _take(self) -> None:
+        """Take the network; if it was restored since this session had it, the guard knows nothing of what follows."""
+        if take(self.method, self) and self._taken and isinstance(self.guard, QualityGuard):
+            self.guard.forget()
+        self._taken = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state from which another process continues bit for bit, with :meth:`load_state_dict`."""
@@ -269,7 +276,7 @@ class Case:
         session = self.session
         if session._open is not None:
             raise RuntimeError("the session is in the middle of another case")
-        take(session.method, session)
+        session._take()
         session.keeper.synchronize()
         self._before = session.learner.snapshot()
         self._guard_before = session.guard.state_dict() if isinstance(session.guard, QualityGuard) else None
