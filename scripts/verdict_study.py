@@ -5,11 +5,13 @@
         --wrong <folder of scripts/wrong_inputs.py> --output <rows.jsonl> [--methods ptbn,source] [--limit 40]
     python scripts/verdict_study.py table <rows.jsonl> --quality bundles/<bundle>/models/quality.json \
         --samples <samples.json> [--scored <segment>]
+    python scripts/verdict_study.py poison bundles/<bundle> --dataset_dir <site> --methods dua,tent [--limit 8]
 
 The first command measures what ``grata calibrate`` measures. The second adapts to each image by itself (per case) and
 writes a line for each; lines that are there already are not computed again. Images of home are those held out of the
 network's training. The third judges the lines and prints the tables; images of home are judged by calibrations that
-were fitted without them.
+were fitted without them. The last command puts an image a hundred times as bright first in a stream, and prints the
+Dice of the images after it, by the source network, and by each method without and with the guard.
 """
 
 import argparse
@@ -119,11 +121,48 @@ def measured(session: Session, bundle: Bundle, case: dict) -> dict:
     source = adapted if adapting.source is None else adapting.source
     row = dict(session.guard.found)
     if "label" in case:
-        values = bundle.read_label(case, image, "network")
-        label = torch.as_tensor(np.stack([np.isin(values, region.values) for region in bundle.regions]).astype("f4"))
+        label = label_of(bundle, case, image)
         row["adapted"] = dice(adapted, bundle.activation, label)
         row["source"] = dice(source, bundle.activation, label)
     return row
+
+
+def poison(arguments: argparse.Namespace) -> None:
+    """Print what is left of a stream after an image that is far too bright."""
+    torch.set_num_threads(arguments.threads)
+    bundle = Bundle(arguments.bundle, {"dataset_dir": str(arguments.dataset_dir)}, "study")
+    cases = bundle.cases(None)[:: arguments.val_stride][: arguments.limit]
+    lines = []
+    for method in arguments.methods.split(","):
+        made = {}
+        for guard in (False, True):
+            settings = {"calibration": bundle.value("quality"), "segments": bundle.value("segments")}
+            made[guard] = after_poison(bundle, cases, method, settings if guard else False, arguments.factor)
+        source = after_poison(bundle, cases, "source", False, 1.0)
+        lines.append([method, len(cases), *(f"{value:.3f}" for value in (source, made[False], made[True]))])
+    print_table("Dice after one image", lines, ["method", "images", "source", "without the guard", "with the guard"])
+
+
+def after_poison(bundle: Bundle, cases: list[dict], method: str, guard: bool | dict, factor: float) -> float:
+    """Return the mean Dice of the images of a stream of which the first was also put before them, far too bright."""
+    known = {"activation": bundle.activation, "prepared": bundle.value("prepared")}
+    session = Session(create(method, bundle.make_network(), {}, seed=0, **known), bundle.windows, guard=guard)
+    found = []
+    for number, case in enumerate(tqdm([cases[0], *cases], desc=method)):
+        image = bundle.read_image(case)
+        x = image["image"].as_tensor().float()[None] * (1.0 if number else factor)
+        with session.case(x, f"{number}") as adapting, eval_mode(session.network):
+            adapting.adapt(bundle.inferer)
+            used = adapting.judge(bundle.inferer(x, session.network))
+        if number:
+            found.append(np.mean(dice(used, bundle.activation, label_of(bundle, case, image))))
+    return float(np.mean(found))
+
+
+def label_of(bundle: Bundle, case: dict, image: dict) -> torch.Tensor:
+    """Return the label ``(K, ...)`` of an image on the network's grid, of 0 and 1."""
+    values = bundle.read_label(case, image, "network")
+    return torch.as_tensor(np.stack([np.isin(values, region.values) for region in bundle.regions]).astype("f4"))
 
 
 def sample(arguments: argparse.Namespace) -> None:
@@ -314,7 +353,14 @@ def main() -> None:
     known.add_argument("--dataset_dir", type=Path, required=True)
     known.add_argument("--output", type=Path, required=True)
     known.set_defaults(do=sample)
-    for command in (first, known):
+    bright = commands.add_parser("poison")
+    bright.add_argument("bundle", type=Path)
+    bright.add_argument("--dataset_dir", type=Path, required=True)
+    bright.add_argument("--methods", default="dua")
+    bright.add_argument("--factor", type=float, default=100.0)
+    bright.add_argument("--limit", type=int, default=8, help="number of images")
+    bright.set_defaults(do=poison)
+    for command in (first, known, bright):
         command.add_argument("--val_stride", type=int, default=5, help="step between the images held out of training")
         command.add_argument("--threads", type=int, default=1)
     second = commands.add_parser("table")

@@ -81,6 +81,18 @@ def test_a_large_change_needs_views_that_agree_well(views, agreement, used):
     assert decide(measures(views=views, agreement=agreement), Thresholds(), Known(0.9, 0.9)).used == "adapted"
 
 
+@pytest.mark.parametrize(
+    ("views", "agreement", "used"), [(0.99, 0.79, "source"), (math.nan, 0.79, "source"), (0.99, 0.8, "adapted")]
+)
+def test_of_a_network_that_was_just_harmed_no_large_change_is_trusted(views, agreement, used):
+    found = decide(measures(views=views, agreement=agreement), Thresholds(), suspect=True)
+    assert found.used == used and found.grave is (used == "source")
+    assert used == "adapted" or found.reasons[0].endswith("it has just harmed another image")
+    # of a network that is known, what is expected decides
+    known = decide(measures(views=views, agreement=agreement), Thresholds(), Known(0.9, 0.9), suspect=True)
+    assert known.used == "adapted"
+
+
 def test_a_source_that_is_not_sure_itself_may_be_changed_much():
     unsure = signals(self_dice=0.79)
     assert of(signals(voxels=500), unsure).used == "adapted"

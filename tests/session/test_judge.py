@@ -18,7 +18,7 @@ from grata.bank import AdapterBank
 from grata.engines import AdaptationHandler
 from grata.errors import GrataError, OutputError
 from grata.methods import METHODS, PTBN, StepRecord, Tent, create
-from grata.session import QualityGuard, Session, judged_together, make_guard, together
+from grata.session import QualityGuard, Session, judge, judged_together, make_guard, together
 
 LR = {"lr": 1e-2}
 QUICK = {"ttas": {"steps": 2}, "dua": {"views": 4}, "cotta": {"augmentations": 2}, "test": {"steps": 1}}
@@ -131,6 +131,21 @@ def test_the_guard_costs_one_forward_an_image_and_a_view_of_the_first_three(make
     # views of their own tell these methods what the guard would ask; intent mixes six forwards for any prediction
     first = {"source": 1, "grata": 1, "test": 1, "intent": 7}.get(name, 2)
     assert more[:3] == [first] * 3
+
+
+@pytest.mark.parametrize(("fragile", "suspect"), [(True, [False, True, True]), (False, [False] * 3)])
+def test_a_network_that_adaptation_just_harmed_is_suspect(make_outliner, blob, monkeypatch, fragile, suspect):
+    seen, decide = [], judge.decide
+
+    def noted(*arguments):
+        seen.append(arguments[-1])
+        return decide(*arguments)
+
+    monkeypatch.setattr(judge, "decide", noted)
+    stream = session(make_outliner(fragile), guard={"patience": 9})
+    for seed in range(3):
+        do(stream, blob(seed, size=24)[None])
+    assert seen == suspect
 
 
 def test_a_harm_that_changes_next_to_nothing_does_not_count_against_the_network(make_outliner, blob):

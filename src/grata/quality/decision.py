@@ -117,6 +117,7 @@ def decide(
     adapts: bool = True,
     ranges: Sequence[Range | None] = (),
     remarks: Sequence[str] = (),
+    suspect: bool = False,
 ) -> Decision:
     """Decide on one image.
 
@@ -128,12 +129,16 @@ def decide(
         ranges: least and greatest share of the image that each segment may fill; None: as in the source images, if
             these are known.
         remarks: what is to be reviewed whatever the signals say.
+        suspect: whether adaptation has just shown that the network may not bear it: of one that is not calibrated no
+            great change is trusted then, however well views agree.
     """
     t = thresholds
     of_adapted, of_source = _expected(measures, calibration, adapts)
     changed = adapts and min(measures.agreement_source) < t.same
     destroyed = _destroyed(measures, t, of_adapted, of_source) if changed else []
-    harm = _less_sure(measures, t, of_adapted, of_source) if changed and not destroyed else destroyed
+    harm = destroyed
+    if changed and not destroyed:
+        harm = _less_sure(measures, t, of_adapted, of_source, suspect)
     used, expected, signals = ("adapted", of_adapted, measures.adapted)
     if harm:
         used, expected, signals = ("source", of_source, measures.source)
@@ -219,7 +224,9 @@ def _other_sizes(m: Measures, t: Thresholds) -> list[str]:
     ]
 
 
-def _less_sure(m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None) -> list[str]:
+def _less_sure(
+    m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None, suspect: bool
+) -> list[str]:
     """Return why the source prediction is to be trusted more than the adapted one."""
     reasons = []
     if adapted is not None and source is not None:
@@ -228,7 +235,10 @@ def _less_sure(m: Measures, t: Thresholds, adapted: Expected | None, source: Exp
                 f"adaptation is not used: it lowers the expected Dice from {source.dice:.2f} to {adapted.dice:.2f}"
             )
         return reasons
-    if m.agreement_views < t.trusted and mean(m.agreement_source) < t.much_changed:
+    much = mean(m.agreement_source) < t.much_changed
+    if much and suspect:
+        reasons.append("adaptation is not used: it changes the prediction much, and it has just harmed another image")
+    elif much and m.agreement_views < t.trusted:
         reasons.append(
             "adaptation is not used: it changes the prediction much, and its predictions for mirrored or turned views "
             f"of the image agree too little for that (agreement {m.agreement_views:.2f})"

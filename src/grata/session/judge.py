@@ -252,7 +252,7 @@ class QualityGuard(Settings):
             remarks.append(f"ranges are given for {len(ranges)} segments, and the network has {count}: none counts")
         if len(ranges) != count:
             ranges = []
-        return decide(measures, self._thresholds, calibration, adapts, ranges, remarks)
+        return decide(measures, self._thresholds, calibration, adapts, ranges, remarks, self._harmed > 0)
 
     def _meaning(self, method: Method) -> tuple[str, Any]:
         """Return the activation of the network's output, and the key or index of the logits in it."""
