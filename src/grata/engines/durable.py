@@ -272,8 +272,11 @@ class AdaptationRun(EvaluatorRun):
         return super()._report(index, error)
 
     def _explained(self, index: int, error: Exception) -> str:
-        # the messages of this project's readers name a file below the folder that was given, and must
-        return explain(error, self.hint)
+        # the messages of this project's readers name a file, and must: below the folder that was given
+        dataset: Any = self._dataset
+        image, name = dataset.data[index].get("image"), self._names[index]
+        message = explain(error, self.hint)
+        return message.replace(image, self.discovery.paths.get(name, image)) if isinstance(image, str) else message
 
     def _close(self, seconds: float) -> int:
         scores = _by_case(self.outputs.scores)
