@@ -1,5 +1,6 @@
 import csv
 import math
+import os
 import random
 import shutil
 
@@ -11,6 +12,7 @@ import yaml
 from monai.utils import get_seed
 from PIL import Image
 
+from grata.bank import Adaptation
 from grata.benchmark import load_config, run, run_benchmark, stream
 from grata.benchmark.jobs import plan
 from grata.benchmark.part import Part
@@ -299,6 +301,54 @@ def test_a_stopped_run_is_resumed(settings, write, tmp_path, monkeypatch):
             interruptions += 1
     assert interruptions >= 2 and len(calls) == 3 * 14 + interruptions
     assert results(tmp_path / "results") == results(tmp_path / "whole")
+
+
+class Killed(BaseException):
+    """End of the process, which no code catches."""
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_killed_before_any_of_its_writes_it_leaves_the_same_bank(settings, write, tmp_path, monkeypatch, same_state):
+    """Also after the last image, whose row is finished before its entry of the bank is written."""
+    settings |= {"methods": {"tent": {"lr": 0.02}}, "reference_method": "tent", "limit": 2}
+    settings["targets"].pop("south")
+    monkeypatch.setattr(run, "write_summary", lambda *_, **__: None)
+
+    def go(folder):
+        settings["sources"] = {"bundle": {"bank": str(tmp_path / folder / "bank")}}
+        return run_benchmark(write(settings), output_dir=str(tmp_path / folder / "output"))
+
+    def entries(folder):
+        files = sorted((tmp_path / folder / "bank").rglob("*.safetensors"))
+        return [(file.name, saved.cases, saved.state) for file in files for saved in [Adaptation.read(file)]]
+
+    assert go("whole") == 0
+    (whole,), replace, moment = entries("whole"), os.replace, 0
+    assert whole[1] == 2
+    while True:
+        moment += 1
+        left = moment
+
+        def killing(source, target):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killing)
+            try:
+                go(f"killed{moment}")
+                break
+            except Killed:
+                pass
+        assert go(f"killed{moment}") == 0
+        (found,) = entries(f"killed{moment}")
+        assert found[:2] == whole[:2] and same_state(found[2], whole[2]), moment
+        assert results(tmp_path / f"killed{moment}" / "output") == results(tmp_path / "whole" / "output")
+    # state, progress, the entry and its card of each image
+    assert moment > 2 * 4
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -35,12 +35,15 @@ class Part:
 
     Attributes:
         kept: what the bank needs to go on from the state that :meth:`open` returned; None: there is no bank.
+        settled: whether the bank holds what the finished rows left there: it is written after them, and the process may
+            have been killed in between.
     """
 
     def __init__(self, folder: Path, name: str, fingerprint: Mapping[str, str]) -> None:
         self.name = name
         self.fingerprint = dict(fingerprint)
         self.kept: dict[str, Any] | None = None
+        self.settled = True
         self._base = folder / name
         self._rows = self._base.with_name(f"{self._base.name}.jsonl")
         self._progress = self._base.with_name(f"{self._base.name}.json")
@@ -74,23 +77,40 @@ class Part:
             finished = (state or progress)["finished"]
             rows = self._read_rows(finished)
             if len(rows) == finished and (state is not None or not progress["state"]):
+                opened = state or {}
+                self.kept = opened.get("kept")
+                self.settled = self._bank_holds(progress, finished)
                 self._write_rows(rows)
                 self._write_progress(finished, state is not None)
                 if state is None:
                     self._remove_state()
-                opened = state or {}
-                self.kept = opened.get("kept")
                 return rows, opened.get("method")
         self._base.parent.mkdir(parents=True, exist_ok=True)
         self._remove_state()
+        self.settled = True
         self._write_rows([])
         self._write_progress(0, False)
         return [], None
+
+    def _bank_holds(self, progress: Mapping[str, Any], finished: int) -> bool:
+        return self.kept is None or (finished == progress["finished"] and _is_settled(progress))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the finished rows."""
         progress = self._read_progress()
         return [] if progress is None else self._read_rows(progress["finished"])
+
+    def is_complete(self, count: int) -> bool:
+        """Return whether all of ``count`` rows are finished, and the bank holds what they left there."""
+        progress = self._read_progress()
+        return progress is not None and _is_settled(progress) and len(self._read_rows(progress["finished"])) >= count
+
+    def settle(self) -> None:
+        """Note that the bank holds what the finished rows left there."""
+        progress = self._read_progress()
+        if progress is not None and not self.settled:
+            self.settled = True
+            self._write_progress(progress["finished"], progress["state"])
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row; it counts as finished after :meth:`commit`."""
@@ -106,6 +126,7 @@ class Part:
         """
         if method is not None:
             self._write_state(finished, method, kept)
+        self.settled = kept is None
         self._write_progress(finished, method is not None)
         if method is None:
             self._remove_state()
@@ -136,6 +157,7 @@ class Part:
 
     def _write_progress(self, finished: int, state: bool) -> None:
         progress = {"finished": finished, "state": state, "fingerprint": self.fingerprint}
+        progress |= {} if self.settled else {"settled": False}
         with atomic_write(self._progress) as temporary:
             temporary.write_text(json.dumps(progress, sort_keys=True), encoding="utf-8")
 
@@ -214,3 +236,8 @@ class Part:
         return GrataError(
             f"{self._state} is damaged or not the state of a benchmark ({why}). Remove it; the job starts again."
         )
+
+
+def _is_settled(progress: Mapping[str, Any]) -> bool:
+    """Return whether a progress says so; it says nothing where there is no bank."""
+    return progress.get("settled", True) is not False

@@ -101,7 +101,7 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
 def _compute(config: BenchmarkConfig, jobs: Sequence[Job], parts: Mapping[str, Part], folder: Path) -> dict[str, str]:
     """Run what is missing, and return the reason for each job that could not be finished, by its name."""
     finished = {job.name: len(parts[job.name].rows()) for job in jobs}
-    unfinished = [job for job in jobs if finished[job.name] < len(job.items)]
+    unfinished = [job for job in jobs if not parts[job.name].is_complete(len(job.items))]
     for job in unfinished:
         parts[job.name].check()
     broken: dict[str, str] = {}

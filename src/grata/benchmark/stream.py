@@ -54,7 +54,7 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
     part.lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(part.lock, timeout=_WAIT_FOR_PREDECESSOR):
         rows, state = part.open()
-        if len(rows) == len(job.items):
+        if len(rows) == len(job.items) and part.settled:
             return
         torch.set_num_threads(job.threads)
         set_determinism(job.seed)
@@ -62,19 +62,26 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
         if own_process and runner.bundle.keeps_pages:
             keep_pages()
         runner.resume(rows, state, part.kept)
-        done = {(row["target"], row["case"]): row for row in rows}
-        for position in range(len(rows), len(job.items)):
-            item = job.items[position]
-            earlier = done.get((item.site, item.case)) if runner.each_for_itself else None
-            if earlier is not None:
-                again = {"position": position, "round": item.round, "reset": runner.session.episodic}
-                row = {key: again.get(key, value) for key, value in earlier.items() if key not in MEASURED}
-                label_map = part.read_label_map(earlier["position"])
-                _write(part, position, row, label_map if job.keep_label_maps else None)
-                runner.commit(part, position)
-            else:
-                done[item.site, item.case] = runner.step(part, position)
-            advance()
+        _go_on(runner, part, rows, advance)
+        part.settle()
+
+
+def _go_on(runner: _Runner, part: Part, rows: Sequence[Mapping[str, Any]], advance: Callable[[], None]) -> None:
+    """Do the images after the finished rows."""
+    job = runner.job
+    done = {(row["target"], row["case"]): row for row in rows}
+    for position in range(len(rows), len(job.items)):
+        item = job.items[position]
+        earlier = done.get((item.site, item.case)) if runner.each_for_itself else None
+        if earlier is not None:
+            again = {"position": position, "round": item.round, "reset": runner.session.episodic}
+            row = {key: again.get(key, value) for key, value in earlier.items() if key not in MEASURED}
+            label_map = part.read_label_map(earlier["position"])
+            _write(part, position, row, label_map if job.keep_label_maps else None)
+            runner.commit(part, position)
+        else:
+            done[item.site, item.case] = runner.step(part, position)
+        advance()
 
 
 def _write(part: Part, position: int, row: Mapping[str, Any], label_map: np.ndarray | None) -> None:
