@@ -82,12 +82,19 @@ def test_a_large_change_needs_views_that_agree_well(views, agreement, used):
 
 
 @pytest.mark.parametrize(
-    ("views", "agreement", "used"), [(0.99, 0.79, "source"), (math.nan, 0.79, "source"), (0.99, 0.8, "adapted")]
+    ("views", "agreement", "used"),
+    [
+        (0.99, 0.79, "source"),
+        (math.nan, 0.79, "source"),
+        (0.89, 0.95, "source"),
+        (0.9, 0.8, "adapted"),
+        (math.nan, 0.8, "adapted"),
+    ],
 )
-def test_of_a_network_that_was_just_harmed_no_large_change_is_trusted(views, agreement, used):
+def test_of_a_network_that_was_just_harmed_little_is_trusted(views, agreement, used):
     found = decide(measures(views=views, agreement=agreement), Thresholds(), suspect=True)
-    assert found.used == used and found.grave is (used == "source")
-    assert used == "adapted" or found.reasons[0].endswith("it has just harmed another image")
+    assert found.used == used and found.grave is (used == "source" and agreement < 0.8)
+    assert used == "adapted" or "it has just harmed another image" in found.reasons[0]
     # of a network that is known, what is expected decides
     known = decide(measures(views=views, agreement=agreement), Thresholds(), Known(0.9, 0.9), suspect=True)
     assert known.used == "adapted"

@@ -130,7 +130,7 @@ def decide(
             these are known.
         remarks: what is to be reviewed whatever the signals say.
         suspect: whether adaptation has just shown that the network may not bear it: of one that is not calibrated no
-            great change is trusted then, however well views agree.
+            great change is used then, and no other without views that agree well.
     """
     t = thresholds
     of_adapted, of_source = _expected(measures, calibration, adapts)
@@ -236,8 +236,12 @@ def _less_sure(
             )
         return reasons
     much = mean(m.agreement_source) < t.much_changed
-    if much and suspect:
-        reasons.append("adaptation is not used: it changes the prediction much, and it has just harmed another image")
+    if suspect and (much or m.agreement_views < t.trusted):
+        views = "its predictions for mirrored or turned views of the image agree too little for that"
+        reasons.append(
+            "adaptation is not used: it has just harmed another image, and "
+            + ("it changes the prediction much" if much else f"{views} (agreement {m.agreement_views:.2f})")
+        )
     elif much and m.agreement_views < t.trusted:
         reasons.append(
             "adaptation is not used: it changes the prediction much, and its predictions for mirrored or turned views "

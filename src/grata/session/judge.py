@@ -108,7 +108,7 @@ class QualityGuard(Settings):
         default=3, at_least=0, help="number of first images of a stream on which a method without views is tried on one"
     )
     patience: int = count(
-        default=3, help="number of images, one after the other, that adaptation harmed before it is given up"
+        default=3, help="number of images that adaptation harmed, each unharmed one less, before it is given up"
     )
     least_agreement: float = number(
         default=Thresholds.least_agreement,
@@ -333,7 +333,8 @@ class QualityGuard(Settings):
         if all(decision.harmful for decision in decisions):
             # what changes next to nothing says nothing of the network
             return agreement < _ALIKE and self._harmed_again(decisions, learned)
-        self._harmed, self._share = 0, _SLOW * self._share
+        # one image that is well does not make up for several that were not
+        self._harmed, self._share = max(0, self._harmed - 1), _SLOW * self._share
         return self._drifted(agreement)
 
     def _harmed_again(self, decisions: Sequence[Decision], learned: bool) -> bool:
@@ -344,6 +345,8 @@ class QualityGuard(Settings):
             return False
         if learned:
             self._start_anew()
+            # the network stays suspect
+            self._harmed = min(1, self.patience - 1)
         elif self._harmed >= self.patience or self.calibration is None:
             self._given_up = "; ".join(dict.fromkeys(r for d in decisions for r in d.reasons))
         return learned
