@@ -145,6 +145,10 @@ def test_withhold_writes_no_segmentation(runs):
     assert [row["verdict"] for row in rows.values()] == [row["verdict"] for row in table(runs()[0]).values()]
     assert [line["withheld"] for line in journal(output)] == [False, True, True]
     assert f"  {WRONG}: reject (withheld). " in outcome.stdout
+    # nor does a table have what is not written
+    with (output / "volumes.csv").open(newline="", encoding="utf-8") as file:
+        variants = {(row["case"], row["variant"]) for row in csv.DictReader(file)}
+    assert variants == {(case, "source") for case in (GOOD, SERIES, WRONG)} | {(GOOD, "tent")}
     # a person can see what was rejected
     assert {path.stem for path in (output / "figures").iterdir()} == {GOOD, SERIES, WRONG}
     assert np.array_equal(labels(output, GOOD), labels(runs()[0], GOOD))
@@ -221,8 +225,7 @@ def test_a_file_that_is_named_must_be_there_and_fit(runs, bundle, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     output, outcome = runs("--quality", str(tmp_path / "other.json"))
     assert outcome.returncode == 1
-    named = outcome.stderr.replace("calibration", "quality")
-    assert f"quality: {tmp_path / 'other.json'} is not a file of" in named
+    assert f"quality: {tmp_path / 'other.json'} is not a file of" in outcome.stderr
     output, outcome = runs("--on_reject", "hide")
     assert outcome.returncode == 1 and "on_reject: " in outcome.stderr and "source, withhold, keep" in outcome.stderr
     output, outcome = runs(guard="perhaps")

@@ -52,6 +52,16 @@ def test_a_small_source_set_gives_a_file_of_plain_numbers(config, write_bundle, 
     assert set(json.loads(text)) == {"format", *(field.name for field in dataclasses.fields(Calibration))}
 
 
+def test_a_calibration_that_is_there_is_not_replaced_by_the_way(config, write_bundle, source):
+    path = write_bundle(config) / "models" / "quality.json"
+    path.write_text("made from many images")
+    with pytest.raises(GrataError, match=r"output: .*quality\.json exists.*--overwrite true"):
+        calibrate(path.parents[1], source, val_stride=1)
+    assert path.read_text() == "made from many images"
+    assert calibrate(path.parents[1], source, val_stride=1, overwrite=True) == 0
+    assert Calibration.read(path).cases == 5
+
+
 def test_the_same_images_and_seed_give_the_same_file(config, write_bundle, source):
     bundle = write_bundle(config)
     for name in ("one", "two"):

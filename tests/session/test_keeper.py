@@ -45,14 +45,16 @@ def cases(sites=SITES, faulty=()):
 @pytest.fixture
 def make_run(make_method, tmp_path):
     def make(items, method=None, output="out", bank="bank", **options):
-        kept = {key: options.pop(key) for key in ("start_from", "save_to") if key in options}
+        # a guard would let these random networks learn nothing that could be lost
+        kept = {"guard": False} | {
+            key: options.pop(key) for key in ("start_from", "save_to", "guard") if key in options
+        }
         reset = None if method else {"name": "every-n", "cases": 1}
         method = method or make_method("tent")
         outputs = Outputs()
         folder = tmp_path / output
         bank = bank and tmp_path / bank
-        # a guard would let these random networks learn nothing that could be lost
-        kept |= {"journal": folder / "journal.jsonl", "bank": bank, "reset": reset, "guard": False}
+        kept |= {"journal": folder / "journal.jsonl", "bank": bank, "reset": reset}
         adaptation = AdaptationHandler(method, **kept)
         engine = SupervisedEvaluator("cpu", DataLoader(Dataset(items), batch_size=1), method.given)
         engine.add_event_handler(Events.ITERATION_COMPLETED, outputs.write)
@@ -222,3 +224,20 @@ def test_an_entry_that_does_not_fit_is_a_fault_of_its_cases_alone(make_run, tmp_
     assert printed.count("damaged") >= 2 and f"bank reset {bank.path} {name}" in printed
     assert bank.file(name).read_bytes() == b"garbage"
     assert bank.read(bank.entries()[1]).cases == 2
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Killed])
+def test_the_segmentations_of_a_stopped_run_have_their_verdicts(make_run, tmp_path, stop):
+    stopped, done = make_run(cases(), bank=None, guard={"activation": "softmax"}), []
+
+    def stopping(engine):
+        done.append(engine.state.batch)
+        if len(done) == 3:
+            raise stop
+
+    stopped.evaluator.add_event_handler(Events.ITERATION_STARTED, stopping)
+    with pytest.raises(stop):
+        stopped.run()
+    lines = (tmp_path / "out" / "cases.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["case", "case0", "case1"]
+    assert lines[1].split(",")[3] in ("ok", "review", "reject")

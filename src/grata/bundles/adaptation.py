@@ -300,9 +300,8 @@ def _guard(given: Any, on_reject: Any, quality: Any, bundle_root: str | Path | N
     try:
         return make_guard(given, on_reject=on_reject, calibration=quality)
     except GrataError as error:
-        head = {"calibration": "quality"}.get(error.head, error.head)
-        if head in ("quality", "on_reject", "guard"):
-            raise GrataError(error.message, f"adaptation#{error.key if head != 'quality' else head}") from error
+        if error.head in ("quality", "on_reject", "guard"):
+            raise error.under("adaptation") from error
         raise
 
 

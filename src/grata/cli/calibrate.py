@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import TEXT, LabelsDir, Work, argument, check_bundle, count, given, option
+from .options import SWITCH, TEXT, LabelsDir, Work, argument, check_bundle, count, given, option
 
 __all__ = ["calibrate"]
 
@@ -34,6 +34,9 @@ def calibrate(
         ),
     ] = None,
     seed: Annotated[int | None, option("seed", count(0), "Seed of the simulations.", default="0")] = None,
+    overwrite: Annotated[
+        bool | None, option("overwrite", SWITCH, "Replace a file that is there already.", default="false")
+    ] = None,
 ) -> Work:
     """Learn from held-out source images, simulated shifts and wrong inputs what Dice to expect of the network.
 

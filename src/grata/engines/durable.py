@@ -139,7 +139,13 @@ class AdaptationRun(EvaluatorRun):
             self.evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._note)
             self.session.store = self._store
             done = set(self.finished)
-            self._run_all([[index] for index, name in self._names.items() if name not in done])
+            try:
+                self._run_all([[index] for index, name in self._names.items() if name not in done])
+            except BaseException:
+                # nobody should have to read segmentations without their verdicts
+                with contextlib.suppress(GrataError):
+                    self._write_cases()
+                raise
             return self._close(time.perf_counter() - started)
         finally:
             self._lock.release()
@@ -293,7 +299,7 @@ class AdaptationRun(EvaluatorRun):
         judgements = {case: self.session.judgements[case] for case in sorted(self.session.judgements)}
         unwritten = None
         try:
-            self._write_tables(scores, judgements)
+            self._write_tables(scores)
             (self.output_dir / _BEGUN).unlink(missing_ok=True)
             write_summary(self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings)
         except GrataError as error:
@@ -310,13 +316,17 @@ class AdaptationRun(EvaluatorRun):
             print(f"stopped early: {left} cases are left. {STOPPED}")
         return exit_status(bool(self.faults or unwritten), judgements.values())
 
-    def _write_tables(self, scores: list[dict[str, Any]], judgements: Mapping[str, Judgement]) -> None:
+    def _write_tables(self, scores: list[dict[str, Any]]) -> None:
         write_volumes(_by_case(self.outputs.volumes), self.output_dir / "volumes.csv")
-        if judgements or (self.faults and isinstance(self.session.guard, QualityGuard)):
-            write_cases(self._rows(judgements), self.output_dir / CASES)
+        self._write_cases()
         if scores:
             write_scores(scores, self.output_dir / "scores.csv")
             overview_figure(scores, self.output_dir / OVERVIEW)
+
+    def _write_cases(self) -> None:
+        judgements = self.session.judgements
+        if judgements or (self.faults and isinstance(self.session.guard, QualityGuard)):
+            write_cases(self._rows(judgements), self.output_dir / CASES)
 
     def _rows(self, judgements: Mapping[str, Judgement]) -> list[dict[str, Any]]:
         sites = {case["case"]: case.get("site") or "" for case in self.discovery.cases}

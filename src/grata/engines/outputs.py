@@ -125,9 +125,12 @@ class OutputHandler:
         is_picture = case["format"] == "picture"
         spacing = None if is_picture else np.linalg.norm(affine[:-1, :-1], axis=0)[: prediction.ndim].tolist()
 
-        if judgement is None or not judgement.withheld:
+        withheld = judgement is not None and judgement.withheld
+        if not withheld:
             self._write_segmentation(prediction, case, judgement)
-        self._measure(case, maps, label, spacing)
+        # what is not written has no place in the tables either
+        measured = {name: label_map for name, label_map in maps.items() if not withheld or name == "source"}
+        self._measure(case, measured, label, spacing)
         self._draw(case, image, maps, label, spacing or [1.0] * prediction.ndim, judgement)
 
     def _write_segmentation(self, prediction: np.ndarray, case: Mapping[str, Any], judgement: Judgement | None) -> None:

@@ -80,6 +80,7 @@ def calibrate(
     images: int | None = 20,
     val_stride: int = 5,
     seed: int = 0,
+    overwrite: bool = False,
     **overrides: Any,
 ) -> int:
     """Learn what Dice to expect of a bundle's network, and write it as plain numbers to one file.
@@ -98,13 +99,15 @@ def calibrate(
         val_stride: step between the sorted cases, from the first on, that were held out of the network's training, as
             in ``configs/train.yaml``: these are used. 1: all cases.
         seed: seed of the simulations.
+        overwrite: whether to replace a file that is there already.
         overrides: values for keys of ``configs/adapt.yaml``, nested keys joined by ``#``.
 
     Returns:
         0 if every image was used, 1 if one could not be used: it is reported, and the file is made from the others.
 
     Raises:
-        GrataError: the bundle, an argument or the folder is refused, or fewer than four images could be used.
+        GrataError: the bundle, an argument or the folder is refused, the file is there already, or fewer than four
+            images could be used.
     """
     quiet()
     images = None if images is None else _whole("images", images, 1)
@@ -112,6 +115,10 @@ def calibrate(
     given = {"dataset_dir": dataset_dir} | ({} if labels_dir is None else {"labels_dir": labels_dir})
     opened = _opened(Path(bundle), {**given, **overrides}, calibrate)
     path = opened.root / Path(str(output)).expanduser()
+    if path.exists() and not overwrite:
+        raise GrataError(
+            f"{path} exists. Add --overwrite true to replace it, or name another file by --output.", key="output"
+        )
     check_output_dir(path.parent)
     cases = _held_out_cases(opened, val_stride, images)
     samples, faults = _Probe(opened).all_samples(cases, seed)

@@ -235,25 +235,28 @@ def _less_sure(
                 f"adaptation is not used: it lowers the expected Dice from {source.dice:.2f} to {adapted.dice:.2f}"
             )
         return reasons
-    much = mean(m.agreement_source) < t.much_changed
-    if suspect and (much or m.agreement_views < t.trusted):
-        views = "its predictions for mirrored or turned views of the image agree too little for that"
-        reasons.append(
-            "adaptation is not used: it has just harmed another image, and "
-            + ("it changes the prediction much" if much else f"{views} (agreement {m.agreement_views:.2f})")
-        )
-    elif much and m.agreement_views < t.trusted:
-        reasons.append(
-            "adaptation is not used: it changes the prediction much, and its predictions for mirrored or turned views "
-            f"of the image agree too little for that (agreement {m.agreement_views:.2f})"
-        )
+    reasons += _distrusted(m, t, suspect)
     for name, mine, theirs in zip(m.segments, m.adapted["self_dice"], m.source["self_dice"]):
         if theirs - mine > t.less_sure:
             reasons.append(
                 f"adaptation is not used: of {name} it is less sure than the source network (expected Dice of its own "
-                f"mask {mine:.3f} against {theirs:.3f})"
+                f"mask {mine:.4f} against {theirs:.4f})"
             )
     return reasons
+
+
+def _distrusted(m: Measures, t: Thresholds, suspect: bool) -> list[str]:
+    """Return why a change is not trusted that nothing else speaks against."""
+    much = mean(m.agreement_source) < t.much_changed
+    views = (
+        "its predictions for mirrored or turned views of the image agree too little for that (agreement "
+        f"{m.agreement_views:.2f})"
+    )
+    alike = not m.agreement_views < t.trusted
+    if suspect and (much or not alike):
+        what = "it changes the prediction much" if much else views
+        return [f"adaptation is not used: it has just harmed another image, and {what}"]
+    return [] if alike or not much else [f"adaptation is not used: it changes the prediction much, and {views}"]
 
 
 def _by_expected(
@@ -287,7 +290,7 @@ def _out_of_range(
         if share and not least / beyond <= share <= greatest * beyond:
             where = "plausible" if told else "in the source images"
             found.append(
-                f"{name} fills {100 * share:.2g} % of the image, {100 * least:.2g} to {100 * greatest:.2g} % {where}"
+                f"{name} fills {100 * share:.3g} % of the image, {100 * least:.3g} to {100 * greatest:.3g} % {where}"
             )
     return found
 

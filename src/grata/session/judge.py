@@ -74,7 +74,7 @@ class QualityGuard(Settings):
     Each image gets a verdict: ``ok``, ``review`` or ``reject``, with reasons.
     """
 
-    name = "quality"
+    name = "the guard"
 
     on_reject: str = choice(
         default="source",
@@ -393,7 +393,10 @@ def _quality_guard(own: dict[str, Any], common: dict[str, Any]) -> QualityGuard:
     try:
         return QualityGuard(**common | own)
     except GrataError as error:
-        raise error if error.head in common and error.head not in own else error.under("guard") from error
+        if error.head not in common or error.head in own:
+            raise error.under("guard") from error
+        # what a guard calls its calibration, entrances call quality
+        raise GrataError(error.message, "quality" if error.head == "calibration" else error.key) from error
 
 
 def _scatter(values: Sequence[float]) -> float:
