@@ -57,11 +57,10 @@ def case_row(
         mine, theirs, ratio = signals["voxels"], signals["source_voxels"], signals["ratio"]
         if (segment, True) in sizes:
             theirs = sizes[segment, True]
-            # where the source prediction stands in its place, it alone was measured: the other size follows, or is not
-            # known
-            mine = sizes[segment, False]
-            if judgement.used != "adapted":
-                mine = theirs * ratio if math.isfinite(ratio) else math.nan
+            # where the source prediction stands in its place, or none, the source's alone was measured: the other size
+            # follows, or is not known
+            followed = theirs * ratio if math.isfinite(ratio) else math.nan
+            mine = sizes[segment, False] if judgement.used == "adapted" else followed
         row |= {f"{segment}, adapted": mine, f"{segment}, source": theirs, f"{segment}, ratio": ratio}
     row["reasons"] = "; ".join(judgement.reasons)
     return row
