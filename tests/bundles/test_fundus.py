@@ -122,6 +122,8 @@ def test_metadata_network_and_workflows_are_those_of_a_zoo_bundle(run, fundus, m
     assert all(path.stat().st_size < 25e6 for path in (fundus / "models").iterdir())
 
 
+# the two slowest tests, each for one of the bundles
+@pytest.mark.parametrize("fundus", [DISC], indirect=True)
 def test_the_exported_network_can_be_adapted_as_well(run, adapt, fundus, adapted, tmp_path):
     run(
         *("ckpt_export", "--net_id", "network_def", "--filepath", tmp_path / "model.ts"),
@@ -137,6 +139,7 @@ def test_the_exported_network_can_be_adapted_as_well(run, adapt, fundus, adapted
     assert len(GraTa(scripted, activation="sigmoid").parameters) > 0
 
 
+@pytest.mark.parametrize("fundus", [VESSEL], indirect=True)
 def test_the_overlay_on_plain_inference_predicts_as_adapt_does(with_overlay, adapted, fundus, tmp_path):
     with_overlay(fundus, tmp_path / "output", cwd=tmp_path)
     own, _ = adapted
@@ -179,10 +182,10 @@ def test_the_bundle_can_be_benchmarked(fundus, dataset, tmp_path):
     config = {
         "bundle": str(fundus),
         "output_dir": str(tmp_path / "results"),
-        "sources": {"bundle": {"keep_pages": False}},
+        "sources": {"bundle": {"keep_pages": False, "guard": False}},
         "targets": {"phantoms": {"dataset_dir": str(dataset)}},
-        "methods": {"source": {}, "tent": {}},
-        "reference_method": "tent",
+        "methods": {"source": {}, "ptbn": {}},
+        "reference_method": "ptbn",
         "limit": 2,
         "workers": 0,
     }
