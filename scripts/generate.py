@@ -1,10 +1,11 @@
-"""Write what follows from the declared settings of the methods: the catalogue, the overlays, and a table of the docs.
+"""Write what follows from declared settings: the catalogue of the methods, their overlays, and two tables of the docs.
 
     python scripts/generate.py            # after a change to a method, or a new one
     python scripts/generate.py --check    # exit status 1 where a file is not what would be written
 
 ``src/grata/methods/catalogue.json`` lets ``grata methods`` start without torch. ``configs/methods/<name>.yaml`` selects
-a method with its defaults. The table stands in ``docs/methods.md`` between two markers, which the page keeps.
+a method with its defaults. The tables stand in ``docs/methods.md`` and, of the guard's settings, in
+``docs/can-i-trust-it.md``, each between two markers, which the page keeps.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -20,11 +20,12 @@ import yaml
 from grata.cli.listing import methods_table
 from grata.doctor import catalogue
 from grata.doctor.catalogue import MethodEntry, SettingEntry, written
+from grata.session import QualityGuard
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = ROOT / "configs" / "methods"
-PAGE = ROOT / "docs" / "methods.md"
-BEGIN, END = "<!-- generated: methods -->", "<!-- end -->"
+PAGE, GUARD = ROOT / "docs" / "methods.md", ROOT / "docs" / "can-i-trust-it.md"
+BEGIN, END = "<!-- generated: {} -->", "<!-- end -->"
 # A bundle says these for all methods, so that an overlay leaves them to it.
 _COMMON = {"activation", "seed", "reset", "prepared", "output"}
 _WIDTH = 120
@@ -48,7 +49,9 @@ def main() -> int:
 def generated() -> dict[Path, str]:
     """Return the text of each file that is generated."""
     methods = catalogue.build(own=True)
-    files = {catalogue.PATH: catalogue.to_json(methods), PAGE: _page(methods)}
+    table = methods_table(methods.values(), "readme").replace("](configs/", "](../configs/")
+    pages = {PAGE: _page(PAGE, "methods", table), GUARD: _page(GUARD, "guard", guard_table())}
+    files = {catalogue.PATH: catalogue.to_json(methods), **pages}
     return files | {OVERLAYS / f"{name}.yaml": overlay(method) for name, method in methods.items()}
 
 
@@ -85,13 +88,22 @@ def _yaml(value: object) -> str:
     return text if yaml.safe_load(text) == value else yaml.safe_dump(value, default_flow_style=True).strip()
 
 
-def _page(methods: Mapping[str, MethodEntry]) -> str:
-    head, begin, rest = (_present(PAGE) or "").partition(BEGIN)
+def guard_table() -> str:
+    """Return the table of the guard's settings."""
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for key, setting in QualityGuard.settings().items():
+        default = "none" if setting.default == () else written(setting.default)
+        lines.append(f"| `{key}` | {default} | {setting.help}{f' ({setting.range})' if setting.range else ''} |")
+    return "\n".join(lines)
+
+
+def _page(page: Path, name: str, table: str) -> str:
+    marker = BEGIN.format(name)
+    head, begin, rest = (_present(page) or "").partition(marker)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"{PAGE}: the markers are missing. Put {BEGIN} and {END} where the table belongs.")
-    table = methods_table(methods.values(), "readme").replace("](configs/", "](../configs/")
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+        raise SystemExit(f"{page}: the markers are missing. Put {marker} and {END} where the table belongs.")
+    return f"{head}{marker}\n{table}\n{END}{tail}"
 
 
 def _present(path: Path) -> str | None:

@@ -121,7 +121,7 @@ def measured(session: Session, bundle: Bundle, case: dict) -> dict:
     source = adapted if adapting.source is None else adapting.source
     row = dict(session.guard.found)
     if "label" in case:
-        label = label_of(bundle, case, image)
+        label = bundle.read_masks(case, image)
         row["adapted"] = dice(adapted, bundle.activation, label)
         row["source"] = dice(source, bundle.activation, label)
     return row
@@ -132,14 +132,11 @@ def poison(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     bundle = Bundle(arguments.bundle, {"dataset_dir": str(arguments.dataset_dir)}, "study")
     cases = bundle.cases(None)[:: arguments.val_stride][: arguments.limit]
-    lines = []
+    known = {"calibration": bundle.value("quality"), "segments": bundle.value("segments")}
+    source, lines = after_poison(bundle, cases, "source", False, 1.0), []
     for method in arguments.methods.split(","):
-        made = {}
-        for guard in (False, True):
-            settings = {"calibration": bundle.value("quality"), "segments": bundle.value("segments")}
-            made[guard] = after_poison(bundle, cases, method, settings if guard else False, arguments.factor)
-        source = after_poison(bundle, cases, "source", False, 1.0)
-        lines.append([method, len(cases), *(f"{value:.3f}" for value in (source, made[False], made[True]))])
+        off, on = (after_poison(bundle, cases, method, guard, arguments.factor) for guard in (False, known))
+        lines.append([method, len(cases), *(f"{value:.3f}" for value in (source, off, on))])
     print_table("Dice after one image", lines, ["method", "images", "source", "without the guard", "with the guard"])
 
 
@@ -155,14 +152,8 @@ def after_poison(bundle: Bundle, cases: list[dict], method: str, guard: bool | d
             adapting.adapt(bundle.inferer)
             used = adapting.judge(bundle.inferer(x, session.network))
         if number:
-            found.append(np.mean(dice(used, bundle.activation, label_of(bundle, case, image))))
+            found.append(np.mean(dice(used, bundle.activation, bundle.read_masks(case, image))))
     return float(np.mean(found))
-
-
-def label_of(bundle: Bundle, case: dict, image: dict) -> torch.Tensor:
-    """Return the label ``(K, ...)`` of an image on the network's grid, of 0 and 1."""
-    values = bundle.read_label(case, image, "network")
-    return torch.as_tensor(np.stack([np.isin(values, region.values) for region in bundle.regions]).astype("f4"))
 
 
 def sample(arguments: argparse.Namespace) -> None:

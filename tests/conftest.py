@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -186,6 +187,40 @@ def adapt_case():
         return case.steps
 
     return adapt_case
+
+
+@pytest.fixture
+def killed_before_each_write(monkeypatch):
+    """Function that lets a run be killed before its first, its second ... replacement of a file, until it ends.
+
+    It takes a function of the number of the moment, and yields that number after each time the run was killed.
+    """
+
+    class Killed(BaseException):
+        """End of the process, which no code catches."""
+
+    def killed(run):
+        replace = os.replace
+        for moment in itertools.count(1):
+            left = moment
+
+            def killing(source, target):
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    raise Killed
+                replace(source, target)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "replace", killing)
+                try:
+                    run(moment)
+                    return
+                except Killed:
+                    pass
+            yield moment
+
+    return killed
 
 
 @pytest.fixture(scope="session")

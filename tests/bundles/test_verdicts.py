@@ -223,9 +223,9 @@ def test_a_file_that_is_named_must_be_there_and_fit(runs, bundle, tmp_path):
     rows = table(output)
     assert "expected_dice" not in rows[GOOD] and rows[GOOD]["verdict"] in ("ok", "review")
     (tmp_path / "other.json").write_text("{}")
-    output, outcome = runs("--quality", str(tmp_path / "other.json"))
-    assert outcome.returncode == 1
-    assert f"quality: {tmp_path / 'other.json'} is not a file of" in outcome.stderr
+    for path, message in ((tmp_path / "none.json", "does not exist"), (tmp_path / "other.json", "is not a file of")):
+        output, outcome = runs("--quality", str(path))
+        assert outcome.returncode == 1 and f"quality: {path} {message}" in outcome.stderr
     output, outcome = runs("--on_reject", "hide")
     assert outcome.returncode == 1 and "on_reject: " in outcome.stderr and "source, withhold, keep" in outcome.stderr
     output, outcome = runs(guard="perhaps")

@@ -100,10 +100,10 @@ class Part:
         progress = self._read_progress()
         return [] if progress is None else self._read_rows(progress["finished"])
 
-    def is_complete(self, count: int) -> bool:
-        """Return whether all of ``count`` rows are finished, and the bank holds what they left there."""
+    def is_settled(self) -> bool:
+        """Return whether the bank holds what the finished rows left there, by what is on the disk."""
         progress = self._read_progress()
-        return progress is not None and _is_settled(progress) and len(self._read_rows(progress["finished"])) >= count
+        return progress is None or _is_settled(progress)
 
     def settle(self) -> None:
         """Note that the bank holds what the finished rows left there."""

@@ -101,7 +101,7 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
 def _compute(config: BenchmarkConfig, jobs: Sequence[Job], parts: Mapping[str, Part], folder: Path) -> dict[str, str]:
     """Run what is missing, and return the reason for each job that could not be finished, by its name."""
     finished = {job.name: len(parts[job.name].rows()) for job in jobs}
-    unfinished = [job for job in jobs if not parts[job.name].is_complete(len(job.items))]
+    unfinished = [job for job in jobs if _is_left(job, finished[job.name], parts[job.name])]
     for job in unfinished:
         parts[job.name].check()
     broken: dict[str, str] = {}
@@ -118,6 +118,11 @@ def _compute(config: BenchmarkConfig, jobs: Sequence[Job], parts: Mapping[str, P
             if job.begins:
                 bar.update(_take_over(job, parts[job.name], parts[job.begins]))
     return broken
+
+
+def _is_left(job: Job, finished: int, part: Part) -> bool:
+    """Return whether images of a job are left, or the bank's entry of the last one is."""
+    return finished < len(job.items) or not part.is_settled()
 
 
 def _take_over(job: Job, part: Part, longer: Part) -> int:

@@ -226,6 +226,16 @@ class Bundle(Configuration):
             label = ResampleToMatch(mode="nearest", dtype=np.float32)(MetaTensor(label), img_dst=image["image"])
         return _array(label)[0].round().astype(np.int16)
 
+    def read_masks(self, case: Case, image: Mapping[str, Any]) -> torch.Tensor:
+        """Return the label of a case as masks ``(K, ...)`` of 0 and 1 on the network's grid, one for each region.
+
+        Args:
+            case: case with a ``label``.
+            image: result of :meth:`read_image` for the case.
+        """
+        values = self.read_label(case, image, "network")
+        return torch.as_tensor(np.stack([np.isin(values, region.values) for region in self.regions]).astype(np.float32))
+
     def postprocess(self, image: Mapping[str, Any], logits: torch.Tensor, space: str) -> tuple[np.ndarray, np.ndarray]:
         """Return label map ``(H, W[, D])`` and probabilities ``(C, H, W[, D])`` of a prediction.
 

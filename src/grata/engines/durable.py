@@ -23,8 +23,7 @@ from ..errors import GrataError, OutputError, RunError
 from ..files import CASES, JOURNAL, OVERVIEW, atomic_write, check_output_dir, remove_leftovers
 from ..quality import Judgement, exit_status
 from ..report import (
-    case_row,
-    fault_row,
+    case_rows,
     format_summary,
     overview_figure,
     summarise_scores,
@@ -326,15 +325,9 @@ class AdaptationRun(EvaluatorRun):
     def _write_cases(self) -> None:
         judgements = self.session.judgements
         if judgements or (self.faults and isinstance(self.session.guard, QualityGuard)):
-            write_cases(self._rows(judgements), self.output_dir / CASES)
-
-    def _rows(self, judgements: Mapping[str, Judgement]) -> list[dict[str, Any]]:
-        sites = {case["case"]: case.get("site") or "" for case in self.discovery.cases}
-        paths, volumes = self.discovery.paths, self.outputs.volumes
-        rows = {f.case: fault_row(f, paths.get(f.case, ""), sites.get(f.case, "")) for f in self.faults}
-        for case, judgement in judgements.items():
-            rows[case] = case_row(case, judgement, paths.get(case, ""), sites.get(case, ""), volumes.get(case, ()))
-        return [rows[case] for case in sorted(rows)]
+            sites = {case["case"]: case.get("site") for case in self.discovery.cases}
+            rows = case_rows(judgements, self.faults, sites, self.discovery.paths, self.outputs.volumes)
+            write_cases([rows[case] for case in sorted(rows)], self.output_dir / CASES)
 
 
 def _by_case(rows: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

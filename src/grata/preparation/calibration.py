@@ -187,10 +187,7 @@ class _Probe:
             raise GrataError(case["fault"])
         image = bundle.read_image(case)
         plain = image["image"].as_tensor().float()
-        values = bundle.read_label(case, image, "network")
-        label = torch.as_tensor(
-            np.stack([np.isin(values, region.values) for region in bundle.regions]).astype(np.float32)
-        )
+        label = bundle.read_masks(case, image)
         found = []
         for simulation in (*SHIFTS, *WRONG):
             if len(plain) >= simulation.channels:

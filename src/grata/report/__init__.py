@@ -1,6 +1,6 @@
 """Results of a run for a person to read: scores, volumes, figures and the summary."""
 
-from .cases import FAILED, case_row, fault_row, report_verdicts, verdict_lines, write_cases
+from .cases import FAILED, case_row, case_rows, report_verdicts, verdict_lines, write_cases
 from .contact_sheet import contact_sheet
 from .overview_figure import overview_figure
 from .scores import MEAN_CLASS, SOURCE, case_scores, read_scores, summarise_scores, write_scores
@@ -13,10 +13,10 @@ __all__ = [
     "SOURCE",
     "Fault",
     "case_row",
+    "case_rows",
     "case_scores",
     "case_volumes",
     "contact_sheet",
-    "fault_row",
     "format_summary",
     "overview_figure",
     "read_scores",

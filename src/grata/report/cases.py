@@ -13,7 +13,7 @@ from ..quality import Judgement
 from .summary import Fault
 from .tables import write_table
 
-__all__ = ["FAILED", "case_row", "fault_row", "report_verdicts", "verdict_lines", "write_cases"]
+__all__ = ["FAILED", "case_row", "case_rows", "report_verdicts", "verdict_lines", "write_cases"]
 
 FAILED = "failed"
 """What stands in place of a verdict where nothing could be predicted."""
@@ -66,20 +66,32 @@ def case_row(
     return row
 
 
-def fault_row(fault: Fault, path: str = "", site: str = "") -> dict[str, Any]:
-    """Return the line of a case that could not be finished.
+def case_rows(
+    judgements: Mapping[str, Judgement],
+    faults: Iterable[Fault] = (),
+    sites: Mapping[str, str | None] | None = None,
+    paths: Mapping[str, str] | None = None,
+    volumes: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Return the line of each case, by its name: those that failed first.
 
     Args:
-        fault: what was wrong with it.
-        path: its path below the folder of the scans, without what identifies a patient.
-        site: its site.
+        judgements: judgement of each case that was finished, by name.
+        faults: what could not be finished; a fault of a case that was judged all the same has no line.
+        sites, paths, volumes: what :func:`case_row` takes of each case, by its name, where it is known.
     """
-    row = {"case": fault.case, "path": path, "site": site, "verdict": FAILED, "used": "", "written": "no"}
-    return row | {"reasons": fault.message}
+    sites, paths, volumes = sites or {}, paths or {}, volumes or {}
+    rows: dict[str, dict[str, Any]] = {}
+    for fault in faults:
+        where = {"case": fault.case, "path": paths.get(fault.case, ""), "site": sites.get(fault.case) or ""}
+        rows[fault.case] = where | {"verdict": FAILED, "used": "", "written": "no", "reasons": fault.message}
+    for name, judgement in judgements.items():
+        rows[name] = case_row(name, judgement, paths.get(name, ""), sites.get(name) or "", volumes.get(name, ()))
+    return rows
 
 
 def write_cases(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
-    """Write lines of :func:`case_row` and :func:`fault_row` as CSV, whole or not at all.
+    """Write lines of :func:`case_rows` as CSV, whole or not at all.
 
     Args:
         rows: lines, written in the order given.
@@ -137,10 +149,7 @@ def report_verdicts(
     for line in verdict_lines(judgements):
         print(line)
     if folder is not None and judgements:
-        known = sites or {}
-        rows = {name: case_row(name, judgement, site=known.get(name) or "") for name, judgement in judgements.items()}
-        failed = {fault.case: fault_row(fault, site=known.get(fault.case) or "") for fault in faults}
-        rows = failed | rows
+        rows = case_rows(judgements, faults, sites)
         write_cases([*_earlier(folder / CASES, rows), *rows.values()], folder / CASES)
 
 
