@@ -25,7 +25,7 @@ def copied(tmp_path_factory):
         shutil.copyfile(ROOT / "tests" / name, folder / "tests" / name)
     (folder / "docs").mkdir()
     (folder / "scripts").mkdir()
-    for name in ("pyproject.toml", "docs/methods.md", "scripts/generate.py"):
+    for name in ("pyproject.toml", "docs/methods.md", "docs/can-i-trust-it.md", "scripts/generate.py"):
         shutil.copyfile(ROOT / name, folder / name)
     files = re.findall(r"^## [^\n]*`(\S+)`\n(?:.*?)```\w+\n(.*?)```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
     assert [Path(name).suffix for name, _ in files] == [".py", ".py"]
