@@ -67,11 +67,14 @@ class Discovery:
         faults: scans that cannot be used.
         paths: path of each case below the folder, by its id, for a person to find it: the file, or the folder of a
             series; what identifies the patient is left out.
+        notes: what was passed over because it is not a scan, a sentence for each kind with its count; empty where
+            nothing was. They do not identify the patient.
     """
 
     cases: list[dict[str, Any]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     paths: dict[str, str] = field(default_factory=dict, compare=False)
+    notes: list[str] = field(default_factory=list, compare=False)
 
 
 def discover(

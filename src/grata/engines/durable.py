@@ -306,7 +306,7 @@ class AdaptationRun(EvaluatorRun):
         print(format_summary(**summary, seconds=seconds, output_dir=self.output_dir))
         for line in verdict_lines(judgements):
             print(line)
-        for remark in self.session.remarks():
+        for remark in (*self.discovery.notes, *self.session.remarks()):
             print(f"note: {remark}")
         if unwritten is not None:
             print(f"error: {unwritten}")
