@@ -6,9 +6,11 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .errors import GrataError, OutputError
 
@@ -21,6 +23,10 @@ __all__ = [
     "append_line",
     "atomic_write",
     "check_output_dir",
+    "is_file_name",
+    "is_inside",
+    "locked",
+    "remove_file",
     "remove_leftovers",
 ]
 
@@ -35,6 +41,8 @@ CASES = "cases.csv"
 def append_line(path: Path, line: str) -> None:
     """Append a line to a file; the line is on the disk when the function returns.
 
+    A last line that a crash cut short is ended first, so that it does not swallow this one.
+
     Args:
         path: file to append to; a missing file or folder is created.
         line: text of the line, without its line end.
@@ -44,8 +52,11 @@ def append_line(path: Path, line: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else f"\n{line}"
+            file.write(f"{line}\n".encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -82,16 +93,79 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: str | os.PathLike[str], subfolders: bool = True) -> None:
+def remove_leftovers(folder: str | os.PathLike[str], is_own: Callable[[str], bool] = lambda name: True) -> None:
     """Remove the temporary files that :func:`atomic_write` could not remove because its process was killed.
 
+    Another process may write in the same folder or below it, so subfolders are left alone, and so is what is not own.
+
     Args:
-        folder: folder to clean.
-        subfolders: whether to clean its subfolders too.
+        folder: folder to clean; it may be missing.
+        is_own: function of the final name of a file that returns whether this process alone writes it.
     """
-    for path in Path(folder).glob("**/.*" if subfolders else ".*"):
-        if re.match(r"\.[0-9a-f]{12}-", path.name) and path.is_file():
-            path.unlink()
+    for path in Path(folder).glob(".*"):
+        final = re.fullmatch(r"\.[0-9a-f]{12}-(.+)", path.name, re.DOTALL)
+        if final and is_own(final[1]) and path.is_file():
+            remove_file(path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be removed ({error.strerror}). Check the permissions of its folder.", key="output_dir"
+        ) from error
+
+
+def is_file_name(name: object) -> bool:
+    """Return whether this is the name of a file and leads nowhere else: names that stand in files may be damaged."""
+    return isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name and Path(name).name == name
+
+
+def is_inside(folder: Path, path: Path) -> bool:
+    """Return whether a file lies in a folder or below it, and not elsewhere through a link on the way."""
+    return Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(folder))
+
+
+@contextmanager
+def locked(path: Path, name: str = ".lock", key: str = "output_dir", wait_s: float = 0) -> Iterator[None]:
+    """Let no other process in for a ``with`` block; the lock ends with the process, however it ends.
+
+    The file of the lock stays, because removing it could let two processes in.
+
+    Args:
+        path: folder that is written to, or the file; its folder exists.
+        name: name of the file of the lock in the folder; that of a file lies beside it.
+        key: key of the messages.
+        wait_s: seconds to wait for another process.
+
+    Raises:
+        OutputError: another process is in, or the file system has no locks.
+    """
+    lock = FileLock(path / name if path.is_dir() else path.with_name(f".{path.name}{name}"))
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout as error:
+        waited = f" and has not ended within {wait_s:g} s" if wait_s else ""
+        raise OutputError(
+            f"another run is writing to {path}{waited}. Wait for it, or choose another folder.", key=key
+        ) from error
+    except (NotImplementedError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OutputError(
+            f"{path} cannot be locked ({why}), so another run could write there at the same time. Name a folder that "
+            "you may write to, on a file system that has locks, such as a local disk.",
+            key=key,
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_output_dir(path: str | os.PathLike[str]) -> Path:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from ..bank.bank import UNKNOWN, AdapterBank, entry_name, make_bank, replace
-from ..bank.saved import Adaptation, saved_digest, saved_path, source_digest
+from ..bank.bank import UNKNOWN, WAIT_S, AdapterBank, entry_name, make_bank, replace
+from ..bank.saved import Adaptation, card_path, saved_digest, saved_path, source_digest
 from ..checks import checked
 from ..errors import GrataError, OutputError, RunError
+from ..files import check_output_dir, locked, remove_leftovers
 from .learner import Learner
 
 __all__ = ["Keeper"]
@@ -277,8 +278,10 @@ class Keeper:
             return self.bank.write(place, adaptation, before)
         if self.save_to is None:
             return None
-        self.save_to.parent.mkdir(parents=True, exist_ok=True)
-        return replace(self.save_to, adaptation, before)
+        check_output_dir(self.save_to.parent)
+        with locked(self.save_to, key="save_to", wait_s=WAIT_S):
+            remove_leftovers(self.save_to.parent, {self.save_to.name, card_path(self.save_to).name}.__contains__)
+            return replace(self.save_to, adaptation, before)
 
 
 def _check_file(path: object, key: str) -> None:
