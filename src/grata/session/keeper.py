@@ -14,6 +14,7 @@ from ..bank.bank import UNKNOWN, AdapterBank, entry_name, make_bank, replace
 from ..bank.saved import Adaptation, saved_digest, saved_path, source_digest
 from ..checks import checked
 from ..errors import GrataError, OutputError, RunError
+from ..files import expanded
 from .learner import Learner
 
 __all__ = ["Keeper"]
@@ -286,5 +287,9 @@ def _check_file(path: object, key: str) -> None:
         return
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise GrataError(f"must be a file, <name>.safetensors, got {path!r}.", key=key)
-    if not Path(path).name or (Path(path).is_dir() and not saved_path(path).is_file()) or str(path).endswith(os.sep):
+    if (
+        not Path(path).name
+        or (expanded(path).is_dir() and not saved_path(path).is_file())
+        or str(path).endswith(os.sep)
+    ):
         raise GrataError(f"{path} is a folder. Name a file in it, <name>.safetensors.", key=key)
