@@ -23,6 +23,7 @@ from ..machine import check_device
 from ..predictions import ACTIVATIONS
 from ..session import WindowSelection, window_selection
 from .configuration import check_keys, check_method_settings
+from .paths import keep_texts
 from .reader import Configuration
 from .regions import Region, make_regions
 
@@ -74,6 +75,7 @@ class Bundle(Configuration):
         parser["bundle_root"] = str(self.root)
         for key, value in overrides.items():
             self._override(key, value)
+        keep_texts(parser)
         check_method_settings(self.raw())
 
     def _override(self, key: str, value: Any) -> None:

@@ -26,7 +26,7 @@ from ..quality import Calibration, Measures, Segmentation, layer_statistics, mea
 from ..quality.calibration import SHARP, Line, changed, familiarity_of, spread_out
 from ..quality.features import features, logit
 from ..session.faults import explain, quiet
-from .run import _evenly, _opened, _whole
+from .run import _evenly, _opened, _whole, given_folders
 from .simulated import SHIFTS, WRONG, Simulation
 
 __all__ = ["Sample", "calibrate", "fit"]
@@ -113,8 +113,7 @@ def calibrate(
     quiet()
     images = None if images is None else _whole("images", images, 1)
     val_stride, seed = _whole("val_stride", val_stride, 1), _whole("seed", seed, 0)
-    given = {"dataset_dir": dataset_dir} | ({} if labels_dir is None else {"labels_dir": labels_dir})
-    opened = _opened(Path(bundle), {**given, **overrides}, calibrate)
+    opened = _opened(Path(bundle), {**given_folders(dataset_dir, labels_dir), **overrides}, calibrate)
     path = opened.root / expanded(str(output))
     if path.exists() and not overwrite:
         raise GrataError(

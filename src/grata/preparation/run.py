@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..bundles.bundle import Bundle, Case
+from ..bundles.paths import verbatim
 from ..checks import did_you_mean
 from ..console import say, say_beside_bar
 from ..errors import GrataError
@@ -74,8 +75,7 @@ def prepare(
     names = _head_names(heads)
     images = None if images is None else _whole("images", images, 1)
     val_stride, epochs, seed = _whole("val_stride", val_stride, 0), _whole("epochs", epochs, 1), _whole("seed", seed, 0)
-    given = {"dataset_dir": dataset_dir} | ({} if labels_dir is None else {"labels_dir": labels_dir})
-    opened = _opened(Path(bundle), {**given, **overrides}, prepare)
+    opened = _opened(Path(bundle), {**given_folders(dataset_dir, labels_dir), **overrides}, prepare)
     path = opened.root / expanded(str(output))
     check_output_dir(path.parent)
     cases = opened.cases(None, labelled=False)
@@ -100,6 +100,12 @@ def prepare(
     prepared.save(path)
     _report(prepared, path, len(cases), preparation.remarks, faults)
     return 1 if faults else 0
+
+
+def given_folders(dataset_dir: str | Path, labels_dir: str | Path | None) -> dict[str, Any]:
+    """Return the folders of the source set as overrides of a bundle's configuration, in which no name is code."""
+    given = {"dataset_dir": dataset_dir, "labels_dir": labels_dir}
+    return {key: verbatim(path) if isinstance(path, str) else path for key, path in given.items() if path is not None}
 
 
 def _opened(root: Path, overrides: Mapping[str, Any], command: Callable[..., int]) -> Bundle:
