@@ -20,9 +20,11 @@ __all__ = [
     "JOURNAL",
     "OVERVIEW",
     "SEGMENTATIONS",
+    "absence",
     "append_line",
     "atomic_write",
     "check_output_dir",
+    "expanded",
     "is_file_name",
     "is_inside",
     "locked",
@@ -36,6 +38,20 @@ FIGURES = "figures"
 OVERVIEW = "overview.png"
 CASES = "cases.csv"
 """Names in an output folder. Discovery recognizes an earlier output folder by them and takes no scans from it."""
+
+
+_KEPT_OF_NAME = 48
+"""Characters of a name that its temporary one has too, so that a name of the greatest length still has one."""
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a person gave, ``~`` standing for the home folder."""
+    return Path(os.path.expanduser(path))
+
+
+def absence(path: str | os.PathLike[str]) -> str:
+    """Return in words how a file or folder is missing."""
+    return "is a link whose target does not exist" if os.path.islink(path) else "does not exist"
 
 
 def append_line(path: Path, line: str) -> None:
@@ -61,7 +77,7 @@ def append_line(path: Path, line: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written ({error.strerror}). Free some space or choose another folder.", key="output_dir"
+            f"{path} cannot be written ({error.strerror}). {_remedy(path.parent, error)}", key="output_dir"
         ) from error
 
 
@@ -80,7 +96,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         GrataError: the name is too long for the file system.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name[-_KEPT_OF_NAME:]}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -180,7 +196,7 @@ def check_output_dir(path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: the folder cannot be created or written to.
     """
-    folder = Path(path)
+    folder = expanded(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -197,12 +213,22 @@ def _refusal(folder: Path, error: OSError) -> GrataError:
         return GrataError(
             f"A name in the output folder '{folder}' would be too long. Give the scan a shorter file name."
         )
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return OutputError(
-            f"Cannot write to the output folder '{folder}': {error.strerror}. A file is in its place; name a folder "
-            "that you may write to."
-        )
     return OutputError(
-        f"Cannot write to the output folder '{folder}': {error.strerror or error}. Free some space, or name a folder "
-        "that you may write to."
+        f"Cannot write to the output folder '{folder}': {error.strerror or error}. {_remedy(folder, error)}"
     )
+
+
+def _remedy(folder: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "Free some space, or name another folder."
+    if error.errno == errno.EROFS:
+        return "It is on a disk that can only be read; name a folder on another one."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "Ask for the right to write there, or name a folder that you may write to."
+    if link := next((path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()), None):
+        return f"'{link}' {absence(link)}; make the target, or name another folder."
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return "A file is in its place; name a folder that you may write to."
+    if error.errno == errno.ENOENT:
+        return "A folder is gone that was there; make it again, or name another one."
+    return "Name a folder that you may write to."

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import GrataError, OutputError
-from ..files import check_output_dir, locked, remove_leftovers
+from ..files import absence, check_output_dir, expanded, locked, remove_leftovers
 from .header import Header, card_path, is_other, read_header, saved_digest
 from .tags import SCANNER, check_tags, scanner_tags
 
@@ -52,7 +52,9 @@ class AdapterBank:
     def __init__(self, path: str | os.PathLike[str], tags: Sequence[str] = SCANNER) -> None:
         if not isinstance(path, str | os.PathLike):
             raise GrataError(f"must be a folder, got {path!r}.", key="bank")
-        self.path = Path(path)
+        self.path = expanded(path)
+        if self.path.is_symlink() and not self.path.exists():
+            raise GrataError(f"{self.path} {absence(self.path)}. Make the target, or name another folder.", key="bank")
         if self.path.exists() and not self.path.is_dir():
             raise GrataError(f"{self.path} is a file. Name a folder.", key="bank")
         self.tags = check_tags(tags)

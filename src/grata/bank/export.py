@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import GrataError
-from ..files import atomic_write
+from ..files import absence, atomic_write, expanded
 from ..networks import weights_digest
 from .saved import Adaptation
 
@@ -49,9 +49,9 @@ def export_checkpoint(
         GrataError: the checkpoint is missing, unreadable or of other weights, ``output`` exists already, or the
             adaptation has attached parameters and the network is TorchScript.
     """
-    checkpoint, output = Path(checkpoint), Path(output)
+    checkpoint, output = expanded(checkpoint), expanded(output)
     if not checkpoint.is_file():
-        raise GrataError(f"{checkpoint} does not exist. Name the file of the source weights.", key="checkpoint")
+        raise GrataError(f"{checkpoint} {absence(checkpoint)}. Name the file of the source weights.", key="checkpoint")
     if output.exists():
         raise GrataError(f"{output} exists already and is not overwritten. Name another file.", key="output")
     write = _script if checkpoint.suffix == ".ts" else _weights

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import GrataError
+from ..files import absence, expanded
 from .case_list import read_case_lists
 from .dicom import (
     BrokenFileError,
@@ -343,11 +344,11 @@ def _nothing_found(root: Path, files: Files, spatial_dims: int) -> str:
 
 
 def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
-    path = Path(os.path.abspath(Path(folder).expanduser()))
+    path = Path(os.path.abspath(expanded(folder)))
     if path.is_file():
         raise GrataError(f"'{path}' is a file. Name the folder that holds it.", key=key)
     if not path.is_dir():
-        raise GrataError(f"'{path}' does not exist. Name an existing folder.", key=key)
+        raise GrataError(f"'{path}' {absence(path)}. Name an existing folder.", key=key)
     try:
         os.scandir(path).close()
     except OSError as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pydicom import Dataset
 
+from ..console import printable
+
 __all__ = ["patient_identifiers", "printable", "remove_identifiers", "safe_path"]
 
 REMOVED = "[removed]"
@@ -86,11 +88,6 @@ def safe_path(path: Path, root: Path) -> str:
         for parent, part in zip(parents, relative.parts, strict=True)
     ]
     return "/".join(parts) or "."
-
-
-def printable(text: str) -> str:
-    """Return a text that can be encoded: bytes of file names that are not UTF-8 are replaced."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _place(folder: Path, name: str) -> str:

@@ -22,7 +22,9 @@ from ..bundles.configuration import check_method_settings
 from ..bundles.head import Head, find_head, is_unit_range
 from ..bundles.reader import Configuration, components, evaluators
 from ..checks import constant
+from ..console import say
 from ..errors import GrataError
+from ..files import absence, expanded
 from ..methods import METHODS, Method
 from ..methods.registry import method_class
 from ..networks.weights import check_fit, read_state
@@ -82,7 +84,7 @@ def doctor(path: str | Path, config_file: str | None = None, **overrides: Any) -
     """
     quiet()
     report = examine(path, config_file, **overrides)
-    print(report)
+    say(report)
     return 0 if report.adapts else 1
 
 
@@ -102,9 +104,9 @@ def examine(path: str | Path, config_file: str | None = None, **overrides: Any) 
     Raises:
         GrataError: ``path`` is none of these, or its configuration or network cannot be built.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
-        raise GrataError(f"{path} does not exist. Name a folder or a file.")
+        raise GrataError(f"{path} {absence(path)}. Name a folder or a file.")
     if path.is_file():
         given = {key.removeprefix("adaptation#"): value for key, value in overrides.items()}
         return _of_script(path, **_only(given, "activation", "output"))

@@ -16,6 +16,7 @@ from monai.engines import SupervisedEvaluator
 from torch.utils.data import DataLoader, SequentialSampler
 
 from .._version import __version__
+from ..console import say
 from ..data import Discovery, Fault
 from ..errors import GrataError, OutputError, RunError
 from ..files import (
@@ -370,16 +371,16 @@ class AdaptationRun(EvaluatorRun):
             write_summary(self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings)
         except GrataError as error:
             unwritten = error
-        print(format_summary(**summary, seconds=seconds, output_dir=self.output_dir))
+        say(format_summary(**summary, seconds=seconds, output_dir=self.output_dir))
         for line in verdict_lines(judgements):
-            print(line)
+            say(line)
         for remark in (*self.discovery.notes, *self._notes, *self.session.remarks()):
-            print(f"note: {remark}")
+            say(f"note: {remark}")
         if unwritten is not None:
-            print(f"error: {unwritten}")
+            say(f"error: {unwritten}")
         if self._stopped_by is not None:
             left = sum(case["case"] not in self.finished for case in self.discovery.cases)
-            print(f"stopped early: {left} cases are left. {STOPPED}")
+            say(f"stopped early: {left} cases are left. {STOPPED}")
         return exit_status(bool(self.faults or unwritten), judgements.values())
 
     def _write_tables(self, scores: list[dict[str, Any]]) -> None:

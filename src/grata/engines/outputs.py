@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from .._version import __version__
 from ..data import write_dicom_seg, write_nifti, write_png
 from ..errors import GrataError
-from ..files import FIGURES, SEGMENTATIONS, is_file_name, remove_file
+from ..files import FIGURES, SEGMENTATIONS, expanded, is_file_name, remove_file
 from ..quality import Judgement, verdict_in_words
 from ..report import case_scores, case_volumes, contact_sheet
 
@@ -73,7 +73,7 @@ class OutputHandler:
     ) -> None:
         _check_segments(segments)
         self.cases = {case["case"]: case for case in cases}
-        self.output_dir = Path(output_dir)
+        self.output_dir = expanded(output_dir)
         self.segments = segments
         self.class_names = {int(segment["value"]): str(segment["label"]) for segment in segments}
         self.includes = {int(segment["value"]): tuple(segment.get("includes", ())) for segment in segments}

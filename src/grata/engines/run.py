@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback as tracebacks
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from monai.utils import CommonKeys
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from tqdm import tqdm
 
+from ..console import say, say_beside_bar
 from ..data import Fault
 from ..errors import GrataError, RunError
 from ..private import forget_run, silence
@@ -175,7 +177,7 @@ class EvaluatorRun:
             finished: whether the batch was finished, and only its adaptation could not be saved.
         """
         if self.traceback:
-            tracebacks.print_exception(error)
+            say("".join(tracebacks.format_exception(error)).rstrip(), sys.stderr)
         if stopped := next((cause for cause in causes(error) if isinstance(cause, RunError)), None):
             self._stop(None if finished else left[0][0], error, stopped)
             return []
@@ -202,7 +204,7 @@ class EvaluatorRun:
     def _report(self, index: int, error: Exception) -> str:
         """Report the fault of an image, and return its message."""
         name, message = self._names[index], self._explained(index, error)
-        tqdm.write(f"{name}: {message}")
+        say_beside_bar(f"{name}: {message}")
         self.faults.append(Fault(name, message))
         self._bar.update(1)
         return message

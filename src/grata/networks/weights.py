@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
+from ..files import absence, expanded
 
 __all__ = ["COUNTER", "check_fit", "load_encoder", "load_source", "read_state", "unwrap"]
 
@@ -130,7 +131,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         GrataError: the file does not exist, is damaged, or holds anything but tensors.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise GrataError(f"{path} is not a file.", key="weights")
     try:
@@ -221,13 +222,13 @@ def _paths(weights: object) -> list[Path]:
     names = [weights] if isinstance(weights, str | Path) else weights
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str | Path) for name in names):
         raise GrataError(f"must be a file or a list of files, got {weights!r}.", key="weights")
-    paths = [Path(name) for name in names]
+    paths = [expanded(name) for name in names]
     for path in paths:
         if path.is_dir():
             raise GrataError(f"{path} is a folder. Name the file in it.", key="weights")
         if not path.is_file():
             raise GrataError(
-                f"{path} does not exist. Train them (configs/train.yaml) or give --weights <file>.", key="weights"
+                f"{path} {absence(path)}. Train them (configs/train.yaml) or give --weights <file>.", key="weights"
             )
     return paths
 

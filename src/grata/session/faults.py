@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..checks import constant, did_you_mean
-from ..data.identifiers import printable
+from ..console import fit_console, is_abandoned, leave_quietly, printable, say
 from ..errors import GrataError
 from ..private import failed_item
 
@@ -46,6 +46,7 @@ def plain_errors(traceback: bool | str | None = False, hint: str | None = None, 
         hint: option that shows them, see :func:`explain`.
         stopped: sentence about the finished part of the work, shown on Ctrl-C.
     """
+    fit_console()
     if constant(traceback) is not True:
         sys.excepthook = functools.partial(_plain_error, hint=hint, stopped=stopped)
     quiet()
@@ -118,15 +119,17 @@ def _plain_error(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None, hint: str | None, stopped: str
 ) -> None:
     if isinstance(error, KeyboardInterrupt):
-        print(f"\nstopped. {stopped}".rstrip(), file=sys.stderr, flush=True)
+        say(f"\nstopped. {stopped}".rstrip(), sys.stderr)
         if os.name == "posix":
             # A shell sees by the signal that the user stopped the process; Python forgets it inside an evaluated
             # expression.
             sys.stdout.flush()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
+    elif any(isinstance(cause, BrokenPipeError) for cause in causes(error)) and is_abandoned():
+        leave_quietly()
     elif isinstance(error, Exception):
-        print(f"error: {explain(error, hint)}", file=sys.stderr)
+        say(f"error: {explain(error, hint)}", sys.stderr)
     else:
         tracebacks.print_exception(kind, error, trace)
 

@@ -10,7 +10,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from ..files import append_line, atomic_write
+from ..files import append_line, atomic_write, expanded
 
 __all__ = ["Journal"]
 
@@ -23,7 +23,7 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = expanded(path)
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one line. Numbers that are not finite become null.

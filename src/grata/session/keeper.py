@@ -14,7 +14,7 @@ from ..bank.bank import UNKNOWN, WAIT_S, AdapterBank, entry_name, make_bank, rep
 from ..bank.saved import Adaptation, card_path, saved_digest, saved_path, source_digest
 from ..checks import checked
 from ..errors import GrataError, OutputError, RunError
-from ..files import check_output_dir, locked, remove_leftovers
+from ..files import check_output_dir, expanded, locked, remove_leftovers
 from .learner import Learner
 
 __all__ = ["Keeper"]
@@ -289,5 +289,9 @@ def _check_file(path: object, key: str) -> None:
         return
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise GrataError(f"must be a file, <name>.safetensors, got {path!r}.", key=key)
-    if not Path(path).name or (Path(path).is_dir() and not saved_path(path).is_file()) or str(path).endswith(os.sep):
+    if (
+        not Path(path).name
+        or (expanded(path).is_dir() and not saved_path(path).is_file())
+        or str(path).endswith(os.sep)
+    ):
         raise GrataError(f"{path} is a folder. Name a file in it, <name>.safetensors.", key=key)

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..bank import AdapterBank
 from ..errors import GrataError
+from ..files import expanded
 from ..methods import Method, Prepared, create
 from ..methods.predictive import logits_in
 from ..networks.weights import read_state
@@ -242,7 +243,7 @@ def _instance(method: Method, network: nn.Module, given: Mapping[str, Any]) -> M
 
 
 def _load(path: str | os.PathLike[str]) -> nn.Module:
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise GrataError(f"{path} is not a file.", key="network")
     try:
