@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 from monai.inferers import Inferer, SimpleInferer, SliceInferer, SlidingWindowInferer
 from tabulate import tabulate
@@ -27,6 +26,7 @@ from ..errors import GrataError
 from ..files import absence, expanded
 from ..methods import METHODS, Method
 from ..methods.registry import method_class
+from ..networks.scripts import open_script
 from ..networks.weights import check_fit, read_state
 from ..normalization import normalization_layers
 from ..session.faults import quiet
@@ -206,7 +206,7 @@ def _examined(config: Configuration, overrides: Mapping[str, Any]) -> tuple[Sequ
 def _of_script(path: Path, **settings: Any) -> Report:
     report = Report(path.name)
     try:
-        network = torch.jit.load(path, map_location="cpu")
+        network = open_script(path)
     except (RuntimeError, ValueError) as error:
         raise GrataError(
             f"{path} is not a TorchScript file. Weights alone (a state dict) do not describe the network: give the "

@@ -16,7 +16,8 @@ from torch import nn
 
 from ..errors import GrataError
 from ..files import absence, atomic_write, expanded
-from ..networks import SavedHeads, network_digest
+from ..networks import SavedHeads
+from ..networks.parameters import has_digest
 
 __all__ = ["Prepared", "require"]
 
@@ -157,7 +158,7 @@ class Prepared:
         Raises:
             GrataError: the network has other weights.
         """
-        if network_digest(network) != self.digest:
+        if not has_digest(network, self.digest):
             raise GrataError(
                 f"was prepared for other weights (of a {self.network}) than this network has. Run python "
                 "-m grata prepare <bundle> --dataset_dir <source images> with the weights that are to be adapted.",

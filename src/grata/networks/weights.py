@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import GrataError
 from ..files import absence, expanded
+from .scripts import open_script
 
 __all__ = ["COUNTER", "check_fit", "load_encoder", "load_source", "read_state", "unwrap"]
 
@@ -210,7 +211,7 @@ def check_fit(state: Mapping[str, torch.Tensor], network_def: nn.Module, source:
 
 def _load_script(path: Path, network_def: nn.Module | None, device: str | torch.device) -> nn.Module:
     try:
-        scripted = torch.jit.load(path, map_location=device)
+        scripted = open_script(path, device)
     except (RuntimeError, ValueError) as error:
         raise GrataError(f"{path} is not a TorchScript network: {_first_line(error)}", key="weights") from error
     if network_def is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -23,7 +24,18 @@ from ..private import failed_item
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["STOPPED", "TRACEBACK_HINT", "causes", "check_finite", "explain", "plain_errors", "quiet", "tensors_in"]
+__all__ = [
+    "STOPPED",
+    "TRACEBACK_HINT",
+    "causes",
+    "check_finite",
+    "explain",
+    "explained",
+    "plain_errors",
+    "quiet",
+    "tensors_in",
+    "too_small",
+]
 
 # Options of the bundles' `adapt`; other commands have other options.
 TRACEBACK_HINT = "--traceback true"
@@ -34,6 +46,8 @@ _TRACEBACK = "Traceback (most recent call last):\n"
 _RAISED = re.compile(
     r"(?:[ \t][^\n]*\n)*([^\s:]+)(?:: (.*?))?\s*(?:\n\n(?:Traceback|The above exception|During handling)|\Z)", re.DOTALL
 )
+# What torch says where a normalization layer has nothing to take statistics of.
+_TOO_SMALL = re.compile(r"Expected more than 1 (?:spatial element|value per channel)")
 # Addresses differ between runs, and line numbers of a library do not help the user.
 _NOISE = re.compile(r"\S+\.[ch]xx:\d+:\s+|\(0x[0-9a-fA-F]+\)| at 0x[0-9a-fA-F]+")
 
@@ -75,6 +89,8 @@ def _explained(error: BaseException, hint: str | None) -> str:
     for link in chain:
         if isinstance(link, GrataError) and _TRACEBACK not in str(link):
             return str(link)
+    if small := too_small(error):
+        return str(small)
     root = chain[-1]
     if _TRACEBACK in str(root) and (own := re.findall(r"^grata\.errors\.\w+: (.*)$", str(root), flags=re.MULTILINE)):
         return own[-1]
@@ -113,6 +129,27 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def too_small(error: BaseException) -> GrataError | None:
+    """Return what to do about images in which a normalization layer sees a single voxel; None: it is another error."""
+    if isinstance(error, GrataError) or not any(_TOO_SMALL.search(str(link)) for link in causes(error)):
+        return None
+    return GrataError(
+        "The image is too small for this network: a normalization layer at its bottom sees a single voxel, which it "
+        "cannot normalize. Use larger images or windows (roi_size), or pad the images."
+    )
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Raise in plain words what torch says of images that are too small, during a ``with`` block."""
+    try:
+        yield
+    except Exception as error:
+        if small := too_small(error):
+            raise small from error
+        raise
 
 
 def _plain_error(

@@ -257,7 +257,10 @@ class Keeper:
 
     def _put(self, adaptation: Adaptation, path: Path, on_disk: bool) -> _Kept:
         try:
-            adaptation.put(self.learner, self._source(), path)
+            source = self._source()
+            if source != adaptation.source:
+                source = source_digest(self.method, adaptation.source)
+            adaptation.put(self.learner, source, path)
         except GrataError as error:
             # A bad entry affects one site; a bad start_from affects every case, so it ends the run.
             if adaptation is self._start:
