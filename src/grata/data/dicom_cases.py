@@ -19,7 +19,7 @@ from .dicom import error_reason, series_geometry, sort_series
 from .dicom_file import BrokenFileError, EmptyFileError, is_named_dicom
 from .dicom_index import Instance, read_instance, series_identifiers
 from .dicom_kinds import Kind, NoScan
-from .dicom_parts import Chosen, Part, differences, parse_chosen, split, without_copies
+from .dicom_parts import Chosen, Part, differences, hold_several, parse_chosen, split, without_copies
 from .geometry import GeometryError
 from .identifiers import REMOVED, printable, remove_identifiers, safe_path
 
@@ -192,6 +192,7 @@ class _ScanSearch:
     fail: Report
     scans: list[DicomScan] = field(default_factory=list)
     several: dict[str, str] = field(default_factory=dict)
+    example: str = ""
 
     def run(self) -> None:
         series = self._series()
@@ -224,7 +225,7 @@ class _ScanSearch:
         held = "series holds" if count == 1 else "series hold"
         return [
             f"{count} DICOM {held} several volumes, each of which is a case of its own ({listed}{more}). Take some of "
-            "them alone with select, as in EchoTime=11."
+            f"them alone with select, as in '{self.example}'."
         ]
 
     def _series(self) -> dict[str, list[Instance]]:
@@ -312,13 +313,18 @@ class _ScanSearch:
         parts = [part for part in (part.only(self.selection.chosen) for part in whole) if part is not None]
         if len(whole) > 1 and len(parts) > 1:
             self.several[case] = self._shown_differences(unique)
+            self.example = self.example or remove_identifiers(parts[0].choice, group[0].identifiers)
         for part in parts:
-            self._add_part(part, f"{case}{remove_identifiers(part.suffix, group[0].identifiers)}")
+            most = max(len(other.instances) for other in whole if other.orientation == part.orientation)
+            self._add_part(part, f"{case}{remove_identifiers(part.suffix, group[0].identifiers)}", most)
         return bool(parts)
 
-    def _add_part(self, part: Part, case: str) -> None:
+    def _add_part(self, part: Part, case: str, most: int) -> None:
         try:
             ordered = sort_series(part.instances)
+            # A volume that lacks its last slices is regular.
+            if part.values and len(ordered) < most:
+                raise GeometryError(f"it has {len(ordered)} slices, but another volume of its series has {most}")
             geometry = series_geometry(ordered)
         except Exception as error:  # noqa: BLE001
             self._fail_series(case, part.instances, error)
@@ -333,7 +339,7 @@ class _ScanSearch:
         reason, remedy = error_reason(error, identifiers), getattr(error, "remedy", "")
         if isinstance(error, GeometryError):
             reason = remove_identifiers(str(error), identifiers)
-        differ = "" if any(instance.defect for instance in group) else self._shown_differences(group)
+        differ = self._shown_differences(group) if hold_several(group) else ""
         if differ and not remedy:
             reason = f"{reason}. Its images differ in: {differ}"
             remedy = _REMEDY_PARTS

@@ -91,21 +91,26 @@ def no_scan(header: Dataset, pixels: Pixels | None) -> NoScan | None:
     Raises:
         BrokenFileError: the header is cut before it says what the object is.
     """
-    kind = sop_class(header)
-    if kind == MediaStorageDirectoryStorage or "DirectoryRecordSequence" in header:
-        return NoScan(Kind.OBJECT, "DICOMDIR")
-    name = kind.name if kind.is_valid and not kind.is_private else "private SOP class"
-    if header.get("Modality") in _DERIVED_MODALITIES:
+    name = _class_name(header)
+    # A truncated image must not be mistaken for an object without pixels.
+    without_pixels = pixels is None and name and "Image Storage" not in name
+    if without_pixels or header.get("Modality") in _DERIVED_MODALITIES:
         return NoScan(Kind.OBJECT, name)
     if pixels is None:
-        # A truncated image must not be mistaken for an object without pixels.
-        if kind and "Image Storage" not in name:
-            return NoScan(Kind.OBJECT, name)
         _check_whole(header)
-        return None
-    if any(_LOCALIZER_TYPE.search(value) for value in image_type(header)):
+    elif any(_LOCALIZER_TYPE.search(value) for value in image_type(header)):
         return NoScan(Kind.LOCALIZER)
-    return NoScan(Kind.PICTURE, name) if _is_picture(header, name) else None
+    elif _is_picture(header, name):
+        return NoScan(Kind.PICTURE, name)
+    return None
+
+
+def _class_name(header: Dataset) -> str:
+    """Return what an object's SOP class is called; empty where it names none."""
+    kind = sop_class(header)
+    if kind == MediaStorageDirectoryStorage or "DirectoryRecordSequence" in header:
+        return "DICOMDIR"
+    return str(kind.name) if not kind or (kind.is_valid and not kind.is_private) else "private SOP class"
 
 
 def _check_whole(header: Dataset) -> None:

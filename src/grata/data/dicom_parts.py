@@ -21,7 +21,7 @@ from .dicom_file import quiet_libraries, read_file
 from .dicom_index import ATTRIBUTES, Instance
 from .geometry import GeometryError
 
-__all__ = ["Chosen", "Part", "differences", "parse_chosen", "split", "without_copies"]
+__all__ = ["Chosen", "Part", "differences", "hold_several", "parse_chosen", "split", "without_copies"]
 
 Chosen = Mapping[str, Sequence[str]]
 """Values that attributes may have, by keyword."""
@@ -45,6 +45,16 @@ class Part(NamedTuple):
 
     instances: list[Instance]
     values: dict[str, str]
+
+    @property
+    def orientation(self) -> str:
+        """Direction cosines of the slices, rounded; empty where they are not known."""
+        return self.instances[0].attributes.get("ImageOrientationPatient", "")
+
+    @property
+    def choice(self) -> str:
+        """The part as :func:`parse_chosen` reads it."""
+        return ",".join(f"{keyword}={value}" for keyword, value in self.values.items()).replace("\\", "/")
 
     @property
     def suffix(self) -> str:
@@ -104,12 +114,11 @@ def split(instances: Sequence[Instance]) -> list[Part]:
         return whole
     best, most = whole, 0
     for parts in _partitions(instances):
-        regular = [part for part in parts if _is_regular(part.instances)]
+        regular = [len(part.instances) for part in parts if _is_regular(part.instances)]
         if len(regular) == len(parts):
             return parts
-        held = sum(len(part.instances) for part in regular)
-        if held > most and _are_alike(parts):
-            best, most = parts, held
+        if sum(regular) > most and _are_alike(parts):
+            best, most = parts, sum(regular)
     return best
 
 
@@ -119,10 +128,24 @@ def _are_alike(parts: Sequence[Part]) -> bool:
     return 2 * min(sizes) > max(sizes)
 
 
+def hold_several(instances: Sequence[Instance]) -> bool:
+    """Return whether images cannot be one volume because some lie at one place or are turned against each other."""
+    places = {
+        (plane.position, tuple(np.round(plane.orientation, 2)), plane.size)
+        for instance in instances
+        for plane in instance.planes
+    }
+    turned = {(orientation, size) for _, orientation, size in places}
+    return len(turned) > 1 or len(places) < sum(len(instance.planes) for instance in instances)
+
+
 def differences(instances: Sequence[Instance]) -> str:
     """Return in what the images of a series differ, such as ``"Echo Time 11, 92"``; empty where nothing shows."""
     found = []
-    for keyword, values in _varying(instances).items():
+    varying = _varying(instances)
+    if "Orientation" in varying:
+        varying.pop("ImageOrientationPatient", None)
+    for keyword, values in varying.items():
         if len(values) <= len(instances) / 2:
             found.append(f"{_name(keyword)} {_listed(_tokens(values))}")
     return "; ".join(found[:3])
@@ -173,7 +196,11 @@ def _as_list(values: Any) -> list[Any]:
 
 
 def _is_one_of(value: str, wanted: Sequence[str]) -> bool:
-    return any(_is_same(text, other) for text in (value, *value.split("\\")) for other in wanted)
+    components = value.split("\\")
+    return any(
+        all(any(_is_same(component, word) for component in components) for word in re.split(r"[\\/]", other))
+        for other in wanted
+    )
 
 
 def _is_same(text: str, other: str) -> bool:
@@ -210,17 +237,21 @@ def _partitions(instances: Sequence[Instance]) -> Iterator[list[Part]]:
     """Yield the ways to tell volumes apart by their attributes, those with the fewest attributes first."""
     # A volume in several files has at least two.
     most = len(instances) if any(instance.multiframe for instance in instances) else len(instances) // 2
-    varying = {keyword: values for keyword, values in _varying(instances).items() if len(values) <= most}
+    varying = _varying(instances)
+    tried = [keyword for keyword, values in varying.items() if len(values) <= most][:_TRIED]
     seen = set()
-    for number in range(1, _TOGETHER + 1):
-        for keywords in itertools.combinations(list(varying)[:_TRIED], number):
-            groups = _grouped(instances, keywords)
-            signature = frozenset(frozenset(map(id, group)) for group in groups.values())
-            if signature not in seen and len(groups) <= most:
-                parts = _named(groups, {keyword: varying[keyword] for keyword in keywords})
-                if _lie_together(parts):
-                    yield parts
-            seen.add(signature)
+    for keywords in itertools.chain(*(itertools.combinations(tried, n) for n in range(1, _TOGETHER + 1))):
+        groups = _grouped(instances, keywords)
+        parts = _named(groups, {keyword: varying[keyword] for keyword in keywords})
+        signature = _signature(parts)
+        if signature not in seen and len(groups) <= most and _lie_together(parts):
+            yield parts
+        seen.add(signature)
+
+
+def _signature(parts: Sequence[Part]) -> frozenset[frozenset[str]]:
+    """Return what is alike for attributes that tell the same parts from each other."""
+    return frozenset(frozenset(instance.path for instance in part.instances) for part in parts)
 
 
 def _grouped(instances: Sequence[Instance], keywords: Sequence[str]) -> dict[tuple[str, ...], list[Instance]]:
@@ -247,7 +278,7 @@ def _lie_together(parts: Sequence[Part]) -> bool:
         positions = np.asarray([plane.position for instance in part.instances for plane in instance.planes])
         if not len(positions) or not np.isfinite(positions).all():
             return False
-        by_orientation[part.instances[0].attributes.get("ImageOrientationPatient", "")].append(positions)
+        by_orientation[part.orientation].append(positions)
     return all(_share(places, other) > 0.5 for places, *others in by_orientation.values() for other in others)
 
 
