@@ -1,47 +1,28 @@
 """Find the scans in a folder, one case per scan, and report the scans that cannot be used."""
 
-import fnmatch
 import hashlib
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import GrataError
 from ..files import absence, expanded
 from .case_list import read_case_lists
-from .dicom import (
-    BrokenFileError,
-    Instance,
-    is_named_dicom,
-    read_instance,
-    series_geometry,
-    series_identifiers,
-    sort_series,
-)
-from .geometry import GeometryError
-from .identifiers import REMOVED, printable, remove_identifiers, safe_path
+from .dicom_cases import DicomFiles, Selection, find_scans, index_dicom
+from .dicom_index import series_identifiers
+from .identifiers import printable, remove_identifiers, safe_path
 from .labels import LabelIndex, is_image_folder, scan_stem
 from .nifti import check_nifti, grid_difference, is_nifti, load_nifti
 from .pictures import is_label_picture, is_picture, picture_size
 from .walk import Files, walk
 
 __all__ = ["Discovery", "Fault", "discover"]
-
-# With fewer files, indexing ends before a progress bar can be read.
-_FILES_FOR_PROGRESS = 50
-
-_REMEDY_2D = "DICOM is read as volumes only, and this bundle needs 2D images. Convert it to PNG or NIfTI."
-_REMEDY = (
-    "Export the series again, complete and without other series, or leave it out by selecting others (modality, "
-    "description)."
-)
 
 
 @dataclass(frozen=True)
@@ -86,16 +67,19 @@ def discover(
     site: str | None = None,
     spatial_dims: int = 3,
     cases_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    select: str | Sequence[str] | Mapping[str, Any] | None = None,
 ) -> Discovery:
     """Index the NIfTI files, DICOM series and pictures of a folder and its subfolders.
 
     NIfTI files are recognized by their extension, DICOM files by their content, and pictures (PNG, JPEG, TIFF, BMP;
-    only for 2D) by their extension. Each Series Instance UID becomes one case, wherever its files lie.
+    only for 2D) by their extension. Each Series Instance UID becomes one case, wherever its files lie; a series of
+    several volumes (echoes, b-values, time points, ...) becomes one for each. A file that is stored twice counts once.
 
-    Ignored are hidden files, DICOM objects that are not images (DICOMDIR, SEG, SR, RTSTRUCT, ...), and the results of
-    earlier runs (``segmentations``, ``figures`` and ``overview.png`` beside a ``journal.jsonl``). Where a folder holds
-    an ``images`` (``imagesTr``, ...) or ``image`` folder, its pictures are taken from there only: masks of the field of
-    view, drawings and the like lie beside it.
+    Passed over with a note are DICOM objects that are not scans: those without an image (DICOMDIR, SEG, SR, Raw Data,
+    ...), screenshots and dose reports, localizers. Ignored are hidden files and the results of earlier runs
+    (``segmentations``, ``figures`` and ``overview.png`` beside a ``journal.jsonl``). Where a folder holds an ``images``
+    (``imagesTr``, ...) or ``image`` folder, its pictures are taken from there only: masks of the field of view,
+    drawings and the like lie beside it.
 
     Args:
         dataset_dir: folder of the scans.
@@ -114,6 +98,8 @@ def discover(
             ``image`` are taken, with the label maps in the column ``mask`` (empty for none); both hold paths relative
             to ``dataset_dir``. An optional column ``site`` names the site of each image, for a stream of several
             sites. For NIfTI files and pictures only.
+        select: values that DICOM images must have, to take one of several volumes of a series: ``"EchoTime=11"``,
+            several with commas between them or in a list, or a mapping. Values of one attribute are alternatives.
 
     Returns:
         The usable cases and the faults. Slice distances may differ by 1 % or 0.01 mm, whichever is larger, direction
@@ -128,8 +114,7 @@ def discover(
     labels_root = None if labels_dir is None else _existing_folder(labels_dir, "labels_dir")
     search = _Search(root, spatial_dims, site or "unknown")
     if cases_file is None:
-        chosen = _Selection(*(None if value is None else str(value) for value in (modality, description)))
-        search.add_folder(chosen, labels_root)
+        search.add_folder(Selection.of(modality, description, select), labels_root)
     elif labels_root is None:
         search.add_listed(cases_file)
     else:
@@ -138,36 +123,6 @@ def discover(
             key="cases_file, labels_dir",
         )
     return search.sorted()
-
-
-class _Selection(NamedTuple):
-    """Modality and description that a DICOM series must have; None: any."""
-
-    modality: str | None
-    description: str | None
-
-    def matches(self, instance: Instance) -> bool:
-        if self.modality and instance.modality != self.modality.strip().upper():
-            return False
-        if not self.description:
-            return True
-        text, pattern = instance.description.lower(), self.description.lower()
-        return pattern in text or fnmatch.fnmatchcase(text, pattern)
-
-    def nothing_matches(self, series: Iterable[Sequence[Instance]]) -> GrataError:
-        """Return the error for a selection that matches none of the series."""
-        found: dict[str, list[str]] = defaultdict(list)
-        for group in series:
-            # As a pattern, which can be given as it stands.
-            shown = remove_identifiers(group[0].description, group[0].identifiers).replace(REMOVED, "*")
-            found[group[0].modality].append(shown or "none")
-        given = {key: value for key, value in self._asdict().items() if value}
-        wanted = " and ".join(f"{key} '{value}'" for key, value in given.items())
-        listed = "; ".join(
-            f"{len(names)} of modality {key} (descriptions: {', '.join(sorted(set(names))[:10])})"
-            for key, names in sorted(found.items())
-        )
-        return GrataError(f"no DICOM series has {wanted}. Found: {listed}. Choose one of these.", key=", ".join(given))
 
 
 @dataclass
@@ -206,7 +161,7 @@ class _Search:
             else:
                 self._add_file(path, case, mask, frozenset(), site)
 
-    def add_folder(self, chosen: _Selection, labels_root: Path | None) -> None:
+    def add_folder(self, chosen: Selection, labels_root: Path | None) -> None:
         """Add the scans that lie in the folder and its subfolders.
 
         Raises:
@@ -215,8 +170,8 @@ class _Search:
         files = walk(self.root, labels_root, pictures=self.spatial_dims == 2)
         nifti_labels = LabelIndex(files.nifti, files.label_folders, labels_root)
         picture_labels = LabelIndex(files.pictures, files.label_folders, labels_root, is_label_picture)
-        instances, broken = _read_instances(files.other)
-        identifiers = series_identifiers(instances)
+        dicom = index_dicom(files.other)
+        identifiers = series_identifiers(dicom.instances)
         for folder in files.unreadable:
             name = safe_path(folder, self.root)
             self._fail(_hashed("folder", name), f"Folder '{name}' cannot be read. Check its permissions.")
@@ -227,10 +182,11 @@ class _Search:
             group = [(path, case) for path, case in named if is_format(path)]
             for (path, case), label in zip(group, index.assign(group, self.root), strict=True):
                 self._add_file(path, case, label, identifiers)
-        self._add_dicom(instances, broken, chosen, nifti_labels)
+        self._add_dicom(dicom, chosen, nifti_labels)
 
         if not self.found.cases and not self.found.faults:
-            raise GrataError(_nothing_found(self.root, files, self.spatial_dims), key="dataset_dir")
+            nothing = _nothing_found(self.root, files, self.spatial_dims, self.found.notes)
+            raise GrataError(nothing, key="dataset_dir")
         if labels_root is not None and self.found.cases and not any("label" in case for case in self.found.cases):
             first = self.found.cases[0]
             extension = ".png" if first["format"] == "picture" else ".nii.gz"
@@ -265,74 +221,24 @@ class _Search:
         shown = printable(remove_identifiers(_relative(path, self.root), identifiers))
         self._keep(case, str(path), label, "nifti" if is_nifti(path) else "picture", site, shown)
 
-    def _add_dicom(
-        self,
-        instances: Sequence[Instance],
-        broken: Sequence[tuple[Path, str]],
-        chosen: _Selection,
-        labels: LabelIndex,
-    ) -> None:
-        series: dict[str, list[Instance]] = defaultdict(list)
-        by_folder: dict[Path, set[str]] = defaultdict(set)
-        for instance in instances:
-            series[instance.series].append(instance)
-            by_folder[Path(instance.path).parent].add(instance.series)
-        selected = {uid: group for uid, group in series.items() if chosen.matches(group[0])}
-        if series and not selected:
-            raise chosen.nothing_matches(series.values())
-        defects = self._defects(broken, by_folder)
-        for uid, group in selected.items():
-            self._add_series(group, defects.get(uid), labels)
-
-    def _defects(self, broken: Sequence[tuple[Path, str]], by_folder: dict[Path, set[str]]) -> dict[str, str]:
-        """Return the message on a broken file by the series that it belongs to; other broken files become faults."""
-        defects = {}
-        for path, reason in broken:
-            neighbours = by_folder.get(path.parent, set())
-            if not neighbours and not is_named_dicom(path):
-                continue
-            # A broken header may not show all of the patient's identifiers, and its neighbours may be other patients'.
-            name = safe_path(path, self.root)
-            message = f"DICOM file '{name}' cannot be used: {reason}. Copy or export it again."
-            if len(neighbours) == 1:
-                # The file must belong to this series, which would otherwise be read without one slice.
-                defects[next(iter(neighbours))] = message
-            else:
-                if neighbours:
-                    message += (
-                        f" It may belong to one of the {len(neighbours)} series in its folder: check their extent."
-                    )
-                self._fail(_hashed("file", _relative(path, self.root)), message)
-        return defects
-
-    def _add_series(self, group: Sequence[Instance], defect: str | None, labels: LabelIndex) -> None:
-        first = group[0]
-        identifiers = series_identifiers(group)
-        case = f"{first.modality.lower()}-series{first.number:03d}-{_digest(first.series)}"
-        folder = printable(remove_identifiers(_relative(Path(first.path).parent, self.root), identifiers))
-        name = f"DICOM series {case} ({len(group)} file{'s' * (len(group) > 1)}, in '{folder}')"
-        try:
-            if defect:
-                raise GeometryError(f"it is incomplete. {defect}")
-            ordered = sort_series(group)
-            geometry = series_geometry(ordered)
-        # highdicom raises ValueError for a grid that it does not support.
-        except ValueError as error:
-            remedy = _REMEDY_2D if self.spatial_dims == 2 else _REMEDY
-            self._fail(case, f"{name} cannot be used: {str(error).removesuffix('.')}. {remedy}")
-            return
-        label = labels.find_named(case)
-        if label is not None:
-            try:
-                shown = printable(remove_identifiers(str(label), identifiers))
-                _check_label(label, shown, geometry.spatial_shape, geometry.get_affine("RAS"), name)
-            except GrataError as error:
-                self._fail(case, str(error))
-                return
-        self._keep(case, [instance.path for instance in ordered], label, "dicom", None, folder)
+    def _add_dicom(self, files: DicomFiles, chosen: Selection, labels: LabelIndex) -> None:
+        scans, notes = find_scans(files, chosen, self.root, self.spatial_dims, self._fail)
+        for scan in scans:
+            label = labels.find_named(scan.case)
+            if label is not None:
+                try:
+                    shown = printable(remove_identifiers(str(label), scan.identifiers))
+                    _check_label(label, shown, scan.geometry.spatial_shape, scan.geometry.get_affine("RAS"), scan.name)
+                except GrataError as error:
+                    self._fail(scan.case, str(error))
+                    continue
+            self._keep(scan.case, scan.files, label, "dicom", None, scan.folder)
+        self.found.notes.extend([*files.notes(), *notes])
 
 
-def _nothing_found(root: Path, files: Files, spatial_dims: int) -> str:
+def _nothing_found(root: Path, files: Files, spatial_dims: int, notes: Sequence[str]) -> str:
+    if notes:
+        return f"'{root}' holds no scan that can be used. {' '.join(notes)} Name the folder of the scans."
     pictures = sum(is_picture(path) for path in files.other)
     if pictures:
         return (
@@ -354,21 +260,6 @@ def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
     except OSError as error:
         raise GrataError(f"'{path}' cannot be read: {error.strerror}. Check its permissions.", key=key) from error
     return path
-
-
-def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[Path, str]]]:
-    instances, broken = [], []
-    # None leaves it to tqdm, which shows the bar on a terminal only.
-    disable = True if len(paths) < _FILES_FOR_PROGRESS else None
-    for path in tqdm(paths, desc="Indexing scans", unit="file", leave=False, disable=disable):
-        try:
-            instance = read_instance(path)
-        except BrokenFileError as error:
-            broken.append((path, str(error)))
-        else:
-            if instance is not None:
-                instances.append(instance)
-    return instances, broken
 
 
 def _file_ids(paths: Sequence[Path], root: Path, identifiers: frozenset[str]) -> list[tuple[Path, str]]:

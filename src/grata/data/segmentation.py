@@ -20,7 +20,7 @@ from highdicom.seg import (
     segread,
 )
 from highdicom.sr import CodedConcept
-from pydicom import DataElement, Dataset, dcmread
+from pydicom import DataElement, Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
@@ -36,6 +36,7 @@ from .dicom import (
     series_geometry,
     series_identifiers,
 )
+from .dicom_file import read_file
 from .geometry import Plane, order_planes
 from .nifti import load_nifti, save_nifti
 from .pictures import picture_size, save_label_picture
@@ -206,7 +207,8 @@ class _Uids:
     ) -> None:
         content = hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
         described = json.dumps([dict(segment) for segment in segments], sort_keys=True, default=list)
-        self._entropy = [str(source.SeriesInstanceUID), content, described, *algorithm]
+        # The volumes of one series have the same Series Instance UID, but no instance in common.
+        self._entropy = [str(source.SeriesInstanceUID), str(source.SOPInstanceUID), content, described, *algorithm]
 
     def __call__(self, purpose: str) -> str:
         return generate_uid(entropy_srcs=[*self._entropy, purpose])
@@ -261,7 +263,7 @@ def _description(number: int, segment: Mapping[str, Any], algorithm: tuple[str, 
 
 def _completed(instance: Instance, plane: Plane, spacing: float) -> Dataset:
     """Read a source's header and correct what highdicom would refuse, without a change to the image's content."""
-    header = dcmread(instance.path, stop_before_pixels=True)
+    header = read_file(instance.path, stop_before_pixels=True)
     # Japanese and Korean headers use several character sets.
     header.decode()
     header.SpecificCharacterSet = "ISO_IR 192"
