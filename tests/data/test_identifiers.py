@@ -105,7 +105,7 @@ def test_no_name_takes_long_to_look_for(identifier, text):
 def test_names_inside_of_other_words_are_found_in_every_spelling():
     random = np.random.default_rng(0)
     for _ in range(200):
-        name = "".join(random.choice(list("aeosuznilt"), size=random.integers(4, 9))).replace("aae", "ae")
+        name = "".join(random.choice(list("aeosuznilt"), size=random.integers(4, 9))).replace("aae", "ae").replace("aae", "ae")
         spelt = name.replace("ae", "ä", 1).replace("ss", "ß").replace("o", "Ó").replace("n", "ñ", 1)
         for written in (name, name.upper(), spelt, "-".join((name[:2], name[2:])).replace("-", "")):
             assert remove_identifiers(f"1_x{written}y.9", [name]) in ("1_x[removed]y.9", "1_x[removed].9")
