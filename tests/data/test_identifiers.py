@@ -1,5 +1,4 @@
-import subprocess
-import sys
+import multiprocessing
 import unicodedata
 
 import numpy as np
@@ -98,14 +97,22 @@ def test_paths_of_an_unknown_patient_show_usual_names_alone(tmp_path):
 )
 def test_no_name_takes_long_to_look_for(identifier, text):
     # A pattern that tries all spellings one by one does not end within the life of this machine.
-    code = f"from grata.data.identifiers import remove_identifiers as r; print(len(r({text!r}, [{identifier!r}])))"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
+    process = multiprocessing.get_context("fork").Process(target=remove_identifiers, args=(text, [identifier]))
+    process.start()
+    process.join(timeout=20)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0
 
 
 def test_names_inside_of_other_words_are_found_in_every_spelling():
     random = np.random.default_rng(0)
     for _ in range(200):
-        name = "".join(random.choice(list("aeosuznilt"), size=random.integers(4, 9))).replace("aae", "ae").replace("aae", "ae")
+        name = (
+            "".join(random.choice(list("aeosuznilt"), size=random.integers(4, 9)))
+            .replace("aae", "ae")
+            .replace("aae", "ae")
+        )
         spelt = name.replace("ae", "ä", 1).replace("ss", "ß").replace("o", "Ó").replace("n", "ñ", 1)
         for written in (name, name.upper(), spelt, "-".join((name[:2], name[2:])).replace("-", "")):
             assert remove_identifiers(f"1_x{written}y.9", [name]) in ("1_x[removed]y.9", "1_x[removed].9")
