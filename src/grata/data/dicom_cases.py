@@ -38,7 +38,7 @@ _REMEDY_PARTS = (
 )
 _LOCALIZER_NAME = re.compile(r"locali[sz]er|scout|survey|surview|topogram|\b(3|three)[- ]?plane", re.IGNORECASE)
 
-Report = Callable[[str, str], None]
+Report = Callable[[str, str, Path], None]
 """Takes the id of a case and the message of its fault."""
 
 
@@ -241,6 +241,7 @@ class _ScanSearch:
                 f"{count} DICOM image{'s' * (count > 1)} (in '{self._folder(nowhere)}') cannot be used: without a "
                 "Series Instance UID nothing tells which images are one volume. Export the scan again, or remove the "
                 "patient with a tool that keeps the UIDs or replaces them.",
+                Path(nowhere[0].path),
             )
         for uid, group in series.items():
             standard = [instance for instance in group if not instance.private]
@@ -267,7 +268,7 @@ class _ScanSearch:
                     message += (
                         f" It may belong to one of the {len(neighbours)} series in its folder: check their extent."
                     )
-                self.fail(_hashed("file", _relative(path, self.root)), message)
+                self.fail(_hashed("file", _relative(path, self.root)), message, path)
         return defects
 
     def _emptied(self, series: Mapping[str, Sequence[Instance]], by_folder: Mapping[Path, object]) -> dict[str, str]:
@@ -344,7 +345,11 @@ class _ScanSearch:
             reason = f"{reason}. Its images differ in: {differ}"
             remedy = _REMEDY_PARTS
         remedy = _REMEDY_2D if self.spatial_dims == 2 else remedy or _REMEDY
-        self.fail(case, f"{self._name(case, group)} cannot be used: {reason.removesuffix('.')}. {remedy}.")
+        self.fail(
+            case,
+            f"{self._name(case, group)} cannot be used: {reason.removesuffix('.')}. {remedy}.",
+            Path(group[0].path),
+        )
 
     def _is_localizer(self, group: Sequence[Instance]) -> bool:
         """Return whether a series is a localizer by its name, and no volume."""
