@@ -39,7 +39,7 @@ _REMEDY_PARTS = (
 _LOCALIZER_NAME = re.compile(r"locali[sz]er|scout|survey|surview|topogram|\b(3|three)[- ]?plane", re.IGNORECASE)
 
 Report = Callable[[str, str, Path], None]
-"""Takes the id of a case and the message of its fault."""
+"""Takes the id of a case, the message of its fault, and the file."""
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Sizes that headers claim, checked against the file before anything is allocated."""
 
+import gzip
 import math
 from collections.abc import Sequence
 from typing import BinaryIO
@@ -65,7 +66,7 @@ def check_picture_size(name: str, size: tuple[int, int]) -> None:
         )
 
 
-def read_to_end(file: BinaryIO) -> None:
+def read_to_end(file: BinaryIO | gzip.GzipFile) -> None:
     """Read the rest of a file: the check sum of a compressed one stands at its end.
 
     Raises:

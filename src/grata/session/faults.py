@@ -85,13 +85,9 @@ def explain(error: BaseException, hint: str | None = None) -> str:
 
 
 def _explained(error: BaseException, hint: str | None) -> str:
-    chain = list(causes(error))
-    for link in chain:
-        if isinstance(link, GrataError) and _TRACEBACK not in str(link):
-            return str(link)
-    if small := too_small(error):
-        return str(small)
-    root = chain[-1]
+    if own_words := _own_words(error):
+        return own_words
+    root = list(causes(error))[-1]
     if _TRACEBACK in str(root) and (own := re.findall(r"^grata\.errors\.\w+: (.*)$", str(root), flags=re.MULTILINE)):
         return own[-1]
     key, component = failed_item(error)
@@ -104,6 +100,13 @@ def _explained(error: BaseException, hint: str | None) -> str:
     where = f"{key}: " if key else ""
     shown = f" ({hint} shows where)" if hint else ""
     return f"{where}{_sentence(type(root).__name__, str(root))}{shown}"
+
+
+def _own_words(error: BaseException) -> str:
+    """Return the message that this project has for an exception; empty where it has none."""
+    own = (link for link in causes(error) if isinstance(link, GrataError) and _TRACEBACK not in str(link))
+    found = next(own, None) or too_small(error)
+    return "" if found is None else str(found)
 
 
 def _sentence(name: str, text: str) -> str:

@@ -229,9 +229,10 @@ class QualityGuard(Settings):
         names = self._names(adapted.masks.shape[1])
         distances = self._distances(method, statistics, plain, again)
         described = self.calibration is not None
-        said = [words for flag, words in SAID.items() if flag in record.get("flags", ())]
         measured = _measured(plain, adapted, seen, distances, views, activation, names, described)
-        decisions = [self._decide(measures, adapts, said, plain.ndim - 2, plain.shape[1]) for measures in measured]
+        decisions = [
+            self._decide(measures, adapts, _said(record), plain.ndim - 2, plain.shape[1]) for measures in measured
+        ]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
         self._note(views, decisions, float(alike.min()))
         used = self._used(decisions, prediction, source)
@@ -432,6 +433,11 @@ class _Unread(Exception):
         super().__init__(reason)
         self.reason = reason
         self.source = source
+
+
+def _said(record: Mapping[str, Any]) -> list[str]:
+    """Return what the flags of a case say is to be reviewed."""
+    return [words for flag, words in SAID.items() if flag in record.get("flags", ())]
 
 
 def _read(prediction: Any, images: torch.Tensor, activation: str, output: str | int | None) -> Segmentation:
