@@ -228,10 +228,10 @@ class QualityGuard(Settings):
             views = self._agreement(again, plain, adapted, activation, output)
         names = self._names(adapted.masks.shape[1])
         distances = self._distances(method, statistics, plain, again)
-        described = self.calibration is not None
+        described, said = self.calibration is not None, _said(record)
         measured = _measured(plain, adapted, seen, distances, views, activation, names, described)
         decisions = [
-            self._decide(measures, adapts, _said(record), plain.ndim - 2, plain.shape[1]) for measures in measured
+            self._decide(measures, adapts, said, plain.ndim - 2, plain.shape[1]) for measures in measured
         ]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
         self._note(views, decisions, float(alike.min()))
