@@ -19,7 +19,7 @@ from .dicom import error_reason, series_geometry, sort_series
 from .dicom_file import BrokenFileError, EmptyFileError, is_named_dicom
 from .dicom_index import Instance, read_instance, series_identifiers
 from .dicom_kinds import Kind, NoScan
-from .dicom_parts import Chosen, Part, differences, hold_several, parse_chosen, split, without_copies
+from .dicom_parts import Chosen, Part, differences, hold_several, most_slices, parse_chosen, split, without_copies
 from .geometry import GeometryError
 from .identifiers import REMOVED, printable, remove_identifiers, safe_path
 
@@ -297,35 +297,38 @@ class _ScanSearch:
 
     def _add_series(self, group: Sequence[Instance], defect: str | None) -> bool:
         """Add the scans of a series; return whether any of its images was selected."""
-        case = _case_id(group[0])
+        case, identifiers = _case_id(group[0]), series_identifiers(group)
         try:
-            if defect:
-                raise GeometryError(f"it is incomplete. {defect.removesuffix('.')}")
-            unique = without_copies(group)
-            if self._is_localizer(unique):
-                self.files.passed[NoScan(Kind.LOCALIZER)] += len(group)
-                return True
-            self.files.passed[NoScan(Kind.COPY)] += len(group) - len(unique)
-            whole = split(unique)
+            whole = self._parts(group, defect)
         # Whatever a library raises is this series' fault alone.
         except Exception as error:  # noqa: BLE001
             self._fail_series(case, group, error)
             return True
-        parts = [part for part in (part.only(self.selection.chosen) for part in whole) if part is not None]
+        parts = list(filter(None, (part.only(self.selection.chosen) for part in whole)))
         if len(whole) > 1 and len(parts) > 1:
-            self.several[case] = self._shown_differences(unique)
-            self.example = self.example or remove_identifiers(parts[0].choice, group[0].identifiers)
+            self.several[case] = self._shown_differences(group)
+            self.example = self.example or remove_identifiers(parts[0].choice, identifiers)
         for part in parts:
-            most = max(len(other.instances) for other in whole if other.orientation == part.orientation)
-            self._add_part(part, f"{case}{remove_identifiers(part.suffix, group[0].identifiers)}", most)
-        return bool(parts)
+            self._add_part(part, f"{case}{remove_identifiers(part.suffix, identifiers)}", most_slices(whole, part))
+        return bool(parts) or not whole
+
+    def _parts(self, group: Sequence[Instance], defect: str | None) -> list[Part]:
+        """Return the volumes of a series; nothing where it is a localizer."""
+        if defect:
+            raise GeometryError(f"it is incomplete. {defect.removesuffix('.')}")
+        unique = without_copies(group)
+        self.files.passed[NoScan(Kind.COPY)] += len(group) - len(unique)
+        if self._is_localizer(unique):
+            self.files.passed[NoScan(Kind.LOCALIZER)] += len(unique)
+            return []
+        return split(unique)
 
     def _add_part(self, part: Part, case: str, most: int) -> None:
         try:
             ordered = sort_series(part.instances)
             # A volume that lacks its last slices is regular.
-            if part.values and len(ordered) < most:
-                raise GeometryError(f"it has {len(ordered)} slices, but another volume of its series has {most}")
+            if part.slices < most:
+                raise GeometryError(f"it has {part.slices} slices, but another volume of its series has {most}")
             geometry = series_geometry(ordered)
         except Exception as error:  # noqa: BLE001
             self._fail_series(case, part.instances, error)

@@ -21,7 +21,7 @@ from .dicom_file import quiet_libraries, read_file
 from .dicom_index import ATTRIBUTES, Instance
 from .geometry import GeometryError
 
-__all__ = ["Chosen", "Part", "differences", "hold_several", "parse_chosen", "split", "without_copies"]
+__all__ = ["Chosen", "Part", "differences", "hold_several", "most_slices", "parse_chosen", "split", "without_copies"]
 
 Chosen = Mapping[str, Sequence[str]]
 """Values that attributes may have, by keyword."""
@@ -45,6 +45,11 @@ class Part(NamedTuple):
 
     instances: list[Instance]
     values: dict[str, str]
+
+    @property
+    def slices(self) -> int:
+        """Number of slices."""
+        return sum(len(instance.planes) for instance in self.instances)
 
     @property
     def orientation(self) -> str:
@@ -110,7 +115,7 @@ def split(instances: Sequence[Instance]) -> list[Part]:
         parts, of which one at least is a regular volume.
     """
     whole = [Part(list(instances), {})]
-    if any(instance.defect for instance in instances) or _is_regular(instances):
+    if _is_regular(instances):
         return whole
     best, most = whole, 0
     for parts in _partitions(instances):
@@ -128,8 +133,15 @@ def _are_alike(parts: Sequence[Part]) -> bool:
     return 2 * min(sizes) > max(sizes)
 
 
+def most_slices(parts: Sequence[Part], part: Part) -> int:
+    """Return how many slices the largest of several parts has that lie as ``part`` does; 0 for a single part."""
+    return max(other.slices for other in parts if other.orientation == part.orientation) if len(parts) > 1 else 0
+
+
 def hold_several(instances: Sequence[Instance]) -> bool:
     """Return whether images cannot be one volume because some lie at one place or are turned against each other."""
+    if any(instance.defect for instance in instances):
+        return False
     places = {
         (plane.position, tuple(np.round(plane.orientation, 2)), plane.size)
         for instance in instances
@@ -237,16 +249,20 @@ def _partitions(instances: Sequence[Instance]) -> Iterator[list[Part]]:
     """Yield the ways to tell volumes apart by their attributes, those with the fewest attributes first."""
     # A volume in several files has at least two.
     most = len(instances) if any(instance.multiframe for instance in instances) else len(instances) // 2
-    varying = _varying(instances)
-    tried = [keyword for keyword, values in varying.items() if len(values) <= most][:_TRIED]
+    varying = {keyword: values for keyword, values in _varying(instances).items() if len(values) <= most}
     seen = set()
-    for keywords in itertools.chain(*(itertools.combinations(tried, n) for n in range(1, _TOGETHER + 1))):
+    for keywords in _combinations(list(varying)[:_TRIED]):
         groups = _grouped(instances, keywords)
         parts = _named(groups, {keyword: varying[keyword] for keyword in keywords})
         signature = _signature(parts)
         if signature not in seen and len(groups) <= most and _lie_together(parts):
             yield parts
         seen.add(signature)
+
+
+def _combinations(keywords: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for number in range(1, _TOGETHER + 1):
+        yield from itertools.combinations(keywords, number)
 
 
 def _signature(parts: Sequence[Part]) -> frozenset[frozenset[str]]:

@@ -205,7 +205,7 @@ def _segmentation(
         segment_descriptions=[_description(number, segment, algorithm) for number, segment in enumerate(segments, 1)],
         series_instance_uid=uids("series"),
         # A high number puts it after the acquired series in a viewer's list.
-        series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+        series_number=instances[0].number + 1000,
         sop_instance_uid=uids("instance"),
         instance_number=1,
         manufacturer=algorithm[0],
