@@ -65,8 +65,12 @@ def _make_list(rng: Random) -> Input:
     elif how == "encoding":
         done = rng.choice(("utf-16", "utf-8-sig", "utf-32", "latin-1"))
         data = text.replace("north", "nörth").encode(done)
+    return Input({**_good_list(), "cases.csv": data, "images": None}, done)
+
+
+def _good_list() -> dict[str, bytes]:
     images = {f"{name}.nii": good_nifti() for name in ("a", "b", "b_seg", "c")}
-    return Input({"cases.csv": data, **images, "images": None}, done)
+    return {"cases.csv": "\n".join(map(",".join, _ROWS)).encode(), **images}
 
 
 def _enter_list(folder: Path) -> bool:
@@ -139,14 +143,16 @@ _KNOTS = (
 )
 
 
-def _broken(config: dict[str, Any], rng: Random) -> tuple[bytes, str]:
+def _broken(config: dict[str, Any], rng: Random, as_json: bool = False) -> tuple[bytes, str]:
     """Return a configuration as YAML or JSON, with an odd value, an odd text or a damaged byte."""
     how = rng.choice(("value",) * 6 + ("bytes", "knot", "instead"))
     tree = copy.deepcopy(config)
     done = how
     if how == "value":
         done = ", ".join(alter(tree, rng) for _ in range(rng.choice((1, 1, 2))))
-    text = json.dumps(tree) if rng.random() < 0.3 else yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    text = (
+        json.dumps(tree) if as_json or rng.random() < 0.3 else yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    )
     data = text.encode(errors="surrogatepass")
     if how == "bytes":
         data, done = damage(data, rng)
@@ -160,7 +166,11 @@ def _broken(config: dict[str, Any], rng: Random) -> tuple[bytes, str]:
 
 def _make_bundle(rng: Random) -> Input:
     data, done = _broken(_ADAPT, rng)
-    return Input({"bundle/configs/adapt.yaml": data, "images/a.nii": good_nifti()}, done)
+    return Input({**_good_bundle(), "bundle/configs/adapt.yaml": data}, done)
+
+
+def _good_bundle() -> dict[str, bytes]:
+    return {"bundle/configs/adapt.yaml": yaml.safe_dump(_ADAPT).encode(), "images/a.nii": good_nifti()}
 
 
 def _enter_bundle(folder: Path) -> bool:
@@ -174,7 +184,7 @@ def _enter_bundle(folder: Path) -> bool:
 
 
 _INFERENCE = {
-    "imports": ["$import torch"],
+    "imports": ["$import grata, monai"],
     "bundle_root": ".",
     "dataset_dir": "images",
     "device": "cpu",
@@ -208,12 +218,20 @@ _METADATA = {
 def _make_doctor(rng: Random) -> Input:
     files = {"inference": _INFERENCE, "metadata": _METADATA}
     if rng.random() < 0.5:
-        # classes are looked for in the metadata where the network has other names for them
-        files["inference"] = {**_INFERENCE, "network_def": {**_NETWORK, "_target_": "$monai.networks.nets.UNet"}}
+        # the number of classes is looked for in the metadata then
+        given = ", ".join(f"{key}={value!r}" for key, value in _NETWORK.items() if key != "_target_")
+        files["inference"] = {**_INFERENCE, "network_def": f"$monai.networks.nets.UNet({given})"}
     name = rng.choice(tuple(files))
-    data, done = _broken(files[name], rng)
-    made: dict[str, Any] = {f"bundle/configs/{key}.json": json.dumps(config).encode() for key, config in files.items()}
-    return Input(made | {f"bundle/configs/{name}.json": data}, f"{name}: {done}")
+    data, done = _broken(files[name], rng, as_json=True)
+    return Input({**_configs(files), f"bundle/configs/{name}.json": data}, f"{name}: {done}")
+
+
+def _configs(files: dict[str, Any]) -> dict[str, bytes]:
+    return {f"bundle/configs/{name}.json": json.dumps(config).encode() for name, config in files.items()}
+
+
+def _good_doctor() -> dict[str, bytes]:
+    return _configs({"inference": _INFERENCE, "metadata": _METADATA})
 
 
 def _enter_doctor(folder: Path) -> bool:
@@ -245,11 +263,14 @@ _BENCHMARK = {
 def _make_benchmark(rng: Random) -> Input:
     if rng.random() < 0.7:
         data, done = _broken(_BENCHMARK, rng)
-        return Input({"benchmark.yaml": data, "overrides.json": b"{}"}, done)
+        return Input({**_benchmark({}), "benchmark.yaml": data}, done)
     keys = (*_BENCHMARK, "methods#tent#lr", "sources#one#windows#uncertain", "targets#north", odd_text(rng))
     overrides = {rng.choice(keys): odd_value(rng)}
-    data = yaml.safe_dump(_BENCHMARK).encode()
-    return Input({"benchmark.yaml": data, "overrides.json": json.dumps(overrides).encode()}, str(overrides)[:80])
+    return Input(dict(_benchmark(overrides)), str(overrides)[:80])
+
+
+def _benchmark(overrides: dict[str, Any]) -> dict[str, bytes]:
+    return {"benchmark.yaml": yaml.safe_dump(_BENCHMARK).encode(), "overrides.json": json.dumps(overrides).encode()}
 
 
 def _enter_benchmark(folder: Path) -> bool:
@@ -260,7 +281,7 @@ def _enter_benchmark(folder: Path) -> bool:
 
 # Values of options
 
-_OPTIONS: dict[str, Any] = {
+_TAKEN: dict[str, Any] = {
     **dict.fromkeys(("output_dir", "reset", "seed", "activation", "output", "affine", "prepared", "windows", "bank")),
     **dict.fromkeys(("start_from", "save_to", "site", "guard", "on_reject", "quality", "overwrite", "traceback")),
     **dict.fromkeys(("postprocessing", "bundle_root")),
@@ -272,17 +293,21 @@ _NAMES = {
 
 def _make_overlay(rng: Random) -> Input:
     method = rng.choice(tuple(METHODS))
-    given: dict[str, Any] = {"method": method, "activation": "softmax"}
+    given: dict[str, Any] = {"method": method}
     if rng.random() < 0.5:
         names = list(settings_of(method)) or ["lr"]
         given["settings"] = {rng.choice((*names, *names, odd_text(rng))): odd_value(rng)}
     else:
-        key = rng.choice((*_OPTIONS, "settings", "method"))
+        key = rng.choice((*_TAKEN, "settings", "method"))
         value = odd_value(rng)
         if key in _NAMES and rng.random() < 0.5:
             value = {"name": _NAMES[key], rng.choice(("cases", "path", "tags", "random", "batch_size")): value}
         given[key] = value
-    return Input({"options.json": json.dumps(given).encode()}, str(given)[:100])
+    return Input(dict(_options(given)), str(given)[:100])
+
+
+def _options(given: dict[str, Any]) -> dict[str, bytes]:
+    return {"options.json": json.dumps({"activation": "softmax", **given}).encode()}
 
 
 def _enter_overlay(folder: Path) -> bool:
@@ -306,8 +331,12 @@ def _make_identifiers(rng: Random) -> Input:
 
     header = {keyword: text() for keyword in rng.sample(_KEYWORDS, 3)}
     shown = rng.choice((text(), rng.choice(list(header.values())), "".join(header.values()) + "s" * 60))
-    data = json.dumps({"header": header, "text": shown[: rng.choice((46, 400, 4000))]}).encode()
-    return Input({"words.json": data}, data.decode()[:80])
+    made = _words(header, shown[: rng.choice((46, 400, 4000))])
+    return Input(dict(made), made["words.json"].decode()[:80])
+
+
+def _words(header: dict[str, str], text: str) -> dict[str, bytes]:
+    return {"words.json": json.dumps({"header": header, "text": text}).encode()}
 
 
 def _enter_identifiers(folder: Path) -> bool:
@@ -320,10 +349,10 @@ def _enter_identifiers(folder: Path) -> bool:
 
 
 CONFIGS = (
-    Target("list", _make_list, _enter_list, 60),
-    Target("bundle", _make_bundle, _enter_bundle, 30),
-    Target("doctor", _make_doctor, _enter_doctor, 20),
-    Target("benchmark", _make_benchmark, _enter_benchmark, 80),
-    Target("overlay", _make_overlay, _enter_overlay, 60),
-    Target("identifiers", _make_identifiers, _enter_identifiers, 60),
+    Target("list", _make_list, _enter_list, _good_list, 60),
+    Target("bundle", _make_bundle, _enter_bundle, _good_bundle, 30),
+    Target("doctor", _make_doctor, _enter_doctor, _good_doctor, 20),
+    Target("benchmark", _make_benchmark, _enter_benchmark, lambda: _benchmark({}), 80),
+    Target("overlay", _make_overlay, _enter_overlay, lambda: _options({"method": "tent"}), 60),
+    Target("identifiers", _make_identifiers, _enter_identifiers, lambda: _words({"PatientID": "KH-4711"}, "a"), 60),
 )

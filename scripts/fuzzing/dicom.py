@@ -15,7 +15,7 @@ from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageS
 
 from .mutate import damage, odd_integer, zeros
 
-__all__ = ["NAME", "SHAPE", "broken_series", "enhanced", "series"]
+__all__ = ["NAME", "SHAPE", "broken_series", "encoded", "enhanced", "series"]
 
 NAME = "Mustermann"
 """Name of the patient, which nothing may show."""

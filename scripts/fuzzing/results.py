@@ -7,6 +7,7 @@ import io
 import json
 import math
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -38,8 +39,8 @@ __all__ = ["WRITTEN", "evaluator", "network"]
 
 _SEGMENTS = [{"value": 1, "label": "Structure", "category": ["1", "2", "3"], "type": ["1", "2", "3"]}]
 _CASES = ("one", "two", "three")
-_OUTSIDE = "outside.nii.gz"
-"""A file beside the output folder, which no run may touch."""
+_OTHERS = ("outside.nii.gz", "out/mine.nii.gz", "out/sub/mine.txt")
+"""Files beside and in the output folder that are not a run's, and that none may delete."""
 
 _QUALITY = Path(__file__).parents[2] / "bundles" / "retinal_vessel_segmentation" / "models" / "quality.json"
 
@@ -61,21 +62,30 @@ def evaluator(handlers: Any = ()) -> SupervisedEvaluator:
     return made
 
 
+class _Stopped(BaseException):
+    """End of a run, which no code catches."""
+
+
 class _Outputs(OutputHandler):
     """Outputs that are an empty file for each case."""
 
+    stop_at = ""
+
     def write(self, engine: Engine) -> None:
         for item in engine.state.batch:
+            if item["case"] == self.stop_at:
+                raise _Stopped
             path = self.paths(item["case"])[0]
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"")
             self.volumes[item["case"]] = []
 
 
-def _run(folder: Path, **options: Any) -> AdaptationRun:
+def _run(folder: Path, stop_at: str = "", **options: Any) -> AdaptationRun:
     output = folder / "out"
     cases = [{"case": case, "image": f"{case}.nii.gz", "format": "nifti", "site": "north"} for case in _CASES]
     outputs = _Outputs(cases, output, _SEGMENTS, "tent")
+    outputs.stop_at = stop_at
     made = evaluator()
     method = create("tent", made.network, {"lr": 0.01}, activation="softmax")
     handler = AdaptationHandler(method, journal=output / "journal.jsonl", bank=folder / "bank", guard=False)
@@ -86,18 +96,21 @@ def _run(folder: Path, **options: Any) -> AdaptationRun:
 
 
 @cache
-def _whole() -> dict[str, bytes]:
-    """Return all files of a run that was finished."""
-    with tempfile.TemporaryDirectory() as folder:
-        _run(Path(folder)).run()
+def _left(stop_at: str = "") -> dict[str, bytes]:
+    """Return all files of a run that was finished, or stopped at a case."""
+    quiet = io.StringIO()
+    with tempfile.TemporaryDirectory() as name, redirect_stdout(quiet), redirect_stderr(quiet):
+        folder = Path(name)
+        with suppress(_Stopped):
+            _run(folder, stop_at).run()
         set_determinism(None)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".lock")
-        return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != ".lock"}
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith(".lock")]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @cache
-def _state() -> dict[str, Any]:
-    return torch.load(io.BytesIO(_whole()["out/state.pt"]), weights_only=True)
+def _state(stop_at: str = "") -> dict[str, Any]:
+    return torch.load(io.BytesIO(_left(stop_at)["out/state.pt"]), weights_only=True)
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -116,15 +129,13 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _make_run(rng: Random) -> Input:
-    files: dict[str, Any] = dict(_whole())
-    if rng.random() < 0.8:
-        # as a run that was stopped leaves it
-        files.pop("out/summary.json")
+    stop_at = rng.choice(("", "three"))
+    files: dict[str, Any] = dict(_left(stop_at))
     kind = rng.choice(("state", "state", "state content", "state content", "journal", "begun", "begun", "odd"))
     if kind == "state":
         files["out/state.pt"], done = damage(files["out/state.pt"], rng)
     elif kind == "state content":
-        content = copy.deepcopy(_state())
+        content = copy.deepcopy(_state(stop_at))
         done = alter(content, rng)
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -138,15 +149,16 @@ def _make_run(rng: Random) -> Input:
         files = {key: value for key, value in files.items() if not key.startswith(name)}
         files[name], done = rng.choice(((None, "a folder"), ("nowhere", "a link to nothing"), (".", "a loop")))
         done = f"{name} is {done}"
-    files |= {_OUTSIDE: b"mine", "out/mine.nii.gz": b"mine", "out/sub/mine.txt": b"mine"}
     how = rng.choice(("resume", "resume", "overwrite", ""))
-    files["how"] = how.encode()
-    return Input(files, f"{how or 'start'}, {kind}: {done!r}")
+    return Input(files | dict.fromkeys(_OTHERS, b"mine") | {"how": how.encode()}, f"{how or 'start'}, {kind}: {done!r}")
+
+
+def _good_run() -> dict[str, bytes]:
+    return _left("three") | dict.fromkeys(_OTHERS, b"mine") | {"how": b"resume"}
 
 
 def _path(rng: Random) -> bytes:
-    outside = _OUTSIDE.removesuffix(".nii.gz").encode()
-    return rng.choice((b"../" + outside, b"../../" + outside, b"@HERE@/" + outside, b"../mine", b"mine", b"three\n\n"))
+    return rng.choice((b"../outside", b"../../outside", b"@HERE@/outside", b"../mine", b"mine", b"three\n\n"))
 
 
 def _enter_run(folder: Path) -> bool:
@@ -154,18 +166,16 @@ def _enter_run(folder: Path) -> bool:
     how = (folder / "how").read_text()
     try:
         run = _run(folder, **({how: True} if how else {}))
-        finished = list(run.finished)
-        assert finished == list(_CASES[: len(finished)]), f"resumed after {finished}"
-        if len(finished) == len(_CASES):
-            assert _same(run.session.state_dict(), _state()["method"]), "another state was accepted"
+        assert run.finished == list(_CASES[: len(run.finished)]), f"resumed after {run.finished}"
         run.run()
         assert run.finished == list(_CASES), f"only {run.finished} were done"
+        assert _same(run.session.state_dict(), _state()["method"]), "the run ended otherwise than one that was whole"
         lines = Journal(folder / "out" / "journal.jsonl").lines()
-        assert {*_CASES} >= {line["case"] for line in lines}
+        assert {*_CASES} >= {line["case"] for line in lines}, "the journal has other cases"
         return True
     finally:
-        for name in (_OUTSIDE, "out/mine.nii.gz", "out/sub/mine.txt"):
-            assert (folder / name).read_bytes() == b"mine", f"{name} was deleted"
+        for name in _OTHERS:
+            assert (folder / name).is_file(), f"{name} was deleted"
 
 
 # Journals
@@ -202,14 +212,14 @@ def _break_lines(data: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def _make_journal(rng: Random) -> Input:
-    data, done = _break_lines(_whole()["out/journal.jsonl"], rng)
+    data, done = _break_lines(_left()["out/journal.jsonl"], rng)
     return Input({"journal.jsonl": data}, done)
 
 
 def _enter_journal(folder: Path) -> bool:
     """Read, thin out and continue a journal; a line that is whole is kept as it is."""
     journal = Journal(folder / "journal.jsonl")
-    given = _whole()["out/journal.jsonl"].splitlines()
+    given = _left()["out/journal.jsonl"].splitlines()
     present = [json.loads(line) for line in journal.path.read_bytes().splitlines() if line in given]
     lines = journal.lines()
     assert all(isinstance(line, dict) for line in lines), "a line is no mapping"
@@ -228,7 +238,7 @@ def _enter_journal(folder: Path) -> bool:
 @cache
 def _entries() -> dict[str, bytes]:
     """Return the files of the bank's entries, by the site."""
-    files = {Path(name).name: data for name, data in _whole().items() if name.endswith(".safetensors")}
+    files = {Path(name).name: data for name, data in _left().items() if name.endswith(".safetensors")}
     return {site: files[f"{entry_name({'site': site})}.safetensors"] for site in ("north", "south")}
 
 
@@ -249,13 +259,13 @@ def _break_saved(data: bytes, header: str, rng: Random) -> tuple[bytes, str]:
 
 
 def _make_bank(rng: Random) -> Input:
-    names = {site: f"bank/{entry_name({'site': site})}.safetensors" for site in _entries()}
-    files: dict[str, Any] = {name: _entries()[site] for site, name in names.items()}
+    files: dict[str, Any] = dict(_good_bank())
+    south = f"bank/{entry_name({'site': 'south'})}.safetensors"
     if rng.random() < 0.8:
-        files[names["south"]], done = _break_saved(_entries()["south"], "grata_adaptation", rng)
+        files[south], done = _break_saved(files[south], "grata_adaptation", rng)
     else:
-        del files[names["south"]]
-        odd = rng.choice((names["south"], "bank/unknown.safetensors", "bank/\udcff-0123456789ab.safetensors"))
+        del files[south]
+        odd = rng.choice((south, "bank/unknown.safetensors", "bank/\udcff-0123456789ab.safetensors"))
         files[odd], done = rng.choice(((None, "a folder"), ("nowhere", "a link to nothing"), (".", "a loop")))
         done = f"{odd} is {done}"
     return Input(files, done)
@@ -364,11 +374,18 @@ def _enter_weights(folder: Path) -> bool:
     return bool(read_state(folder / "model.pt"))
 
 
+def _good_bank() -> dict[str, bytes]:
+    return {f"bank/{entry_name({'site': site})}.safetensors": data for site, data in _entries().items()}
+
+
 WRITTEN = (
-    Target("run", _make_run, _enter_run, 30),
-    Target("journal", _make_journal, _enter_journal, 60),
-    Target("bank", _make_bank, _enter_bank, 40),
-    Target("prepared", _make_prepared, _enter_prepared, 40),
-    Target("calibration", _make_calibration, _enter_calibration, 40),
-    Target("weights", _make_weights, _enter_weights, 20),
+    Target("run", _make_run, _enter_run, _good_run, 30),
+    Target("journal", _make_journal, _enter_journal, lambda: {"journal.jsonl": _left()["out/journal.jsonl"]}, 60),
+    Target("bank", _make_bank, _enter_bank, _good_bank, 40),
+    Target("prepared", _make_prepared, _enter_prepared, lambda: {"prepared.safetensors": _prepared()}, 40),
+    Target(
+        *("calibration", _make_calibration, _enter_calibration),
+        *(lambda: {"quality.json": json.dumps(_quality()).encode()}, 40),
+    ),
+    Target("weights", _make_weights, _enter_weights, lambda: {"model.pt": _weights()}, 20),
 )

@@ -6,7 +6,6 @@ import bz2
 import gzip
 import io
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -21,7 +20,7 @@ from PIL import Image
 from grata.data import ScanReader, discover, write_dicom_seg, write_nifti, write_png
 from grata.errors import GrataError
 
-from .dicom import NAME, SHAPE, broken_series, encoded, series
+from .dicom import NAME, SHAPE, broken_series, encoded, enhanced, series
 from .mutate import damage, odd_integer, odd_text, zeros
 from .watch import Input, Target
 
@@ -357,21 +356,6 @@ def _make_itk(of: ItkMaker) -> Callable[[Random], Input]:
     return make
 
 
-def _is_read(of: ItkMaker) -> Callable[[], bool]:
-    """Return a function that returns whether a good file of the format becomes a case."""
-
-    def is_read() -> bool:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, data in of(None)[0].items():
-                Path(folder, name).write_bytes(data)
-            try:
-                return bool(discover(folder).cases)
-            except GrataError:
-                return False
-
-    return is_read
-
-
 def _unread(rng: Random) -> Input:
     """Return files that no scan lies in, in names that might hold one."""
     contents: tuple[bytes | str | None, ...] = (
@@ -385,12 +369,28 @@ def _unread(rng: Random) -> Input:
     return Input(files | {"scans/good/good.nii": good_nifti()}, str(shown))
 
 
+def _beside_nifti(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {"scans/good/good.nii": good_nifti(), **{f"scans/{name}": data for name, data in files.items()}}
+
+
+def _good_dicom() -> dict[str, bytes]:
+    good = {f"scans/good/{k}.dcm": data for k, data in enumerate(encoded(series("1.2.50")))}
+    others = (*encoded(series()), *encoded(enhanced()))
+    return good | {f"scans/{k // SHAPE[2]}/{k}": data for k, data in enumerate(others)}
+
+
+def _good_pictures() -> dict[str, bytes]:
+    others = {f"scans/{kind}.{ending}": _picture(kind) for kind, ending in _FORMATS.items()}
+    return {"scans/good/good.png": _picture("PNG"), **others}
+
+
 SCANS = (
-    Target("nifti", _make_nifti, _entrance(_VALUES), 60),
-    Target("dicom", _make_dicom, _entrance(_good_series()), 60),
-    Target("picture", _make_picture, _entrance(_PIXELS.astype(np.float32), 2), 60),
-    Target("folder", _unread, _entrance(_VALUES), 20),
-    Target("mha", _make_itk(_mha), _entrance(_VALUES), 15, _is_read(_mha)),
-    Target("nrrd", _make_itk(_nrrd), _entrance(_VALUES), 15, _is_read(_nrrd)),
-    Target("pair", _make_itk(_pair), _entrance(_VALUES), 15, _is_read(_pair)),
+    Target("nifti", _make_nifti, _entrance(_VALUES), lambda: _beside_nifti({"bad.nii": good_nifti()}), 60),
+    Target("dicom", _make_dicom, _entrance(_good_series()), _good_dicom, 60),
+    Target("picture", _make_picture, _entrance(_PIXELS.astype(np.float32), 2), _good_pictures, 60),
+    Target("folder", _unread, _entrance(_VALUES), lambda: _beside_nifti({"a.nii": good_nifti()}), 20),
+    *(
+        Target(name, _make_itk(of), _entrance(_VALUES), lambda of=of: _beside_nifti(of(None)[0]), 15, True)
+        for name, of in (("mha", _mha), ("nrrd", _nrrd), ("pair", _pair))
+    ),
 )

@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -63,15 +64,28 @@ class Target:
         make: function that makes an input; it depends on the random generator alone.
         enter: function that takes an input's folder and returns whether it was accepted. It raises GrataError to refuse
             it in words, and AssertionError for a broken promise.
+        good: function that returns the files of an input without a fault, which is accepted.
         gate: number of inputs in the gate.
-        is_read: function that returns whether the format is read at all; otherwise the target is passed over.
+        optional: whether the format may be one that is not read yet; the target is passed over then.
     """
 
     name: str
     make: Callable[[Random], Input]
     enter: Callable[[Path], bool]
+    good: Callable[[], dict[str, bytes]]
     gate: int
-    is_read: Callable[[], bool] = lambda: True
+    optional: bool = False
+
+    def is_read(self) -> bool:
+        """Return whether an input without a fault is accepted, as far as that is not sure."""
+        return not self.optional or self.reads_good()
+
+    def reads_good(self) -> bool:
+        """Return whether an input without a fault is accepted."""
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder, self.name)
+            write(Input(dict(self.good()), "good"), made)
+            return self.enter(made)
 
     def input(self, number: int) -> Input:
         """Return the input of a number."""
