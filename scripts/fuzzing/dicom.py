@@ -198,9 +198,10 @@ _ADDED = (
 
 
 def _nested(depth: int) -> Element:
-    element = Element(0x00081140, b"SQ", [])
+    element = Element(0x00081140, b"SQ", b"")
     for _ in range(depth):
-        element = Element(0x00081140, b"SQ", [[element]])
+        inner = element.encode()
+        element = replace(element, value=_tag(_ITEM) + struct.pack("<I", len(inner)) + inner)
     return element
 
 

@@ -43,7 +43,7 @@ def odd_value(rng: Random) -> Any:
         lambda: rng.choice((0.0, -0.0, 0.5, -1.5, 1e-320, 1e308, float("nan"), float("inf"), float("-inf"))),
         lambda: rng.choice((None, True, False)),
         lambda: rng.choice(([], {}, [[]], [None], {"": None}, [0, -1], ["a", "a"], {"name": None}, {"a": {"b": []}})),
-        lambda: _nested(rng.choice((3, 60, 400))),
+        lambda: _nested(rng.choice((3, 60, 120))),
         lambda: 10 ** rng.choice((20, 309, 4000)),
     )
     return rng.choice(kinds)()

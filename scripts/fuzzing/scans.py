@@ -141,7 +141,7 @@ def _break_nifti(rng: Random) -> tuple[bytes, str]:
     data = _nifti(values.reshape(shape).astype(rng.choice(("f4", "i2", "u1", "f8"))), kind)
     done = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        data, what = damage(data, rng) if rng.random() < 0.2 else _change_header(data, rng, kind)
+        data, what = damage(data, rng) if rng.random() < 0.2 or len(data) < 540 else _change_header(data, rng, kind)
         done.append(what)
     return data, ", ".join(done)
 
