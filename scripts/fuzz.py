@@ -7,7 +7,7 @@
 An input is a small valid file with a fault: a bit flipped, a field of a header with an odd value, a size that is
 claimed and not there, a value of another kind. It is made from its kind and its number alone, so that it can be made
 again. It must be read, or refused in words (GrataError, or a fault of the search); good files beside it must be read
-all the same. Everything else is a failure: another exception, a broken promise, a crash, more than 6 s of computing,
+all the same. Everything else is a failure: another exception, a broken promise, a crash, more than 5 s of computing,
 more than 512 MB of memory. Inputs run in child processes. Prints figures of each kind and each place of a failure once;
 exits with 1 if there is one. The gate runs the first few of each kind: tests/fuzz.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -114,6 +115,7 @@ def _places(tree: Any, path: str) -> Iterator[tuple[Any, Any, str]]:
             yield from _places(value, f"{path}#{key}")
 
 
+@cache
 def zeros(chunks: int) -> bytes:
     """Return a deflate stream that becomes ``chunks`` times :data:`CHUNK` zeros, without writing them out."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
+import faulthandler
 import json
 import os
 import resource
@@ -28,7 +28,7 @@ READ, REFUSED = "read", "refused"
 BROKEN, TRACEBACK, HANG, MEMORY, CRASH = FAILURES = ("promise", "traceback", "hang", "memory", "crash")
 RESULTS = (REFUSED, READ, *FAILURES)
 
-CPU_S = 6
+CPU_S = 5
 """Seconds of computing that an input may take."""
 
 WALL_S = 90
@@ -154,7 +154,6 @@ def run(target: Target, numbers: Sequence[int], folder: Path, keep: Path | None 
 def _batch(target: Target, numbers: Sequence[int], folder: Path) -> Iterator[Outcome]:
     """Yield the outcomes of the first inputs, up to one that ends the process."""
     reading, writing = os.pipe()
-    gc.collect()
     child = os.fork()
     if child == 0:
         os.close(reading)
@@ -198,7 +197,7 @@ def _ended(reason: str, code: int) -> tuple[str, str]:
     if reason == MEMORY:
         return MEMORY, f"grew by more than {MEMORY_MB} MB"
     if reason == HANG or code == -signal.SIGXCPU:
-        return HANG, f"more than {CPU_S} s of computing"
+        return HANG, f"more than {CPU_S} s of computing, or {WALL_S} s"
     return CRASH, f"the process ended with {code}"
 
 
@@ -213,6 +212,7 @@ def _resident_mb(process: int) -> int:
 
 
 def _child(target: Target, numbers: Sequence[int], folder: Path, pipe: int) -> None:
+    faulthandler.disable()
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(quiet, stream)
