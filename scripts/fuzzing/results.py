@@ -22,8 +22,9 @@ from monai.networks.nets import UNet
 from monai.utils import set_determinism
 from safetensors.torch import load as deserialize
 
-from grata.bank import Adaptation, AdapterBank, run_bank
+from grata.bank import Adaptation, AdapterBank
 from grata.bank.bank import entry_name
+from grata.cli import main
 from grata.data import Discovery
 from grata.engines import AdaptationHandler, AdaptationRun, OutputHandler
 from grata.errors import GrataError
@@ -281,7 +282,7 @@ def _enter_bank(folder: Path) -> bool:
     """List a bank, read its entries, and start from each; one is good."""
     bank, good = AdapterBank(folder / "bank"), entry_name({"site": "north"})
     assert good in bank.entries(), "the good entry is not listed"
-    assert run_bank("list", folder / "bank") in (0, 1)
+    assert main(["bank", "list", str(folder / "bank")]) in (0, 1)
     assert _same(bank.read(good).state, Adaptation.read(bank.file(good)).state)
     accepted = True
     for entry in bank.entries():

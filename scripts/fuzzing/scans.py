@@ -28,6 +28,9 @@ __all__ = ["SCANS", "good_nifti", "read_case"]
 
 _AFFINE = np.array([[-1.0, 0, 0, 3], [0, 1.5, 0, 4], [0, 0, 2, 5], [0, 0, 0, 1]])
 _VALUES = np.random.default_rng(0).integers(1, 99, SHAPE).astype(np.float32)
+_UNCHANGED = "unchanged"
+"""File beside the scans that says that a scan which is read must have the values of the good one."""
+
 _SEGMENTS = [
     {
         "value": 1,
@@ -103,6 +106,8 @@ def _entrance(good: np.ndarray, spatial_dims: int = 3) -> Callable[[Path], bool]
                 seen = array is not None and np.array_equal(array, good)
             else:
                 accepted |= array is not None
+                if array is not None and (folder / _UNCHANGED).exists():
+                    assert np.array_equal(array, good), "other values were read"
         assert seen, "the good scan was not read"
         return accepted
 
@@ -163,6 +168,8 @@ def _make_nifti(rng: Random) -> Input:
         elif rng.random() < 0.1:
             data, done = _gzip_bomb(_huge()), "many zeros"
     files: dict[str, Any] = {"scans/good/good.nii": good_nifti(), f"scans/{name}": data}
+    if done.startswith("good"):
+        files[_UNCHANGED] = b""
     if rng.random() < 0.1:
         files = {f"scans/{name}": _nifti(_VALUES), "scans/good/good.nii": good_nifti(), "scans/bad_seg.nii": data}
         if name.endswith(".gz"):
