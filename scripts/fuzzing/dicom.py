@@ -258,7 +258,7 @@ def _claim(elements: list[Element], rng: Random) -> tuple[bytes, str]:
     """Return a file whose syntax promises other pixels than it holds, many of them perhaps."""
     how = rng.choice(("syntax", "syntax", "fragments", "runs", "sizes", "deflated", "blown up"))
     if how in ("runs", "sizes", "fragments"):
-        side = rng.choice((64, 6000, 30000, 65535))
+        side = rng.choice((64, 16000, 30000, 65535))
         for tag in (_ROWS, _COLUMNS):
             _put(elements, tag, struct.pack("<H", side))
     if how == "runs":
@@ -289,9 +289,10 @@ def _deflated(elements: list[Element], rng: Random, chunks: int) -> bytes:
 def broken_series(rng: Random) -> tuple[list[bytes], str]:
     """Return the files of a series with faults in one slice or in all, and in words what was done."""
     slices = enhanced() if rng.random() < 0.3 else series()
-    chosen = range(len(slices)) if rng.random() < 0.5 else [rng.randrange(len(slices))]
     files = [_encoded(elements) for elements in slices]
     how = rng.choice(("elements",) * 6 + ("bytes", "bytes", "claim", "claim", "no preamble"))
+    everywhere = rng.random() < (0.8 if how == "claim" else 0.5)
+    chosen = range(len(slices)) if everywhere else [rng.randrange(len(slices))]
     seed, done = rng.random(), ""
     for index in chosen:
         # the same fault in each

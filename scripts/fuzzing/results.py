@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ignite.engine import Engine
@@ -22,9 +22,8 @@ from monai.networks.nets import UNet
 from monai.utils import set_determinism
 from safetensors.torch import load as deserialize
 
-from grata.bank import Adaptation, AdapterBank
+from grata.bank import Adaptation, AdapterBank, run_bank
 from grata.bank.bank import entry_name
-from grata.cli import main
 from grata.data import Discovery
 from grata.engines import AdaptationHandler, AdaptationRun, OutputHandler
 from grata.errors import GrataError
@@ -97,27 +96,35 @@ def _run(folder: Path, stop_at: str = "", **options: Any) -> AdaptationRun:
     return AdaptationRun(made, found, handler, outputs, output, **options)
 
 
+class _Ended(NamedTuple):
+    """All files of a run, and the state of its session at its end."""
+
+    files: dict[str, bytes]
+    state: dict[str, Any]
+
+
 @cache
-def _left(stop_at: str = "") -> dict[str, bytes]:
-    """Return all files of a run that was finished, or stopped at a case."""
+def _ended(stop_at: str = "") -> _Ended:
+    """Return what a run left that was finished, or stopped at a case."""
     quiet = io.StringIO()
     with tempfile.TemporaryDirectory() as name, redirect_stdout(quiet), redirect_stderr(quiet):
         folder = Path(name)
+        run = _run(folder, stop_at)
         with suppress(_Stopped):
-            _run(folder, stop_at).run()
+            run.run()
         set_determinism(None)
         files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith(".lock")]
-        return {str(path.relative_to(folder)): _timeless(path.read_bytes()) for path in files}
+        left = {str(path.relative_to(folder)): _timeless(path.read_bytes()) for path in files}
+        return _Ended(left, run.session.state_dict())
+
+
+def _left(stop_at: str = "") -> dict[str, bytes]:
+    return _ended(stop_at).files
 
 
 def _timeless(data: bytes) -> bytes:
     """Return the bytes of a file with the same time and memory in each run, so that the same inputs follow."""
     return re.sub(rb'("(?:seconds\w*|peak_memory_mib)": )[\d.]+', rb"\g<1>0.5", data)
-
-
-@cache
-def _state(stop_at: str = "") -> dict[str, Any]:
-    return torch.load(io.BytesIO(_left(stop_at)["out/state.pt"]), weights_only=True)
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -142,7 +149,7 @@ def _make_run(rng: Random) -> Input:
     if kind == "state":
         files["out/state.pt"], done = damage(files["out/state.pt"], rng)
     elif kind == "state content":
-        content = copy.deepcopy(_state(stop_at))
+        content = torch.load(io.BytesIO(files["out/state.pt"]), weights_only=True)
         done = alter(content, rng)
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -174,9 +181,11 @@ def _enter_run(folder: Path) -> bool:
     try:
         run = _run(folder, **({how: True} if how else {}))
         assert run.finished == list(_CASES[: len(run.finished)]), f"resumed after {run.finished}"
+        resumed = bool(run.finished)
         run.run()
         assert run.finished == list(_CASES), f"only {run.finished} were done"
-        assert _same(run.session.state_dict(), _state()["method"]), "the run ended otherwise than one that was whole"
+        if resumed:
+            assert _same(run.session.state_dict(), _ended().state), "the run ended otherwise than one that was whole"
         lines = Journal(folder / "out" / "journal.jsonl").lines()
         assert {*_CASES} >= {line["case"] for line in lines}, "the journal has other cases"
         return True
@@ -282,7 +291,7 @@ def _enter_bank(folder: Path) -> bool:
     """List a bank, read its entries, and start from each; one is good."""
     bank, good = AdapterBank(folder / "bank"), entry_name({"site": "north"})
     assert good in bank.entries(), "the good entry is not listed"
-    assert main(["bank", "list", str(folder / "bank")]) in (0, 1)
+    assert run_bank("list", folder / "bank") in (0, 1)
     assert _same(bank.read(good).state, Adaptation.read(bank.file(good)).state)
     accepted = True
     for entry in bank.entries():

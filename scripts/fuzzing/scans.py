@@ -22,7 +22,7 @@ from grata.errors import GrataError
 
 from .dicom import NAME, SHAPE, broken_series, encoded, enhanced, series
 from .mutate import damage, odd_integer, odd_text, zeros
-from .watch import Input, Target
+from .watch import Input, Target, lacked_memory
 
 __all__ = ["SCANS", "good_nifti", "read_case"]
 
@@ -72,6 +72,8 @@ def read_case(case: Mapping[str, Any], folder: Path) -> np.ndarray | None:
             label.get_data(label.read(case["label"]))
         _write(case, np.zeros(meta["spatial_shape"], np.uint8), folder)
     except GrataError as error:
+        if lacked_memory(error):
+            raise
         assert str(error).strip() and NAME not in str(error), f"message: {error}"
         return None
     return array

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from grata.errors import GrataError
 
-__all__ = ["FAILURES", "RESULTS", "Input", "Outcome", "Target", "run", "write"]
+__all__ = ["FAILURES", "RESULTS", "Input", "Outcome", "Target", "lacked_memory", "run", "write"]
 
 READ, REFUSED = "read", "refused"
 BROKEN, TRACEBACK, HANG, MEMORY, CRASH = FAILURES = ("promise", "traceback", "hang", "memory", "crash")
@@ -216,7 +216,8 @@ def _child(target: Target, numbers: Sequence[int], folder: Path, pipe: int) -> N
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(quiet, stream)
-    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    # as the command line sets its streams
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = size + (_ADDRESS_SPACE_MB << 20)
@@ -248,7 +249,7 @@ def _outcome(target: Target, number: int, folder: Path) -> Outcome:
         result, error = TRACEBACK, raised
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if error is not None and _lacked_memory(error):
+    if error is not None and lacked_memory(error):
         result = MEMORY
     if error is None or result == REFUSED:
         return Outcome(target.name, number, result, what=made.what)
@@ -256,7 +257,7 @@ def _outcome(target: Target, number: int, folder: Path) -> Outcome:
     return Outcome(target.name, number, result, _place(error), " ".join(why.split())[:200], made.what)
 
 
-def _lacked_memory(error: BaseException | None) -> bool:
+def lacked_memory(error: BaseException | None) -> bool:
     """Return whether an exception comes from one that says so, whatever it was turned into."""
     while error is not None and not isinstance(error, MemoryError):
         error = error.__cause__ or error.__context__
