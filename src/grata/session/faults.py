@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import logging
@@ -79,8 +80,7 @@ def _explained(error: BaseException, hint: str | None) -> str:
     root = chain[-1]
     if _TRACEBACK in str(root) and (own := re.findall(r"^grata\.errors\.\w+: (.*)$", str(root), flags=re.MULTILINE)):
         return own[-1]
-    weights = loaded_file(root)
-    if weights is not None and (reason := undownloaded(weights)):
+    if reason := _known(root):
         return reason
     key, component = failed_item(error)
     if wrong := _wrong_argument(root, key, component):
@@ -88,6 +88,14 @@ def _explained(error: BaseException, hint: str | None) -> str:
     where = f"{key}: " if key else ""
     shown = f" ({hint} shows where)" if hint else ""
     return f"{where}{_sentence(type(root).__name__, str(root))}{shown}"
+
+
+def _known(root: BaseException) -> str:
+    """Return what is wrong where a library's message does not say what to do; empty for other causes."""
+    if os.strerror(errno.ENAMETOOLONG) in str(root):
+        return "A name would be too long for the disk. Give the scan a shorter file name."
+    weights = loaded_file(root)
+    return "" if weights is None else undownloaded(weights)
 
 
 def _wrong_argument(root: BaseException, key: str, component: Any) -> str:
