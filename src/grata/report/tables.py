@@ -71,8 +71,11 @@ def write_table(
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
+        # Python leaves this one character without the quotes that it needs.
+        quoted = csv.DictWriter(file, columns, lineterminator="\n", quoting=csv.QUOTE_ALL)
         for row in rows:
-            writer.writerow({key: _written(value, decimals) for key, value in row.items()})
+            cells = {key: _written(value, decimals) for key, value in row.items()}
+            (quoted if any("\r" in str(value) for value in cells.values()) else writer).writerow(cells)
 
 
 def _written(value: Any, decimals: int | None) -> Any:
