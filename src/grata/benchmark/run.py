@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,9 @@ from tqdm import tqdm
 
 from ..console import say, say_beside_bar
 from ..errors import GrataError
-from ..files import atomic_write, check_output_dir, remove_leftovers
+from ..files import check_output_dir, remove_leftovers
 from ..private import restore_seed
+from ..report.tables import write_table
 from ..session.faults import quiet
 from .config import BenchmarkConfig, load_config
 from .figures import draw_figures
@@ -87,7 +87,7 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
     total = sum(len(job.items) for job in jobs)
     minutes = (time.perf_counter() - started) / 60
     if rows:
-        _write_results(rows, folder / "results.csv")
+        write_table(rows, _columns(rows), folder / "results.csv", decimals=None)
         write_summary(config, rows, folder, threads=threads_each(config), minutes=minutes, missing=total - len(rows))
         draw_figures(config, jobs, rows, folder)
     errors = [row for row in rows if row["error"]]
@@ -184,11 +184,3 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     others = [key for key in seen if key not in {*_FIRST, *scores, *MEASURED}]
     # Sorted by name, so that the column order does not depend on the order of methods.
     return [*_FIRST, *scores, *sorted(others), *(key for key in MEASURED if key in seen)]
-
-
-def _write_results(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write one line per image, numbers in full."""
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

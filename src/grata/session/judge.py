@@ -230,9 +230,7 @@ class QualityGuard(Settings):
         distances = self._distances(method, statistics, plain, again)
         described, said = self.calibration is not None, _said(record)
         measured = _measured(plain, adapted, seen, distances, views, activation, names, described)
-        decisions = [
-            self._decide(measures, adapts, said, plain.ndim - 2, plain.shape[1]) for measures in measured
-        ]
+        decisions = [self._decide(measures, adapts, said, plain.ndim - 2, plain.shape[1]) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
         self._note(views, decisions, float(alike.min()))
         used = self._used(decisions, prediction, source)
