@@ -17,6 +17,7 @@ __all__ = [
     "FIGURES",
     "JOURNAL",
     "OVERVIEW",
+    "PLACES",
     "SEGMENTATIONS",
     "append_line",
     "atomic_write",
@@ -29,6 +30,7 @@ SEGMENTATIONS = "segmentations"
 FIGURES = "figures"
 OVERVIEW = "overview.png"
 CASES = "cases.csv"
+PLACES = "paths.csv"
 """Names in an output folder. Discovery recognizes an earlier output folder by them and takes no scans from it."""
 
 

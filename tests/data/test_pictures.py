@@ -250,7 +250,7 @@ def kind_of_pixels(path):
         ("bad.png", empty, r"empty \(0 bytes\)"),
         ("bad.png", text, "not a PNG, JPEG, TIFF or BMP in spite of its name"),
         ("bad.tif", several_pages, "3 pages"),
-        ("bad.png", bomb, "more than 179 megapixels"),
+        ("bad.png", bomb, "more than 67 megapixels"),
         ("bad.jpg", cut_header, "damaged"),
         ("bad.png", cut_header, "damaged"),
     ],
@@ -473,7 +473,7 @@ def test_what_a_list_names_wrongly_is_a_fault(tmp_path, scans):
     messages = {fault.case: fault.message for fault in found.faults}
     assert "'gone.png' is in the list of cases but does not exist" in messages["gone"]
     assert "'lost.png' is in the list of cases but does not exist" in messages["lonely"]
-    assert "the extension of neither a NIfTI file nor a picture" in messages["notes"]
+    assert "the extension of neither a volume file nor a picture" in messages["notes"]
     assert "is not a picture" in messages["other"]
     (fault, *_) = discover(tmp_path, cases_file=write(tmp_path / "b.csv", ["image,mask", "good.png,"])).faults
     assert "a volume is needed" in fault.message

@@ -306,7 +306,7 @@ def _is_file(value: Any) -> bool:
 
 def _without_paths(message: str, dataset: Any, index: int, name: str) -> str:
     """Return a message without the paths of an item's files, which may name the patient."""
-    paths = {str(path) for file in _files(dataset, index) for path in (file, file.resolve())}
+    paths = {str(path) for file in _files(dataset, index) for path in (file, os.path.realpath(file))}
     for path in sorted(paths, key=len)[::-1]:
         message = message.replace(path, name)
     return message
