@@ -19,6 +19,7 @@ __all__ = [
     "FIGURES",
     "JOURNAL",
     "OVERVIEW",
+    "PLACES",
     "SEGMENTATIONS",
     "absence",
     "append_line",
@@ -38,6 +39,7 @@ SEGMENTATIONS = "segmentations"
 FIGURES = "figures"
 OVERVIEW = "overview.png"
 CASES = "cases.csv"
+PLACES = "paths.csv"
 """Names in an output folder. Discovery recognizes an earlier output folder by them and takes no scans from it."""
 
 _POINTER = b"version https://git-lfs.github.com/spec/"

@@ -83,19 +83,7 @@ def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
             is invalid, or claims more than the file can hold.
     """
     try:
-        if not os.path.getsize(path):
-            raise GrataError(f"NIfTI file '{path}' is empty (0 bytes). Copy or export it again.")
-        header = _header(path)
-        voxels = _voxel_file(path)
-        shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
-        compressed = voxels.suffix.lower() == ".gz"
-        check_volume_size(f"NIfTI file '{path}'", shape, dtype.itemsize, voxels.stat().st_size, compressed, offset)
-        slope, inter = header.get_slope_inter()
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        proxy = ArrayProxy(voxels, (shape, dtype, offset, slope or 1.0, inter or 0.0))
-        kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
-        return kind(proxy, header.get_best_affine(), header)
+        return _loaded(path)
     except GrataError:
         raise
     except FileNotFoundError as error:
@@ -107,6 +95,22 @@ def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
         raise GrataError(
             f"NIfTI file '{path}' cannot be read: it is damaged, truncated or not NIfTI. Copy or export it again."
         ) from error
+
+
+def _loaded(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
+    if not os.path.getsize(path):
+        raise GrataError(f"NIfTI file '{path}' is empty (0 bytes). Copy or export it again.")
+    header = _header(path)
+    voxels = _voxel_file(path)
+    shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
+    compressed = voxels.suffix.lower() == ".gz"
+    check_volume_size(f"NIfTI file '{path}'", shape, dtype.itemsize, voxels.stat().st_size, compressed, offset)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    slope, inter = header.get_slope_inter()
+    proxy = ArrayProxy(voxels, (shape, dtype, offset, slope or 1.0, inter or 0.0))
+    kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    return kind(proxy, header.get_best_affine(), header)
 
 
 def _header(path: str | os.PathLike[str]) -> nibabel.Nifti1Header:
@@ -153,24 +157,27 @@ def _wrong_fields(raw: nibabel.Nifti1Header, single: bool) -> list[tuple[bool, s
 
 def _wrong_geometry(raw: nibabel.Nifti1Header) -> list[tuple[bool, str]]:
     codes = {name: int(raw[f"{name}_code"]) for name in ("qform", "sform")}
-    unknown = [f"the code of its {name} is unknown ({code})" for name, code in codes.items() if code not in _SPACES]
-    found: list[tuple[bool, str]] = [(True, text) for text in unknown]
+    found = [(code not in _SPACES, f"the code of its {name} is unknown ({code})") for name, code in codes.items()]
     if codes["qform"]:
         handed = float(raw["pixdim"][0])
         found.append((handed not in (-1, 0, 1), f"the handedness of its qform is {handed:g} (pixdim[0])"))
-    if codes["qform"] and not codes["sform"]:
-        try:
-            raw.get_qform_quaternion()
-            is_rotation = True
-        except ValueError:
-            is_rotation = False
-        zooms = raw["pixdim"][1:4][[size > 1 for size in raw["dim"][1:4]]]
-        sizes = " × ".join(f"{zoom:g}" for zoom in zooms)
-        found += [
-            (not is_rotation, "its qform is no rotation (quatern)"),
-            (not (np.isfinite(zooms) & (zooms > 0)).all(), f"its voxel size is {sizes} mm (pixdim)"),
-        ]
+        # With an sform, both are compared.
+        found += [] if codes["sform"] else _wrong_qform(raw)
     return found
+
+
+def _wrong_qform(raw: nibabel.Nifti1Header) -> list[tuple[bool, str]]:
+    try:
+        raw.get_qform_quaternion()
+        is_rotation = True
+    except ValueError:
+        is_rotation = False
+    zooms = raw["pixdim"][1:4][raw["dim"][1:4] > 1]
+    sizes = " × ".join(f"{zoom:g}" for zoom in zooms)
+    return [
+        (not is_rotation, "its qform is no rotation (quatern)"),
+        (not (np.isfinite(zooms) & (zooms > 0)).all(), f"its voxel size is {sizes} mm (pixdim)"),
+    ]
 
 
 def _voxel_file(path: str | os.PathLike[str]) -> Path:

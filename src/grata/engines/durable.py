@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
+import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,12 +20,14 @@ from torch.utils.data import DataLoader, SequentialSampler
 from .._version import __version__
 from ..console import say
 from ..data import Discovery, Fault
+from ..data.identifiers import is_hidden
 from ..errors import GrataError, OutputError, RunError
 from ..files import (
     CASES,
     FIGURES,
     JOURNAL,
     OVERVIEW,
+    PLACES,
     SEGMENTATIONS,
     atomic_write,
     check_output_dir,
@@ -59,7 +63,7 @@ __all__ = ["AdaptationRun"]
 _STATE = "state.pt"
 _BEGUN = ".begun"
 _REMOVING = ".removing"
-_TABLES = (_STATE, CASES, "scores.csv", "volumes.csv", "summary.json", OVERVIEW, JOURNAL)
+_TABLES = (_STATE, CASES, "scores.csv", "volumes.csv", "summary.json", OVERVIEW, PLACES, JOURNAL)
 
 
 class AdaptationRun(EvaluatorRun):
@@ -116,7 +120,7 @@ class AdaptationRun(EvaluatorRun):
             self.session.keeper.check_save_to()
         super().__init__(evaluator, adaptation, traceback)
         outputs.judgements = self._judgements
-        self.faults = list(discovery.faults)
+        self.faults = [Fault(fault.case, self._with_place(fault.case, fault.message)) for fault in discovery.faults]
         self._stopped_by: RunError | None = None
         self._source_hash = _hash(self.session.network)
         self._notes: list[str] = []
@@ -145,6 +149,7 @@ class AdaptationRun(EvaluatorRun):
         started = time.perf_counter()
         try:
             self._attach()
+            self._write_places()
             self.session.store = self._store
             try:
                 with self._attempts.running():
@@ -349,7 +354,25 @@ class AdaptationRun(EvaluatorRun):
         dataset: Any = self._dataset
         image, name = dataset.data[index].get("image"), self._names[index]
         message = explain(error, self.hint)
-        return message.replace(image, self.discovery.paths.get(name, image)) if isinstance(image, str) else message
+        if isinstance(image, str):
+            message = message.replace(image, self.discovery.paths.get(name, image))
+        return self._with_place(name, message)
+
+    def _with_place(self, case: str, message: str) -> str:
+        """Return the message of a fault, and where the path stands that it does not show."""
+        if is_hidden(message) and case in self.discovery.places:
+            return f"{message} {PLACES} in the output folder names the file."
+        return message
+
+    def _write_places(self) -> None:
+        """Write where each case and fault lies, for the eyes of this user alone: the paths may name patients."""
+        with atomic_write(self.output_dir / PLACES) as temporary:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            # A name that is not UTF-8 is written as it is.
+            with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(
+                    [("case", "path"), *sorted(self.discovery.places.items())]
+                )
 
     def _close(self, seconds: float) -> int:
         scores = _by_case(self.outputs.scores)
@@ -364,20 +387,22 @@ class AdaptationRun(EvaluatorRun):
             "scores": summarise_scores(scores),
         }
         judgements = {case: self.session.judgements[case] for case in sorted(self.session.judgements)}
-        unwritten = None
-        try:
-            self._write_tables(scores)
-            self._attempts.close()
-            write_summary(self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings)
-        except GrataError as error:
-            unwritten = error
+        unwritten = [
+            *_failures(lambda: self._write_tables(scores)),
+            *_failures(self._attempts.close),
+            *_failures(
+                lambda: write_summary(
+                    self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings
+                )
+            ),
+        ]
         say(format_summary(**summary, seconds=seconds, output_dir=self.output_dir))
         for line in verdict_lines(judgements):
             say(line)
         for remark in (*self.discovery.notes, *self._notes, *self.session.remarks()):
             say(f"note: {remark}")
-        if unwritten is not None:
-            say(f"error: {unwritten}")
+        for message in dict.fromkeys(unwritten):
+            say(f"error: {message}")
         if self._stopped_by is not None:
             left = sum(case["case"] not in self.finished for case in self.discovery.cases)
             say(f"stopped early: {left} cases are left. {STOPPED}")
@@ -396,6 +421,15 @@ class AdaptationRun(EvaluatorRun):
             sites = {case["case"]: case.get("site") for case in self.discovery.cases}
             rows = case_rows(judgements, self.faults, sites, self.discovery.paths, self.outputs.volumes)
             write_cases([rows[case] for case in sorted(rows)], self.output_dir / CASES)
+
+
+def _failures(write: Callable[[], None]) -> list[str]:
+    """Return what went wrong when a table or a figure of all cases was written; it must not cost the others."""
+    try:
+        write()
+    except Exception as error:  # noqa: BLE001
+        return [explain(error, TRACEBACK_HINT)]
+    return []
 
 
 def _by_case(rows: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -9,7 +9,13 @@ from .._moved import NAMES
 
 __all__ = ["changed_settings", "first_names"]
 
-_ADDED = {"affine": "auto", "adaptation#affine": "@affine", "adaptation#reset": "@reset"}
+_ADDED = {
+    "affine": "auto",
+    "adaptation#affine": "@affine",
+    "adaptation#reset": "@reset",
+    "output_format": "nifti",
+    "outputs#output_format": "@output_format",
+}
 """Keys that the bundles of the last release did not have, with the values that stand for what they did."""
 
 _MOVED_ARGUMENTS = ("reset=@reset, ", "affine=@affine, ", "'quality', ")

@@ -321,7 +321,7 @@ def _missing(message: str, files: list[Path]) -> str:
 
 def _without_paths(message: str, files: list[Path], name: str) -> str:
     """Return a message without the paths of an item's files, whose folders may name the patient."""
-    shown = {str(path): _shown_name(file) or name for file in files for path in (file.resolve(), file)}
+    shown = {str(path): _shown_name(file) or name for file in files for path in (Path(os.path.realpath(file)), file)}
     for path in sorted(shown, key=len)[::-1]:
         message = message.replace(path, shown[path])
     return message
