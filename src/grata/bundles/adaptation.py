@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ..bank.saved import card_path, saved_path
 from ..checks import check_choice, check_flag, checked, constant
 from ..engines import AdaptationHandler, EvaluatorRun
 from ..errors import GrataError
-from ..files import CASES, JOURNAL, check_output_dir
+from ..files import CASES, JOURNAL, check_output_dir, locked, remove_file, remove_leftovers
 from ..methods import METHODS, Method, create, settings_of
 from ..normalization import AFFINE
 from ..private import running_workflow
@@ -31,6 +33,7 @@ __all__ = ["ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
 _KEYS = ("windows", "bank", "start_from", "save_to", "reset")
 _ADAPTED = "adapted.safetensors"
 """Saved adaptation of a run without a bank, in its output folder, unless ``save_to`` names another file."""
+_OWN = (JOURNAL, CASES, _ADAPTED, card_path(_ADAPTED).name)
 
 
 class ZooAdaptation:
@@ -138,9 +141,10 @@ class ZooAdaptation:
         self.handler = self._plugged(session)
         if isinstance(session["guard"], QualityGuard) and session["guard"].on_reject == "withhold":
             checked(lambda transforms: withhold(transforms, self._withholds), postprocessing, "adaptation")
-        self._to_remove: list[Path] = []
-        if session["bank"] is None:
-            self._to_remove = _files_to_remove(self._folder, session["start_from"], flags["overwrite"])
+        self._earlier = partial(
+            _files_to_remove, self._folder, session["start_from"], flags["overwrite"], session["bank"]
+        )
+        self._to_remove = self._earlier()
         keeper = self.handler.session.keeper
         if keeper.save_to is not None and keeper.save_to not in self._to_remove:
             checked(lambda _: keeper.check_save_to(), None, "adaptation")
@@ -170,8 +174,16 @@ class ZooAdaptation:
             GrataError: the bundle finds no image.
         """
         run = EvaluatorRun(self.evaluator, self.handler, self._traceback)
+        with contextlib.nullcontext() if self._folder is None else locked(self._folder, key="adaptation#output_dir"):
+            self._run(run)
+
+    def _run(self, run: EvaluatorRun) -> None:
+        if self._folder is not None:
+            # another run may have ended here since this one was made
+            self._to_remove = self._earlier()
+            remove_leftovers(self._folder, _OWN.__contains__)
         for path in self._to_remove:
-            path.unlink(missing_ok=True)
+            remove_file(path)
         head = f", {self.head.activation} as in {self.head.source}" if self.head.activation else ""
         print(
             f"{self.method.name} on {type(self.method.given).__name__}: changes {describe_changes(self.method)}{head}."
@@ -271,19 +283,20 @@ def _output_folder(folder: object) -> Path | None:
     return None if folder is None else check_output_dir(folder)
 
 
-def _files_to_remove(folder: Path | None, start_from: str | Path | None, overwrite: bool) -> list[Path]:
+def _files_to_remove(folder: Path | None, start_from: str | Path | None, overwrite: bool, bank: Any) -> list[Path]:
     """Return the files of an earlier run in its folder that are removed when this one begins.
 
     Raises:
         GrataError: ``folder`` holds the files of an earlier run, and this run neither goes on from it nor replaces it.
     """
-    if folder is None:
+    if folder is None or bank is not None:
         return []
     journal, saved = folder / JOURNAL, folder / _ADAPTED
     if start_from is not None and saved.is_file() and saved_path(start_from).resolve() == saved.resolve():
         return []
     if overwrite:
-        return [journal, saved, card_path(saved), folder / CASES]
+        # what the next start looks for goes last
+        return [folder / CASES, card_path(saved), journal, saved]
     if journal.is_file() or saved.is_file():
         go_on = f"--adaptation#start_from {saved} to go on from it, " if saved.is_file() else ""
         raise GrataError(

@@ -7,7 +7,7 @@ import json
 import os
 import time
 import traceback as tracebacks
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,27 @@ from .._version import __version__
 from ..checks import check_flag, check_number, checked, did_you_mean
 from ..data import Fault
 from ..errors import GrataError, RunError
-from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
+from ..files import (
+    CASES,
+    JOURNAL,
+    atomic_write,
+    check_output_dir,
+    locked,
+    remove_file,
+    remove_leftovers,
+)
 from ..machine import check_device
 from ..quality import exit_status
 from ..report import format_summary, report_verdicts, write_summary
-from ..session import Journal, ResetPolicy, WindowSelection, explain
+from ..session import Journal, ResetPolicy, Session, WindowSelection, explain
+from ..session.attempts import Attempts
 from .cases import find_cases
 from .model import CHECKPOINT, load_model
 from .predictor import AdaptedPredictor
 
 __all__ = ["predict"]
+
+_BEGUN = ".begun"
 
 
 def predict(
@@ -99,8 +110,9 @@ def predict(
         on_reject: what is written of a rejected image: ``source``, the networks' prediction without adaptation;
             ``withhold``, nothing; or ``keep``.
         quality: file of ``python -m grata calibrate``; None: nothing is known of the networks.
-        overwrite: whether to predict cases again whose outputs exist. If False, the parameters adapted to those cases
-            are not used, except for those that a bank kept.
+        overwrite: whether to predict cases again whose outputs exist; these are removed at the start. If False, the
+            parameters adapted to those cases are not used, except for those that a bank kept, and a case during which
+            the process was killed twice is passed over.
         traceback: whether to show the Python traceback of each fault.
 
     Returns:
@@ -149,26 +161,27 @@ def predict(
         "prepared": prepared, "device": device, "tile_step_size": tile_step_size, "use_mirroring": use_mirroring,
         "guard": guard, "on_reject": on_reject, "quality": quality,
     }  # fmt: skip
-    run = _Run(predictor, sites, journal, output, save_probabilities, traceback)
-    done = set() if overwrite else {case for case in cases if run.is_done(case)}
-    run.start({case: files for case, files in cases.items() if case not in done})
-    faults += run.faults
-    summary: dict[str, Any] = {
-        "method": method,
-        "version": __version__,
-        "cases_found": len({*cases, *(fault.case for fault in faults)}),
-        "cases_finished": len(done) + len(run.finished),
-        "faults": faults,
-        "scores": [],
-        "seconds": time.perf_counter() - started,
-    }
-    write_summary(output / "summary.json", **summary, settings=given)
-    print(format_summary(**summary, output_dir=output))
-    judgements = next(iter(predictor.sessions.values())).judgements
-    report_verdicts(judgements, output, sites, faults)
-    for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
-        print(f"note: {remark}")
-    return exit_status(bool(faults), judgements.values())
+    with locked(output, key="output"):
+        run = _Run(predictor, sites, journal, output, save_probabilities, traceback)
+        done = run.tidy(cases, overwrite)
+        run.start({case: files for case, files in cases.items() if case not in done})
+        faults += run.faults
+        summary: dict[str, Any] = {
+            "method": method,
+            "version": __version__,
+            "cases_found": len({*cases, *(fault.case for fault in faults)}),
+            "cases_finished": len(done) + len(run.finished),
+            "faults": faults,
+            "scores": [],
+            "seconds": time.perf_counter() - started,
+        }
+        write_summary(output / "summary.json", **summary, settings=given)
+        print(format_summary(**summary, output_dir=output))
+        judgements = next(iter(predictor.sessions.values())).judgements
+        report_verdicts(judgements, output, sites, faults)
+        for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
+            print(f"note: {remark}")
+        return exit_status(bool(faults), judgements.values())
 
 
 def _sites(
@@ -197,7 +210,6 @@ def _output_folder(output: str | Path, input: str | Path) -> Path:
     folder = check_output_dir(output)
     if folder.resolve() == Path(input).resolve():
         raise GrataError("must not be the folder of the images. Name another folder.", key="output")
-    remove_leftovers(folder)
     return folder
 
 
@@ -227,6 +239,25 @@ class _Run:
         self.finished: list[str] = []
         self.faults: list[Fault] = []
         self._ending = self.model.dataset["file_ending"]
+        self._attempts = Attempts(output / _BEGUN)
+
+    def tidy(self, cases: Iterable[str], overwrite: bool) -> set[str]:
+        """Remove what a killed process left, and return the cases that are done.
+
+        Args:
+            cases: cases of this run.
+            overwrite: whether to remove the outputs of an earlier run. They go before anything new is written: a killed
+                run leaves none of them beside its own.
+        """
+        names = {"dataset.json", "plans.json", "summary.json", CASES, JOURNAL, _BEGUN}
+        remove_leftovers(self.output, lambda name: name in names or name.endswith((self._ending, ".npz", ".pkl")))
+        if not overwrite:
+            return {case for case in cases if self.is_done(case)}
+        for case in cases:
+            for ending in (self._ending, ".npz", ".pkl"):
+                remove_file(self.output / f"{case}{ending}")
+            self._attempts.forget(case)
+        return set()
 
     def is_done(self, case: str) -> bool:
         """Return whether all outputs of a case exist."""
@@ -245,19 +276,28 @@ class _Run:
                 temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
         self.journal.keep({str(line.get("case")) for line in self.journal.lines()} - cases.keys())
         first = next(iter(self.predictor.sessions.values()))
-        for case, files in tqdm(cases.items(), desc=first.method.name, unit="case"):
-            try:
-                self._case(case, files)
-            except RunError:
-                raise
-            except Exception as error:  # noqa: BLE001 (readers, nnU-Net and networks can raise anything)
-                if self.traceback:
-                    tracebacks.print_exception(error)
-                self.faults.append(Fault(case, explain(error, "--traceback true")))
-                tqdm.write(f"{case}: {self.faults[-1].message}")
-                first.fail(case, self.faults[-1].message)
-            else:
-                self.finished.append(case)
+        with self._attempts.running():
+            for case, files in tqdm(cases.items(), desc=first.method.name, unit="case"):
+                self._attempt(first, case, files)
+        self._attempts.close()
+
+    def _attempt(self, first: Session, case: str, files: list[Path]) -> None:
+        """Do one case; whatever is wrong with it is reported, and affects no other one."""
+        try:
+            self._attempts.check(case, f"give --overwrite true, or remove its line from {self.output / _BEGUN}")
+            self._attempts.begin(case)
+            self._case(case, files)
+        except RunError:
+            raise
+        except Exception as error:  # noqa: BLE001 (readers, nnU-Net and networks can raise anything)
+            if self.traceback:
+                tracebacks.print_exception(error)
+            self.faults.append(Fault(case, explain(error, "--traceback true")))
+            tqdm.write(f"{case}: {self.faults[-1].message}")
+            first.fail(case, self.faults[-1].message)
+        else:
+            self.finished.append(case)
+        self._attempts.end()
 
     def _case(self, case: str, files: list[Path]) -> None:
         """Do one case. Its final name marks it as finished, and comes last, so that it is never missing in the bank."""
