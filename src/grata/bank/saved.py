@@ -21,8 +21,9 @@ from ..methods import Method
 from ..networks import network_digest
 from ..normalization import attach_affine
 from ..normalization.affine import ATTACHED
+from ..tensors import content_digest
 from .codec import decode, encode
-from .header import FORMAT, HEADER, Header, card_path, content_digest, is_other, read_checked, saved_digest, saved_path
+from .header import FORMAT, HEADER, Header, card_path, is_other, read_checked, saved_digest, saved_path
 
 __all__ = [
     "Adaptation",
