@@ -130,15 +130,21 @@ def card_path(path: str | os.PathLike[str]) -> Path:
 
 def saved_digest(path: Path) -> str | None:
     """Return the digest of the content as a file's header has it; None: there is no file, or no such header."""
+    if not path.is_file():
+        # a pipe would never end
+        return None
     try:
         with safe_open(path, "numpy") as file:
-            return _header(file.metadata()).get("content")
+            content = _header(file.metadata()).get("content")
+            return content if isinstance(content, str) else None
     except (SafetensorError, OSError, ValueError):
         return None
 
 
 def is_other(path: Path) -> bool:
     """Return whether a file is whole and holds something else than a saved adaptation, such as weights."""
+    if not path.is_file():
+        return False
     try:
         with safe_open(path, "numpy") as file:
             return HEADER not in (file.metadata() or {})

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..bank.saved import card_path, saved_path
 from ..checks import check_choice, check_flag, checked, constant
+from ..data import MAX_VOXELS
 from ..engines import AdaptationHandler, EvaluatorRun
 from ..errors import GrataError
 from ..files import CASES, JOURNAL, check_output_dir, locked, remove_file, remove_leftovers
@@ -26,6 +27,7 @@ from ..session import QualityGuard, make_guard
 from .checks import bundle_postprocessing
 from .configuration import check_settings_kind
 from .head import Head, find_head, is_unit_range
+from .sizes import check_sizes
 from .withholding import withhold
 
 __all__ = ["ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
@@ -67,6 +69,8 @@ class ZooAdaptation:
         on_reject: what becomes of a rejected image: ``source``, ``withhold`` (the ``SaveImaged`` of its postprocessing
             write nothing of it) or ``keep``.
         quality: file written by ``python -m grata calibrate``; None: ``models/quality.json`` where the bundle has it.
+        max_voxels: greatest number of voxels of an image that the bundle's ``Spacingd`` resamples; a larger one is a
+            fault, before any memory is taken for it. None: no bound.
         overwrite: whether to remove the journal and the saved adaptation of an earlier run from ``output_dir``.
         traceback: whether to show the Python traceback of each fault.
 
@@ -98,6 +102,7 @@ class ZooAdaptation:
         guard: bool | Mapping[str, Any] | None = True,
         on_reject: str | None = None,
         quality: str | Path | None = None,
+        max_voxels: int | None = MAX_VOXELS,
         overwrite: bool = False,
         traceback: bool = False,
     ) -> None:
@@ -128,9 +133,11 @@ class ZooAdaptation:
         for key, flag in flags.items():
             checked(check_flag, flag, f"adaptation#{key}")
         self.evaluator = evaluator
+        preprocessing = getattr(getattr(evaluator.data_loader, "dataset", None), "transform", None)
+        checked(partial(check_sizes, preprocessing), max_voxels, "adaptation")
         postprocessing = bundle_postprocessing() if postprocessing is None else postprocessing
         self.head = find_head(postprocessing)
-        unit_range = is_unit_range(getattr(getattr(evaluator.data_loader, "dataset", None), "transform", None))
+        unit_range = is_unit_range(preprocessing)
         common["prepared"] = _existing(common["prepared"]) or prepared_of(bundle_root)
         self.method = make_method(
             _bare(evaluator.network), method, settings, self.head, unit_range, affine=affine, **common

@@ -8,15 +8,17 @@ import os
 import time
 import traceback as tracebacks
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from .._version import __version__
-from ..checks import check_flag, check_number, checked, did_you_mean
-from ..data import Fault
+from ..checks import check_count, check_flag, check_number, checked, did_you_mean
+from ..data import MAX_VOXELS, Fault, check_voxels
 from ..errors import GrataError, RunError
 from ..files import (
     CASES,
@@ -66,6 +68,7 @@ def predict(
     guard: bool | Mapping[str, Any] = True,
     on_reject: str = "source",
     quality: str | Path | None = None,
+    max_voxels: int | None = MAX_VOXELS,
     overwrite: bool = True,
     traceback: bool = False,
 ) -> int:
@@ -110,6 +113,8 @@ def predict(
         on_reject: what is written of a rejected image: ``source``, the networks' prediction without adaptation;
             ``withhold``, nothing; or ``keep``.
         quality: file of ``python -m grata calibrate``; None: nothing is known of the networks.
+        max_voxels: greatest number of voxels of an image at the spacing of the plans; a larger one is a fault, and is
+            not resampled. None: no bound.
         overwrite: whether to predict cases again whose outputs exist; these are removed at the start. If False, the
             parameters adapted to those cases are not used, except for those that a bank kept, and a case during which
             the process was killed twice is passed over.
@@ -128,6 +133,7 @@ def predict(
     for name, flag in flags.items():
         checked(check_flag, flag, name)
     checked(lambda value: check_number(value, above=0, at_most=1), tile_step_size, "tile_step_size")
+    checked(partial(check_count, or_null=True), max_voxels, "max_voxels")
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
     cases, faults = find_cases(Path(input), model)
@@ -159,10 +165,10 @@ def predict(
         "folds": list(model.checkpoints), "checkpoint_name": checkpoint_name, "affine": affine, "seed": seed,
         "site": site, "bank": bank, "start_from": start_from, "save_to": save_to, "reset": reset,
         "prepared": prepared, "device": device, "tile_step_size": tile_step_size, "use_mirroring": use_mirroring,
-        "guard": guard, "on_reject": on_reject, "quality": quality,
+        "guard": guard, "on_reject": on_reject, "quality": quality, "max_voxels": max_voxels,
     }  # fmt: skip
     with locked(output, key="output"):
-        run = _Run(predictor, sites, journal, output, save_probabilities, traceback)
+        run = _Run(predictor, sites, journal, output, save_probabilities, traceback, max_voxels)
         done = run.tidy(cases, overwrite)
         run.start({case: files for case, files in cases.items() if case not in done})
         faults += run.faults
@@ -228,6 +234,7 @@ class _Run:
         output: Path,
         save_probabilities: bool,
         traceback: bool,
+        max_voxels: int | None,
     ) -> None:
         self.predictor = predictor
         self.sites = sites
@@ -236,6 +243,7 @@ class _Run:
         self.output = output
         self.save_probabilities = save_probabilities
         self.traceback = traceback
+        self.max_voxels = max_voxels
         self.finished: list[str] = []
         self.faults: list[Fault] = []
         self._ending = self.model.dataset["file_ending"]
@@ -314,10 +322,20 @@ class _Run:
     def _preprocess(self, files: list[Path]) -> tuple[torch.Tensor, dict[str, Any]]:
         model = self.model
         preprocessor = model.configuration.preprocessor_class(verbose=False)
+        resample = preprocessor.run_case_npy
+
+        def bounded(data: np.ndarray, seg: np.ndarray | None, properties: dict[str, Any], *plans: Any) -> Any:
+            self._check_size(files[0].name, data.shape[1:], properties["spacing"])
+            return resample(data, seg, properties, *plans)
+
+        # between nnU-Net's reading and its resampling
+        preprocessor.run_case_npy = bounded
         try:
             data, _, properties = preprocessor.run_case(
                 [str(file) for file in files], None, model.plans, model.configuration, model.dataset
             )
+        except GrataError:
+            raise
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise GrataError(
@@ -325,6 +343,13 @@ class _Run:
                 "that each file opens, and that all channels have the same size and position."
             ) from error
         return torch.from_numpy(data).to(torch.float32), properties
+
+    def _check_size(self, name: str, shape: Sequence[int], spacing: Sequence[float]) -> None:
+        """Check the size of an image at the spacing of the plans, which lack the axis of the slices of a 2D model."""
+        order = self.model.plans.transpose_forward
+        target = list(self.model.configuration.spacing)
+        target = [0.0] * (len(shape) - len(target)) + target
+        check_voxels(name, [shape[i] for i in order], [spacing[i] for i in order], target, self.max_voxels)
 
     def _export(self, case: str, logits: torch.Tensor, properties: dict[str, Any], temporary: Path) -> None:
         """Write the segmentation under a temporary name, as nnU-Net does, and the probabilities beside it."""
