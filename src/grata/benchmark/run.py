@@ -12,12 +12,11 @@ from typing import Any
 import monai
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..console import say, say_beside_bar
 from ..errors import GrataError
-from ..files import check_output_dir, remove_leftovers
+from ..files import check_output_dir, locked, remove_leftovers
 from ..private import restore_seed
 from ..report.tables import write_table
 from ..session.faults import quiet
@@ -55,19 +54,8 @@ def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
     quiet()
     config = load_config(config_file, overrides)
     folder = check_output_dir(config.output_dir)
-    # The lock ends with the process, even a killed one. The file stays: removing it could let two processes in.
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise GrataError(
-            f"another benchmark is writing to {folder}. Wait for it, or choose another folder.", key="output_dir"
-        ) from error
-    try:
-        with _process_as_it_was():
-            return _run(config, folder, started)
-    finally:
-        lock.release()
+    with locked(folder), _process_as_it_was():
+        return _run(config, folder, started)
 
 
 def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
@@ -75,6 +63,7 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
     parts = {job.name: Part(folder / "parts", job.name, job.fingerprint) for job in jobs}
     _check_unchanged(folder, parts)
     remove_leftovers(folder)
+    remove_leftovers(folder / "figures")
     broken = _compute(config, jobs, parts, folder)
     rows: list[dict[str, Any]] = []
     for job in jobs:

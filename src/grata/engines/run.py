@@ -78,6 +78,7 @@ class EvaluatorRun:
         self.images = self.done = 0
         self.faults: list[Fault] = []
         self._loader = evaluator.data_loader
+        self._bar = tqdm(disable=True)
         self._batches: list[list[int]] | None = None
         if isinstance(self._loader, DataLoader) and not isinstance(self._loader.dataset, IterableDataset):
             self._dataset = self._loader.dataset
