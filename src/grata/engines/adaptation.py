@@ -306,7 +306,7 @@ class _Prepare:
 
     def __init__(self, prepare: Callable[..., Any], network: nn.Module) -> None:
         # that of another run is replaced
-        self._prepare = prepare._prepare if isinstance(prepare, _Prepare) else prepare
+        self._prepare: Callable[..., Any] = prepare._prepare if isinstance(prepare, _Prepare) else prepare
         self._network = network
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..data import Fault
@@ -31,7 +31,7 @@ def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]]
     faults += [
         Fault(case, other_channels(case, [given[number] for number in sorted(given)], model))
         for case, given in found.items()
-        if len(given) > model.channels or set(given) != set(range(len(given)))
+        if not _can_be_whole(given, model)
     ]
     bad = {fault.case for fault in faults}
     cases = {case: [given[n] for n in sorted(given)] for case, given in found.items() if case not in bad}
@@ -40,6 +40,11 @@ def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]]
             f"{folder} has no image named <case>_0000{ending}. Name the folder of the images.", key="input"
         )
     return cases, faults
+
+
+def _can_be_whole(given: Mapping[int, Path], model: TrainedModel) -> bool:
+    """Return whether files may hold all channels of the model between them."""
+    return len(given) <= model.channels and set(given) == set(range(len(given)))
 
 
 def _images(folder: Path, ending: str) -> list[Path]:

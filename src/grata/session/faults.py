@@ -80,7 +80,7 @@ def explain(error: BaseException, hint: str | None = None) -> str:
         error: exception that was raised.
         hint: option of the running command that shows the traceback, such as ``--traceback true``; None: there is none.
     """
-    return printable(_explained(error, hint))
+    return printable(_explained(too_small(error) or error, hint))
 
 
 def _explained(error: BaseException, hint: str | None) -> str:
@@ -88,8 +88,6 @@ def _explained(error: BaseException, hint: str | None) -> str:
     for link in chain:
         if isinstance(link, GrataError) and _TRACEBACK not in str(link):
             return str(link)
-    if small := too_small(error):
-        return str(small)
     root = chain[-1]
     if _TRACEBACK in str(root) and (own := re.findall(r"^grata\.errors\.\w+: (.*)$", str(root), flags=re.MULTILINE)):
         return own[-1]

@@ -37,7 +37,7 @@ from .familiar import ABSURD
 from .guard import Again, Guard, Verdict
 from .known import check_calibration, check_segments
 
-__all__ = ["DRIFT_RESET", "NOT_ADAPTED", "ON_REJECT", "QualityGuard", "make_guard"]
+__all__ = ["DRIFT_RESET", "NOT_ADAPTED", "ON_REJECT", "PROBABILITIES", "SAID", "QualityGuard", "make_guard"]
 
 ON_REJECT = ("source", "withhold", "keep")
 """What is written of a rejected image: the source network's prediction, nothing, or the prediction as it is."""
@@ -229,7 +229,7 @@ class QualityGuard(Settings):
         names = self._names(adapted.masks.shape[1])
         distances = self._distances(method, statistics, plain, again)
         described = self.calibration is not None
-        said = [words for flag, words in SAID.items() if flag in record.get("flags", ())]
+        said = _said(record)
         measured = _measured(plain, adapted, seen, distances, views, activation, names, described)
         decisions = [self._decide(measures, adapts, said, plain.ndim - 2, plain.shape[1]) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
@@ -408,6 +408,11 @@ def _quality_guard(own: dict[str, Any], common: dict[str, Any]) -> QualityGuard:
             raise error.under("guard") from error
         # what a guard calls its calibration, entrances call quality
         raise GrataError(error.message, "quality" if error.head == "calibration" else error.key) from error
+
+
+def _said(record: Mapping[str, Any]) -> list[str]:
+    """Return what the flags of a case give to review."""
+    return [words for flag, words in SAID.items() if flag in record.get("flags", ())]
 
 
 def _scatter(values: Sequence[float]) -> float:
