@@ -28,7 +28,7 @@ from ..quality import exit_status
 from ..report import format_summary, report_verdicts, write_summary
 from ..session import Journal, ResetPolicy, Session, WindowSelection, explain
 from ..session.attempts import Attempts
-from .cases import find_cases
+from .cases import find_cases, other_channels
 from .model import CHECKPOINT, load_model
 from .predictor import AdaptedPredictor
 
@@ -74,7 +74,8 @@ def predict(
 
     Args:
         model_folder: trained-model folder of nnU-Net v2 with ``plans.json``, ``dataset.json``, ``fold_0``, ...
-        input: folder of images named ``<case>_0000<ending>``, with one file per channel.
+        input: folder of images named ``<case>_0000<ending>``, with one file for each channel, or fewer where nnU-Net's
+            reader finds several channels in a file, such as the colours of a picture.
         output: folder for ``<case><ending>``, for ``journal.jsonl`` with a line for each case and fold (see
             :class:`grata.session.Case`), for ``summary.json``, and for the files that nnU-Net's
             postprocessing needs.
@@ -303,7 +304,7 @@ class _Run:
 
     def _case(self, case: str, files: list[Path]) -> None:
         """Do one case. Its final name marks it as finished, and comes last, so that it is never missing in the bank."""
-        data, properties = self._preprocess(files)
+        data, properties = self._preprocess(case, files)
         with contextlib.suppress(_Withheld), atomic_write(self.output / f"{case}{self._ending}") as temporary:
             with self.predictor.case(data, case, self.sites[case]) as logits:
                 judgement = self.predictor.judgement
@@ -313,7 +314,7 @@ class _Run:
             if withheld:
                 raise _Withheld
 
-    def _preprocess(self, files: list[Path]) -> tuple[torch.Tensor, dict[str, Any]]:
+    def _preprocess(self, case: str, files: list[Path]) -> tuple[torch.Tensor, dict[str, Any]]:
         model = self.model
         preprocessor = model.configuration.preprocessor_class(verbose=False)
         resample = preprocessor.run_case_npy
@@ -331,11 +332,13 @@ class _Run:
         except GrataError:
             raise
         except Exception as error:
+            self._check_channels(case, files, self._channels_read(files))
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise GrataError(
                 f"{', '.join(file.name for file in files)}: nnU-Net cannot read or preprocess it ({reason}). Check "
                 "that each file opens, and that all channels have the same size and position."
             ) from error
+        self._check_channels(case, files, len(data))
         return torch.from_numpy(data).to(torch.float32), properties
 
     def _check_size(self, name: str, shape: Sequence[int], spacing: Sequence[float]) -> None:
@@ -344,6 +347,17 @@ class _Run:
         target = list(self.model.configuration.spacing)
         target = [0.0] * (len(shape) - len(target)) + target
         check_voxels(name, [shape[i] for i in order], [spacing[i] for i in order], target, self.max_voxels)
+
+    def _check_channels(self, case: str, files: list[Path], read: int | None) -> None:
+        if read not in (None, self.model.channels):
+            raise GrataError(other_channels(case, files, self.model, read))
+
+    def _channels_read(self, files: list[Path]) -> int | None:
+        """Return the number of channels that nnU-Net reads from files; None: it cannot read them."""
+        reader = self.model.plans.image_reader_writer_class()
+        with contextlib.suppress(Exception):
+            return len(reader.read_images([str(file) for file in files])[0])
+        return None
 
     def _export(self, case: str, logits: torch.Tensor, properties: dict[str, Any], temporary: Path) -> None:
         """Write the segmentation under a temporary name, as nnU-Net does, and the probabilities beside it."""
