@@ -21,6 +21,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,9 +104,9 @@ def write(output: Path, group: str, bundle: Bundle, cases: list[dict], method: s
 class Measuring(QualityGuard):
     """A guard that keeps what it measured, so that any calibration can judge it later."""
 
-    def _decide(self, measures: Measures, adapts: bool, *shape: int) -> Decision:
+    def _decide(self, measures: Measures, adapts: bool, *known: Any) -> Decision:
         self.found = {"measures": dataclasses.asdict(measures), "adapts": adapts}
-        return super()._decide(measures, adapts, *shape)
+        return super()._decide(measures, adapts, *known)
 
 
 def measured(session: Session, bundle: Bundle, case: dict) -> dict:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from .console import say
 from .errors import GrataError
 
 __all__ = [
@@ -60,7 +61,7 @@ def option_constant(value: Any, key: str) -> Any:
     """
     if isinstance(value, str) and value.lower() in _DEPRECATED:
         word = _DEPRECATED[value.lower()]
-        print(f"note: {key}: the next release will not take {value} for {word}. Write {word}.", file=sys.stderr)
+        say(f"note: {key}: the next release will not take {value} for {word}. Write {word}.", sys.stderr)
         value = word
     return constant(value)
 

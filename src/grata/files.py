@@ -6,9 +6,11 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .errors import GrataError, OutputError
 
@@ -18,9 +20,15 @@ __all__ = [
     "JOURNAL",
     "OVERVIEW",
     "SEGMENTATIONS",
+    "absence",
     "append_line",
     "atomic_write",
     "check_output_dir",
+    "expanded",
+    "is_file_name",
+    "is_inside",
+    "locked",
+    "remove_file",
     "remove_leftovers",
 ]
 
@@ -32,8 +40,24 @@ CASES = "cases.csv"
 """Names in an output folder. Discovery recognizes an earlier output folder by them and takes no scans from it."""
 
 
+_KEPT_OF_NAME = 48
+"""Characters of a name that its temporary one has too, so that a name of the greatest length still has one."""
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a person gave, ``~`` standing for the home folder."""
+    return Path(os.path.expanduser(path))
+
+
+def absence(path: str | os.PathLike[str]) -> str:
+    """Return in words how a file or folder is missing."""
+    return "is a link whose target does not exist" if os.path.islink(path) else "does not exist"
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line to a file; the line is on the disk when the function returns.
+
+    A last line that a crash cut short is ended first, so that it does not swallow this one.
 
     Args:
         path: file to append to; a missing file or folder is created.
@@ -44,13 +68,16 @@ def append_line(path: Path, line: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else f"\n{line}"
+            file.write(f"{line}\n".encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written ({error.strerror}). Free some space or choose another folder.", key="output_dir"
+            f"{path} cannot be written ({error.strerror}). {_remedy(path.parent, error)}", key="output_dir"
         ) from error
 
 
@@ -69,7 +96,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         GrataError: the name is too long for the file system.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name[-_KEPT_OF_NAME:]}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -82,16 +109,79 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: str | os.PathLike[str], subfolders: bool = True) -> None:
+def remove_leftovers(folder: str | os.PathLike[str], is_own: Callable[[str], bool] = lambda name: True) -> None:
     """Remove the temporary files that :func:`atomic_write` could not remove because its process was killed.
 
+    Another process may write in the same folder or below it, so subfolders are left alone, and so is what is not own.
+
     Args:
-        folder: folder to clean.
-        subfolders: whether to clean its subfolders too.
+        folder: folder to clean; it may be missing.
+        is_own: function of the final name of a file that returns whether this process alone writes it.
     """
-    for path in Path(folder).glob("**/.*" if subfolders else ".*"):
-        if re.match(r"\.[0-9a-f]{12}-", path.name) and path.is_file():
-            path.unlink()
+    for path in Path(folder).glob(".*"):
+        final = re.fullmatch(r"\.[0-9a-f]{12}-(.+)", path.name, re.DOTALL)
+        if final and is_own(final[1]) and path.is_file():
+            remove_file(path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be removed ({error.strerror}). Check the permissions of its folder.", key="output_dir"
+        ) from error
+
+
+def is_file_name(name: object) -> bool:
+    """Return whether this is the name of a file and leads nowhere else: names that stand in files may be damaged."""
+    return isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name and Path(name).name == name
+
+
+def is_inside(folder: Path, path: Path) -> bool:
+    """Return whether a file lies in a folder or below it, and not elsewhere through a link on the way."""
+    return Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(folder))
+
+
+@contextmanager
+def locked(path: Path, name: str = ".lock", key: str = "output_dir", wait_s: float = 0) -> Iterator[None]:
+    """Let no other process in for a ``with`` block; the lock ends with the process, however it ends.
+
+    The file of the lock stays, because removing it could let two processes in.
+
+    Args:
+        path: folder that is written to, or the file; its folder exists.
+        name: name of the file of the lock in the folder; that of a file lies beside it.
+        key: key of the messages.
+        wait_s: seconds to wait for another process.
+
+    Raises:
+        OutputError: another process is in, or the file system has no locks.
+    """
+    lock = FileLock(path / name if path.is_dir() else path.with_name(f".{path.name}{name}"))
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout as error:
+        waited = f" and has not ended within {wait_s:g} s" if wait_s else ""
+        raise OutputError(
+            f"another run is writing to {path}{waited}. Wait for it, or choose another folder.", key=key
+        ) from error
+    except (NotImplementedError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OutputError(
+            f"{path} cannot be locked ({why}), so another run could write there at the same time. Name a folder that "
+            "you may write to, on a file system that has locks, such as a local disk.",
+            key=key,
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_output_dir(path: str | os.PathLike[str]) -> Path:
@@ -106,7 +196,7 @@ def check_output_dir(path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: the folder cannot be created or written to.
     """
-    folder = Path(path)
+    folder = expanded(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -123,12 +213,22 @@ def _refusal(folder: Path, error: OSError) -> GrataError:
         return GrataError(
             f"A name in the output folder '{folder}' would be too long. Give the scan a shorter file name."
         )
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return OutputError(
-            f"Cannot write to the output folder '{folder}': {error.strerror}. A file is in its place; name a folder "
-            "that you may write to."
-        )
     return OutputError(
-        f"Cannot write to the output folder '{folder}': {error.strerror or error}. Free some space, or name a folder "
-        "that you may write to."
+        f"Cannot write to the output folder '{folder}': {error.strerror or error}. {_remedy(folder, error)}"
     )
+
+
+def _remedy(folder: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "Free some space, or name another folder."
+    if error.errno == errno.EROFS:
+        return "It is on a disk that can only be read; name a folder on another one."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "Ask for the right to write there, or name a folder that you may write to."
+    if link := next((path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()), None):
+        return f"'{link}' {absence(link)}; make the target, or name another folder."
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return "A file is in its place; name a folder that you may write to."
+    if error.errno == errno.ENOENT:
+        return "A folder is gone that was there; make it again, or name another one."
+    return "Name a folder that you may write to."

@@ -5,9 +5,14 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import re
+import sys
 import traceback
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
+
+from fire.parser import DefaultParseValue
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -23,6 +28,7 @@ __all__ = [
     "running_command",
     "running_workflow",
     "silence",
+    "typed_options",
 ]
 
 
@@ -105,6 +111,23 @@ def running_command() -> Mapping[str, Any]:
             return frame.f_locals
         frame = frame.f_back
     return {}
+
+
+def typed_options() -> dict[str, tuple[str, Any]]:
+    """Return the options of the running ``monai.bundle run`` by key: the word that was typed, and what fire read in it.
+
+    Options that do not come from this process's command line are left out.
+    """
+    read = running_command().get("override", {})
+    words = sys.argv[1:]
+    typed: dict[str, str] = {}
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        if re.match("--|-[a-zA-Z]", word):
+            key, equals, value = word.lstrip("-").partition("=")
+            typed[key.replace("-", "_")] = value if equals else following
+    return {
+        key: (word, read[key]) for key, word in typed.items() if key in read and DefaultParseValue(word) == read[key]
+    }
 
 
 def failed_item(error: BaseException) -> tuple[str, Any]:

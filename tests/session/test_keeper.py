@@ -14,6 +14,7 @@ from grata.data import Discovery
 from grata.engines import AdaptationHandler, AdaptationRun
 from grata.errors import GrataError
 from grata.session import Journal
+from grata.session.attempts import Attempts
 
 SITES = "ABA"
 
@@ -59,7 +60,7 @@ def make_run(make_method, tmp_path):
         engine = SupervisedEvaluator("cpu", DataLoader(Dataset(items), batch_size=1), method.given)
         engine.add_event_handler(Events.ITERATION_COMPLETED, outputs.write)
         adaptation.attach(engine)
-        discovery = SimpleNamespace(cases=items, faults=[], paths={})
+        discovery = SimpleNamespace(cases=items, faults=[], paths={}, notes=[])
         assert vars(discovery).keys() == vars(Discovery()).keys()
         return AdaptationRun(engine, discovery, adaptation, outputs, folder, **options)
 
@@ -176,12 +177,12 @@ def test_a_bank_that_cannot_be_written_stops_the_run_and_resume_goes_on(
 
 @pytest.mark.parametrize("change", ["another run", "reset", "no bank", "another bank"])
 def test_a_bank_that_was_changed_meanwhile_is_not_resumed_on(change, make_run, tmp_path, monkeypatch):
-    def stop(self, engine):
-        if engine.state.iteration == 3:
+    def stop(self, case):
+        if case == "case2":
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(AdaptationRun, "_note", stop)
+        patch.setattr(Attempts, "begin", stop)
         with pytest.raises(Killed):
             make_run(cases()).run()
     bank = "bank"

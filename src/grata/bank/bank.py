@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from ..errors import GrataError, OutputError
-from ..files import check_output_dir, remove_leftovers
+from ..files import absence, check_output_dir, expanded, locked, remove_leftovers
 from .header import Header, card_path, is_other, read_header, saved_digest
 from .tags import SCANNER, check_tags, scanner_tags
 
@@ -24,13 +22,15 @@ if TYPE_CHECKING:
 
     from .saved import Adaptation
 
-__all__ = ["UNKNOWN", "AdapterBank", "entry_name", "make_bank", "replace"]
+__all__ = ["UNKNOWN", "WAIT_S", "AdapterBank", "entry_name", "make_bank", "replace"]
 
 UNKNOWN = "unknown"
 """Entry of scans whose site and scanner are unknown; also the site of cases without a given site."""
 
 _NAME = re.compile(rf"{UNKNOWN}|.+-[0-9a-f]{{12}}")
-_WAIT_S = 60
+WAIT_S = 60
+"""Seconds to wait for another process that writes an adaptation."""
+
 T = TypeVar("T")
 
 
@@ -52,7 +52,9 @@ class AdapterBank:
     def __init__(self, path: str | os.PathLike[str], tags: Sequence[str] = SCANNER) -> None:
         if not isinstance(path, str | os.PathLike):
             raise GrataError(f"must be a folder, got {path!r}.", key="bank")
-        self.path = Path(path)
+        self.path = expanded(path)
+        if self.path.is_symlink() and not self.path.exists():
+            raise GrataError(f"{self.path} {absence(self.path)}. Make the target, or name another folder.", key="bank")
         if self.path.exists() and not self.path.is_dir():
             raise GrataError(f"{self.path} is a file. Name a folder.", key="bank")
         self.tags = check_tags(tags)
@@ -167,14 +169,15 @@ class AdapterBank:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        try:
-            with FileLock(self.path / ".bank.lock", timeout=_WAIT_S):
-                remove_leftovers(self.path, subfolders=False)
-                yield
-        except Timeout as error:
-            raise OutputError(
-                f"another process has locked {self.path} for {_WAIT_S} s. End that process.", key="bank"
-            ) from error
+        with locked(self.path, ".bank.lock", "bank", WAIT_S):
+            remove_leftovers(self.path, _is_own)
+            yield
+
+
+def _is_own(name: str) -> bool:
+    """Return whether a file of this name is an entry or its card."""
+    path = Path(name)
+    return path.suffix in (".safetensors", ".json") and _NAME.fullmatch(path.stem) is not None
 
 
 def _is_entry(path: Path) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 from tabulate import tabulate
 
+from ..console import say
 from ..errors import GrataError
-from ..files import check_output_dir
+from ..files import absence, check_output_dir, expanded
 from .bank import AdapterBank
 from .header import saved_path
 
@@ -46,22 +46,22 @@ def run_bank(
         raise GrataError(f"there is no {action!r}. The actions are {', '.join(_ACTIONS)}.", key="bank")
     bank = AdapterBank(str(folder))
     if not bank.path.is_dir():
-        raise GrataError(f"{bank.path} does not exist. Name the folder of a bank.", key="bank")
+        raise GrataError(f"{bank.path} {absence(bank.path)}. Name the folder of a bank.", key="bank")
     if not isinstance(all, bool):
         raise GrataError(f"must be true or false, got {all!r}.", key="all")
     if action == "list":
         return _list(bank)
     entries = _chosen(bank, action, name, all)
     if action == "inspect":
-        print(json.dumps({"entry_name": entries[0], **bank.header(entries[0]).card}, indent=2))
+        say(json.dumps({"entry_name": entries[0], **bank.header(entries[0]).card}, indent=2))
     elif action == "export":
         _export(bank, entries[0], checkpoint, output)
     else:
         for entry in entries:
             bank.reset(entry)
-            print(f"{entry}: removed. Its next case starts from the source network.")
+            say(f"{entry}: removed. Its next case starts from the source network.")
         if not entries:
-            print(f"{bank.path} has no entry.")
+            say(f"{bank.path} has no entry.")
     return 0
 
 
@@ -89,15 +89,15 @@ def _list(bank: AdapterBank) -> int:
         change = f"{found.parameter_change['l2']:.4g} ({100 * found.parameter_change['relative']:.2g} %)"
         rows.append([entry, scanner, found.method, str(found.cases), change])
     if not rows:
-        print(f"{bank.path} has no entry.")
+        say(f"{bank.path} has no entry.")
         return 0
-    print(
+    say(
         tabulate(
             rows, headers=["entry", "site or scanner", "method", "cases", "parameter change"], disable_numparse=True
         )
     )
     for line in damaged:
-        print(f"\n{line}")
+        say(f"\n{line}")
     return 1 if damaged else 0
 
 
@@ -117,14 +117,14 @@ def _export(bank: AdapterBank, entry: str, checkpoint: str | None, output: str |
     if output is None:
         raise GrataError("name the new file by --output <file>.", key="export")
     adaptation = bank.read(entry)
-    check_output_dir(Path(str(output)).parent)
+    check_output_dir(expanded(str(output)).parent)
     if checkpoint is not None:
         from .export import export_checkpoint
 
-        print("\n".join(export_checkpoint(adaptation, str(checkpoint), str(output))))
+        say("\n".join(export_checkpoint(adaptation, str(checkpoint), str(output))))
         return
     path = saved_path(str(output))
     if path.exists():
         raise GrataError(f"{path} exists already and is not overwritten. Name another file.", key="output")
     adaptation.save(path)
-    print(f"{path}: adaptation by {adaptation.method}. Give it as start_from to go on from it.")
+    say(f"{path}: adaptation by {adaptation.method}. Give it as start_from to go on from it.")

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from ..errors import GrataError
-from ..files import atomic_write
+from ..files import absence, atomic_write, expanded
 from ..networks import weights_digest
+from ..networks.scripts import open_script
+from ..networks.wrappers import PREFIXES, without_prefix
 from .saved import Adaptation
 
 __all__ = ["NUMPY_NUMBERS", "export_checkpoint"]
-
-_PREFIX = "module."
-"""Prefix of parameter names after a training on several devices."""
 
 # nnU-Net stores NumPy numbers in its checkpoints; loading them runs no code.
 _SCALAR = cast("Callable[..., Any]", np.float64(0).__reduce__()[0])
@@ -49,9 +48,9 @@ def export_checkpoint(
         GrataError: the checkpoint is missing, unreadable or of other weights, ``output`` exists already, or the
             adaptation has attached parameters and the network is TorchScript.
     """
-    checkpoint, output = Path(checkpoint), Path(output)
+    checkpoint, output = expanded(checkpoint), expanded(output)
     if not checkpoint.is_file():
-        raise GrataError(f"{checkpoint} does not exist. Name the file of the source weights.", key="checkpoint")
+        raise GrataError(f"{checkpoint} {absence(checkpoint)}. Name the file of the source weights.", key="checkpoint")
     if output.exists():
         raise GrataError(f"{output} exists already and is not overwritten. Name another file.", key="output")
     write = _script if checkpoint.suffix == ".ts" else _weights
@@ -93,7 +92,7 @@ def _script(adaptation: Adaptation, checkpoint: Path) -> tuple[bytes, set[torch.
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             extra = {name.split("/extra/", 1)[1]: "" for name in archive.namelist() if "/extra/" in name}
-        network = torch.jit.load(checkpoint, map_location="cpu", _extra_files=extra)
+        network = open_script(checkpoint, extra=extra)
     except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise GrataError(
             f"{checkpoint} is damaged or not a TorchScript network. Copy it again, or name another file.",
@@ -120,31 +119,35 @@ def _states(content: Any) -> Iterator[MutableMapping[str, torch.Tensor]]:
 def _is_source(adaptation: Adaptation, state: Mapping[Any, Any]) -> bool:
     """Return whether these are the weights that were adapted; in the file they may be in half precision."""
     tensors = {_plain(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if not all(name in tensors for names in adaptation.names.values() for name in names):
+    if not all(_plain(name) in tensors for names in adaptation.names.values() for name in names):
         return False
     whole = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-    return adaptation.source in (weights_digest(tensors), weights_digest(whole))
+    return any(
+        weights_digest({prefix + name: value for name, value in values.items()}) == adaptation.source
+        for prefix in PREFIXES
+        for values in (tensors, whole)
+    )
 
 
 def _merge(adaptation: Adaptation, state: MutableMapping[str, torch.Tensor]) -> set[torch.dtype]:
     """Write the adapted values, and return the types that they were rounded to."""
     written = {_plain(name): name for name in state if isinstance(name, str)}
-    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in state if isinstance(name, str)) else ""
+    prefix = next((name.removesuffix(plain) for plain, name in written.items() if name != plain), "")
     rounded = set()
     with torch.no_grad():
         for name, value in adaptation.learnt.items():
             for place in adaptation.names[name]:
-                target = state[written[place]]
+                target = state[written[_plain(place)]]
                 target.copy_(value)
                 if not torch.equal(target.to(value.dtype), value):
                     rounded.add(target.dtype)
             for place in adaptation.attached.get(name, ()):
-                state[prefix + place] = value.clone()
+                state[prefix + _plain(place)] = value.clone()
     return rounded
 
 
 def _plain(name: Any) -> str:
-    return str(name).removeprefix(_PREFIX)
+    return without_prefix(str(name))
 
 
 def _other_weights(adaptation: Adaptation, checkpoint: Path) -> GrataError:

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, deserialize, safe_open
 
 from ..errors import GrataError
+from ..files import absence, expanded
 
 __all__ = [
     "FORMAT",
@@ -111,7 +112,7 @@ def read_checked(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
     """
     path = saved_path(path)
     if not path.is_file():
-        raise GrataError(f"{path} does not exist. Name a saved adaptation, <name>.safetensors.")
+        raise GrataError(f"{path} {absence(path)}. Name a saved adaptation, <name>.safetensors.")
     try:
         data = path.read_bytes()
         tensors = [(name, _TORCH[view["dtype"]], view["shape"], view["data"]) for name, view in deserialize(data)]
@@ -143,7 +144,7 @@ def content_digest(header: Mapping[str, Any], tensors: Iterable[tuple[str, str, 
 
 def saved_path(path: str | os.PathLike[str]) -> Path:
     """Return ``path``, which may leave out its ``.safetensors``."""
-    path = Path(path)
+    path = expanded(path)
     return path if path.suffix == _SUFFIX else path.with_name(path.name + _SUFFIX)
 
 

@@ -19,6 +19,8 @@ from ..errors import GrataError
 from ..files import atomic_write
 from ..methods import Method
 from ..networks import network_digest
+from ..networks.parameters import has_digest
+from ..networks.wrappers import plain_naming, without_prefix
 from ..normalization import attach_affine
 from ..normalization.affine import ATTACHED
 from .codec import decode, encode
@@ -220,7 +222,7 @@ def load(method: Method, path: str | os.PathLike[str]) -> Adaptation:
             method is not changed then.
     """
     adaptation = Adaptation.read(path)
-    adaptation.put(method, source_digest(method), path)
+    adaptation.put(method, source_digest(method, adaptation.source), path)
     return adaptation
 
 
@@ -241,20 +243,30 @@ def apply(network: nn.Module, path: str | os.PathLike[str]) -> int:
         GrataError: the file is missing or damaged, or the network has other weights; it is not changed then.
     """
     adaptation = Adaptation.read(path)
-    adaptation.check_source(network_digest(network), path)
+    adaptation.check_source(_digest_like(network, adaptation.source), path)
     if adaptation.attached:
         attach_affine(network)
-    places = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    plain = plain_naming(network)
+    places = {plain(name): place for name, place in (*network.named_parameters(), *network.named_buffers())}
     with torch.no_grad():
         for name, value in adaptation.learnt.items():
-            places[name].copy_(value)
+            places[name if name in places else without_prefix(name)].copy_(value)
     return adaptation.parameters
 
 
-def source_digest(method: Method) -> str:
-    """Return the SHA-256 of the source weights of a method's network, which may be adapted already."""
+def source_digest(method: Method, known: str = "") -> str:
+    """Return the SHA-256 of the source weights of a method's network, which may be adapted already.
+
+    Args:
+        method: method of the network.
+        known: digest that is returned if it is that of these weights too, by the names that a wrapper gives them.
+    """
     with method.source_network():
-        return network_digest(method.given)
+        return _digest_like(method.given, known)
+
+
+def _digest_like(network: nn.Module, known: str) -> str:
+    return known if known and has_digest(network, known) else network_digest(network)
 
 
 def _bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, tuple[int, ...], bytes]]:
@@ -270,17 +282,18 @@ def _names(
 
     The state dict lists a parameter several times that layers share.
     """
+    plain = plain_naming(network)
+    modules = {plain(path): module for path, module in network.named_modules(remove_duplicate=False)}
     places: dict[tuple[int, tuple[int, ...]], list[str]] = {}
     for name, value in network.state_dict().items():
-        places.setdefault((value.data_ptr(), tuple(value.shape)), []).append(name)
+        places.setdefault((value.data_ptr(), tuple(value.shape)), []).append(plain(name))
     names: dict[str, list[str]] = {}
     attached: dict[str, list[str]] = {}
     for name, parameter in parameters.items():
         layer, _, leaf = name.rpartition(".")
         owner, _, mark = layer.rpartition(".")
         if mark == ATTACHED:
-            module = network.get_submodule(owner)
-            paths = [path for path, m in network.named_modules(remove_duplicate=False) if m is module]
+            paths = [path for path, module in modules.items() if module is modules[owner]]
             names[name], attached[name] = [], [f"{path}.{leaf}".lstrip(".") for path in paths]
         else:
             names[name] = places.get((parameter.data_ptr(), tuple(parameter.shape)), [name])

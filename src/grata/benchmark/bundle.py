@@ -15,6 +15,7 @@ from ..bank.header import saved_path
 from ..bundles.bundle import REQUIRED, Bundle
 from ..engines.earlier import first_names
 from ..errors import GrataError
+from ..files import expanded
 from ..methods import Method, create, settings_of
 from ..session import Session, make_guard
 from .config import OF_ROWS, MethodRow
@@ -198,12 +199,12 @@ def _of_job(path: Any, job: str) -> Any:
     """Return the path of a job below that of a benchmark, also in the settings of a bank."""
     if isinstance(path, Mapping):
         return {key: _of_job(value, job) if key == "path" else value for key, value in path.items()}
-    return path if path is None else Path(str(path)) / job
+    return path if path is None else expanded(str(path)) / job
 
 
 def _digest(file: Any) -> str | None:
     """Return the SHA-256 of a file; None where there is none."""
-    path = Path(file) if isinstance(file, str | Path) else None
+    path = expanded(file) if isinstance(file, str | Path) else None
     return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from ..checks import check_count, did_you_mean, option_constant
 from ..errors import GrataError
+from ..files import expanded
 from ..methods import METHODS, check_settings, settings_of
 from ..settings import MISSING
 from .keys import BenchmarkKeys, MetricSettings, check_known, check_name, check_unique, list_of_names, take
@@ -110,7 +111,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             where it stands, an override belongs to a source, target or method that is not in the file, or a value is of
             the wrong kind.
     """
-    given = _read(Path(str(path)))
+    given = _read(expanded(str(path)))
     _expand_all(given)
     # The whole first: otherwise it would undo what is given for its parts.
     for key, value in sorted((overrides or {}).items(), key=lambda item: item[0].count("#")):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from ..checks import did_you_mean
 from ..errors import GrataError
+from ..files import expanded
 from ..settings import KeywordSettings, Settings, choice, count, flag, setting
 
 __all__ = [
@@ -134,7 +135,7 @@ def take(named: Mapping[str, dict[str, Any]], key: str, check: Callable[[Any], T
 def _folder(value: object) -> Path:
     if not isinstance(value, str | Path):
         raise GrataError(f"must be a folder, got {value!r}. Write a name that is a number as ./20240611.")
-    return Path(value).expanduser()
+    return expanded(value)
 
 
 def _named(value: object) -> dict[str, dict[str, Any]]:

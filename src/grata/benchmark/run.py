@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from ..console import say, say_beside_bar
 from ..errors import GrataError
 from ..files import atomic_write, check_output_dir, remove_leftovers
 from ..private import restore_seed
@@ -90,11 +91,11 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
         write_summary(config, rows, folder, threads=threads_each(config), minutes=minutes, missing=total - len(rows))
         draw_figures(config, jobs, rows, folder)
     errors = [row for row in rows if row["error"]]
-    print(f"{len(rows) - len(errors)} of {total} images finished in {minutes:.1f} minutes. Results: {folder}")
+    say(f"{len(rows) - len(errors)} of {total} images finished in {minutes:.1f} minutes. Results: {folder}")
     for row in errors:
-        print(f"  {row['protocol']}, {row['source']}, {row['target']}, {row['method']}, {row['case']}: {row['error']}")
+        say(f"  {row['protocol']}, {row['source']}, {row['target']}, {row['method']}, {row['case']}: {row['error']}")
     for name, message in broken.items():
-        print(f"  {name}: stopped: {message.rstrip('.')}. Run the same command again to continue.")
+        say(f"  {name}: stopped: {message.rstrip('.')}. Run the same command again to continue.")
     return 1 if errors or broken else 0
 
 
@@ -110,7 +111,7 @@ def _compute(config: BenchmarkConfig, jobs: Sequence[Job], parts: Mapping[str, P
 
         def failed(job: Job, message: str) -> None:
             broken[job.name] = message
-            bar.write(f"{job.name}: {message}")
+            say_beside_bar(f"{job.name}: {message}")
 
         computed = [job for job in unfinished if not job.begins]
         run_jobs(computed, folder / "parts", config.workers, lambda: bar.update(1), failed)

@@ -2,7 +2,17 @@
 
 from .adaptation import ZooAdaptation
 from .checks import begin, overlay
-from .configuration import effective_settings, start
+from .configuration import effective_settings, keep_paths, start
 from .head import Head, find_head, is_unit_range
 
-__all__ = ["Head", "ZooAdaptation", "begin", "effective_settings", "find_head", "is_unit_range", "overlay", "start"]
+__all__ = [
+    "Head",
+    "ZooAdaptation",
+    "begin",
+    "effective_settings",
+    "find_head",
+    "is_unit_range",
+    "keep_paths",
+    "overlay",
+    "start",
+]

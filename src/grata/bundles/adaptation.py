@@ -12,9 +12,10 @@ from torch import nn
 
 from ..bank.saved import card_path, saved_path
 from ..checks import check_choice, check_flag, checked, constant
+from ..console import say
 from ..engines import AdaptationHandler, EvaluatorRun
 from ..errors import GrataError
-from ..files import CASES, JOURNAL, check_output_dir
+from ..files import CASES, JOURNAL, absence, check_output_dir, expanded
 from ..methods import METHODS, Method, create, settings_of
 from ..normalization import AFFINE
 from ..private import running_workflow
@@ -173,13 +174,11 @@ class ZooAdaptation:
         for path in self._to_remove:
             path.unlink(missing_ok=True)
         head = f", {self.head.activation} as in {self.head.source}" if self.head.activation else ""
-        print(
-            f"{self.method.name} on {type(self.method.given).__name__}: changes {describe_changes(self.method)}{head}."
-        )
+        say(f"{self.method.name} on {type(self.method.given).__name__}: changes {describe_changes(self.method)}{head}.")
         run.run()
-        print(f"{self.method.name}: {run.done} of {run.images} images done.")
+        say(f"{self.method.name}: {run.done} of {run.images} images done.")
         for line in (*(f"{fault.case}: {fault.message}" for fault in run.faults), *self.handler.remarks()):
-            print(f"  {line}")
+            say(f"  {line}")
         judgements = self.handler.session.judgements
         report_verdicts(judgements, self._folder, faults=run.faults)
         status = exit_status(run.done < run.images, judgements.values())
@@ -307,9 +306,10 @@ def _guard(given: Any, on_reject: Any, quality: Any, bundle_root: str | Path | N
 
 def _existing(prepared: str | Path | None) -> str | Path | None:
     """Return ``prepared`` once it is known to exist: a method that does not need it would not notice."""
-    if prepared is not None and not Path(prepared).is_file():
+    if prepared is not None and not expanded(prepared).is_file():
         raise GrataError(
-            f"{prepared} does not exist. Name a file that python -m grata prepare wrote.", key="adaptation#prepared"
+            f"{prepared} {absence(expanded(prepared))}. Name a file that python -m grata prepare wrote.",
+            key="adaptation#prepared",
         )
     return prepared
 

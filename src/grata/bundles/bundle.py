@@ -18,10 +18,12 @@ from monai.transforms import Compose, Invertd, ResampleToMatch
 from torch import nn
 
 from ..errors import GrataError
+from ..files import absence, expanded
 from ..machine import check_device
 from ..predictions import ACTIVATIONS
 from ..session import WindowSelection, window_selection
 from .configuration import check_keys, check_method_settings
+from .paths import keep_texts
 from .reader import Configuration
 from .regions import Region, make_regions
 
@@ -58,19 +60,22 @@ class Bundle(Configuration):
     root: Path
 
     def __init__(self, root: Path, overrides: Mapping[str, Any], name: str) -> None:
-        path = Path(root) / "configs" / "adapt.yaml"
+        root = expanded(root)
+        path = root / "configs" / "adapt.yaml"
         if not path.is_file():
-            raise GrataError(f"{path} does not exist. Name the folder of a bundle that has it.", key="bundle")
+            missing = root if root.is_symlink() else path
+            raise GrataError(f"{missing} {absence(missing)}. Name the folder of a bundle that has it.", key="bundle")
         parser = ConfigParser()
         parser.read_config(path)
-        super().__init__(parser, Path(root), name, path)
-        missing = [key for key in REQUIRED if key not in self.raw()]
-        if missing:
-            raise GrataError(f"{path} lacks {', '.join(missing)}. A benchmark needs each of them.", key="bundle")
+        super().__init__(parser, root, name, path)
+        lacking = [key for key in REQUIRED if key not in self.raw()]
+        if lacking:
+            raise GrataError(f"{path} lacks {', '.join(lacking)}. A benchmark needs each of them.", key="bundle")
         check_keys(self.raw(), _READ)
         parser["bundle_root"] = str(self.root)
         for key, value in overrides.items():
             self._override(key, value)
+        keep_texts(parser)
         check_method_settings(self.raw())
 
     def _override(self, key: str, value: Any) -> None:
@@ -176,7 +181,7 @@ class Bundle(Configuration):
             case: case whose files the message may name.
         """
         given = [self.resolve(key) for key in ("dataset_dir", "labels_dir") if key in self]
-        roots = [os.path.abspath(Path(folder).expanduser()) for folder in given if isinstance(folder, str | Path)]
+        roots = [os.path.abspath(expanded(folder)) for folder in given if isinstance(folder, str | Path)]
         files = [case.get("label"), *(image if isinstance(image := case.get("image"), list | tuple) else [image])]
         # The files' own folders come last, so that paths inside the site's folder keep their inner part.
         roots += dict.fromkeys(os.path.dirname(os.path.abspath(path)) for path in files if path is not None)

@@ -12,9 +12,10 @@ from .._moved import NAMES
 from ..checks import did_you_mean
 from ..engines import EvaluatorRun
 from ..errors import GrataError
-from ..private import running_command
+from ..private import running_command, running_workflow
 from ..session.faults import plain_errors
 from .configuration import check_method_settings
+from .paths import keep_typed
 from .reader import Configuration, evaluators, read_files
 
 __all__ = ["begin", "bundle_postprocessing", "check_collisions", "check_overrides", "overlay"]
@@ -45,6 +46,9 @@ def begin() -> None:
         "The bundle's outputs and the saved adaptation are kept. A bank goes on by itself; without a bank give "
         "--adaptation#start_from.",
     )
+    if (workflow := running_workflow()) is not None and keep_typed(workflow.parser):
+        # What the bundle made for itself was made of other texts.
+        workflow.initialize()
     check_method_settings(config)
     command = running_command()
     files = [Path(file) for file in ensure_tuple(command.get("config_file") or ())]

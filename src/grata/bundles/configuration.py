@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..errors import GrataError
 from ..methods import METHODS, check_settings
 from ..private import running_workflow
 from ..session.faults import STOPPED, TRACEBACK_HINT, plain_errors
+from .paths import as_written, keep_typed, leaves, shown_key
 
 __all__ = [
     "check_keys",
@@ -22,6 +23,7 @@ __all__ = [
     "check_settings_kind",
     "constant",
     "effective_settings",
+    "keep_paths",
     "start",
 ]
 
@@ -40,7 +42,22 @@ _READ_BY_MONAI = {
     "postprocessing",
     "key_metric",
 }
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list", list: "a list"}
 _REFERENCE = re.compile(r"[@%]([A-Za-z_]\w*)")
+
+
+def keep_paths() -> None:
+    """Keep the paths of the command line as they were typed, as the first line of a bundle's ``initialize``.
+
+    It stands before :func:`start`, whose arguments MONAI resolves first: a path that begins with ``$`` would be run.
+
+    Raises:
+        GrataError: a path begins with ``$``, and there is nothing of that name.
+    """
+    plain_errors(hint=TRACEBACK_HINT, stopped=STOPPED)
+    workflow = running_workflow()
+    if workflow is not None:
+        keep_typed(workflow.parser)
 
 
 def start(
@@ -80,6 +97,9 @@ def start(
             checked(check, value, key)
     workflow = running_workflow()
     if workflow is not None:
+        if "keep_paths" not in str(workflow.parser.get(workflow.init_id)):
+            # a bundle that was made before there was such a line
+            keep_typed(workflow.parser)
         _check_running(workflow)
 
 
@@ -99,7 +119,8 @@ def _check_path(value: Any) -> None:
         # As from a shell variable that is not set; it would be the current folder, or the bundle's own scans.
         raise GrataError("needs a value, got ''.")
     if not isinstance(constant(value), str | Path | None):
-        raise GrataError(f"the command line reads {value!r} as {type(value).__name__}. Write ./ before the name.")
+        kind = _KINDS.get(type(value), "no text")
+        raise GrataError(f"the command line reads {value!r} as {kind}. Write ./ before the name.")
 
 
 def _check_running(workflow: ConfigWorkflow) -> None:
@@ -107,7 +128,7 @@ def _check_running(workflow: ConfigWorkflow) -> None:
     check_keys(config, {workflow.init_id, workflow.run_id, workflow.final_id})
     check_method_settings(config)
     # The command line hands these words over as text, and the text "false" counts as true.
-    for key, value in list(_leaves(config)):
+    for key, value in list(leaves(config)):
         if constant(value) is not value:
             workflow.parser.set(constant(value), key)
 
@@ -122,9 +143,11 @@ def effective_settings(ignored: Iterable[str] = ()) -> dict[str, Any]:
         Plain values by key, such as ``{"settings#lr": 0.0001}``; empty if no workflow is running.
     """
     workflow = running_workflow()
-    leaves = _leaves(workflow.parser.get()) if workflow is not None else ()
+    config = {} if workflow is None else workflow.parser.get()
     left_out = {*ignored, "imports", "_meta_"}
-    return {_shown(key): value for key, value in leaves if key.split(ID_SEP_KEY)[0] not in left_out}
+    return {
+        shown_key(key): as_written(value) for key, value in leaves(config) if key.split(ID_SEP_KEY)[0] not in left_out
+    }
 
 
 def check_method_settings(config: Mapping[str, Any]) -> None:
@@ -163,13 +186,13 @@ def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
     Raises:
         GrataError: a reference leads nowhere, or nothing refers to a top-level key, which MONAI would silently ignore.
     """
-    for key, text in _leaves(config):
+    for key, text in leaves(config):
         for reference in ReferenceResolver.match_refs_pattern(text) if isinstance(text, str) else ():
             name = reference.split(ID_SEP_KEY)[0]
             if name not in config:
                 hint = did_you_mean(name, config, "Define that key, or correct the reference.", "@")
-                raise GrataError(f"it refers to @{name}, and there is no such key. {hint}", key=_shown(key))
-    used = {match for _, text in _leaves(config) if isinstance(text, str) for match in _REFERENCE.findall(text)}
+                raise GrataError(f"it refers to @{name}, and there is no such key. {hint}", key=shown_key(key))
+    used = {match for _, text in leaves(config) if isinstance(text, str) for match in _REFERENCE.findall(text)}
     workflows = {key for key, value in config.items() if isinstance(value, list) and all(map(_is_expression, value))}
     known = used | _READ_BY_MONAI | run_ids | workflows
     for key in config:
@@ -178,20 +201,5 @@ def check_keys(config: dict[str, Any], run_ids: set[str]) -> None:
             raise GrataError(f"there is no such key. {hint}", key=f"--{key}")
 
 
-def _leaves(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the id and value of everything that is neither dict nor list."""
-    if not isinstance(config, dict | list | tuple):
-        yield key, config
-        return
-    items = config.items() if isinstance(config, dict) else enumerate(config)
-    for name, value in items:
-        yield from _leaves(value, f"{key}{ID_SEP_KEY}{name}" if key else str(name))
-
-
 def _is_expression(value: Any) -> bool:
     return isinstance(value, str) and ConfigExpression.is_expression(value)
-
-
-def _shown(key: str) -> str:
-    """Return an id as users write it on the command line."""
-    return key.replace(ID_SEP_KEY, "#")

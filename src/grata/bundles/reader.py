@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import GrataError
 from ..private import running_workflow
 from ..session.faults import explain
+from .paths import keep_texts
 
 __all__ = ["Configuration", "components", "evaluators", "read_files"]
 
@@ -51,6 +52,7 @@ class Configuration:
         parser["bundle_root"] = str(root)
         for key, value in overrides.items():
             parser[key] = value
+        keep_texts(parser)
         return cls(parser, root, file=files[0])
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import typer
 
 from .._version import __version__
 from ..checks import did_you_mean
+from ..console import CLOSED_PIPE, fit_console, is_abandoned, say
 from ..errors import GrataError
 from .bank import bank
 from .benchmark import benchmark
@@ -19,7 +19,7 @@ from .calibrate import calibrate
 from .doctor import doctor
 from .methods import methods
 from .nnunet import nnunet
-from .options import SWITCH, TEXT, Kind, Work
+from .options import PATH, SWITCH, TEXT, Kind, Work
 from .prepare import prepare
 from .spelling import Grammar, spelled
 
@@ -105,10 +105,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        # Formulas have letters that a console of another encoding lacks.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    fit_console()
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not is_abandoned():
+            raise
+        return CLOSED_PIPE
+    return status
+
+
+def _run(words: list[str]) -> int:
     command = _COMMANDS.get(words[0]) if words else None
     try:
         group = typer.main.get_command(_application())
@@ -116,11 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = group.main(spelling, prog_name="grata", standalone_mode=False, obj=others)
         return int(work() if callable(work) else work or 0)
     except KeyboardInterrupt:
-        print(f"\n{command.stopped if command else 'stopped.'}", file=sys.stderr)
+        say(f"\n{command.stopped if command else 'stopped.'}", sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     # What a bundle's configuration calls can raise anything.
     except Exception as error:  # noqa: BLE001
-        print(f"error: {_in_words(error)}", file=sys.stderr)
+        say(f"error: {_in_words(error)}", sys.stderr)
         return 1
 
 
@@ -143,7 +153,7 @@ def _application() -> typer.Typer:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        print(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -174,7 +184,7 @@ def _grammar(name: str, parameters: Sequence[Any]) -> Grammar:
         _names(options),
         required=_names(parameter for parameter in arguments if parameter.required),
         switches=_of_kind(SWITCH, options),
-        texts=(*_of_kind(TEXT, options), *command.stated),
+        texts=(*_of_kind(TEXT, options), *_of_kind(PATH, options), *command.stated),
         by_position=command.by_position,
         nested=command.nested,
         others=command.others,

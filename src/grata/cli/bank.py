@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from .options import SWITCH, TEXT, Work, argument, option
+from .options import PATH, SWITCH, Work, argument, option
 
 __all__ = ["bank"]
 
 
 def bank(
     action: Annotated[str, argument("list, inspect, export or reset.")],
-    folder: Annotated[str, argument("Folder of the bank.")],
+    folder: Annotated[str, argument("Folder of the bank.", PATH)],
     name: Annotated[
         str | None,
         argument("Name of an entry as list shows it, or its beginning; reset needs the whole name."),
@@ -20,12 +20,12 @@ def bank(
         str | None,
         option(
             "checkpoint",
-            TEXT,
+            PATH,
             "For export: file with the source weights (.pt, .pth or .ts); a copy of it with the adapted values is "
             "written. Without it, a copy of the saved adaptation is written.",
         ),
     ] = None,
-    output: Annotated[str | None, option("output", TEXT, "For export: file to write.")] = None,
+    output: Annotated[str | None, option("output", PATH, "For export: file to write.")] = None,
     all: Annotated[Any, option("all", SWITCH, "For reset: remove all entries.", default="false")] = None,
 ) -> Work:
     """Look after a bank, which keeps one adaptation for each site or scanner.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import VALUE, Work, argument, check_exists, given, option
+from .options import PATH, VALUE, Work, argument, check_exists, given, option
 
 __all__ = ["benchmark"]
 
@@ -17,9 +17,9 @@ _option = functools.partial(option, none=True)
 
 def benchmark(
     context: typer.Context,
-    config_file: Annotated[str, argument("YAML or JSON file with the keys below.")],
-    bundle: Annotated[Any, _option("bundle", VALUE, "Folder of the bundle.")] = None,
-    output_dir: Annotated[Any, _option("output_dir", VALUE, "Folder for the results.")] = None,
+    config_file: Annotated[str, argument("YAML or JSON file with the keys below.", PATH)],
+    bundle: Annotated[Any, _option("bundle", PATH, "Folder of the bundle.")] = None,
+    output_dir: Annotated[Any, _option("output_dir", PATH, "Folder for the results.")] = None,
     sources: Annotated[
         Any, _option("sources", VALUE, "Source networks by name, each with keys of the bundle's configuration.")
     ] = None,

@@ -6,19 +6,19 @@ from typing import Annotated
 
 import typer
 
-from .options import SWITCH, TEXT, LabelsDir, Work, argument, check_bundle, count, given, option
+from .options import PATH, SWITCH, LabelsDir, Work, argument, check_bundle, count, given, option
 
 __all__ = ["calibrate"]
 
 
 def calibrate(
     context: typer.Context,
-    bundle: Annotated[str, argument("Folder of the bundle.")],
-    dataset_dir: Annotated[str, argument("Labelled images of the source set; not those of a target site.")],
+    bundle: Annotated[str, argument("Folder of the bundle.", PATH)],
+    dataset_dir: Annotated[str, argument("Labelled images of the source set; not those of a target site.", PATH)],
     labels_dir: LabelsDir = None,
     output: Annotated[
         str | None,
-        option("output", TEXT, "File to write, relative to the bundle.", default="models/quality.json"),
+        option("output", PATH, "File to write, relative to the bundle.", default="models/quality.json"),
     ] = None,
     images: Annotated[
         int | None,

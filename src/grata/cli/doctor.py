@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import TEXT, VALUE, Work, argument, check_exists, given, option
+from .options import PATH, VALUE, Work, argument, check_exists, given, option
 
 __all__ = ["doctor"]
 
@@ -14,13 +14,13 @@ __all__ = ["doctor"]
 def doctor(
     context: typer.Context,
     path: Annotated[
-        str, argument("Folder of a bundle in Model Zoo layout, a trained nnU-Net folder, or a TorchScript file.")
+        str, argument("Folder of a bundle in Model Zoo layout, a trained nnU-Net folder, or a TorchScript file.", PATH)
     ],
     config_file: Annotated[
         str | None,
         option(
             "config_file",
-            TEXT,
+            PATH,
             "For a bundle: configuration, relative to its folder.",
             default="configs/inference.json or .yaml",
         ),

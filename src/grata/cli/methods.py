@@ -7,10 +7,11 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
+from ..console import say
 from ..doctor.catalogue import load
 from ..errors import GrataError
 from .listing import describe, find, methods_table, select
-from .options import DIMENSIONS, SWITCH, TEXT, Work, argument, check_bundle, option
+from .options import DIMENSIONS, PATH, SWITCH, TEXT, Work, argument, check_bundle, option
 
 __all__ = ["methods"]
 
@@ -18,7 +19,7 @@ __all__ = ["methods"]
 def methods(
     name: Annotated[str | None, argument("Method to describe; without it, all methods are listed.")] = None,
     bundle: Annotated[
-        str | None, option("bundle", TEXT, "Folder of a bundle: show which methods fit it, and what the others lack.")
+        str | None, option("bundle", PATH, "Folder of a bundle: show which methods fit it, and what the others lack.")
     ] = None,
     changes: Annotated[
         str | None, option("changes", TEXT, "Only methods that change this, such as statistics or affine.")
@@ -57,16 +58,16 @@ def methods(
         if name is not None:
             _refuse_idle(name, [key for key, value in filters.items() if value is not None], form)
         if bundle is None:
-            print(methods_table(chosen, form) if name is None else describe(chosen[0]))
+            say(methods_table(chosen, form) if name is None else describe(chosen[0]))
             if not chosen:
-                print("No method is left. grata methods without filters lists all.", file=sys.stderr)
+                say("No method is left. grata methods without filters lists all.", sys.stderr)
             return 0
         if form != "simple":
             raise GrataError("what a bundle can take is shown as simple alone. Leave out bundle, or form.", key="form")
         check_bundle(bundle)
         from ..doctor.fit import fitting_methods
 
-        print(fitting_methods(bundle, [method.name for method in chosen]))
+        say(fitting_methods(bundle, [method.name for method in chosen]))
         return 0
 
     return run

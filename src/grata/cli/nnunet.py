@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import NUMBER, SITE, SWITCH, TEXT, VALUE, Work, argument, check_exists, count, given, option
+from .options import NUMBER, PATH, SITE, SWITCH, TEXT, VALUE, Work, argument, check_exists, count, given, option
 
 __all__ = ["nnunet"]
 
@@ -18,10 +18,12 @@ _option = functools.partial(option, none=True)
 def nnunet(
     context: typer.Context,
     model_folder: Annotated[
-        str, argument("Trained-model folder, which holds plans.json, dataset.json and fold_0, ...")
+        str, argument("Trained-model folder, which holds plans.json, dataset.json and fold_0, ...", PATH)
     ],
-    input: Annotated[str, argument("Folder of images, named as for nnU-Net: <case>_0000.nii.gz, one file a channel.")],
-    output: Annotated[str, argument("Folder for the segmentations, the journal and the summary.")],
+    input: Annotated[
+        str, argument("Folder of images, named as for nnU-Net: <case>_0000.nii.gz, one file a channel.", PATH)
+    ],
+    output: Annotated[str, argument("Folder for the segmentations, the journal and the summary.", PATH)],
     method: Annotated[
         str, option("method", TEXT, "Method, see grata methods; source: nnU-Net's own predictions.", default="grata")
     ] = "grata",
@@ -46,14 +48,14 @@ def nnunet(
         _option("site", SITE, "Where the images come from, or a mapping of cases to sites, such as '{case-1: north}'."),
     ] = None,
     bank: Annotated[
-        str | None, _option("bank", TEXT, "Folder that keeps what is learned for each site; it needs a site.")
+        str | None, _option("bank", PATH, "Folder that keeps what is learned for each site; it needs a site.")
     ] = None,
     start_from: Annotated[
         str | None,
-        _option("start_from", TEXT, "Saved adaptations to start from: a folder with fold_0.safetensors and so on."),
+        _option("start_from", PATH, "Saved adaptations to start from: a folder with fold_0.safetensors and so on."),
     ] = None,
     save_to: Annotated[
-        str | None, _option("save_to", TEXT, "Without a bank: folder for the saved adaptation of each fold.")
+        str | None, _option("save_to", PATH, "Without a bank: folder for the saved adaptation of each fold.")
     ] = None,
     reset: Annotated[
         Any,
@@ -66,7 +68,7 @@ def nnunet(
     ] = None,
     prepared: Annotated[
         str | None,
-        _option("prepared", TEXT, "What some methods need: a folder with fold_0.safetensors and so on, or a file."),
+        _option("prepared", PATH, "What some methods need: a folder with fold_0.safetensors and so on, or a file."),
     ] = None,
     guard: Annotated[
         Any,
@@ -82,7 +84,7 @@ def nnunet(
         _option("on_reject", TEXT, "What is written of a rejected image: source, withhold or keep.", default="source"),
     ] = None,
     quality: Annotated[
-        str | None, _option("quality", TEXT, "File of grata calibrate: what Dice to expect of the networks.")
+        str | None, _option("quality", PATH, "File of grata calibrate: what Dice to expect of the networks.")
     ] = None,
     folds: Annotated[
         Any, _option("folds", VALUE, "Folds to use: 0, or 0,1, or all.", default="each numbered one")

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fire.parser import DefaultParseValue
 
 from ..checks import check_count, check_flag, check_number, constant, option_constant
 from ..errors import GrataError
-from .spelling import literal
+from ..files import absence, expanded
+from .spelling import literal, parsed
 
 __all__ = [
     "DIMENSIONS",
     "NUMBER",
+    "PATH",
     "SITE",
     "SWITCH",
     "TEXT",
@@ -52,7 +53,7 @@ class Kind:
 
 
 def _unquoted(written: str) -> str:
-    value = DefaultParseValue(written)
+    value = parsed(written)
     return value if isinstance(value, str) else written
 
 
@@ -80,6 +81,8 @@ def _dimensions(value: Any) -> Any:
 
 
 TEXT = Kind("TEXT", _unquoted, _same)
+PATH = Kind("PATH", str, _same)
+"""The name of a file or folder: any character in it is its own."""
 SWITCH = Kind("true|false", literal, check_flag)
 NUMBER = Kind("NUMBER", literal, check_number)
 VALUE = Kind("VALUE", literal, _same)
@@ -98,8 +101,8 @@ def check_exists(path: str, remedy: str, key: str | None = None) -> None:
     Raises:
         GrataError: there is nothing of that name.
     """
-    if not Path(path).expanduser().exists():
-        raise GrataError(f"{path} does not exist. {remedy}", key)
+    if not expanded(path).exists():
+        raise GrataError(f"{path} {absence(expanded(path))}. {remedy}", key)
 
 
 def check_bundle(folder: str) -> None:
@@ -108,16 +111,20 @@ def check_bundle(folder: str) -> None:
     Raises:
         GrataError: it does not.
     """
-    check_exists(f"{folder}/configs/adapt.yaml", "Name the folder of a bundle that has it.", "bundle")
+    remedy = "Name the folder of a bundle that has it."
+    if os.path.islink(expanded(folder)):
+        check_exists(folder, remedy, "bundle")
+    check_exists(f"{folder}/configs/adapt.yaml", remedy, "bundle")
 
 
-def argument(help: str) -> Any:
+def argument(help: str, kind: Kind = TEXT) -> Any:
     """Declare what a command takes by position.
 
     Args:
         help: meaning in one line.
+        kind: kind of its value, which is text.
     """
-    return typer.Argument(parser=_unquoted, help=help, show_default=False)
+    return typer.Argument(parser=kind.read, help=help, show_default=False)
 
 
 def option(name: str, kind: Kind, help: str, default: str | None = None, none: bool = False) -> Any:
@@ -136,7 +143,7 @@ def option(name: str, kind: Kind, help: str, default: str | None = None, none: b
         if isinstance(value, str):
             word = option_constant(value, name) if none else constant(value)
             # Text that reads like a constant is still text, but for null.
-            value = value if kind is TEXT and word is not None else word
+            value = value if kind in (TEXT, PATH) and word is not None else word
         try:
             return None if value is None else kind.check(value)
         except GrataError as error:
@@ -148,7 +155,7 @@ def option(name: str, kind: Kind, help: str, default: str | None = None, none: b
 
 LabelsDir = Annotated[
     str | None,
-    option("labels_dir", TEXT, "Label maps of the images.", default="where they are found beside the images"),
+    option("labels_dir", PATH, "Label maps of the images.", default="where they are found beside the images"),
 ]
 """The option of commands that read a labelled source set."""
 

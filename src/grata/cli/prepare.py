@@ -6,19 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import TEXT, VALUE, LabelsDir, Work, argument, check_bundle, count, given, option
+from .options import PATH, VALUE, LabelsDir, Work, argument, check_bundle, count, given, option
 
 __all__ = ["prepare"]
 
 
 def prepare(
     context: typer.Context,
-    bundle: Annotated[str, argument("Folder of the bundle.")],
-    dataset_dir: Annotated[str, argument("Images of the source set; not those of a target site.")],
+    bundle: Annotated[str, argument("Folder of the bundle.", PATH)],
+    dataset_dir: Annotated[str, argument("Images of the source set; not those of a target site.", PATH)],
     labels_dir: LabelsDir = None,
     output: Annotated[
         str | None,
-        option("output", TEXT, "File to write, relative to the bundle.", default="models/prepared.safetensors"),
+        option("output", PATH, "File to write, relative to the bundle.", default="models/prepared.safetensors"),
     ] = None,
     images: Annotated[
         int | None,

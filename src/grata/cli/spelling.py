@@ -11,9 +11,10 @@ from typing import Any
 from fire.parser import DefaultParseValue
 
 from ..checks import constant, did_you_mean
+from ..console import say
 from ..errors import GrataError
 
-__all__ = ["Grammar", "literal", "spelled"]
+__all__ = ["Grammar", "literal", "parsed", "spelled"]
 
 _HELP = ("--help", "-h")
 
@@ -122,7 +123,13 @@ def literal(text: str) -> Any:
         >>> literal("0,1"), literal("{lr: 0.1, entropy: null}"), literal("model.pt")
         ((0, 1), {'lr': 0.1, 'entropy': None}, 'model.pt')
     """
-    return _constants(DefaultParseValue(text))
+    return _constants(parsed(text))
+
+
+def parsed(text: str) -> Any:
+    """Return the value of a Python literal as fire reads it, or the text; what fire takes for a comment is text too."""
+    value = DefaultParseValue(text)
+    return text if "#" in text and "#" not in str(value) else value
 
 
 def _constants(value: Any) -> Any:
@@ -177,7 +184,7 @@ def _place(values: Sequence[str], named: dict[str, str], grammar: Grammar) -> No
     for name, value in zip(free, values, strict=False):
         _refuse_empty(value, name)
         if name in grammar.by_position:
-            print(f"note: {value} is read as --{name}; the next release will ask for that name.", file=sys.stderr)
+            say(f"note: {value} is read as --{name}; the next release will ask for that name.", sys.stderr)
         named[name] = value
     for name in grammar.required:
         if name not in named:

@@ -1,9 +1,9 @@
-"""Scans and segmentations: find, check, read and write NIfTI files, DICOM series and pictures."""
+"""Scans and segmentations: find, check, read and write NIfTI, MetaImage and NRRD files, DICOM series and pictures."""
 
 from .checks import CheckExtentd, CheckLabeld, CheckScand
 from .discovery import Discovery, Fault, discover
 from .reader import ScanReader
-from .segmentation import write_dicom_seg, write_nifti, write_png
+from .segmentation import write_dicom_seg, write_itk, write_nifti, write_png
 
 __all__ = [
     "CheckExtentd",
@@ -14,6 +14,7 @@ __all__ = [
     "ScanReader",
     "discover",
     "write_dicom_seg",
+    "write_itk",
     "write_nifti",
     "write_png",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from ..errors import GrataError
+from ..files import expanded
 
 __all__ = ["Listed", "read_case_lists"]
 
@@ -48,7 +49,7 @@ def read_case_lists(files: str | os.PathLike[str] | Sequence[str | os.PathLike[s
                 f"must be the name of a CSV file, got {file!r} ({type(file).__name__}). Write ./ before the name.",
                 key="cases_file",
             )
-        path = Path(file).expanduser()
+        path = expanded(file)
         path = path if path.is_file() else root / path
         for line, row in _rows(path):
             image, mask = (_inside(root, row[key], f"{path}, line {line}, {key}") for key in ("image", "mask"))

@@ -10,8 +10,8 @@ from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey
 
 from ..errors import GrataError
-from .nifti import is_nifti
 from .pictures import is_picture
+from .volume_files import is_volume_file
 
 __all__ = ["CheckExtentd", "CheckLabeld", "CheckScand"]
 
@@ -150,4 +150,4 @@ def _name(data: Mapping[Hashable, Any], key: Hashable) -> str:
         return f"Case '{data['case']}' ({key})"
     path = data[key].meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") if isinstance(data[key], MetaTensor) else ""
     # The name of a DICOM file may contain the patient's name.
-    return f"File '{path}'" if is_nifti(path) or is_picture(path) else f"The DICOM scan under key '{key}'"
+    return f"File '{path}'" if is_volume_file(path) or is_picture(path) else f"The DICOM scan under key '{key}'"

@@ -1,46 +1,34 @@
 """Find the scans in a folder, one case per scan, and report the scans that cannot be used."""
 
-import fnmatch
 import hashlib
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import GrataError
+from ..files import absence, expanded
 from .case_list import read_case_lists
-from .dicom import (
-    BrokenFileError,
-    Instance,
-    is_named_dicom,
-    read_instance,
-    series_geometry,
-    series_identifiers,
-    sort_series,
-)
-from .geometry import GeometryError
-from .identifiers import REMOVED, printable, remove_identifiers, safe_path
+from .dicom_cases import DicomFiles, Selection, find_scans, index_dicom
+from .dicom_index import series_identifiers
+from .identifiers import printable, remove_identifiers, safe_path
 from .labels import LabelIndex, is_image_folder, scan_stem
-from .nifti import check_nifti, grid_difference, is_nifti, load_nifti
+from .nifti import grid_difference
 from .pictures import is_label_picture, is_picture, picture_size
+from .volume_files import check_volume_file, is_volume_file, volume_format, volume_grid
 from .walk import Files, walk
 
 __all__ = ["Discovery", "Fault", "discover"]
 
-# With fewer files, indexing ends before a progress bar can be read.
-_FILES_FOR_PROGRESS = 50
+# An id becomes the name of files, before and behind which up to 22 characters stand; file systems take 255 bytes.
+_LONGEST_ID = 233
 
-_REMEDY_2D = "DICOM is read as volumes only, and this bundle needs 2D images. Convert it to PNG or NIfTI."
-_REMEDY = (
-    "Export the series again, complete and without other series, or leave it out by selecting others (modality, "
-    "description)."
-)
+_EXPORT = "Copy or export it again, or leave it out."
 
 
 @dataclass(frozen=True)
@@ -61,20 +49,24 @@ class Discovery:
     """Usable and unusable scans of a folder.
 
     Attributes:
-        cases: one dictionary per usable scan, sorted by id. ``case``: unique id. ``image``: path of the NIfTI file or
+        cases: one dictionary per usable scan, sorted by id. ``case``: unique id. ``image``: path of the volume file or
             picture, or list of the files of a DICOM series along its slice normal. ``label``: path of the label map,
-            only when one was found. ``site``: name of the site. ``format``: ``"nifti"``, ``"dicom"`` or ``"picture"``.
+            only when one was found. ``site``: name of the site. ``format``: ``"nifti"``, ``"itk"`` (MetaImage, NRRD),
+            ``"dicom"`` or ``"picture"``.
         faults: scans that cannot be used.
         paths: path of each case below the folder, by its id, for a person to find it: the file, or the folder of a
             series; what identifies the patient is left out.
         notes: what was passed over because it is not a scan, a sentence for each kind with its count; empty where
             nothing was. They do not identify the patient.
+        places: path of each case and fault as it is, by its id, the first file of a series. It may name the patient,
+            and must not be shown.
     """
 
     cases: list[dict[str, Any]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     paths: dict[str, str] = field(default_factory=dict, compare=False)
     notes: list[str] = field(default_factory=list, compare=False)
+    places: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 def discover(
@@ -85,34 +77,40 @@ def discover(
     site: str | None = None,
     spatial_dims: int = 3,
     cases_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    select: str | Sequence[str] | Mapping[str, Any] | None = None,
 ) -> Discovery:
-    """Index the NIfTI files, DICOM series and pictures of a folder and its subfolders.
+    """Index the NIfTI, MetaImage and NRRD files, DICOM series and pictures of a folder and its subfolders.
 
-    NIfTI files are recognized by their extension, DICOM files by their content, and pictures (PNG, JPEG, TIFF, BMP;
-    only for 2D) by their extension. Each Series Instance UID becomes one case, wherever its files lie.
+    NIfTI files, also pairs (``.hdr`` and ``.img``), MetaImage (``.mha``, ``.mhd``) and NRRD files (``.nrrd``,
+    ``.nhdr``) are recognized by their extension, DICOM files by their content, and pictures (PNG, JPEG, TIFF, BMP; only
+    for 2D) by their extension. Each Series Instance UID becomes one case, wherever its files lie; a series of several
+    volumes (echoes, b-values, time points, ...) becomes one for each. A file that is stored twice counts once.
 
-    Ignored are hidden files, DICOM objects that are not images (DICOMDIR, SEG, SR, RTSTRUCT, ...), and the results of
-    earlier runs (``segmentations``, ``figures`` and ``overview.png`` beside a ``journal.jsonl``). Where a folder holds
-    an ``images`` (``imagesTr``, ...) or ``image`` folder, its pictures are taken from there only: masks of the field of
-    view, drawings and the like lie beside it.
+    Passed over with a note are DICOM objects that are not scans: those without an image (DICOMDIR, SEG, SR, Raw Data,
+    ...), screenshots and dose reports, localizers. Ignored are hidden files and the results of earlier runs
+    (``segmentations``, ``figures`` and ``overview.png`` beside a ``journal.jsonl``). Where a folder holds an ``images``
+    (``imagesTr``, ...) or ``image`` folder, its pictures are taken from there only: masks of the field of view,
+    drawings and the like lie beside it.
 
     Args:
         dataset_dir: folder of the scans.
         modality: modality of the DICOM series to keep (``"MR"``, ``"CT"``), in upper or lower case.
         description: text that the description of a DICOM series must contain, or pattern that it must match
-            (``"*T1*post*"``), in upper or lower case. NIfTI files and pictures have neither modality nor description
-            and are always kept.
-        labels_dir: folder of label maps (NIfTI, or pictures for pictures) named like the images, or like the cases for
-            DICOM. Without it, labels are looked for in a ``labels``, ``masks`` or ``mask`` folder beside ``images`` or
-            ``image`` (also ``labelsTr`` beside ``imagesTr``), and beside the image as ``<name>_seg``,
-            ``<name>_label`` or ``<name>_mask``. A picture's label may have another extension than the picture, also
-            ``.gif``.
+            (``"*T1*post*"``), in upper or lower case. Other formats have neither modality nor description and are
+            always kept.
+        labels_dir: folder of label maps (volume files, or pictures for pictures) named like the images, or like the
+            cases for DICOM. Without it, labels are looked for in a ``labels``, ``masks`` or ``mask`` folder beside
+            ``images`` or ``image`` (also ``labelsTr`` beside ``imagesTr``), and beside the image as ``<name>_seg``,
+            ``<name>_label`` or ``<name>_mask``. A label may have another extension than its image, that of a picture
+            also ``.gif``.
         site: name of the site that the scans come from, unless ``cases_file`` names another; default ``"unknown"``.
-        spatial_dims: 3 for volumes; 2 for pictures and NIfTI images of a single slice. DICOM series are volumes.
+        spatial_dims: 3 for volumes; 2 for pictures and volume files of a single slice. DICOM series are volumes.
         cases_file: one CSV file or several, each a path or a name in ``dataset_dir``. Only the images in the column
             ``image`` are taken, with the label maps in the column ``mask`` (empty for none); both hold paths relative
             to ``dataset_dir``. An optional column ``site`` names the site of each image, for a stream of several
-            sites. For NIfTI files and pictures only.
+            sites. Not for DICOM series.
+        select: values that DICOM images must have, to take one of several volumes of a series: ``"EchoTime=11"``,
+            several with commas between them or in a list, or a mapping. Values of one attribute are alternatives.
 
     Returns:
         The usable cases and the faults. Slice distances may differ by 1 % or 0.01 mm, whichever is larger, direction
@@ -127,8 +125,7 @@ def discover(
     labels_root = None if labels_dir is None else _existing_folder(labels_dir, "labels_dir")
     search = _Search(root, spatial_dims, site or "unknown")
     if cases_file is None:
-        chosen = _Selection(*(None if value is None else str(value) for value in (modality, description)))
-        search.add_folder(chosen, labels_root)
+        search.add_folder(Selection.of(modality, description, select), labels_root)
     elif labels_root is None:
         search.add_listed(cases_file)
     else:
@@ -137,36 +134,6 @@ def discover(
             key="cases_file, labels_dir",
         )
     return search.sorted()
-
-
-class _Selection(NamedTuple):
-    """Modality and description that a DICOM series must have; None: any."""
-
-    modality: str | None
-    description: str | None
-
-    def matches(self, instance: Instance) -> bool:
-        if self.modality and instance.modality != self.modality.strip().upper():
-            return False
-        if not self.description:
-            return True
-        text, pattern = instance.description.lower(), self.description.lower()
-        return pattern in text or fnmatch.fnmatchcase(text, pattern)
-
-    def nothing_matches(self, series: Iterable[Sequence[Instance]]) -> GrataError:
-        """Return the error for a selection that matches none of the series."""
-        found: dict[str, list[str]] = defaultdict(list)
-        for group in series:
-            # As a pattern, which can be given as it stands.
-            shown = remove_identifiers(group[0].description, group[0].identifiers).replace(REMOVED, "*")
-            found[group[0].modality].append(shown or "none")
-        given = {key: value for key, value in self._asdict().items() if value}
-        wanted = " and ".join(f"{key} '{value}'" for key, value in given.items())
-        listed = "; ".join(
-            f"{len(names)} of modality {key} (descriptions: {', '.join(sorted(set(names))[:10])})"
-            for key, names in sorted(found.items())
-        )
-        return GrataError(f"no DICOM series has {wanted}. Found: {listed}. Choose one of these.", key=", ".join(given))
 
 
 @dataclass
@@ -195,41 +162,43 @@ class _Search:
         listed = read_case_lists(cases_file, self.root)
         for path, case in _file_ids(list(listed), self.root, frozenset()):
             mask, site = listed[path]
-            missing = [file for file in (path, mask) if file is not None and not file.is_file()]
+            # Unlike a path's own method, it takes names that are too long.
+            missing = [file for file in (path, mask) if file is not None and not os.path.isfile(file)]
             if missing:
                 shown = printable(_relative(missing[0], self.root))
                 message = (
                     f"File '{shown}' is in the list of cases but does not exist. Put it back, or correct the list."
                 )
-                self._fail(case, message)
+                self._fail(case, message, missing[0])
             else:
                 self._add_file(path, case, mask, frozenset(), site)
 
-    def add_folder(self, chosen: _Selection, labels_root: Path | None) -> None:
+    def add_folder(self, chosen: Selection, labels_root: Path | None) -> None:
         """Add the scans that lie in the folder and its subfolders.
 
         Raises:
             GrataError: there are no scans, or nothing matches the selection or the labels.
         """
         files = walk(self.root, labels_root, pictures=self.spatial_dims == 2)
-        nifti_labels = LabelIndex(files.nifti, files.label_folders, labels_root)
+        volume_labels = LabelIndex(files.volumes, files.label_folders, labels_root)
         picture_labels = LabelIndex(files.pictures, files.label_folders, labels_root, is_label_picture)
-        instances, broken = _read_instances(files.other)
-        identifiers = series_identifiers(instances)
+        dicom = index_dicom(files.other)
+        identifiers = series_identifiers(dicom.instances)
         for folder in files.unreadable:
             name = safe_path(folder, self.root)
-            self._fail(_hashed("folder", name), f"Folder '{name}' cannot be read. Check its permissions.")
-        images = [path for path in files.nifti if not nifti_labels.is_label(path)]
+            self._fail(_hashed("folder", name), f"Folder '{name}' cannot be read. Check its permissions.", folder)
+        images = [path for path in files.volumes if not volume_labels.is_label(path)]
         images += [path for path in files.pictures if is_picture(path) and not picture_labels.is_label(path)]
         named = _file_ids(images, self.root, identifiers)
-        for index, is_format in ((nifti_labels, is_nifti), (picture_labels, is_picture)):
+        for index, is_format in ((volume_labels, is_volume_file), (picture_labels, is_picture)):
             group = [(path, case) for path, case in named if is_format(path)]
             for (path, case), label in zip(group, index.assign(group, self.root), strict=True):
                 self._add_file(path, case, label, identifiers)
-        self._add_dicom(instances, broken, chosen, nifti_labels)
+        self._add_dicom(dicom, chosen, volume_labels)
+        self.found.notes.extend(_passed_over(files))
 
         if not self.found.cases and not self.found.faults:
-            raise GrataError(_nothing_found(self.root, files, self.spatial_dims), key="dataset_dir")
+            raise GrataError(_nothing_found(self.root, files, self.spatial_dims, self.found.notes), key="dataset_dir")
         if labels_root is not None and self.found.cases and not any("label" in case for case in self.found.cases):
             first = self.found.cases[0]
             extension = ".png" if first["format"] == "picture" else ".nii.gz"
@@ -239,7 +208,8 @@ class _Search:
                 key="labels_dir",
             )
 
-    def _fail(self, case: str, message: str) -> None:
+    def _fail(self, case: str, message: str, path: Path) -> None:
+        self.found.places[case] = str(path)
         self.found.faults.append(Fault(case, message))
 
     def _keep(
@@ -248,126 +218,89 @@ class _Search:
         labelled = {} if label is None else {"label": str(label)}
         found = {"case": case, "image": image, **labelled, "site": site or self.site, "format": file_format}
         self.found.paths[case] = shown
+        self.found.places[case] = image if isinstance(image, str) else image[0]
         self.found.cases.append(found)
 
     def _add_file(
         self, path: Path, case: str, label: Path | None, identifiers: frozenset[str], site: str | None = None
     ) -> None:
+        shown = printable(remove_identifiers(_relative(path, self.root), identifiers))
         try:
-            check = _check_nifti_file if is_nifti(path) else _check_picture
+            if len(case.encode()) > _LONGEST_ID:
+                raise GrataError(
+                    f"File '{path}' has a name of more than {_LONGEST_ID} bytes, from which no result can be named. "
+                    "Give it a shorter one, and the folders too where several files share a name."
+                )
+            check = _check_volume if is_volume_file(path) else _check_picture
             check(path, label, self.root, self.spatial_dims)
         except GrataError as error:
             parent = _relative(path.parent, self.root)
             message = str(error).replace(f"{self.root}{os.sep}", "")
-            self._fail(case, printable(message.replace(parent, remove_identifiers(parent, identifiers))))
-            return
-        shown = printable(remove_identifiers(_relative(path, self.root), identifiers))
-        self._keep(case, str(path), label, "nifti" if is_nifti(path) else "picture", site, shown)
+            self._fail(case, printable(message.replace(parent, remove_identifiers(parent, identifiers))), path)
+        # Whatever a library raises is the fault of this file.
+        except Exception as error:  # noqa: BLE001
+            self._fail(case, f"File '{shown}' cannot be used ({_reason(error, identifiers)}). {_EXPORT}", path)
+        else:
+            self._keep(case, str(path), label, volume_format(path) if is_volume_file(path) else "picture", site, shown)
 
-    def _add_dicom(
-        self,
-        instances: Sequence[Instance],
-        broken: Sequence[tuple[Path, str]],
-        chosen: _Selection,
-        labels: LabelIndex,
-    ) -> None:
-        series: dict[str, list[Instance]] = defaultdict(list)
-        by_folder: dict[Path, set[str]] = defaultdict(set)
-        for instance in instances:
-            series[instance.series].append(instance)
-            by_folder[Path(instance.path).parent].add(instance.series)
-        selected = {uid: group for uid, group in series.items() if chosen.matches(group[0])}
-        if series and not selected:
-            raise chosen.nothing_matches(series.values())
-        defects = self._defects(broken, by_folder)
-        for uid, group in selected.items():
-            self._add_series(group, defects.get(uid), labels)
-
-    def _defects(self, broken: Sequence[tuple[Path, str]], by_folder: dict[Path, set[str]]) -> dict[str, str]:
-        """Return the message on a broken file by the series that it belongs to; other broken files become faults."""
-        defects = {}
-        for path, reason in broken:
-            neighbours = by_folder.get(path.parent, set())
-            if not neighbours and not is_named_dicom(path):
-                continue
-            # A broken header may not show all of the patient's identifiers, and its neighbours may be other patients'.
-            name = safe_path(path, self.root)
-            message = f"DICOM file '{name}' cannot be used: {reason}. Copy or export it again."
-            if len(neighbours) == 1:
-                # The file must belong to this series, which would otherwise be read without one slice.
-                defects[next(iter(neighbours))] = message
-            else:
-                if neighbours:
-                    message += (
-                        f" It may belong to one of the {len(neighbours)} series in its folder: check their extent."
-                    )
-                self._fail(_hashed("file", _relative(path, self.root)), message)
-        return defects
-
-    def _add_series(self, group: Sequence[Instance], defect: str | None, labels: LabelIndex) -> None:
-        first = group[0]
-        identifiers = series_identifiers(group)
-        case = f"{first.modality.lower()}-series{first.number:03d}-{_digest(first.series)}"
-        folder = printable(remove_identifiers(_relative(Path(first.path).parent, self.root), identifiers))
-        name = f"DICOM series {case} ({len(group)} file{'s' * (len(group) > 1)}, in '{folder}')"
-        try:
-            if defect:
-                raise GeometryError(f"it is incomplete. {defect}")
-            ordered = sort_series(group)
-            geometry = series_geometry(ordered)
-        # highdicom raises ValueError for a grid that it does not support.
-        except ValueError as error:
-            remedy = _REMEDY_2D if self.spatial_dims == 2 else _REMEDY
-            self._fail(case, f"{name} cannot be used: {str(error).removesuffix('.')}. {remedy}")
-            return
-        label = labels.find_named(case)
-        if label is not None:
-            try:
-                shown = printable(remove_identifiers(str(label), identifiers))
-                _check_label(label, shown, geometry.spatial_shape, geometry.get_affine("RAS"), name)
-            except GrataError as error:
-                self._fail(case, str(error))
-                return
-        self._keep(case, [instance.path for instance in ordered], label, "dicom", None, folder)
+    def _add_dicom(self, files: DicomFiles, chosen: Selection, labels: LabelIndex) -> None:
+        scans, notes = find_scans(files, chosen, self.root, self.spatial_dims, self._fail)
+        for scan in scans:
+            label = labels.find_named(scan.case)
+            if label is not None:
+                try:
+                    shown = printable(remove_identifiers(str(label), scan.identifiers))
+                    _check_label(label, shown, scan.geometry.spatial_shape, scan.geometry.get_affine("RAS"), scan.name)
+                except GrataError as error:
+                    self._fail(scan.case, str(error), Path(scan.files[0]))
+                    continue
+            self._keep(scan.case, scan.files, label, "dicom", None, scan.folder)
+        self.found.notes.extend([*files.notes(), *notes])
 
 
-def _nothing_found(root: Path, files: Files, spatial_dims: int) -> str:
-    pictures = sum(is_picture(path) for path in files.other)
-    if pictures:
+def _passed_over(files: Files) -> list[str]:
+    """Return a sentence for each kind of files that are no scan, or no scan that can be read."""
+    notes = []
+    unread = {ending: count for ending, count in sorted(files.unread.items()) if count}
+    if total := sum(unread.values()):
+        listed = ", ".join(f"{count} {ending}" for ending, count in unread.items())
+        kinds = "1 file of a kind that is not read" if total == 1 else f"{total} files of kinds that are not read"
+        notes.append(f"{kinds}: {listed}. Convert what you need to NIfTI.")
+    if files.dangling:
+        links = "1 link leads" if files.dangling == 1 else f"{files.dangling} links lead"
+        notes.append(f"{links} to a file that does not exist.")
+    return notes
+
+
+def _nothing_found(root: Path, files: Files, spatial_dims: int, notes: Sequence[str]) -> str:
+    if pictures := files.unread["picture"]:
         return (
             f"'{root}' holds pictures ({pictures}), but no NIfTI file and no DICOM image, and this bundle needs "
             "volumes. Name the folder of the scans, or use a bundle for pictures."
         )
+    if notes:
+        return f"'{root}' holds no scan that can be used. {' '.join(notes)} Name the folder of the scans."
     missing = "no picture, no NIfTI file" if spatial_dims == 2 else "no NIfTI file"
     return f"'{root}' holds {missing} and no DICOM image. Name the folder of the scans."
 
 
+def _reason(error: Exception, identifiers: frozenset[str]) -> str:
+    """Return the kind of an exception and what it says, in one line and without paths."""
+    text = remove_identifiers(" ".join(f"{type(error).__name__}: {error}".split()), identifiers)
+    return printable(re.sub(r"(?<![\w.])/\S+", "…", text)[:200])
+
+
 def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
-    path = Path(os.path.abspath(Path(folder).expanduser()))
+    path = Path(os.path.abspath(expanded(folder)))
     if path.is_file():
         raise GrataError(f"'{path}' is a file. Name the folder that holds it.", key=key)
     if not path.is_dir():
-        raise GrataError(f"'{path}' does not exist. Name an existing folder.", key=key)
+        raise GrataError(f"'{path}' {absence(path)}. Name an existing folder.", key=key)
     try:
         os.scandir(path).close()
     except OSError as error:
         raise GrataError(f"'{path}' cannot be read: {error.strerror}. Check its permissions.", key=key) from error
     return path
-
-
-def _read_instances(paths: Sequence[Path]) -> tuple[list[Instance], list[tuple[Path, str]]]:
-    instances, broken = [], []
-    # None leaves it to tqdm, which shows the bar on a terminal only.
-    disable = True if len(paths) < _FILES_FOR_PROGRESS else None
-    for path in tqdm(paths, desc="Indexing scans", unit="file", leave=False, disable=disable):
-        try:
-            instance = read_instance(path)
-        except BrokenFileError as error:
-            broken.append((path, str(error)))
-        else:
-            if instance is not None:
-                instances.append(instance)
-    return instances, broken
 
 
 def _file_ids(paths: Sequence[Path], root: Path, identifiers: frozenset[str]) -> list[tuple[Path, str]]:
@@ -396,17 +329,16 @@ def _folders(path: Path, root: Path) -> tuple[str, ...]:
     return parts[1:] if parts and is_image_folder(parts[0]) else parts
 
 
-def _check_nifti_file(path: Path, label: Path | None, root: Path, spatial_dims: int) -> None:
-    image = load_nifti(path)
-    check_nifti(image, path, spatial_dims)
+def _check_volume(path: Path, label: Path | None, root: Path, spatial_dims: int) -> None:
+    shape, affine = check_volume_file(path, spatial_dims)
     if label is not None:
-        _check_label(label, str(label), image.shape, image.affine, f"NIfTI file '{_relative(path, root)}'")
+        _check_label(label, str(label), shape, affine, f"file '{_relative(path, root)}'")
 
 
 def _check_picture(path: Path, label: Path | None, root: Path, spatial_dims: int) -> None:
     if not is_picture(path):
         raise GrataError(
-            f"File '{path}' has the extension of neither a NIfTI file nor a picture. Remove it from the list of cases."
+            f"File '{path}' has the extension of neither a volume file nor a picture. Remove it from the list of cases."
         )
     if spatial_dims != 2:
         raise GrataError(f"File '{path}' is a picture, but a volume is needed. Remove it from the list of cases.")
@@ -426,8 +358,7 @@ def _check_picture(path: Path, label: Path | None, root: Path, spatial_dims: int
 
 
 def _check_label(label: Path, shown: str, shape: Sequence[int], affine: np.ndarray, image_name: str) -> None:
-    label_image = load_nifti(label)
-    difference = grid_difference(shape, affine, label_image.shape, label_image.affine)
+    difference = grid_difference(shape, affine, *volume_grid(label))
     if difference:
         raise GrataError(
             f"Label '{shown}' does not lie on the voxels of its image, {image_name}: it has {difference}. Resample the "

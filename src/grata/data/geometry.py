@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 __all__ = [
+    "LARGEST_VOLUME",
     "ORIENTATION_TOLERANCE",
     "GeometryError",
     "Plane",
@@ -17,6 +18,9 @@ __all__ = [
 ORIENTATION_TOLERANCE = 1e-3
 """Difference of two direction cosines that counts as rounding: headers give as few as four digits."""
 
+LARGEST_VOLUME = 2**31
+"""Voxels of the largest volume that is read; as float32 it takes 8 GiB."""
+
 # Pixels that the slices of a stack may shift over its whole length: rounding shifts less, a tilted gantry far more.
 _DRIFT_IN_PIXELS = 0.1
 # Part of the spacing that a slice may lie away from its place in a regular grid.
@@ -24,7 +28,16 @@ _DRIFT_IN_SLICES = 0.1
 
 
 class GeometryError(ValueError):
-    """Planes that do not form one regular volume; the message says why without naming a file."""
+    """Planes that do not form one regular volume.
+
+    Args:
+        message: why not, without the name of a file.
+        remedy: what helps; empty where the series is to be exported again.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,12 @@ def order_planes(
     if len(planes) < 2:
         raise GeometryError("it is a single slice, but a volume is needed")
     _check_alike(planes)
+    rows, columns = planes[0].size
+    if rows * columns * len(planes) > LARGEST_VOLUME:
+        raise GeometryError(
+            f"it has {columns} × {rows} × {len(planes)} voxels, more than {LARGEST_VOLUME}",
+            "Crop it, or resample it to larger voxels",
+        )
     orientation = np.asarray(planes[0].orientation, dtype=float)
     normal = np.cross(orientation[:3], orientation[3:])
     positions = np.asarray([plane.position for plane in planes], dtype=float)

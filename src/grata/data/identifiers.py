@@ -2,13 +2,18 @@
 
 import calendar
 import functools
+import operator
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from pydicom import Dataset
+
+from ..console import printable
 
 __all__ = ["patient_identifiers", "printable", "remove_identifiers", "safe_path"]
 
@@ -19,16 +24,19 @@ _SHORTEST = 2
 _SHORT_WORD = 3
 _SEPARATOR = r"[-_./ ]"
 _SPELT = {"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "æ": "ae", "ø": "oe", "å": "aa", "œ": "oe", "ł": "l", "đ": "d"}
-# Spellings of a letter, or of a pair of letters that transliterates one, in names.
+# Spellings of a letter, or of a pair of letters that transliterates one, in names without accents.
 _LETTERS = {
-    "ae": "(?:ae|[äæa])", "oe": "(?:oe|[öøœo])", "ue": "(?:ue|[üu])", "ss": "(?:ss?|ß)", "aa": "(?:aa|[åa])",
-    "a": "[aàáâãäåą]e?", "o": "[oòóôõöøő]e?", "u": "[uùúûüű]e?", "e": "[eèéêëę]", "i": "[iìíîï]", "y": "[yýÿ]",
-    "n": "[nñń]", "c": "[cçćč]", "s": "[sśš]", "z": "[zźżž]", "l": "[lł]", "d": "[dđ]",
+    "ae": ("ae", "a"), "oe": ("oe", "o"), "ue": ("ue", "u"), "ss": ("ss", "s"), "aa": ("aa", "a"),
+    "a": ("a", "ae"), "o": ("o", "oe"), "u": ("u", "ue"),
+    **dict.fromkeys("-_./ ", ("", "-", "_", ".", "/", " ")),
 }  # fmt: skip
 # Usual file and folder names of scanners and archives: a prefix, a number too short for a date or an ID, an extension.
 _HARMLESS = re.compile(
-    r"(dicom(dir)?|dcm|images?|im|img|i|mr|ct|se|ser|series|s|st|study|studies|slice|sl|z|e|vol|volume|frame|scans?"
-    r"|data|raw|in|input|t1|t2|flair|dwi|pd)?[-_. ]?0*\d{0,4}(\.(dcm|dicom|ima))?",
+    r"(im|img|i|mr|ct|se|ser|s|st|sl|z|e|vol|in|pd"
+    # Words that are no part of a name may follow each other.
+    r"|((dicom(dir)?|dcm|images?|series|study|studies|slice|volume|frame|scans?|data|raw|input|output|axial|sagittal"
+    r"|coronal|t1w?|t2w?|flair|dwi|adc|mprage|localizer|mri)[-_. ]?){1,5})?"
+    r"[-_. ]?0*\d{0,4}(\.(dcm|dicom|ima))?",
     re.IGNORECASE,
 )
 
@@ -64,8 +72,18 @@ def remove_identifiers(text: str, identifiers: Iterable[str]) -> str:
         text: path, description or message.
         identifiers: strings to remove, as :func:`patient_identifiers` returns them.
     """
-    pattern = _compiled(frozenset(identifiers))
-    return text if pattern is None else pattern.sub(REMOVED, unicodedata.normalize("NFC", text))
+    text = unicodedata.normalize("NFC", text)
+    written = _Written("".join(map(_plain, text)))
+    hidden = 0
+    for identifier in frozenset(identifiers):
+        if _is_date(identifier):
+            for date in _date_pattern(identifier[:4], identifier[4:6], identifier[6:]).finditer(text):
+                hidden |= (1 << date.end()) - (1 << date.start())
+        else:
+            tokens, is_word = _tokens(identifier)
+            hidden |= written.places(tokens, is_word)
+    parts = groupby(range(len(text)), key=lambda place: hidden >> place & 1)
+    return "".join(REMOVED if found else "".join(text[place] for place in places) for found, places in parts)
 
 
 def safe_path(path: Path, root: Path) -> str:
@@ -88,46 +106,98 @@ def safe_path(path: Path, root: Path) -> str:
     return "/".join(parts) or "."
 
 
-def printable(text: str) -> str:
-    """Return a text that can be encoded: bytes of file names that are not UTF-8 are replaced."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
-
-
 def _place(folder: Path, name: str) -> str:
     """Return words for an entry of a folder that do not show its name."""
     names = sorted(os.listdir(folder))
     return f"[removed: no. {names.index(name) + 1} of {len(names)} by name]"
 
 
-@functools.lru_cache(maxsize=64)
-def _compiled(identifiers: frozenset[str]) -> re.Pattern[str] | None:
-    """Return one pattern for all identifiers, the longest first: no part of one is matched, and no replacement."""
-    ordered = sorted(identifiers, key=lambda item: (-len(item), item))
-    patterns = [pattern for identifier in ordered if (pattern := _pattern(identifier))]
-    return re.compile("|".join(patterns), re.IGNORECASE) if patterns else None
+class _Written:
+    """A text in which words are looked for in all of their spellings at once.
+
+    Sets of places are the bits of integers, so that the time is proportional to the length of the text and to that of
+    the word. A regular expression would try the combinations of spellings one by one.
+
+    Attributes:
+        places_of: places of each character.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.places_of: dict[str, int] = defaultdict(int)
+        for place, character in enumerate(text):
+            self.places_of[character] |= 1 << place
+        self._everywhere = (1 << len(text) + 1) - 1
+        alphanumeric = [places for character, places in self.places_of.items() if character.isalnum()]
+        # Each character is in one set.
+        self._alphanumeric = sum(alphanumeric)
+
+    def places(self, tokens: Sequence[tuple[str, ...]], is_word: bool) -> int:
+        """Return the places of all characters that belong to a word.
+
+        Args:
+            tokens: spellings of each part of the word.
+            is_word: whether letters and digits before and after it make it another word.
+        """
+        # From where the rest of the word follows, for each token and behind the last one.
+        rests = [self._everywhere & ~self._alphanumeric if is_word else self._everywhere]
+        for spellings in reversed(tokens):
+            rests.append(self._union(self._found(spelling) & rests[-1] >> len(spelling) for spelling in spellings))
+            if not rests[-1]:
+                return 0
+        at = rests.pop() & ~(self._alphanumeric << 1 if is_word else 0)
+        covered = 0
+        for spellings, rest in zip(tokens, reversed(rests), strict=True):
+            following = 0
+            for spelling in spellings:
+                starts = at & self._found(spelling) & rest >> len(spelling)
+                covered |= self._union(starts << offset for offset in range(len(spelling)))
+                following |= starts << len(spelling)
+            at = following
+        return covered
+
+    def _found(self, spelling: str) -> int:
+        """Return the places at which a few characters stand."""
+        found = self._everywhere
+        for offset, character in enumerate(spelling):
+            found &= self.places_of.get(character, 0) >> offset
+        return found
+
+    @staticmethod
+    def _union(sets: Iterable[int]) -> int:
+        return functools.reduce(operator.or_, sets, 0)
 
 
-def _pattern(identifier: str) -> str:
-    if re.fullmatch(r"\d{8}", identifier) and 1 <= int(identifier[4:6]) <= 12:
-        return _date_pattern(identifier[:4], identifier[4:6], identifier[6:])
+@functools.lru_cache(maxsize=1024)
+def _tokens(identifier: str) -> tuple[list[tuple[str, ...]], bool]:
+    """Return the spellings of each part of an identifier, and whether it is found only as a word of its own."""
     composed = unicodedata.normalize("NFC", identifier).lower()
-    spelt = "".join(_SPELT.get(letter, letter) for letter in composed)
-    plain = "".join(c for c in unicodedata.normalize("NFKD", spelt) if not unicodedata.combining(c))
-    if not plain.strip("-_./ "):
-        return ""
-    parts = [part for part in re.split(f"{_SEPARATOR}+", plain) if part]
-    letters = "|".join(sorted(_LETTERS, key=len, reverse=True))
-    written = f"{_SEPARATOR}?".join(
-        "".join(_LETTERS.get(token, re.escape(token)) for token in re.findall(f"{letters}|.", part)) for part in parts
-    )
-    # Letters without a plain form, such as those of other scripts, are matched as they are.
-    pattern = f"(?:{written}|{re.escape(composed)})"
-    if len(composed) > _SHORT_WORD or not plain.isascii():
-        return pattern
-    return rf"(?<![^\W_]){pattern}(?![^\W_])"
+    plain = "".join(letter if letter in _SPELT else _plain(letter) for letter in composed).strip("-_./ ")
+    parts = re.findall("ae|oe|ue|ss|aa|.", plain, re.DOTALL)
+    tokens = [_LETTERS.get(spelt := _SPELT.get(part, part), (spelt,)) for part in parts]
+    is_ascii = all(_SPELT.get(letter, letter).isascii() for letter in plain)
+    return tokens, len(composed) <= _SHORT_WORD and is_ascii
 
 
-def _date_pattern(year: str, month: str, day: str) -> str:
+@functools.lru_cache(maxsize=4096)
+def _plain(letter: str) -> str:
+    """Return a letter in lower case and without accents; one that has no such form is returned as it is."""
+    letter = _lower(letter)
+    if letter in _SPELT:
+        return _SPELT[letter][0]
+    base = "".join(c for c in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(c))
+    return _lower(base) if len(base) == 1 else letter
+
+
+def _lower(letter: str) -> str:
+    return next((form for form in (letter.casefold(), letter.lower()) if len(form) == 1), letter)
+
+
+def _is_date(identifier: str) -> bool:
+    return re.fullmatch(r"[0-9]{8}", identifier) is not None and 1 <= int(identifier[4:6]) <= 12
+
+
+@functools.lru_cache(maxsize=1024)
+def _date_pattern(year: str, month: str, day: str) -> re.Pattern[str]:
     compact = [f"{year}{month}{day}", f"{day}{month}{year}", f"{month}{day}{year}", f"{year}{day}{month}"]
     short = [f"{year[2:]}{month}{day}", f"{day}{month}{year[2:]}", f"{month}{day}{year[2:]}"]
     y = f"(?:{year}|{year[2:]})"
@@ -135,4 +205,4 @@ def _date_pattern(year: str, month: str, day: str) -> str:
     d = f"0?{int(day)}"
     separated = [f"{_SEPARATOR}+".join(order) for order in ((y, m, d), (d, m, y), (m, d, y), (y, d, m))]
     # With a digit beside it, such a string is part of another number.
-    return f"{'|'.join(compact)}|(?<!\\d)(?:{'|'.join((*short, *separated))})(?!\\d)"
+    return re.compile(f"{'|'.join(compact)}|(?<!\\d)(?:{'|'.join((*short, *separated))})(?!\\d)", re.IGNORECASE)

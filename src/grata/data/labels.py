@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from .nifti import is_nifti, nifti_stem
+from .volume_files import is_volume_file, volume_stem
 
 __all__ = ["LabelIndex", "is_image_folder", "is_label_folder", "scan_stem"]
 
@@ -40,7 +40,7 @@ def is_label_folder(folder: Path, siblings: Iterable[str]) -> bool:
 
 def scan_stem(path: str | os.PathLike[str]) -> str:
     """Return a file's name without folder and extension."""
-    return nifti_stem(path) if is_nifti(path) else Path(path).stem
+    return volume_stem(path) if is_volume_file(path) else Path(path).stem
 
 
 def _label_stem(path: str | os.PathLike[str]) -> str:
@@ -80,7 +80,7 @@ class LabelIndex:
         files: Iterable[Path],
         label_folders: Iterable[Path],
         labels_dir: Path | None,
-        is_label_file: Callable[[str], bool] = is_nifti,
+        is_label_file: Callable[[str], bool] = is_volume_file,
     ) -> None:
         self._labels_dir = None if labels_dir is None else _index(labels_dir, is_label_file)
         self._label_folders = {_folded(folder): _index(folder, is_label_file) for folder in label_folders}

@@ -1,28 +1,49 @@
 """NIfTI images: names, header checks, reading, and writing in the image's own space."""
 
+import gzip
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import nibabel
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.imageglobals import LoggingOutputSuppressor
 
 from ..errors import GrataError
 from ..files import atomic_write
+from .sizes import check_volume_size, read_to_end
 
-__all__ = ["check_nifti", "grid_difference", "is_nifti", "load_nifti", "nifti_stem", "read_nifti", "save_nifti"]
+__all__ = [
+    "check_dimensions",
+    "check_nifti",
+    "grid_difference",
+    "is_nifti",
+    "is_nifti_pair",
+    "load_nifti",
+    "nifti_stem",
+    "pair_image",
+    "read_nifti",
+    "save_nifti",
+]
 
-_EXTENSIONS = (".nii.gz", ".nii")
+_PAIRS = (".hdr.gz", ".hdr")
+_EXTENSIONS = (".nii.gz", ".nii", *_PAIRS)
+# By their lengths; that of NIfTI-1 is ANALYZE's too.
+_HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+_MAGIC = {True: (b"n+1", b"n+2"), False: (b"ni1", b"ni2")}
+_SPACES = range(6)
+_UNITS = range(4)
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file's name ends in ``.nii`` or ``.nii.gz``."""
+    """Return whether a file's name ends in ``.nii`` or ``.nii.gz``, or in ``.hdr`` or ``.hdr.gz`` as a pair's does."""
     return os.fspath(path).lower().endswith(_EXTENSIONS)
 
 
 def nifti_stem(path: str | os.PathLike[str]) -> str:
-    """Return a file's name without folder and without ``.nii`` or ``.nii.gz``."""
+    """Return a file's name without folder and without ``.nii``, ``.nii.gz``, ``.hdr`` or ``.hdr.gz``."""
     name = Path(path).name
     for extension in _EXTENSIONS:
         if name.lower().endswith(extension):
@@ -30,29 +51,147 @@ def nifti_stem(path: str | os.PathLike[str]) -> str:
     return name
 
 
+def is_nifti_pair(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is the header of a NIfTI or ANALYZE pair: other formats have headers named ``.hdr`` too."""
+    if not _is_pair(path):
+        return False
+    try:
+        with _opened(path) as file:
+            start = file.read(4)
+    # A damaged compressed file raises one of several exceptions.
+    except Exception:  # noqa: BLE001
+        return True
+    return not start or any(int.from_bytes(start, order) in _HEADERS for order in ("little", "big"))
+
+
+def pair_image(path: str | os.PathLike[str]) -> Path | None:
+    """Return the ``.img`` or ``.img.gz`` file that belongs to the header of a pair; None where there is none."""
+    path = Path(path)
+    stem = nifti_stem(path).lower()
+    with os.scandir(path.parent) as entries:
+        names = sorted(entry.name for entry in entries)
+    # In upper case too, and the one that is compressed like its header first.
+    ends = sorted((".img", ".img.gz"), key=lambda end: end.endswith(".gz") != path.name.lower().endswith(".gz"))
+    return next((path.with_name(n) for end in ends for n in names if n.lower() == f"{stem}{end}"), None)
+
+
 def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
-    """Open a NIfTI file; its voxels are read later.
+    """Open a NIfTI file or pair; its voxels are read later.
 
     Raises:
-        GrataError: the file is empty, truncated within its header, not NIfTI, or not readable by the user.
+        GrataError: the file is empty, truncated within its header, not NIfTI, or not readable by the user; its header
+            is invalid, or claims more than the file can hold.
     """
-    if os.path.isfile(path) and not os.path.getsize(path):
-        raise GrataError(f"NIfTI file '{path}' is empty (0 bytes). Copy or export it again.")
     try:
-        # nibabel would report a file without read permission as one of an unknown format.
-        open(path, "rb").close()
+        if not os.path.getsize(path):
+            raise GrataError(f"NIfTI file '{path}' is empty (0 bytes). Copy or export it again.")
+        header = _header(path)
+        voxels = _voxel_file(path)
+        shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
+        compressed = voxels.suffix.lower() == ".gz"
+        check_volume_size(f"NIfTI file '{path}'", shape, dtype.itemsize, voxels.stat().st_size, compressed, offset)
+        slope, inter = header.get_slope_inter()
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        proxy = ArrayProxy(voxels, (shape, dtype, offset, slope or 1.0, inter or 0.0))
+        kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+        return kind(proxy, header.get_best_affine(), header)
+    except GrataError:
+        raise
     except FileNotFoundError as error:
         raise GrataError(f"NIfTI file '{path}' no longer exists. Put it back, or run again.") from error
-    except OSError as error:
-        raise GrataError(f"NIfTI file '{path}' cannot be read: {error.strerror}. Check its permissions.") from error
-    try:
-        # By these extensions nibabel opens NIfTI-1, or NIfTI-2, whose class derives from it.
-        return cast(nibabel.Nifti1Image, nibabel.load(path))
     # A damaged header makes nibabel raise one of a dozen exceptions that have no common base.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise GrataError(f"NIfTI file '{path}' cannot be read: {error.strerror}. Check its permissions.") from error
         raise GrataError(
             f"NIfTI file '{path}' cannot be read: it is damaged, truncated or not NIfTI. Copy or export it again."
         ) from error
+
+
+def _header(path: str | os.PathLike[str]) -> nibabel.Nifti1Header:
+    """Read and check a header without its extensions, which may be large and name the patient."""
+    with _opened(path) as file:
+        block = file.read(max(_HEADERS))
+    little, big = (int.from_bytes(block[:4], order) for order in ("little", "big"))
+    length, order = (little, "<") if little in _HEADERS else (big, ">")
+    kind = _HEADERS[length]
+    raw = kind(block[:length], order, check=False)
+    _check_raw(raw, path)
+    with LoggingOutputSuppressor():
+        return kind(block[:length], order)
+
+
+def _check_raw(raw: nibabel.Nifti1Header, path: str | os.PathLike[str]) -> None:
+    """Check what nibabel would repair by a guess."""
+    single = not _is_pair(path)
+    magic = bytes(raw["magic"].item())[:3]
+    if not single and magic not in _MAGIC[False]:
+        raise GrataError(
+            f"NIfTI file '{path}' is an ANALYZE 7.5 header, which has no orientation: left and right would be a guess. "
+            "Convert it again from DICOM to NIfTI."
+        )
+    if magic not in _MAGIC[single]:
+        raise GrataError(f"NIfTI file '{path}' is not NIfTI by its content. Copy or export it again.")
+    for wrong, what in (*_wrong_fields(raw, single), *_wrong_geometry(raw)):
+        if wrong:
+            raise GrataError(f"NIfTI file '{path}' has an invalid header: {what}. Convert it again.")
+
+
+def _wrong_fields(raw: nibabel.Nifti1Header, single: bool) -> list[tuple[bool, str]]:
+    axes, offset = int(raw["dim"][0]), float(raw["vox_offset"])
+    least = raw.single_vox_offset if single else 0
+    scaled = np.isfinite([raw["scl_slope"], raw["scl_inter"]]).all()
+    return [
+        (not 1 <= axes <= 7, f"it has {axes} axes (dim[0])"),
+        (bool((raw["dim"][1 : max(axes, 0) + 1] < 1).any()), "an axis has no voxels (dim)"),
+        (not least <= offset < 2**40 or offset % 1 != 0, f"its voxels begin at byte {offset:g} (vox_offset)"),
+        (not scaled, "the scaling of its values is not finite (scl_slope, scl_inter)"),
+        (int(raw["xyzt_units"]) % 8 not in _UNITS, f"its unit of length is unknown ({int(raw['xyzt_units']) % 8})"),
+    ]
+
+
+def _wrong_geometry(raw: nibabel.Nifti1Header) -> list[tuple[bool, str]]:
+    codes = {name: int(raw[f"{name}_code"]) for name in ("qform", "sform")}
+    unknown = [f"the code of its {name} is unknown ({code})" for name, code in codes.items() if code not in _SPACES]
+    found: list[tuple[bool, str]] = [(True, text) for text in unknown]
+    if codes["qform"]:
+        handed = float(raw["pixdim"][0])
+        found.append((handed not in (-1, 0, 1), f"the handedness of its qform is {handed:g} (pixdim[0])"))
+    if codes["qform"] and not codes["sform"]:
+        try:
+            raw.get_qform_quaternion()
+            is_rotation = True
+        except ValueError:
+            is_rotation = False
+        zooms = raw["pixdim"][1:4][[size > 1 for size in raw["dim"][1:4]]]
+        sizes = " × ".join(f"{zoom:g}" for zoom in zooms)
+        found += [
+            (not is_rotation, "its qform is no rotation (quatern)"),
+            (not (np.isfinite(zooms) & (zooms > 0)).all(), f"its voxel size is {sizes} mm (pixdim)"),
+        ]
+    return found
+
+
+def _voxel_file(path: str | os.PathLike[str]) -> Path:
+    if not _is_pair(path):
+        return Path(path)
+    found = pair_image(path)
+    if found is None:
+        raise GrataError(
+            f"NIfTI file '{path}' is the header of a pair, but '{nifti_stem(path)}.img' with its voxels is missing. "
+            "Put it beside the header."
+        )
+    return found
+
+
+def _is_pair(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).lower().endswith(_PAIRS)
+
+
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file, and decompress it where its name ends in ``.gz``."""
+    return cast(BinaryIO, gzip.open(path) if os.fspath(path).lower().endswith(".gz") else open(path, "rb"))
 
 
 def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatial_dims: int = 3) -> None:
@@ -69,19 +208,9 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
             singular.
     """
     header = image.header
-    found = sum(size > 1 for size in image.shape[:3])
-    if found != spatial_dims:
-        shape = " × ".join(str(size) for size in image.shape)
-        raise GrataError(
-            f"NIfTI file '{path}' is {found}D ({shape} voxels), but a {spatial_dims}D image is needed. Give one, or "
-            "leave this file out."
-        )
-    if spatial_dims == 2 and 1 in image.shape[:2]:
-        axis = "first" if image.shape[0] == 1 else "second"
-        raise GrataError(
-            f"NIfTI file '{path}' is a single slice across its {axis} axis, but must be one across its third. Reorder "
-            "its axes, or leave this file out."
-        )
+    check_dimensions(f"NIfTI file '{path}'", image.shape, spatial_dims)
+    if image.get_data_dtype().kind == "V":
+        raise GrataError(f"NIfTI file '{path}' holds colours, without grey values. Convert it to grey values.")
     if image.get_data_dtype().kind == "c":
         raise GrataError(f"NIfTI file '{path}' holds complex values. Convert it to a magnitude image.")
     unit = header.get_xyzt_units()[0]
@@ -103,6 +232,32 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
         raise GrataError(
             f"NIfTI file '{path}' contradicts itself: voxel size {_mm(zooms)} in pixdim, {_mm(spacing)} in its "
             "affine matrix. Convert it again, or correct the header."
+        )
+
+
+def check_dimensions(name: str, shape: Sequence[int], spatial_dims: int) -> None:
+    """Check the number of spatial dimensions.
+
+    Args:
+        name: format and path of the file, to begin a message with.
+        shape: sizes of its axes, of which the first three are spatial.
+        spatial_dims: number of spatial dimensions that the image must have; an image of a single slice has 2.
+
+    Raises:
+        GrataError: the number is wrong, or a single slice lies across another axis than the third.
+    """
+    found = sum(size > 1 for size in shape[:3])
+    if found != spatial_dims:
+        shown = " × ".join(str(size) for size in shape)
+        raise GrataError(
+            f"{name} is {found}D ({shown} voxels), but a {spatial_dims}D image is needed. Give one, or leave this file "
+            "out."
+        )
+    if spatial_dims == 2 and 1 in shape[:2]:
+        axis = "first" if shape[0] == 1 else "second"
+        raise GrataError(
+            f"{name} is a single slice across its {axis} axis, but must be one across its third. Reorder its axes, or "
+            "leave this file out."
         )
 
 
@@ -149,14 +304,21 @@ def read_nifti(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
         GrataError: the file cannot be read completely.
     """
     image = load_nifti(path)
+    stored = cast(ArrayProxy, image.dataobj)
     try:
-        return np.asarray(image.dataobj, dtype=np.float32), np.array(image.affine)
+        with _opened(stored.file_like) as file:
+            proxy = ArrayProxy(file, (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter))
+            array = np.asarray(proxy, dtype=np.float32)
+            if isinstance(file, gzip.GzipFile):
+                # The check sum stands at the end.
+                read_to_end(file)
     # zlib.error is not an OSError; RGB voxels raise TypeError or ValueError.
     except Exception as error:
         raise GrataError(
             f"NIfTI file '{path}': its voxels cannot be read. It is truncated, damaged or without grey values. Copy or "
             "export it again."
         ) from error
+    return array, np.array(image.affine)
 
 
 def grid_difference(

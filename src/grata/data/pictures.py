@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import GrataError
 from ..files import atomic_write
+from .sizes import LARGEST_PICTURE, check_picture_size
 
 __all__ = ["is_label_picture", "is_picture", "picture_size", "read_label_picture", "read_picture", "save_label_picture"]
 
@@ -37,7 +38,7 @@ def is_label_picture(path: str | os.PathLike[str]) -> bool:
 
 
 def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return the number of rows and columns of a picture after its EXIF orientation, without decoding a JPEG or TIFF.
+    """Return the number of rows and columns of a picture after its EXIF orientation, without decoding it.
 
     Raises:
         GrataError: see :func:`read_picture`, as far as the beginning of the file shows it.
@@ -45,7 +46,7 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     with _opened(path) as image:
         columns, rows = image.size
         # Pillow gives the size of a TIFF after its orientation.
-        turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        turned = image.format != "TIFF" and _orientation(image) in _TURNED
     return (columns, rows) if turned else (rows, columns)
 
 
@@ -61,11 +62,11 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
         32 bits keep their stored range. Pillow reads only the upper 8 bits of colours of 16 bits.
 
     Raises:
-        GrataError: the file cannot be read completely, is not a picture, has several pages, or has more than 179
+        GrataError: the file cannot be read completely, is not a picture, has several pages, or has more than 67
             megapixels.
     """
     with _opened(path) as image:
-        return np.array(_plain(ImageOps.exif_transpose(image), path), dtype=np.float32)
+        return np.array(_plain(_upright(image), path), dtype=np.float32)
 
 
 def read_label_picture(path: str | os.PathLike[str]) -> np.ndarray:
@@ -79,7 +80,7 @@ def read_label_picture(path: str | os.PathLike[str]) -> np.ndarray:
     """
     with _opened(path) as image:
         bands = image.getbands()
-        values = np.asarray(ImageOps.exif_transpose(image))
+        values = np.asarray(_upright(image))
     if values.ndim == 3:
         opaque = bands[-1] != "A" or bool((values[..., -1] == 255).all())
         colours = values[..., :-1] if bands[-1] == "A" else values
@@ -124,6 +125,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             # With a path instead of a file, Pillow maps it into memory and scrambles an uncompressed, turned TIFF.
             with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+                check_picture_size(f"Picture '{path}'", image.size)
                 _check_frames(image, path)
                 yield image
     except GrataError:
@@ -132,8 +134,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         raise GrataError(f"Picture '{path}' no longer exists. Put it back, or run again.") from error
     except Image.DecompressionBombError as error:
         raise GrataError(
-            f"Picture '{path}' has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels by its header, "
-            "which would fill the memory. Export it smaller, or leave it out."
+            f"Picture '{path}' has more than {LARGEST_PICTURE / 1e6:.0f} megapixels by its header, which would fill "
+            "the memory. Export it smaller, or leave it out."
         ) from error
     except UnidentifiedImageError as error:
         raise GrataError(
@@ -147,6 +149,19 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         raise GrataError(
             f"Picture '{path}' cannot be read completely: it is truncated or damaged. Copy or export it again."
         ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return a picture after its EXIF orientation, as :func:`picture_size` takes it."""
+    # Asked for before the pixels are decoded, it stays what it is.
+    _orientation(image)
+    return ImageOps.exif_transpose(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; of a PNG, what stands before its pixels."""
+    # PNG has a method of its own, which decodes the pixels to look behind them.
+    return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
 
 
 def _check_frames(image: Image.Image, path: str | os.PathLike[str]) -> None:

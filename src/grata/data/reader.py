@@ -1,4 +1,4 @@
-"""MONAI's reader of a scan: NIfTI, DICOM series or picture."""
+"""MONAI's reader of a scan: NIfTI, MetaImage, NRRD, DICOM series or picture."""
 
 import math
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from .dicom import read_volume
-from .nifti import is_nifti, read_nifti
 from .pictures import is_label_picture, read_label_picture, read_picture
+from .volume_files import is_volume_file, read_volume_file
 
 __all__ = ["ScanReader"]
 
 
 class ScanReader(ImageReader):
-    """Reader of a NIfTI file, the files of one DICOM series, or a picture, which never guesses a geometry.
+    """Reader of a volume file (NIfTI, MetaImage, NRRD), the files of one DICOM series, or a picture.
 
-    A DICOM series is checked as in :func:`grata.data.discover`, and rescaled by its slope and intercept. The EXIF
-    orientation of a picture is applied, and its transparent parts become black. The metadata hold only the geometry and
-    none of the headers' text.
+    It never guesses a geometry. A DICOM series is checked as in :func:`grata.data.discover`, and rescaled by its slope
+    and intercept. The EXIF orientation of a picture is applied, and its transparent parts become black. The metadata
+    hold only the geometry and none of the headers' text.
 
     Args:
         label: whether to read pictures as label maps: indices into a palette instead of its colours, 0 and 1 for a
@@ -61,16 +61,16 @@ class ScanReader(ImageReader):
 
         Returns:
             The float32 array and the metadata with the RAS ``affine`` in mm. The array's axes are (columns, rows,
-            slices) for DICOM. They are as stored for NIfTI, without the third axis of a single slice. They are (rows,
-            columns) or (rows, columns, 3) for pictures, whose values are in 0..255, or in the stored range where it has
-            more than 8 bits, and whose affine is the identity, in pixels.
+            slices) for DICOM. They are as stored for other volumes, without the third axis of a single slice. They are
+            (rows, columns) or (rows, columns, 3) for pictures, whose values are in 0..255, or in the stored range where
+            it has more than 8 bits, and whose affine is the identity, in pixels.
 
         Raises:
             GrataError: a file cannot be read, or a DICOM series is not one regular volume.
         """
         spatial_dims = 3
-        if len(img) == 1 and is_nifti(img[0]):
-            array, affine = read_nifti(img[0])
+        if len(img) == 1 and is_volume_file(img[0]):
+            array, affine = read_volume_file(img[0])
             if array.ndim == 2 or array.shape[2] == 1:
                 array, spatial_dims = array.reshape(*array.shape[:2], *array.shape[3:]), 2
         elif len(img) == 1 and is_label_picture(img[0]):

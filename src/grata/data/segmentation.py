@@ -1,4 +1,4 @@
-"""Write a segmentation in the space of its scan, as NIfTI, DICOM SEG or PNG."""
+"""Write a segmentation in the space of its scan, as NIfTI, MetaImage, NRRD, DICOM SEG or PNG."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from highdicom.seg import (
     segread,
 )
 from highdicom.sr import CodedConcept
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
@@ -35,11 +35,14 @@ from .dicom import (
     series_geometry,
     series_identifiers,
 )
+from .dicom_file import read_file
 from .geometry import Plane, order_planes
+from .itk_files import save_itk
 from .nifti import load_nifti, save_nifti
 from .pictures import picture_size, save_label_picture
+from .volume_files import volume_grid
 
-__all__ = ["write_dicom_seg", "write_nifti", "write_png"]
+__all__ = ["write_dicom_seg", "write_itk", "write_nifti", "write_png"]
 
 _GREATEST_NUMBER = 2**31 - 1
 """Greatest Series Number."""
@@ -52,13 +55,13 @@ def write_nifti(labels: np.ndarray, case: Mapping[str, Any], path: str | os.Path
     """Write a label map as NIfTI in the scan's own space.
 
     For a NIfTI scan, the sform, the qform and their codes, the voxel sizes and the units are those of the scan; none of
-    its free text is copied. For a DICOM scan, the affine is that of :class:`grata.data.ScanReader`. The same labels
+    its free text is copied. For any other scan, the affine is that of :class:`grata.data.ScanReader`. The same labels
     give the same bytes.
 
     Args:
         labels: label map of integers from 0 to 255, (H, W, D), or (H, W) for a single slice, on the voxels of the scan
             as ``ScanReader`` reads it.
-        case: NIfTI or DICOM case of :func:`grata.data.discover`.
+        case: case of :func:`grata.data.discover` that is no picture.
         path: file to write, ``.nii.gz`` or ``.nii``; its folder exists.
 
     Raises:
@@ -70,11 +73,40 @@ def write_nifti(labels: np.ndarray, case: Mapping[str, Any], path: str | os.Path
         reference = load_nifti(case["image"])
         shape = reference.shape[:3]
     else:
+        shape, reference = _grid(case)
+    save_nifti(_checked(labels, _plane(shape)).reshape(shape), reference, path)
+
+
+def write_itk(labels: np.ndarray, case: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a label map as MetaImage or NRRD in the scan's own space, with ITK's LPS coordinates.
+
+    Args:
+        labels: label map of integers from 0 to 255, (H, W, D), or (H, W) for a single slice, on the voxels of the scan
+            as ``ScanReader`` reads it.
+        case: case of :func:`grata.data.discover` that is no picture.
+        path: file to write, ``.mha`` or ``.nrrd``; its folder exists.
+
+    Raises:
+        GrataError: the scan can no longer be read, or the file cannot be written.
+        ValueError: ``labels`` has another shape than the scan, or values that are not integers from 0 to 255.
+    """
+    shape, affine = _grid(case)
+    sizes = (*shape[:3], *[1] * (3 - len(shape)))
+    save_itk(_checked(labels, _plane(shape)).reshape(sizes), affine, path)
+
+
+def _grid(case: Mapping[str, Any]) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return the sizes of the spatial axes and the RAS affine of a case."""
+    if case["format"] == "dicom":
         geometry = series_geometry(read_series(case["image"]))
-        reference, shape = geometry.get_affine("RAS"), geometry.spatial_shape
-    # The reader drops the third axis of a single slice.
-    plane = shape[:2] if len(shape) == 3 and shape[2] == 1 else shape
-    save_nifti(_checked(labels, plane).reshape(shape), reference, path)
+        return geometry.spatial_shape, geometry.get_affine("RAS")
+    shape, affine = volume_grid(case["image"])
+    return tuple(shape[:3]), affine
+
+
+def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that the reader gives: it drops the third axis of a single slice."""
+    return shape[:2] if len(shape) == 3 and shape[2] == 1 else shape
 
 
 def write_png(labels: np.ndarray, case: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -204,7 +236,8 @@ class _Uids:
     ) -> None:
         content = hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
         described = json.dumps([dict(segment) for segment in segments], sort_keys=True, default=list)
-        self._entropy = [str(source.SeriesInstanceUID), content, described, *algorithm]
+        # The volumes of one series have the same Series Instance UID, but no instance in common.
+        self._entropy = [str(source.SeriesInstanceUID), str(source.SOPInstanceUID), content, described, *algorithm]
 
     def __call__(self, purpose: str) -> str:
         return generate_uid(entropy_srcs=[*self._entropy, purpose])
@@ -258,7 +291,7 @@ def _description(number: int, segment: Mapping[str, Any], algorithm: tuple[str, 
 
 
 def _header(instance: Instance, plane: Plane, spacing: float) -> Dataset:
-    header = dcmread(instance.path, stop_before_pixels=True)
+    header = read_file(instance.path, stop_before_pixels=True)
     align_header(header, plane, spacing)
     return header
 

@@ -3,19 +3,27 @@
 import contextlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..files import FIGURES, JOURNAL, OVERVIEW, SEGMENTATIONS
 from .labels import is_image_folder, is_label_folder
-from .nifti import is_nifti
-from .pictures import is_label_picture
+from .nifti import is_nifti_pair, pair_image
+from .pictures import is_label_picture, is_picture
+from .volume_files import is_volume_file
 
 __all__ = ["Files", "walk"]
 
 # Folders of an earlier run whose output folder lies among the scans.
 _EARLIER_FOLDERS = {SEGMENTATIONS, FIGURES}
+# How images and archives of them are named that are not read.
+_UNREAD = (
+    ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".hdr", ".hdr.gz", ".img.gz", ".mgz", ".mgh", ".mnc", ".par", ".rec",
+    ".gipl", ".vtk", ".vti", ".v", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar", ".npy", ".npz", ".h5",
+    ".webp", ".heic", ".jp2",
+)  # fmt: skip
 
 
 @dataclass
@@ -23,18 +31,22 @@ class Files:
     """Files and folders of a data set, in the order in which they were found.
 
     Attributes:
-        nifti: NIfTI files, images and labels alike.
+        volumes: NIfTI, MetaImage and NRRD files, images and labels alike.
         pictures: pictures and GIFs, images and labels alike.
         other: other files, each of which may be DICOM; pictures too where they were not asked for.
         label_folders: folders of label maps within the data set or beside it.
         unreadable: folders that cannot be read.
+        unread: number of files that are images of a kind that is not read, by how their names end.
+        dangling: number of links that lead nowhere, apart from those that are named as a scan.
     """
 
-    nifti: list[Path] = field(default_factory=list)
+    volumes: list[Path] = field(default_factory=list)
     pictures: list[Path] = field(default_factory=list)
     other: list[Path] = field(default_factory=list)
     label_folders: list[Path] = field(default_factory=list)
     unreadable: list[Path] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+    dangling: int = 0
 
 
 def walk(root: Path, labels_root: Path | None, pictures: bool) -> Files:
@@ -93,16 +105,37 @@ def _extend_beside_images(beside_images: set[Path], folder: Path, children: Sequ
 
 def _sort_files(files: Files, folder: Path, names: Iterable[str], pictures: bool, beside_images: bool) -> None:
     results = {OVERVIEW} if JOURNAL in names else set()
+    voxels: set[Path | None] = set()
     for name in sorted(names):
         path = folder / name
-        if name.startswith(".") or not _is_regular(path):
+        if name.startswith(".") or not _is_regular(path) or name in results:
             continue
-        if is_nifti(name):
-            files.nifti.append(path)
-        elif not pictures or not is_label_picture(name):
+        if is_volume_file(name) and (not _is_header(name) or is_nifti_pair(path)):
+            files.volumes.append(path)
+            voxels |= {pair_image(path)} if _is_header(name) else set()
+        elif pictures and is_label_picture(name):
+            files.pictures += [] if beside_images else [path]
+        elif ending := _unread_ending(name):
+            files.unread[ending] += 1
+        elif _leads_nowhere(path):
+            files.dangling += 1
+        else:
             files.other.append(path)
-        elif not beside_images and name not in results:
-            files.pictures.append(path)
+            files.unread["picture"] += not pictures and is_picture(name)
+    files.other = [path for path in files.other if path not in voxels]
+
+
+def _is_header(name: str) -> bool:
+    return name.lower().endswith((".hdr", ".hdr.gz"))
+
+
+def _unread_ending(name: str) -> str | None:
+    return next((ending for ending in _UNREAD if name.lower().endswith(ending)), None)
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Return whether a file is a link that leads nowhere; one that may be a slice counts as a file that is missing."""
+    return path.is_symlink() and not path.exists() and path.suffix.lower() not in ("", ".dcm", ".dicom", ".ima")
 
 
 def _is_regular(path: Path) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 from monai.inferers import Inferer, SimpleInferer, SliceInferer, SlidingWindowInferer
 from tabulate import tabulate
@@ -22,9 +21,12 @@ from ..bundles.configuration import check_method_settings
 from ..bundles.head import Head, find_head, is_unit_range
 from ..bundles.reader import Configuration, components, evaluators
 from ..checks import constant
+from ..console import say
 from ..errors import GrataError
+from ..files import absence, expanded
 from ..methods import METHODS, Method
 from ..methods.registry import method_class
+from ..networks.scripts import open_script
 from ..networks.weights import check_fit, read_state
 from ..normalization import normalization_layers
 from ..session.faults import quiet
@@ -82,7 +84,7 @@ def doctor(path: str | Path, config_file: str | None = None, **overrides: Any) -
     """
     quiet()
     report = examine(path, config_file, **overrides)
-    print(report)
+    say(report)
     return 0 if report.adapts else 1
 
 
@@ -102,9 +104,9 @@ def examine(path: str | Path, config_file: str | None = None, **overrides: Any) 
     Raises:
         GrataError: ``path`` is none of these, or its configuration or network cannot be built.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
-        raise GrataError(f"{path} does not exist. Name a folder or a file.")
+        raise GrataError(f"{path} {absence(path)}. Name a folder or a file.")
     if path.is_file():
         given = {key.removeprefix("adaptation#"): value for key, value in overrides.items()}
         return _of_script(path, **_only(given, "activation", "output"))
@@ -204,7 +206,7 @@ def _examined(config: Configuration, overrides: Mapping[str, Any]) -> tuple[Sequ
 def _of_script(path: Path, **settings: Any) -> Report:
     report = Report(path.name)
     try:
-        network = torch.jit.load(path, map_location="cpu")
+        network = open_script(path)
     except (RuntimeError, ValueError) as error:
         raise GrataError(
             f"{path} is not a TorchScript file. Weights alone (a state dict) do not describe the network: give the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from ..methods import GraTa, Method
 from ..private import is_last_handler, put_first
 from ..quality import Judgement
 from ..session import Again, Case, Guard, Journal, QualityGuard, ResetPolicy, Session, WindowSelection
+from ..session.faults import too_small
+from ..session.inputs import as_input
 
 __all__ = ["WITHHELD", "AdaptationHandler", "GraTaHandler"]
 
@@ -137,6 +139,7 @@ class AdaptationHandler:
             GrataError: the engine's network is not the one that the method was given.
         """
         put_first(engine, Events.EXCEPTION_RAISED, self.fail)
+        engine.prepare_batch = _Prepare(engine.prepare_batch, self.method.given)
         self.abandon(engine)
         self.method.reassert()
         if engine.network is self.method.given:
@@ -232,6 +235,8 @@ class AdaptationHandler:
         self.abandon(engine)
         # ignite raises an error itself only where nothing handles it
         if is_last_handler(engine, Events.EXCEPTION_RAISED, self.fail):
+            if small := too_small(error):
+                raise small from error
             raise error
 
     def abandon(self, engine: SupervisedEvaluator) -> None:
@@ -289,6 +294,24 @@ class GraTaHandler(AdaptationHandler):
         super().__init__(
             method, windows, journal, source_key, case_key, site_key, bank, start_from, save_to, reset, site, guard
         )
+
+
+class _Prepare:
+    """Preparation of a batch as the engine has it, with the images in the type that the network computes in.
+
+    Args:
+        prepare: preparation of the engine.
+        network: network that gets the images.
+    """
+
+    def __init__(self, prepare: Callable[..., Any], network: nn.Module) -> None:
+        # that of another run is replaced
+        self._prepare: Callable[..., Any] = prepare._prepare if isinstance(prepare, _Prepare) else prepare
+        self._network = network
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        images, *others = self._prepare(*args, **kwargs)
+        return as_input(images, self._network), *others
 
 
 def _precision(engine: SupervisedEvaluator) -> contextlib.AbstractContextManager:

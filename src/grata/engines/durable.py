@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
-from monai.engines import IterationEvents, SupervisedEvaluator
+from monai.engines import SupervisedEvaluator
 from torch.utils.data import DataLoader, SequentialSampler
 
 from .._version import __version__
+from ..console import say
 from ..data import Discovery, Fault
 from ..errors import GrataError, OutputError, RunError
-from ..files import CASES, JOURNAL, OVERVIEW, atomic_write, check_output_dir, remove_leftovers
+from ..files import (
+    CASES,
+    FIGURES,
+    JOURNAL,
+    OVERVIEW,
+    SEGMENTATIONS,
+    atomic_write,
+    check_output_dir,
+    is_file_name,
+    is_inside,
+    locked,
+    remove_file,
+    remove_leftovers,
+)
 from ..quality import Judgement, exit_status
 from ..report import (
     case_rows,
@@ -34,7 +46,9 @@ from ..report import (
     write_volumes,
 )
 from ..session import Case, Journal, QualityGuard, Session, explain
+from ..session.attempts import Attempts
 from ..session.faults import STOPPED, TRACEBACK_HINT
+from ..states import read_state, write_state
 from .adaptation import AdaptationHandler
 from .earlier import changed_settings
 from .outputs import OutputHandler
@@ -44,6 +58,7 @@ __all__ = ["AdaptationRun"]
 
 _STATE = "state.pt"
 _BEGUN = ".begun"
+_REMOVING = ".removing"
 _TABLES = (_STATE, CASES, "scores.csv", "volumes.csv", "summary.json", OVERVIEW, JOURNAL)
 
 
@@ -52,7 +67,7 @@ class AdaptationRun(EvaluatorRun):
 
     Faults are those of an :class:`EvaluatorRun`. After each case everything that the next one depends on is on the
     disk, in ``state.pt`` and the adapter bank: a run that was stopped at any moment and is resumed ends as if it had
-    never stopped.
+    never stopped. A case during which the process was killed twice is reported and passed over.
 
     Args:
         evaluator: evaluator that predicts one case per batch, in order, from a data loader over a
@@ -104,18 +119,13 @@ class AdaptationRun(EvaluatorRun):
         self.faults = list(discovery.faults)
         self._stopped_by: RunError | None = None
         self._source_hash = _hash(self.session.network)
-        # Held until the process ends, however it ends; the file stays, because removing it would let two runs in.
-        self._lock = FileLock(self.output_dir / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise GrataError(
-                f"another run is writing to {self.output_dir}. Wait for it, or choose another folder.", key="output_dir"
-            ) from error
+        self._notes: list[str] = []
+        self._held = contextlib.ExitStack()
+        self._held.enter_context(locked(self.output_dir))
         try:
             self._open(resume, overwrite)
         except BaseException:
-            self._lock.release()
+            self._held.close()
             raise
 
     def run(self) -> int:
@@ -135,11 +145,10 @@ class AdaptationRun(EvaluatorRun):
         started = time.perf_counter()
         try:
             self._attach()
-            self.evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._note)
             self.session.store = self._store
-            done = set(self.finished)
             try:
-                self._run_all([[index] for index, name in self._names.items() if name not in done])
+                with self._attempts.running():
+                    self._run_all([[index] for index in self._left()])
             except BaseException:
                 # nobody should have to read segmentations without their verdicts
                 with contextlib.suppress(GrataError):
@@ -147,7 +156,26 @@ class AdaptationRun(EvaluatorRun):
                 raise
             return self._close(time.perf_counter() - started)
         finally:
-            self._lock.release()
+            self._held.close()
+
+    def _left(self) -> list[int]:
+        """Return the cases to do, and report those during which the process ended too often."""
+        done = set(self.finished)
+        left = [index for index, name in self._names.items() if name not in done]
+        for index in left:
+            if self._attempts.gave_up(self._names[index]):
+                instead = "start anew with --overwrite true"
+                self._fail(index, GrataError(self._attempts.message(self._names[index], instead)))
+        return [index for index in left if not self._attempts.gave_up(self._names[index])]
+
+    def _begin(self, engine: Engine) -> None:
+        super()._begin(engine)
+        for name in self.handler.names:
+            self._attempts.begin(name)
+
+    def _next(self, engine: Engine) -> None:
+        self._attempts.end(self._names[self._pending[self._at][0]])
+        super()._next(engine)
 
     def _named(self, indices: list[int]) -> dict[int, str]:
         dataset: Any = self._dataset
@@ -166,10 +194,12 @@ class AdaptationRun(EvaluatorRun):
             raise GrataError(
                 "resume goes on with the earlier run, overwrite removes it. Give one of them.", key="resume, overwrite"
             )
-        if resume and state_file.is_file():
-            self._resume(_read_state(state_file))
-        elif overwrite:
+        self._check_folders()
+        self._attempts = Attempts(self.output_dir / _BEGUN)
+        if overwrite or (self.output_dir / _REMOVING).exists():
             self._remove_earlier_run()
+        elif resume and state_file.is_file():
+            self._resume(_read_state(state_file))
         elif resume and self._finished_without_state():
             raise GrataError(
                 f"the run in {self.output_dir} has lost its {_STATE}. Put it back, start anew with "
@@ -183,14 +213,36 @@ class AdaptationRun(EvaluatorRun):
                 key="output_dir",
             )
         self._remove_unfinished()
-        remove_leftovers(self.output_dir)
+        if self._attempts.pending():
+            # ahead of time, a worker might read the case that ends the process
+            self._workers = 0
         if self.session.journal is not None:
-            self.session.journal.keep(set(self.finished))
+            self._keep_lines(self.session.journal)
+
+    def _check_folders(self) -> None:
+        """Remove what killed processes left, and check that the folders of the outputs do not lie elsewhere."""
+        own = {*_TABLES, _BEGUN, _REMOVING}
+        remove_leftovers(self.output_dir, own.__contains__)
+        for name in (SEGMENTATIONS, FIGURES):
+            if not is_inside(self.output_dir, self.output_dir / name / JOURNAL):
+                raise GrataError(
+                    f"{self.output_dir / name} is a link out of the output folder, where nothing is written or "
+                    "removed. Remove the link, or name the folder that it leads to.",
+                    key="output_dir",
+                )
+            remove_leftovers(self.output_dir / name)
+
+    def _keep_lines(self, journal: Journal) -> None:
+        if damaged := journal.damaged():
+            self._notes.append(f"{damaged} lines of {JOURNAL} are damaged or cut short, and were left out.")
+        journal.keep(set(self.finished))
+        if lost := len({*self.finished} - {line.get("case") for line in journal.lines()}):
+            self._notes.append(f"{lost} finished cases have no line in {JOURNAL} any more; their outputs are there.")
 
     def _finished_without_state(self) -> bool:
-        """Return whether cases were finished: a single line may come from a run killed before its first commit."""
+        """Return whether a case was finished: a line may also come from a run killed before its first commit."""
         lines = [line for line in Journal(self.output_dir / JOURNAL).lines() if "fault" not in line]
-        return len(lines) > 1 or (len(lines) == 1 and (self.output_dir / "summary.json").exists())
+        return any(line.get("case") not in self._attempts.counts for line in lines)
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         changed = changed_settings(json.loads(state["settings"]), self.settings)
@@ -205,6 +257,11 @@ class AdaptationRun(EvaluatorRun):
                 f"the run in {self.output_dir} had {other}. Give the same, or start anew in another output_dir.",
                 key="resume",
             )
+        if (threads := state.get("threads", torch.get_num_threads())) != torch.get_num_threads():
+            self._notes.append(
+                f"the stopped run computed with {threads} threads, this one with {torch.get_num_threads()}: results "
+                "may differ in their last digits from those of a run that was not stopped."
+            )
         self.finished = list(state["finished"])
         self.outputs.scores = json.loads(state["scores"])
         self.outputs.volumes = json.loads(state["volumes"])
@@ -213,25 +270,37 @@ class AdaptationRun(EvaluatorRun):
         self.session.resume(state["method"], json.loads(state.get("kept", "null")))
 
     def _remove_earlier_run(self) -> None:
-        """Remove the files of an earlier run, and nothing else."""
-        journal = Journal(self.output_dir / JOURNAL)
-        cases = {str(line["case"]) for line in journal.lines() if "case" in line}
-        for path in (*(self.output_dir / name for name in _TABLES), *(p for c in cases for p in self.outputs.paths(c))):
-            path.unlink(missing_ok=True)
-
-    def _note(self, engine: Engine) -> None:
-        """Note the case whose outputs are about to be written, so that they are found if the run is killed."""
-        batch: Any = engine.state.batch
-        with atomic_write(self.output_dir / _BEGUN) as temporary:
-            temporary.write_text("\n".join(map(str, batch["case"])), encoding="utf-8")
+        """Remove the files of an earlier run, and nothing else; the next start completes what a kill leaves of it."""
+        marker = self.output_dir / _REMOVING
+        cases = {*self._attempts.counts, *_lines(marker)}
+        cases |= {str(line["case"]) for line in Journal(self.output_dir / JOURNAL).lines() if "case" in line}
+        with contextlib.suppress(GrataError):
+            cases |= set(map(str, _read_state(self.output_dir / _STATE)["finished"]))
+        with atomic_write(marker) as temporary:
+            temporary.write_text("\n".join(sorted(cases)), encoding="utf-8", errors="replace")
+        self._remove_outputs(cases)
+        for name in (*_TABLES, _BEGUN):
+            remove_file(self.output_dir / name)
+        self._attempts.counts.clear()
+        remove_file(marker)
 
     def _remove_unfinished(self) -> None:
-        begun = self.output_dir / _BEGUN
-        if begun.is_file():
-            for case in begun.read_text(encoding="utf-8").splitlines():
-                if case not in self.finished:
-                    self.outputs.remove(case)
-            begun.unlink()
+        """Remove the outputs of cases that a stopped process had begun."""
+        for case in set(self._attempts.counts).intersection(self.finished):
+            self._attempts.end(case)
+        self._remove_outputs(self._attempts.counts)
+
+    def _remove_outputs(self, cases: Iterable[str]) -> None:
+        odd = [case for case in cases if not is_file_name(case)]
+        for case in sorted({*cases}.difference(odd)):
+            self.outputs.remove(case)
+        for case in odd:
+            self._attempts.end(case)
+        if odd:
+            self._notes.append(
+                f"{len(odd)} names of cases in {JOURNAL}, {_STATE} or {_BEGUN} are damaged: they lead out of the "
+                "folder of the outputs. Nothing was removed by them."
+            )
 
     def _store(self, case: Case, state: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:
         """Write what a resumed run goes on from."""
@@ -247,12 +316,9 @@ class AdaptationRun(EvaluatorRun):
             "settings": json.dumps(self.settings, sort_keys=True),
             "source": self._source_hash,
             "calibration": _calibration_of(self.session),
+            "threads": torch.get_num_threads(),
         }
-        # On a full disk torch.save would raise a RuntimeError about its archive.
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        with atomic_write(self.output_dir / _STATE) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        write_state(self.output_dir / _STATE, content)
         self.finished = finished
 
     def _fail(self, index: int, error: Exception) -> None:
@@ -271,9 +337,11 @@ class AdaptationRun(EvaluatorRun):
             self.faults.append(Fault(self.finished[-1], lost))
 
     def _report(self, index: int, error: Exception) -> str:
-        with contextlib.suppress(OSError):
-            self.outputs.remove(self._names[index])
-            (self.output_dir / _BEGUN).unlink(missing_ok=True)
+        name = self._names[index]
+        if not self._attempts.gave_up(name):
+            self._attempts.end(name)
+        with contextlib.suppress(GrataError):
+            self.outputs.remove(name)
         return super()._report(index, error)
 
     def _explained(self, index: int, error: Exception) -> str:
@@ -299,20 +367,20 @@ class AdaptationRun(EvaluatorRun):
         unwritten = None
         try:
             self._write_tables(scores)
-            (self.output_dir / _BEGUN).unlink(missing_ok=True)
+            self._attempts.close()
             write_summary(self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings)
         except GrataError as error:
             unwritten = error
-        print(format_summary(**summary, seconds=seconds, output_dir=self.output_dir))
+        say(format_summary(**summary, seconds=seconds, output_dir=self.output_dir))
         for line in verdict_lines(judgements):
-            print(line)
-        for remark in (*self.discovery.notes, *self.session.remarks()):
-            print(f"note: {remark}")
+            say(line)
+        for remark in (*self.discovery.notes, *self._notes, *self.session.remarks()):
+            say(f"note: {remark}")
         if unwritten is not None:
-            print(f"error: {unwritten}")
+            say(f"error: {unwritten}")
         if self._stopped_by is not None:
             left = sum(case["case"] not in self.finished for case in self.discovery.cases)
-            print(f"stopped early: {left} cases are left. {STOPPED}")
+            say(f"stopped early: {left} cases are left. {STOPPED}")
         return exit_status(bool(self.faults or unwritten), judgements.values())
 
     def _write_tables(self, scores: list[dict[str, Any]]) -> None:
@@ -373,10 +441,14 @@ def _hash(network: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     # A damaged archive or pickle can raise almost any exception.
     with contextlib.suppress(Exception):
-        state = torch.load(path, weights_only=True)
+        state: dict[str, Any] = read_state(path)
         if {"method", "finished", "scores", "volumes", "flags", "settings", "source"} <= state.keys():
             return state
     raise GrataError(

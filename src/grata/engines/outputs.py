@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from .._version import __version__
 from ..data import write_dicom_seg, write_nifti, write_png
 from ..errors import GrataError
-from ..files import FIGURES, SEGMENTATIONS
+from ..files import FIGURES, SEGMENTATIONS, expanded, is_file_name, remove_file
 from ..quality import Judgement, verdict_in_words
 from ..report import case_scores, case_volumes, contact_sheet
 
@@ -73,7 +73,7 @@ class OutputHandler:
     ) -> None:
         _check_segments(segments)
         self.cases = {case["case"]: case for case in cases}
-        self.output_dir = Path(output_dir)
+        self.output_dir = expanded(output_dir)
         self.segments = segments
         self.class_names = {int(segment["value"]): str(segment["label"]) for segment in segments}
         self.includes = {int(segment["value"]): tuple(segment.get("includes", ())) for segment in segments}
@@ -108,10 +108,16 @@ class OutputHandler:
         self.scores.pop(case, None)
         self.volumes.pop(case, None)
         for path in self.paths(case):
-            path.unlink(missing_ok=True)
+            remove_file(path)
 
     def paths(self, case: str) -> list[Path]:
-        """Return the paths of all files that a case may have."""
+        """Return the paths of all files that a case may have.
+
+        Raises:
+            GrataError: the name of the case would lead out of the folders of the outputs.
+        """
+        if not is_file_name(case):
+            raise GrataError(f"must be a name for files, without folders, got {case!r}. Rename the case.", key="case")
         segmentations, figures = self.output_dir / SEGMENTATIONS, self.output_dir / FIGURES
         return [*(segmentations / f"{case}{end}" for end in (".nii.gz", ".seg.dcm", ".png")), figures / f"{case}.png"]
 

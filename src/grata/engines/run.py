@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback as tracebacks
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from monai.utils import CommonKeys
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from tqdm import tqdm
 
+from ..console import say, say_beside_bar
 from ..data import Fault
 from ..errors import GrataError, RunError
 from ..private import forget_run, silence
@@ -79,6 +81,7 @@ class EvaluatorRun:
         self._batches: list[list[int]] | None = None
         if isinstance(self._loader, DataLoader) and not isinstance(self._loader.dataset, IterableDataset):
             self._dataset = self._loader.dataset
+            self._workers = self._loader.num_workers
             self._batches = _batches(self._loader)
             self.images = sum(map(len, self._batches))
             self._names = self._named([index for batch in self._batches for index in batch])
@@ -126,7 +129,7 @@ class EvaluatorRun:
         assert isinstance(self._loader, DataLoader)  # a stream has no batches to run apart
         forget_run(engine)
         self._pending, self._at, self._begun = pending, 0, False
-        engine.data_loader = _loader_of(self._loader, pending)
+        engine.data_loader = _loader_of(self._loader, pending, min(self._workers, len(pending)))
         engine.state.epoch_length = len(pending)
         try:
             engine.run()
@@ -174,7 +177,7 @@ class EvaluatorRun:
             finished: whether the batch was finished, and only its adaptation could not be saved.
         """
         if self.traceback:
-            tracebacks.print_exception(error)
+            say("".join(tracebacks.format_exception(error)).rstrip(), sys.stderr)
         if stopped := next((cause for cause in causes(error) if isinstance(cause, RunError)), None):
             self._stop(None if finished else left[0][0], error, stopped)
             return []
@@ -201,7 +204,7 @@ class EvaluatorRun:
     def _report(self, index: int, error: Exception) -> str:
         """Report the fault of an image, and return its message."""
         name, message = self._names[index], self._explained(index, error)
-        tqdm.write(f"{name}: {message}")
+        say_beside_bar(f"{name}: {message}")
         self.faults.append(Fault(name, message))
         self._bar.update(1)
         return message
@@ -240,18 +243,19 @@ def _batches(loader: DataLoader) -> list[list[int]]:
     return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 
-def _loader_of(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
-    """Return the same loader for these batches alone."""
+def _loader_of(loader: DataLoader, batches: list[list[int]], workers: int) -> DataLoader:
+    """Return the same loader for these batches alone, with another number of processes."""
+    of_workers: dict[str, Any] = {}
+    if workers:
+        names = ("timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")
+        of_workers = {name: getattr(loader, name) for name in names}
     return DataLoader(
         loader.dataset,
         batch_sampler=batches,
-        num_workers=min(loader.num_workers, len(batches)),
+        num_workers=workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        prefetch_factor=loader.prefetch_factor,
+        **of_workers,
     )
 
 

@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
-from ..networks.parameters import copied, digest, distance, in_place, shapes, write
+from ..networks.parameters import copied, digest, distance, in_place, network_dtype, shapes, write
+from ..networks.wrappers import plain_naming, without_prefix, without_prefixes
 from ..normalization import AttachedAffine, BatchStatistics, Rule, check_running_statistics, switchable
 from ..settings import KeywordSettings, argument
 from .card import Card
+from .owner import check_free, disown, own
 from .state import Remembered, Remembers
 
 __all__ = ["SKIPPED", "Method", "StepRecord"]
@@ -66,7 +68,8 @@ class Method(Remembers, KeywordSettings, ABC):
             None: there are no such weights.
         attached: affine parameters that :func:`grata.methods.create` attached to the network; None: none were.
         given: the network as it was given.
-        parameters: parameters or buffers that the method changes, by name.
+        parameters: parameters or buffers that the method changes, by their names in the plain network, without the
+            prefixes of ``DataParallel`` or ``torch.compile``.
         batches: number of batches adapted to since the source.
         told: what :func:`grata.methods.create` was told of the network's output, by name, also where the method itself
             does not ask for it.
@@ -96,7 +99,8 @@ class Method(Remembers, KeywordSettings, ABC):
         self.told: Mapping[str, Any] = {}
         self._network = switchable(self.given)
         self._check_network()
-        self.parameters: dict[str, Any] = self._collect()
+        plain = plain_naming(self.given)
+        self.parameters: dict[str, Any] = {plain(name): value for name, value in self._collect().items()}
         coarse = {p.dtype for p in self.parameters.values()} & {torch.float16, torch.bfloat16}
         if coarse:
             raise GrataError(
@@ -166,19 +170,29 @@ class Method(Remembers, KeywordSettings, ABC):
         Whether a case starts from the source network is for the caller to say, by :meth:`restore`; a session does so.
 
         Args:
-            images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, any float dtype, on the network's device; not changed.
+            images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, any float dtype, on the network's device; not changed, also
+                by a network that changes its input.
 
         Returns:
             The record of the call; its flags show whether the step was skipped.
         """
         self._activate()
         self._network.eval()
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), self.inputs_kept():
             x = self._plain(images)
             record = self._adapt(x)
             self._adapted = self._copy()
             self.batches += 1
         return record
+
+    @contextlib.contextmanager
+    def inputs_kept(self) -> Iterator[None]:
+        """Give the network a copy of each input during a ``with`` block, because it may change its input in place."""
+        handle = self._network.register_forward_pre_hook(_with_copies)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @abstractmethod
     def _adapt(self, images: torch.Tensor) -> StepRecord:
@@ -212,6 +226,7 @@ class Method(Remembers, KeywordSettings, ABC):
 
     def _deactivate(self) -> None:
         self._active = False
+        disown(self.given, self)
         write(self.parameters, self._source)
         self._statistics.detach()
         for parameter, flag in self._gradient_flags:
@@ -277,6 +292,7 @@ class Method(Remembers, KeywordSettings, ABC):
             GrataError: the state belongs to another method, to parameters of other names, shapes or source values, or
                 to other settings; nothing is changed then.
         """
+        state = self._plainly_named(state)
         self._check_state(state)
         with torch.inference_mode(False):
             self.restore()
@@ -286,6 +302,17 @@ class Method(Remembers, KeywordSettings, ABC):
             self._adapted = self._copy()
             self.generator.set_state(state["generator"].cpu())
             self._load_memory(state)
+
+    def _plainly_named(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a state with the plain network's names, also one of version 0.1 that was written through a wrapper."""
+        named = state.get("parameters", {}) if isinstance(state, Mapping) else {}
+        if not named or set(named) == set(self.parameters) or set(map(without_prefix, named)) != set(self.parameters):
+            return state
+        source = self._source if self._active else self.parameters
+        # the digest of a state holds the names
+        known = digest({name: source[without_prefix(name)] for name in named}) == state["source"]
+        plain: dict[str, Any] = without_prefixes(state)
+        return plain | ({"source": self._digest_of_source()} if known else {})
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         if not isinstance(state, Mapping) or "method" not in state:
@@ -333,7 +360,9 @@ class Method(Remembers, KeywordSettings, ABC):
     def _activate(self) -> None:
         if self._active:
             return
+        check_free(self.given, self)
         self._statistics.attach()
+        own(self.given, self)
         self._active = True
         self._source = self._copy()
         self._source_digest = ""
@@ -361,8 +390,11 @@ class Method(Remembers, KeywordSettings, ABC):
             )
         if x.is_inference():
             x = x.clone()
-        dtype = next((p.dtype for p in self._network.parameters()), x.dtype)
-        return x.detach().to(dtype)
+        return x.detach().to(network_dtype(self._network) or x.dtype)
+
+
+def _with_copies(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs)
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

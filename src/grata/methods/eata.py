@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..networks.wrappers import without_prefix
 from ..optimization import MakeOptimizer
 from ..predictions import kept_mean, kept_share, log_distributions, maximal_entropy, voxel_entropy
 from ..settings import number, override
@@ -85,6 +86,8 @@ class EATA(GradientMethod):
     def _setup(self) -> None:
         super()._setup()
         fisher = require(self.prepared(), "fisher", self.name)
+        # a file of version 0.1 may hold the names that a wrapper gave
+        fisher = {without_prefix(name): value for name, value in fisher.items()} | dict(fisher)
         self._fisher = {name: fisher[name].to(p) for name, p in self.parameters.items() if name in fisher}
 
     def _step(self, x: torch.Tensor) -> GradientRecord:

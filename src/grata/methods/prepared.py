@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,9 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from ..errors import GrataError
-from ..files import atomic_write
-from ..networks import SavedHeads, network_digest
+from ..files import absence, atomic_write, expanded
+from ..networks import SavedHeads
+from ..networks.parameters import has_digest
 
 __all__ = ["Prepared", "require"]
 
@@ -102,10 +102,11 @@ class Prepared:
         Raises:
             GrataError: the file is missing, damaged, or of another kind.
         """
-        path = Path(path)
+        path = expanded(path)
         if not path.is_file():
             raise GrataError(
-                f"{path} does not exist. Write it with python -m grata prepare <bundle> --dataset_dir <source images>.",
+                f"{path} {absence(path)}. "
+                "Write it with python -m grata prepare <bundle> --dataset_dir <source images>.",
                 key="prepared",
             )
         try:
@@ -157,7 +158,7 @@ class Prepared:
         Raises:
             GrataError: the network has other weights.
         """
-        if network_digest(network) != self.digest:
+        if not has_digest(network, self.digest):
             raise GrataError(
                 f"was prepared for other weights (of a {self.network}) than this network has. Run python "
                 "-m grata prepare <bundle> --dataset_dir <source images> with the weights that are to be adapted.",

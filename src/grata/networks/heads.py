@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..errors import GrataError
 from ..normalization.features import depth, is_map
 from ..views import default_views
+from .wrappers import plain_naming, without_prefix
 
 __all__ = ["HEADS", "AuxiliaryHeads", "RotationHead", "SavedHeads"]
 
@@ -148,14 +149,16 @@ class AuxiliaryHeads:
         self.views = saved.views
         self._network = network
         self._saved = saved
-        layers = dict(network.named_modules())
-        if saved.feature not in layers:
+        plain = plain_naming(network)
+        layers = {plain(name): module for name, module in network.named_modules()}
+        feature = saved.feature if saved.feature in layers else without_prefix(saved.feature)
+        if feature not in layers:
             raise GrataError(
                 f"its heads are attached to {saved.feature}, which this {type(network).__name__} does not have. "
                 "Prepare them for this network: python -m grata prepare.",
                 key="prepared",
             )
-        self._layer = layers[saved.feature]
+        self._layer = layers[feature]
         self.modules = nn.ModuleDict()
         for name in saved.names:
             if name == "rotation":
@@ -198,7 +201,7 @@ class AuxiliaryHeads:
         size = image.shape[2:]
         stride = max(full / n for full, n in zip(size, shape[2:]))
         saved = SavedHeads(
-            feature=feature,
+            feature=plain_naming(network)(feature),
             names=tuple(names),
             views=tuple(views or (view.name for view in default_views(size))),
             channels=shape[1],

@@ -14,15 +14,18 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
+from .wrappers import PREFIXES, plain_naming
 
 __all__ = [
     "collect_all_parameters",
     "copied",
     "digest",
     "distance",
+    "has_digest",
     "in_place",
     "moved",
     "network_digest",
+    "network_dtype",
     "shapes",
     "weights_digest",
     "write",
@@ -129,9 +132,27 @@ def digest(parameters: Weights) -> str:
     return found.hexdigest()
 
 
-def network_digest(network: nn.Module) -> str:
-    """Return :func:`weights_digest` of a network's present weights and statistics."""
-    return weights_digest(network.state_dict())
+def network_digest(network: nn.Module, prefix: str = "") -> str:
+    """Return :func:`weights_digest` of a network's present weights and statistics, the same through a wrapper.
+
+    Args:
+        network: network, also wrapped by ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``.
+        prefix: prefix that the names get.
+    """
+    plain = plain_naming(network)
+    return weights_digest({prefix + plain(name): value for name, value in network.state_dict().items()})
+
+
+def has_digest(network: nn.Module, known: str) -> bool:
+    """Return whether a network has the weights of a digest, also of one that was taken through a wrapper before
+    version 0.3.
+    """
+    return any(network_digest(network, prefix) == known for prefix in PREFIXES)
+
+
+def network_dtype(network: nn.Module) -> torch.dtype | None:
+    """Return the floating point type that a network computes in; None: it has no parameters of such a type."""
+    return next((p.dtype for p in network.parameters() if torch.is_floating_point(p)), None)
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
+from ..files import absence, expanded
+from .scripts import open_script
 
 __all__ = ["COUNTER", "check_fit", "load_encoder", "load_source", "read_state", "unwrap"]
 
@@ -130,7 +132,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         GrataError: the file does not exist, is damaged, or holds anything but tensors.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise GrataError(f"{path} is not a file.", key="weights")
     try:
@@ -209,7 +211,7 @@ def check_fit(state: Mapping[str, torch.Tensor], network_def: nn.Module, source:
 
 def _load_script(path: Path, network_def: nn.Module | None, device: str | torch.device) -> nn.Module:
     try:
-        scripted = torch.jit.load(path, map_location=device)
+        scripted = open_script(path, device)
     except (RuntimeError, ValueError) as error:
         raise GrataError(f"{path} is not a TorchScript network: {_first_line(error)}", key="weights") from error
     if network_def is not None:
@@ -221,13 +223,13 @@ def _paths(weights: object) -> list[Path]:
     names = [weights] if isinstance(weights, str | Path) else weights
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str | Path) for name in names):
         raise GrataError(f"must be a file or a list of files, got {weights!r}.", key="weights")
-    paths = [Path(name) for name in names]
+    paths = [expanded(name) for name in names]
     for path in paths:
         if path.is_dir():
             raise GrataError(f"{path} is a folder. Name the file in it.", key="weights")
         if not path.is_file():
             raise GrataError(
-                f"{path} does not exist. Train them (configs/train.yaml) or give --weights <file>.", key="weights"
+                f"{path} {absence(path)}. Train them (configs/train.yaml) or give --weights <file>.", key="weights"
             )
     return paths
 

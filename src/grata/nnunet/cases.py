@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..data import Fault
 from ..errors import GrataError
+from ..files import absence
 from .model import TrainedModel
 
 __all__ = ["find_cases"]
@@ -43,9 +44,8 @@ def _images(folder: Path, ending: str) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != ".")
     except OSError as error:
-        raise GrataError(
-            f"{folder} cannot be read ({error.strerror}). Name the folder of the images.", key="input"
-        ) from error
+        reason = error.strerror if folder.exists() else f"it {absence(folder)}"
+        raise GrataError(f"{folder} cannot be read ({reason}). Name the folder of the images.", key="input") from error
 
 
 def _incomplete(case: str, given: Mapping[int, Path], model: TrainedModel) -> Fault:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..errors import GrataError
+from ..files import expanded
 from .checkpoints import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def load_model(
     _require_nnunet()
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    folder = Path(folder)
+    folder = expanded(folder)
     plans, dataset = (_read_json(folder / name) for name in ("plans.json", "dataset.json"))
     names = _folds(folder, folds, checkpoint_name)
     checkpoints = {name: read_checkpoint(folder / f"fold_{name}" / checkpoint_name) for name in names}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import GrataError
+from ..files import expanded
 from ..methods import METHODS, Method, create
 from ..methods.gradient import GradientMethod
 from ..quality import Judgement
@@ -110,9 +111,9 @@ class AdaptedPredictor:
             self.sessions[fold] = Session(
                 create(method, network, settings, affine, prepared=own, **common),
                 windows,
-                None if bank is None else str(Path(bank) / f"fold_{fold}"),
+                None if bank is None else str(expanded(bank) / f"fold_{fold}"),
                 _of_fold(start_from, fold, "start_from"),
-                None if save_to is None else Path(save_to) / f"fold_{fold}",
+                None if save_to is None else expanded(save_to) / f"fold_{fold}",
                 about={"fold": fold},
                 guard=make_guard(guard, **judge),
                 **session,
@@ -243,9 +244,9 @@ def _of_fold(path: str | Path | None, fold: str, key: str) -> Path | None:
     Raises:
         GrataError: the folder has no file of the fold.
     """
-    if path is None or not Path(path).is_dir():
-        return None if path is None else Path(path)
-    file = Path(path) / f"fold_{fold}.safetensors"
+    if path is None or not expanded(path).is_dir():
+        return None if path is None else expanded(path)
+    file = expanded(path) / f"fold_{fold}.safetensors"
     if not file.is_file():
         raise GrataError(f"{path} has no fold_{fold}.safetensors. Name a folder with one file for each fold.", key)
     return file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 import traceback as tracebacks
 from collections.abc import Collection, Mapping, Sequence
@@ -16,9 +17,10 @@ from tqdm import tqdm
 
 from .._version import __version__
 from ..checks import check_flag, check_number, checked, did_you_mean
+from ..console import say, say_beside_bar
 from ..data import Fault
 from ..errors import GrataError, RunError
-from ..files import JOURNAL, atomic_write, check_output_dir, remove_leftovers
+from ..files import JOURNAL, atomic_write, check_output_dir, expanded, remove_leftovers
 from ..machine import check_device
 from ..quality import exit_status
 from ..report import format_summary, report_verdicts, write_summary
@@ -118,7 +120,7 @@ def predict(
     checked(lambda value: check_number(value, above=0, at_most=1), tile_step_size, "tile_step_size")
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
-    cases, faults = find_cases(Path(input), model)
+    cases, faults = find_cases(expanded(input), model)
     sites = _sites(cases, site, bank)
     output = _output_folder(output, input)
     journal = Journal(output / JOURNAL)
@@ -163,11 +165,11 @@ def predict(
         "seconds": time.perf_counter() - started,
     }
     write_summary(output / "summary.json", **summary, settings=given)
-    print(format_summary(**summary, output_dir=output))
+    say(format_summary(**summary, output_dir=output))
     judgements = next(iter(predictor.sessions.values())).judgements
     report_verdicts(judgements, output, sites, faults)
     for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
-        print(f"note: {remark}")
+        say(f"note: {remark}")
     return exit_status(bool(faults), judgements.values())
 
 
@@ -195,7 +197,7 @@ def _output_folder(output: str | Path, input: str | Path) -> Path:
         GrataError: it cannot be written to, or is the folder of the images.
     """
     folder = check_output_dir(output)
-    if folder.resolve() == Path(input).resolve():
+    if folder.resolve() == expanded(input).resolve():
         raise GrataError("must not be the folder of the images. Name another folder.", key="output")
     remove_leftovers(folder)
     return folder
@@ -252,9 +254,9 @@ class _Run:
                 raise
             except Exception as error:  # noqa: BLE001 (readers, nnU-Net and networks can raise anything)
                 if self.traceback:
-                    tracebacks.print_exception(error)
+                    say("".join(tracebacks.format_exception(error)).rstrip(), sys.stderr)
                 self.faults.append(Fault(case, explain(error, "--traceback true")))
-                tqdm.write(f"{case}: {self.faults[-1].message}")
+                say_beside_bar(f"{case}: {self.faults[-1].message}")
                 first.fail(case, self.faults[-1].message)
             else:
                 self.finished.append(case)

@@ -4,7 +4,7 @@ from .activation import ACTIVATIONS, activate, check_activation
 from .agreement import soft_dice, view_agreement
 from .confidence import NOTHING_KEPT, NothingKept, kept_mean, kept_share, maximal_entropy, voxel_entropy
 from .distributions import kl_divergence, log_distributions, symmetric_divergence
-from .probabilities import logits_of
+from .probabilities import are_probabilities, logits_of
 
 # The function `confidence` of `probabilities` would hide the module of that name.
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "NOTHING_KEPT",
     "NothingKept",
     "activate",
+    "are_probabilities",
     "check_activation",
     "kept_mean",
     "kept_share",

@@ -16,8 +16,9 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from ..bundles.bundle import Bundle, Case
+from ..console import say, say_beside_bar
 from ..errors import GrataError
-from ..files import check_output_dir
+from ..files import check_output_dir, expanded
 from ..methods import Method, create
 from ..methods.predictive import logits_in
 from ..normalization import batch_norm_layers
@@ -25,7 +26,7 @@ from ..quality import Calibration, Measures, Segmentation, layer_statistics, mea
 from ..quality.calibration import SHARP, Line, changed, familiarity_of, spread_out
 from ..quality.features import features, logit
 from ..session.faults import explain, quiet
-from .run import _evenly, _opened, _whole
+from .run import _evenly, _opened, _whole, given_folders
 from .simulated import SHIFTS, WRONG, Simulation
 
 __all__ = ["Sample", "calibrate", "fit"]
@@ -112,9 +113,8 @@ def calibrate(
     quiet()
     images = None if images is None else _whole("images", images, 1)
     val_stride, seed = _whole("val_stride", val_stride, 1), _whole("seed", seed, 0)
-    given = {"dataset_dir": dataset_dir} | ({} if labels_dir is None else {"labels_dir": labels_dir})
-    opened = _opened(Path(bundle), {**given, **overrides}, calibrate)
-    path = opened.root / Path(str(output)).expanduser()
+    opened = _opened(Path(bundle), {**given_folders(dataset_dir, labels_dir), **overrides}, calibrate)
+    path = opened.root / expanded(str(output))
     if path.exists() and not overwrite:
         raise GrataError(
             f"{path} exists. Add --overwrite true to replace it, or name another file by --output.", key="output"
@@ -131,10 +131,10 @@ def calibrate(
         )
     made = fit(samples)
     made.save(path)
-    print(f"Calibrated on {used} of {len(cases)} images: {path} ({path.stat().st_size / 1e3:.0f} kB)")
-    print(f"  Dice at home {made.typical:.3f}; 90 % of the errors within {_widest(made):.2f} there")
+    say(f"Calibrated on {used} of {len(cases)} images: {path} ({path.stat().st_size / 1e3:.0f} kB)")
+    say(f"  Dice at home {made.typical:.3f}; 90 % of the errors within {_widest(made):.2f} there")
     for fault in faults:
-        print(f"  {fault}")
+        say(f"  {fault}")
     return 1 if faults else 0
 
 
@@ -177,7 +177,7 @@ class _Probe:
                 samples += self.samples(case, seed + number)
             except Exception as error:  # noqa: BLE001
                 faults.append(f"{case['case']}: {self._bundle.without_folders(explain(error), case)}")
-                tqdm.write(faults[-1])
+                say_beside_bar(faults[-1])
         return samples, faults
 
     def samples(self, case: Case, seed: int) -> list[Sample]:

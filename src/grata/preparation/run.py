@@ -16,9 +16,11 @@ from torch import nn
 from tqdm import tqdm
 
 from ..bundles.bundle import Bundle, Case
+from ..bundles.paths import verbatim
 from ..checks import did_you_mean
+from ..console import say, say_beside_bar
 from ..errors import GrataError
-from ..files import check_output_dir
+from ..files import check_output_dir, expanded
 from ..methods import Prepared
 from ..methods.predictive import logits_in
 from ..networks import HEADS, SavedHeads, network_digest
@@ -73,9 +75,8 @@ def prepare(
     names = _head_names(heads)
     images = None if images is None else _whole("images", images, 1)
     val_stride, epochs, seed = _whole("val_stride", val_stride, 0), _whole("epochs", epochs, 1), _whole("seed", seed, 0)
-    given = {"dataset_dir": dataset_dir} | ({} if labels_dir is None else {"labels_dir": labels_dir})
-    opened = _opened(Path(bundle), {**given, **overrides}, prepare)
-    path = opened.root / Path(str(output)).expanduser()
+    opened = _opened(Path(bundle), {**given_folders(dataset_dir, labels_dir), **overrides}, prepare)
+    path = opened.root / expanded(str(output))
     check_output_dir(path.parent)
     cases = opened.cases(None, labelled=False)
     cases = _evenly([case for n, case in enumerate(cases) if not val_stride or n % val_stride], images)
@@ -92,13 +93,19 @@ def prepare(
         except Exception as error:  # noqa: BLE001
             fault = opened.without_folders(explain(error), case)
             faults.append(f"{case['case']}: {fault}")
-            tqdm.write(faults[-1])
+            say_beside_bar(faults[-1])
     if not preparation.images:
         raise GrataError(f"none of the {len(cases)} images could be used. The first: {faults[0]}", key="dataset_dir")
     prepared = preparation.finish(names, epochs, seed)
     prepared.save(path)
     _report(prepared, path, len(cases), preparation.remarks, faults)
     return 1 if faults else 0
+
+
+def given_folders(dataset_dir: str | Path, labels_dir: str | Path | None) -> dict[str, Any]:
+    """Return the folders of the source set as overrides of a bundle's configuration, in which no name is code."""
+    given = {"dataset_dir": dataset_dir, "labels_dir": labels_dir}
+    return {key: verbatim(path) if isinstance(path, str) else path for key, path in given.items() if path is not None}
 
 
 def _opened(root: Path, overrides: Mapping[str, Any], command: Callable[..., int]) -> Bundle:
@@ -116,12 +123,12 @@ def _opened(root: Path, overrides: Mapping[str, Any], command: Callable[..., int
 def _report(prepared: Prepared, path: Path, cases: int, remarks: Sequence[str], faults: Sequence[str]) -> None:
     for name, reached in prepared.results.items():
         accuracy = f", accuracy {reached['accuracy']:.3f} on images held out" if "accuracy" in reached else ""
-        print(f"  {name} head: loss {reached['first_loss']:.4f} to {reached['last_loss']:.4f}{accuracy}")
+        say(f"  {name} head: loss {reached['first_loss']:.4f} to {reached['last_loss']:.4f}{accuracy}")
     for remark in remarks:
-        print(f"  {remark}")
-    print(f"Prepared from {prepared.images} of {cases} images: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+        say(f"  {remark}")
+    say(f"Prepared from {prepared.images} of {cases} images: {path} ({path.stat().st_size / 1e6:.2f} MB)")
     for fault in faults:
-        print(f"  {fault}")
+        say(f"  {fault}")
 
 
 class _Preparation:

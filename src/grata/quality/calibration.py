@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import GrataError
-from ..files import atomic_write
+from ..files import absence, atomic_write, expanded
 from .features import features, in_words, logit
 from .image import THUMBNAIL
 from .measures import Measures, mean
@@ -175,10 +175,11 @@ class Calibration:
         Raises:
             GrataError: the file is missing, damaged, or something else.
         """
+        path = expanded(path)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise GrataError(f"{path} does not exist. Make it by python -m grata calibrate, or give null.") from None
+            raise GrataError(f"{path} {absence(path)}. Make it by python -m grata calibrate, or give null.") from None
         except (OSError, ValueError) as error:
             raise GrataError(f"{path} cannot be read ({error}). Make it anew by python -m grata calibrate.") from error
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:

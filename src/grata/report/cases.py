@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..console import say
 from ..files import CASES
 from ..quality import Judgement
 from .summary import Fault
@@ -147,7 +148,7 @@ def report_verdicts(
         GrataError: the file cannot be written.
     """
     for line in verdict_lines(judgements):
-        print(line)
+        say(line)
     if folder is not None and judgements:
         rows = case_rows(judgements, faults, sites)
         write_cases([*_earlier(folder / CASES, rows), *rows.values()], folder / CASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -16,14 +17,25 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..checks import constant, did_you_mean
-from ..data.identifiers import printable
+from ..console import fit_console, is_abandoned, leave_quietly, printable, say
 from ..errors import GrataError
 from ..private import failed_item
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["STOPPED", "TRACEBACK_HINT", "causes", "check_finite", "explain", "plain_errors", "quiet", "tensors_in"]
+__all__ = [
+    "STOPPED",
+    "TRACEBACK_HINT",
+    "causes",
+    "check_finite",
+    "explain",
+    "explained",
+    "plain_errors",
+    "quiet",
+    "tensors_in",
+    "too_small",
+]
 
 # Options of the bundles' `adapt`; other commands have other options.
 TRACEBACK_HINT = "--traceback true"
@@ -34,6 +46,8 @@ _TRACEBACK = "Traceback (most recent call last):\n"
 _RAISED = re.compile(
     r"(?:[ \t][^\n]*\n)*([^\s:]+)(?:: (.*?))?\s*(?:\n\n(?:Traceback|The above exception|During handling)|\Z)", re.DOTALL
 )
+# What torch says where a normalization layer has nothing to take statistics of.
+_TOO_SMALL = re.compile(r"Expected more than 1 (?:spatial element|value per channel)")
 # Addresses differ between runs, and line numbers of a library do not help the user.
 _NOISE = re.compile(r"\S+\.[ch]xx:\d+:\s+|\(0x[0-9a-fA-F]+\)| at 0x[0-9a-fA-F]+")
 
@@ -46,6 +60,7 @@ def plain_errors(traceback: bool | str | None = False, hint: str | None = None, 
         hint: option that shows them, see :func:`explain`.
         stopped: sentence about the finished part of the work, shown on Ctrl-C.
     """
+    fit_console()
     if constant(traceback) is not True:
         sys.excepthook = functools.partial(_plain_error, hint=hint, stopped=stopped)
     quiet()
@@ -70,11 +85,9 @@ def explain(error: BaseException, hint: str | None = None) -> str:
 
 
 def _explained(error: BaseException, hint: str | None) -> str:
-    chain = list(causes(error))
-    for link in chain:
-        if isinstance(link, GrataError) and _TRACEBACK not in str(link):
-            return str(link)
-    root = chain[-1]
+    if own_words := _own_words(error):
+        return own_words
+    root = list(causes(error))[-1]
     if _TRACEBACK in str(root) and (own := re.findall(r"^grata\.errors\.\w+: (.*)$", str(root), flags=re.MULTILINE)):
         return own[-1]
     key, component = failed_item(error)
@@ -87,6 +100,13 @@ def _explained(error: BaseException, hint: str | None) -> str:
     where = f"{key}: " if key else ""
     shown = f" ({hint} shows where)" if hint else ""
     return f"{where}{_sentence(type(root).__name__, str(root))}{shown}"
+
+
+def _own_words(error: BaseException) -> str:
+    """Return the message that this project has for an exception; empty where it has none."""
+    own = (link for link in causes(error) if isinstance(link, GrataError) and _TRACEBACK not in str(link))
+    found = next(own, None) or too_small(error)
+    return "" if found is None else str(found)
 
 
 def _sentence(name: str, text: str) -> str:
@@ -114,19 +134,42 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
+def too_small(error: BaseException) -> GrataError | None:
+    """Return what to do about images in which a normalization layer sees a single voxel; None: it is another error."""
+    if isinstance(error, GrataError) or not any(_TOO_SMALL.search(str(link)) for link in causes(error)):
+        return None
+    return GrataError(
+        "The image is too small for this network: a normalization layer at its bottom sees a single voxel, which it "
+        "cannot normalize. Use larger images or windows (roi_size), or pad the images."
+    )
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Raise in plain words what torch says of images that are too small, during a ``with`` block."""
+    try:
+        yield
+    except Exception as error:
+        if small := too_small(error):
+            raise small from error
+        raise
+
+
 def _plain_error(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None, hint: str | None, stopped: str
 ) -> None:
     if isinstance(error, KeyboardInterrupt):
-        print(f"\nstopped. {stopped}".rstrip(), file=sys.stderr, flush=True)
+        say(f"\nstopped. {stopped}".rstrip(), sys.stderr)
         if os.name == "posix":
             # A shell sees by the signal that the user stopped the process; Python forgets it inside an evaluated
             # expression.
             sys.stdout.flush()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
+    elif any(isinstance(cause, BrokenPipeError) for cause in causes(error)) and is_abandoned():
+        leave_quietly()
     elif isinstance(error, Exception):
-        print(f"error: {explain(error, hint)}", file=sys.stderr)
+        say(f"error: {explain(error, hint)}", sys.stderr)
     else:
         tracebacks.print_exception(kind, error, trace)
 

@@ -10,7 +10,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from ..files import append_line, atomic_write
+from ..files import append_line, atomic_write, expanded
 
 __all__ = ["Journal"]
 
@@ -23,7 +23,7 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = expanded(path)
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one line. Numbers that are not finite become null.
@@ -49,16 +49,17 @@ class Journal:
                 os.truncate(self.path, size)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return all whole lines; a line that a crash cut short is left out."""
+        """Return all whole lines; a line that is damaged, or that a crash cut short, is left out."""
+        return [line for line in self._read() if line is not None]
+
+    def damaged(self) -> int:
+        """Return the number of lines that :meth:`lines` leaves out."""
+        return self._read().count(None)
+
+    def _read(self) -> list[dict[str, Any] | None]:
         if not self.path.is_file():
             return []
-        lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
-        return lines
+        return [_parsed(line) for line in self.path.read_bytes().split(b"\n") if line.strip()]
 
     def keep(self, cases: Container[str]) -> None:
         """Remove the lines of all other cases, and of faults: a stopped run had begun those cases, not finished them.
@@ -69,10 +70,17 @@ class Journal:
         Raises:
             OutputError: the file cannot be written.
         """
-        kept = [line for line in self.lines() if line.get("case") in cases and "fault" not in line]
+        kept = [line for line in self.lines() if str(line.get("case")) in cases and "fault" not in line]
         if self.path.is_file():
             with atomic_write(self.path) as temporary:
                 Path(temporary).write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def _finite(value: Any) -> Any:

@@ -33,6 +33,7 @@ from ..quality import (
 )
 from ..settings import Settings, choice, count, number, setting
 from ..views import VIEWS
+from .familiar import ABSURD
 from .guard import Again, Guard, Verdict
 from .known import check_calibration, check_segments
 
@@ -46,6 +47,15 @@ NOT_ADAPTED = "not_adapted"
 
 DRIFT_RESET = "drift_reset"
 """Flag of a case after which the method was put back to the source network, because it had drifted away from it."""
+
+PROBABILITIES = "output_is_probability"
+"""Flag of a case whose prediction holds probabilities where logits were said to be."""
+
+SAID = {
+    ABSURD: "nothing is learned from it: its grey values are nothing like those of the source images",
+    PROBABILITIES: "the network's output already is a probability, which is activated a second time",
+}
+"""What is to be reviewed of a case that has a flag."""
 
 _MOSTLY = 0.67
 """Moving share of harmed cases from which on adaptation is given up: that of five, one after the other."""
@@ -218,9 +228,9 @@ class QualityGuard(Settings):
             views = self._agreement(again, plain, adapted, activation, output)
         names = self._names(adapted.masks.shape[1])
         distances = self._distances(method, statistics, plain, again)
-        described = self.calibration is not None
+        described, said = self.calibration is not None, _said(record)
         measured = _measured(plain, adapted, seen, distances, views, activation, names, described)
-        decisions = [self._decide(measures, adapts, plain.ndim - 2, plain.shape[1]) for measures in measured]
+        decisions = [self._decide(measures, adapts, said, plain.ndim - 2, plain.shape[1]) for measures in measured]
         judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
         self._note(views, decisions, float(alike.min()))
         used = self._used(decisions, prediction, source)
@@ -242,8 +252,8 @@ class QualityGuard(Settings):
             found.append(list(alone.distances().values()))
         return found
 
-    def _decide(self, measures: Measures, adapts: bool, dims: int, channels: int) -> Decision:
-        count, remarks = len(measures.segments), []
+    def _decide(self, measures: Measures, adapts: bool, said: Sequence[str], dims: int, channels: int) -> Decision:
+        count, remarks = len(measures.segments), list(said)
         calibration, ranges = self.calibration, self._ranges
         misfit = "" if calibration is None else calibration.misfit(count, channels, dims)
         if misfit:
@@ -421,6 +431,11 @@ class _Unread(Exception):
         super().__init__(reason)
         self.reason = reason
         self.source = source
+
+
+def _said(record: Mapping[str, Any]) -> list[str]:
+    """Return what the flags of a case say is to be reviewed."""
+    return [words for flag, words in SAID.items() if flag in record.get("flags", ())]
 
 
 def _read(prediction: Any, images: torch.Tensor, activation: str, output: str | int | None) -> Segmentation:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from ..bank.bank import UNKNOWN, AdapterBank, entry_name, make_bank, replace
-from ..bank.saved import Adaptation, saved_digest, saved_path, source_digest
+from ..bank.bank import UNKNOWN, WAIT_S, AdapterBank, entry_name, make_bank, replace
+from ..bank.saved import Adaptation, card_path, saved_digest, saved_path, source_digest
 from ..checks import checked
 from ..errors import GrataError, OutputError, RunError
+from ..files import check_output_dir, expanded, locked, remove_leftovers
 from .learner import Learner
 
 __all__ = ["Keeper"]
@@ -256,7 +257,10 @@ class Keeper:
 
     def _put(self, adaptation: Adaptation, path: Path, on_disk: bool) -> _Kept:
         try:
-            adaptation.put(self.learner, self._source(), path)
+            source = self._source()
+            if source != adaptation.source:
+                source = source_digest(self.method, adaptation.source)
+            adaptation.put(self.learner, source, path)
         except GrataError as error:
             # A bad entry affects one site; a bad start_from affects every case, so it ends the run.
             if adaptation is self._start:
@@ -277,8 +281,10 @@ class Keeper:
             return self.bank.write(place, adaptation, before)
         if self.save_to is None:
             return None
-        self.save_to.parent.mkdir(parents=True, exist_ok=True)
-        return replace(self.save_to, adaptation, before)
+        check_output_dir(self.save_to.parent)
+        with locked(self.save_to, key="save_to", wait_s=WAIT_S):
+            remove_leftovers(self.save_to.parent, {self.save_to.name, card_path(self.save_to).name}.__contains__)
+            return replace(self.save_to, adaptation, before)
 
 
 def _check_file(path: object, key: str) -> None:
@@ -286,5 +292,9 @@ def _check_file(path: object, key: str) -> None:
         return
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise GrataError(f"must be a file, <name>.safetensors, got {path!r}.", key=key)
-    if not Path(path).name or (Path(path).is_dir() and not saved_path(path).is_file()) or str(path).endswith(os.sep):
+    if (
+        not Path(path).name
+        or (expanded(path).is_dir() and not saved_path(path).is_file())
+        or str(path).endswith(os.sep)
+    ):
         raise GrataError(f"{path} is a folder. Name a file in it, <name>.safetensors.", key=key)

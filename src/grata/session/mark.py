@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import RunError
 from ..methods import Method
+from ..methods.owner import owners
 
 __all__ = ["Mark", "loosen", "mark_of", "release", "restore", "take"]
 
@@ -140,12 +141,15 @@ def restore(network: nn.Module) -> bool:
     attached to the network, it is refused: make a new one.
 
     Args:
-        network: network that was given to :func:`grata.adapt`, to a handler or to a session.
+        network: network that was given to :func:`grata.adapt`, to a handler, to a session or to a method.
 
     Returns:
         Whether the network was adapted.
     """
     adapted = mark_of(network) is not None
+    for method in list(owners(network)):
+        adapted = True
+        release(method)
     for mark in list(_marks(network)):
         release(mark.method)
         if mark.method.attached is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import zip_longest
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,11 +15,15 @@ from monai.networks import eval_mode
 from ..errors import GrataError
 from ..methods import Method, StepRecord
 from ..methods.base import SKIPPED
+from ..methods.predictive import logits_in
+from ..predictions import are_probabilities
 from ..quality import Judgement, LayerStatistics, layer_statistics
-from .faults import check_finite, tensors_in
+from .familiar import ABSURD, evaluated, is_absurd
+from .faults import check_finite, explained, tensors_in, too_small
 from .guard import Again, Guard, Verdict
+from .inputs import as_input
 from .journal import Journal
-from .judge import NOT_ADAPTED, QualityGuard, make_guard
+from .judge import NOT_ADAPTED, PROBABILITIES, SAID, QualityGuard, make_guard
 from .keeper import Keeper
 from .learner import Learner
 from .mark import loosen, take
@@ -53,7 +57,7 @@ class Session:
 
         with session.case(images, name="scan-1", site="north") as case:
             case.adapt(inferer)
-            prediction = case.judge(inferer(images, session.network))
+            prediction = case.judge(inferer(case.images, session.network))
             ...                                                        # write the prediction
 
     At the end of the block the case is committed: its line is written into the journal and its adaptation into the
@@ -136,11 +140,15 @@ class Session:
         """Return the context of a case, a batch of one or more images that are adapted to together.
 
         Args:
-            images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, on the network's device.
+            images: ``(B, C, H, W)`` or ``(B, C, D, H, W)`` of any real number type, on the network's device.
             name: name of the case, or one for each image; a case without a name gets its number.
             site: site of all its images, or one for each; None: the session's.
             meta: collated metadata of images that are not a ``MetaTensor``, for a bank by scanner.
+
+        Raises:
+            GrataError: the images are complex or truth values, or there is another number of names or sites.
         """
+        images = as_input(images, self.method.given)
         self._cases += 1
         names = _texts(name) or numbered(f"case-{self._cases}", len(images))
         sites = _texts(self.site if site is None else site)
@@ -219,6 +227,8 @@ class Session:
                 continue
             skipped = f"adaptation skipped ({listed}), predicted with the parameters before it"
             lines.append(f"{name}{where}: {skipped if SKIPPED in flags else f'adapted ({listed})'}")
+        if any(PROBABILITIES in flags for flags in self.flags.values()):
+            lines.append(f"{SAID[PROBABILITIES]}{where}. Give the network without its last activation.")
         if isinstance(self.guard, QualityGuard) and self.guard.given_up:
             left = sum(NOT_ADAPTED in flags for flags in self.flags.values())
             lines.append(
@@ -232,7 +242,7 @@ class Case:
     """One case of a session, used in a ``with`` block: :meth:`adapt`, then predict, then :meth:`judge`.
 
     Attributes:
-        images: images ``(B, C, ...)``.
+        images: images ``(B, C, ...)`` in the type that the network computes in, for the prediction.
         names: names of the images.
         sites: their sites; empty where they are unknown.
         steps: records of the steps, see :class:`grata.methods.StepRecord`.
@@ -270,6 +280,7 @@ class Case:
         self._keep = True
         self._restore = False
         self._watching = ExitStack()
+        self._around = ExitStack()
         self._statistics: LayerStatistics | None = None
 
     def __enter__(self) -> Self:
@@ -282,6 +293,7 @@ class Case:
         self._guard_before = session.guard.state_dict() if isinstance(session.guard, QualityGuard) else None
         session._open = self
         try:
+            self._around.enter_context(session.method.inputs_kept())
             self._entry = session.keeper.begin(self.images, self.sites, self._meta)
             self._start = session.learner.snapshot() if session.guard is not None else None
         except BaseException:
@@ -310,10 +322,11 @@ class Case:
             # what was learned before is put back when the case ends: in a bank, it may be another site's
             self._given_up = True
             session.learner.restore()
-            self._evaluate(method.network)
+            self._watching.enter_context(evaluated(method.network))
             self.steps = [StepRecord((NOT_ADAPTED,))]
         else:
-            self.steps = self._steps(inferer)
+            with explained():
+                self.steps = self._steps(inferer)
         if isinstance(session.guard, QualityGuard) and not session.guard.asks_source(method):
             # what the source network predicts anyway need not be predicted again
             self._statistics = self._watching.enter_context(layer_statistics(method.network))
@@ -329,19 +342,19 @@ class Case:
                 self.record["flags"] = [*self.record["flags"], UNKNOWN_SITE]
         return self.steps
 
-    def _evaluate(self, network: torch.nn.Module) -> None:
-        """Put a network into evaluation mode until the prediction, as a method does that adapts it."""
-        for module in network.modules():
-            self._watching.callback(setattr, module, "training", module.training)
-        network.eval()
-
     def _steps(self, inferer: Inferer | Batches | None) -> list[StepRecord]:
         learner = self.session.learner
         was_reset = learner.begin(self.sites[0] or None if self.sites else None)
         steps = []
+        remembers = learner.method.learns and not learner.episodic
         for batch in self._batches(inferer):
-            steps.append(learner.adapt(batch, was_reset))
+            if remembers and is_absurd(learner.method, batch):
+                steps.append(StepRecord((ABSURD, SKIPPED), was_reset))
+            else:
+                steps.append(learner.adapt(batch, was_reset))
             was_reset = False
+        if not learner.method.active:
+            self._watching.enter_context(evaluated(learner.method.network))
         return steps
 
     def restart_clock(self) -> None:
@@ -368,7 +381,19 @@ class Case:
         peaks = [peak for peak in (self._peak, self._memory.mib()) if peak is not None]
         self.record |= {"seconds_predict": self._clock.lap(), "peak_memory_mib": max(peaks, default=None)}
         check_finite(tensors_in(prediction))
+        if self._says_probabilities(prediction):
+            self.record["flags"] = [*self.record["flags"], PROBABILITIES]
         self._judged = True
+
+    def _says_probabilities(self, prediction: Any) -> bool:
+        """Return whether the network ends in its activation, so that its output would be activated twice."""
+        guard, told = self.session.guard, self.session.method.meaning
+        activation = (guard.activation if isinstance(guard, QualityGuard) else None) or told.get("activation")
+        if activation is None:
+            return False
+        with suppress(GrataError):
+            return are_probabilities(logits_in(prediction, told.get("output")), activation)
+        return False
 
     def _verdict(self, prediction: Any, again: Again | None) -> Verdict | None:
         guard, method = self.session.guard, self.session.method
@@ -404,6 +429,8 @@ class Case:
     ) -> None:
         if kind is not None:
             self.roll_back()
+            if error is not None and (small := too_small(error)):
+                raise small from error
             return
         if not self._judged:
             self.roll_back()
@@ -449,12 +476,14 @@ class Case:
 
     def _finish(self) -> None:
         self.finished = True
+        self._around.close()
         self.session._open = None
 
     def roll_back(self) -> None:
         """Put everything back to before the case; leaving the block by an exception does so by itself."""
         self.session._open = None
         self._watching.close()
+        self._around.close()
         self.session.learner.go_back(self._before)
         self.session._load_guard(self._guard_before)
         # nobody may be left who could go on, so the network is free for another session until this one does

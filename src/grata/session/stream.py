@@ -17,8 +17,10 @@ from torch import nn
 
 from ..bank import AdapterBank
 from ..errors import GrataError
+from ..files import expanded
 from ..methods import Method, Prepared, create
 from ..methods.predictive import logits_in
+from ..networks.scripts import open_script
 from ..networks.weights import read_state
 from ..normalization import AttachedAffine
 from ..predictions import activate, check_activation
@@ -118,7 +120,7 @@ class AdaptedStream(Iterator[Adapted]):
         with self.session.case(images, numbered(f"item-{index}", len(images)), sites, meta) as case:
             case.adapt(self._inferer)
             with eval_mode(network):
-                prediction = case.judge(self._inferer(images, network))
+                prediction = case.judge(self._inferer(case.images, network))
             logits = logits_in(prediction, self._output)
         return Adapted(item, prediction, logits, case.record, self._activation, tuple(case.judgements))
 
@@ -151,10 +153,10 @@ def adapt(
 
     Args:
         network: source network with its weights loaded, or a TorchScript file, which is loaded onto the CPU.
-        images: one batch ``(B, C, H, W)`` or ``(B, C, D, H, W)``, scaled as in training; or an iterable of such
-            batches, each a tensor or a mapping with one under ``image``, such as MONAI's ``DataLoader``, of which one
-            is taken at a time. They are moved to the network's device. The ``site`` of a mapping is for reset policies
-            and banks that ask for it.
+        images: one batch ``(B, C, H, W)`` or ``(B, C, D, H, W)`` of real numbers, scaled as in training; or an iterable
+            of such batches, each a tensor or a mapping with one under ``image``, such as MONAI's ``DataLoader``, of
+            which one is taken at a time. They are moved to the network's device. The ``site`` of a mapping is for reset
+            policies and banks that ask for it.
         method: name of a method, a key of :data:`grata.methods.METHODS`; its class; or an instance for this network,
             which has its settings already.
         activation: ``sigmoid`` (multi-label) or ``softmax`` (multi-class); only methods that do not look at the
@@ -242,11 +244,11 @@ def _instance(method: Method, network: nn.Module, given: Mapping[str, Any]) -> M
 
 
 def _load(path: str | os.PathLike[str]) -> nn.Module:
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise GrataError(f"{path} is not a file.", key="network")
     try:
-        return torch.jit.load(path, map_location="cpu")
+        return open_script(path)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
     try:

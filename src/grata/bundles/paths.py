@@ -1,0 +1,139 @@
+"""Paths and other texts as a person wrote them, where MONAI's parser would read its own signs in them.
+
+The parser turns ``#`` into ``::`` in every text, runs a text that begins with ``$``, and follows one that begins with
+``@`` or ``%``; the command line before it takes what follows a ``#`` for a comment, and takes off brackets and quotes.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
+from monai.bundle.utils import ID_SEP_KEY, MACRO_KEY
+
+from ..console import say
+from ..errors import GrataError
+from ..files import expanded
+from ..private import typed_options
+
+__all__ = ["as_written", "keep_texts", "keep_typed", "leaves", "shown_key", "verbatim"]
+
+_PATHS = re.compile(r"(?:.+_)?(?:dir|file|folder|path|root)|bank|start_from|save_to|prepared|quality|weights|ckpt")
+"""Last part of a key whose text is a path."""
+_SIGNS = ("$", "@", MACRO_KEY)
+
+
+def verbatim(text: str) -> str:
+    """Return what MONAI's parser reads as exactly this text.
+
+    Example:
+        >>> verbatim("/data/scans"), verbatim("/data/Study #12")
+        ('/data/scans', "$'/data/Study \\\\x2312'")
+    """
+    if "#" not in text and not text.startswith(_SIGNS):
+        return text
+    return "$" + repr(text).replace("#", r"\x23").replace("@", r"\x40")
+
+
+def as_written(value: Any) -> Any:
+    """Return the text behind a value that :func:`verbatim` made; other values as they are."""
+    if isinstance(value, str) and re.match(r"\$['\"]", value):
+        try:
+            return ast.literal_eval(value[1:])
+        except (SyntaxError, ValueError):
+            pass
+    return value
+
+
+def keep_texts(parser: ConfigParser) -> bool:
+    """Keep each text of a configuration that has a ``#`` and is neither code nor a reference; expand ``~`` in paths.
+
+    Returns:
+        Whether anything was changed.
+    """
+    texts = {key: value for key, value in leaves(parser.get()) if isinstance(value, str)}
+    changed = {key: text for key, value in texts.items() if (text := _kept(key, value)) != value}
+    for key, text in changed.items():
+        parser.set(text, key)
+    return bool(changed)
+
+
+def _kept(key: str, value: str) -> str:
+    parts = key.split(ID_SEP_KEY)
+    # MONAI's own keys have an underscore: the metadata, and remarks in components.
+    if parts[0] in (ConfigParser.meta_key, "imports") or parts[-1].startswith("_"):
+        return value
+    if value.startswith("~") and _is_path(key):
+        return verbatim(str(expanded(value)))
+    return verbatim(value) if "#" in value and not _is_code(value) else value
+
+
+def keep_typed(parser: ConfigParser) -> bool:
+    """Keep the texts of the running ``monai.bundle run`` as they were typed, those of its files as they stand there.
+
+    A path of the command line is never run as code. Where it begins like a reference to a key of the configuration, it
+    is one, and a note says so.
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        GrataError: a path begins with ``$``, and there is nothing of that name.
+    """
+    changed = False
+    for key, (typed, value) in typed_options().items():
+        is_cut = "#" in typed and "#" not in str(value)
+        if not is_cut and not (_is_path(key) and isinstance(value, str)):
+            continue
+        text = _path(key, typed, parser) if _is_path(key) else verbatim(typed)
+        if text is not None and text != parser.get(key):
+            parser.set(text, key)
+            changed = True
+    return keep_texts(parser) or changed
+
+
+def _path(key: str, typed: str, parser: ConfigParser) -> str | None:
+    """Return what MONAI reads as the path that was typed; None: it is a reference, and MONAI has followed it."""
+    if typed.startswith(_SIGNS) and not os.path.lexists(typed):
+        if typed.startswith("$"):
+            raise GrataError(
+                f"{typed} begins with $, which marks code in a configuration, and there is no such file or folder. "
+                "Write ./ before a name that begins with $.",
+                key=f"--{key}",
+            )
+        if typed.startswith(MACRO_KEY) or typed[1:].partition("#")[0] in parser:
+            say(
+                f"note: --{key} {typed} is read as a reference in the configuration. Write ./ before a name.",
+                sys.stderr,
+            )
+            return None
+    return verbatim(str(expanded(typed)) if typed.startswith("~") else typed)
+
+
+def leaves(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the id and value of everything that is neither dict nor list."""
+    if not isinstance(config, dict | list | tuple):
+        yield key, config
+        return
+    items = config.items() if isinstance(config, dict) else enumerate(config)
+    for name, value in items:
+        yield from leaves(value, f"{key}{ID_SEP_KEY}{name}" if key else str(name))
+
+
+def shown_key(key: str) -> str:
+    """Return an id as users write it on the command line."""
+    return key.replace(ID_SEP_KEY, "#")
+
+
+def _is_path(key: str) -> bool:
+    return _PATHS.fullmatch(shown_key(key).rpartition("#")[2]) is not None
+
+
+def _is_code(text: str) -> bool:
+    is_reference = bool(ReferenceResolver.match_refs_pattern(text))
+    return is_reference or text.startswith((MACRO_KEY, "@")) or ConfigExpression.is_expression(text)

@@ -1,0 +1,68 @@
+"""Volumes in one file: NIfTI, MetaImage and NRRD, told apart by name."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .itk_files import is_itk, load_itk, read_itk
+from .nifti import check_dimensions, check_nifti, is_nifti, load_nifti, nifti_stem, read_nifti
+
+__all__ = ["check_volume_file", "is_volume_file", "read_volume_file", "volume_format", "volume_grid", "volume_stem"]
+
+
+def is_volume_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file's name ends like that of a NIfTI, MetaImage or NRRD file or header."""
+    return is_nifti(path) or is_itk(path)
+
+
+def volume_stem(path: str | os.PathLike[str]) -> str:
+    """Return a volume file's name without folder and extension."""
+    return nifti_stem(path) if is_nifti(path) else Path(path).stem
+
+
+def volume_format(path: str | os.PathLike[str]) -> str:
+    """Return what a case calls the format of a volume file: ``nifti`` or ``itk``."""
+    return "nifti" if is_nifti(path) else "itk"
+
+
+def volume_grid(path: str | os.PathLike[str]) -> tuple[Sequence[int], np.ndarray]:
+    """Return the sizes of the axes and the RAS affine of a volume file, from its header.
+
+    Raises:
+        GrataError: the header cannot be read.
+    """
+    image = load_nifti(path) if is_nifti(path) else load_itk(path)
+    return image.shape, np.asarray(image.affine)
+
+
+def check_volume_file(path: str | os.PathLike[str], spatial_dims: int) -> tuple[Sequence[int], np.ndarray]:
+    """Check that a header gives the position of every voxel without a guess, and return what :func:`volume_grid` does.
+
+    Args:
+        path: NIfTI, MetaImage or NRRD file.
+        spatial_dims: number of spatial dimensions that the image must have; an image of a single slice has 2.
+
+    Raises:
+        GrataError: the header cannot be used.
+    """
+    if is_nifti(path):
+        image = load_nifti(path)
+        check_nifti(image, path, spatial_dims)
+        return image.shape, np.asarray(image.affine)
+    shape, affine = volume_grid(path)
+    check_dimensions(f"File '{path}'", shape, spatial_dims)
+    return shape, affine
+
+
+def read_volume_file(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Read the voxels and the RAS affine of a volume file.
+
+    Returns:
+        The float32 array as stored, (H, W, D) or with channels last, and the (4, 4) affine in mm.
+
+    Raises:
+        GrataError: the file cannot be read completely.
+    """
+    return read_nifti(path) if is_nifti(path) else read_itk(path)
