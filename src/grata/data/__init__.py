@@ -2,6 +2,7 @@
 
 from .checks import CheckExtentd, CheckLabeld, CheckScand
 from .discovery import Discovery, Fault, discover
+from .expected import CompareScand
 from .reader import ScanReader
 from .segmentation import write_dicom_seg, write_itk, write_nifti, write_png
 
@@ -9,6 +10,7 @@ __all__ = [
     "CheckExtentd",
     "CheckLabeld",
     "CheckScand",
+    "CompareScand",
     "Discovery",
     "Fault",
     "ScanReader",
