@@ -1,7 +1,8 @@
-"""The private parts of MONAI and ignite that nothing public replaces, touched here and nowhere else."""
+"""The private parts of MONAI, ignite and highdicom that nothing public replaces, touched here and nowhere else."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import os
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
 
 __all__ = [
+    "attribute_types",
     "failed_item",
     "forget_run",
     "is_last_handler",
@@ -30,6 +32,21 @@ __all__ = [
     "silence",
     "typed_options",
 ]
+
+
+@functools.cache
+def attribute_types(module: str) -> Mapping[tuple[str, ...], Mapping[str, str]]:
+    """Return the types of a DICOM module's attributes (1, 1C, 2, 2C or 3), by keyword, for each path of sequences.
+
+    Args:
+        module: name of the module as in the standard, in lower case with hyphens, for example ``general-study``.
+    """
+    from highdicom._standard_utils import get_module_attribute_map
+
+    types: dict[tuple[str, ...], dict[str, str]] = {}
+    for attribute in get_module_attribute_map()[module]:
+        types.setdefault(tuple(attribute["path"]), {})[attribute["keyword"]] = attribute["type"]
+    return types
 
 
 def is_last_handler(engine: Engine, event: Any, handler: Callable[..., Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from .checks import MAX_VOXELS, CheckExtentd, CheckLabeld, CheckScand, CheckVoxelsd, check_voxels
 from .discovery import Discovery, Fault, discover
+from .expected import CompareScand
 from .reader import ScanReader
 from .segmentation import write_dicom_seg, write_itk, write_nifti, write_png
 
@@ -11,6 +12,7 @@ __all__ = [
     "CheckLabeld",
     "CheckScand",
     "CheckVoxelsd",
+    "CompareScand",
     "Discovery",
     "Fault",
     "ScanReader",

@@ -82,6 +82,7 @@ class DicomScan(NamedTuple):
         name: what messages call it.
         geometry: its voxel grid.
         identifiers: strings that identify the patient.
+        about: its ``modality`` and ``image_type``, where the header gives them.
     """
 
     case: str
@@ -90,6 +91,7 @@ class DicomScan(NamedTuple):
     name: str
     geometry: highdicom.VolumeGeometry
     identifiers: frozenset[str]
+    about: dict[str, str]
 
 
 class Selection(NamedTuple):
@@ -335,7 +337,8 @@ class _ScanSearch:
             return
         folder, name = self._folder(part.instances), self._name(case, part.instances)
         files = [instance.path for instance in ordered]
-        self.scans.append(DicomScan(case, files, folder, name, geometry, series_identifiers(part.instances)))
+        about = _about(ordered[0])
+        self.scans.append(DicomScan(case, files, folder, name, geometry, series_identifiers(part.instances), about))
 
     def _fail_series(self, case: str, group: Sequence[Instance], error: Exception) -> None:
         """Report a series that cannot be used, whatever exception a library raised."""
@@ -386,6 +389,11 @@ def _height(instance: Instance) -> float:
 def _shape(name: str) -> str:
     """Return a file's name without what counts the files of a series."""
     return re.sub(r"\d+", "0", name) if re.search(r"\d", name) else re.sub(r"[A-Za-z]", "a", name)
+
+
+def _about(first: Instance) -> dict[str, str]:
+    kinds = [first.attributes.get(keyword, "") for keyword in ("ImageType", "ComplexImageComponent")]
+    return {"modality": first.modality, "image_type": "\\".join(filter(None, kinds))}
 
 
 def _case_id(first: Instance) -> str:

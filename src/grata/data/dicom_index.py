@@ -18,7 +18,15 @@ from .dicom_kinds import Defect, NoScan, find_defect, no_scan, sop_class
 from .geometry import Plane, perpendicular
 from .identifiers import patient_identifiers
 
-__all__ = ["ATTRIBUTES", "Instance", "frame_of_reference", "read_instance", "series_identifiers", "slice_length"]
+__all__ = [
+    "ATTRIBUTES",
+    "NO_MODALITY",
+    "Instance",
+    "frame_of_reference",
+    "read_instance",
+    "series_identifiers",
+    "slice_length",
+]
 
 ATTRIBUTES = (
     "EchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionGradientOrientation", "ComplexImageComponent", "ImageType",
@@ -27,6 +35,9 @@ ATTRIBUTES = (
     "StackID", "AcquisitionNumber", "Orientation", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
 )  # fmt: skip
 """Attributes that tell the volumes of one series from each other, those that say most about a volume first."""
+
+NO_MODALITY = "DICOM"
+"""Modality of an image whose header gives none."""
 
 # Letters of a value that is shown.
 _LONGEST_TEXT = 64
@@ -146,7 +157,7 @@ def _instance(path: str, header: Dataset, planes: tuple[Plane, ...], defect: Def
 
 def _modality(header: Dataset) -> str:
     """Return the modality as upper case letters and digits only, because it becomes part of file names."""
-    return re.sub(r"[^A-Z0-9]+", "", str(header.get("Modality") or "").upper())[:16] or "DICOM"
+    return re.sub(r"[^A-Z0-9]+", "", str(header.get("Modality") or "").upper())[:16] or NO_MODALITY
 
 
 def _series_number(header: Dataset) -> int:

@@ -213,10 +213,18 @@ class _Search:
         self.found.faults.append(Fault(case, message))
 
     def _keep(
-        self, case: str, image: str | list[str], label: Path | None, file_format: str, site: str | None, shown: str
+        self,
+        case: str,
+        image: str | list[str],
+        label: Path | None,
+        file_format: str,
+        site: str | None,
+        shown: str,
+        **about: str,
     ) -> None:
         labelled = {} if label is None else {"label": str(label)}
         found = {"case": case, "image": image, **labelled, "site": site or self.site, "format": file_format}
+        found |= about
         self.found.paths[case] = shown
         self.found.places[case] = image if isinstance(image, str) else image[0]
         self.found.cases.append(found)
@@ -254,7 +262,7 @@ class _Search:
                 except GrataError as error:
                     self._fail(scan.case, str(error), Path(scan.files[0]))
                     continue
-            self._keep(scan.case, scan.files, label, "dicom", None, scan.folder)
+            self._keep(scan.case, scan.files, label, "dicom", None, scan.folder, **scan.about)
         self.found.notes.extend([*files.notes(), *notes])
 
 

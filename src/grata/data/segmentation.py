@@ -3,10 +3,8 @@
 import hashlib
 import json
 import os
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import nibabel
@@ -20,13 +18,14 @@ from highdicom.seg import (
     segread,
 )
 from highdicom.sr import CodedConcept
-from pydicom import DataElement, Dataset
+from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from .._version import __version__
 from ..errors import GrataError
 from ..files import atomic_write
+from .carried import carry_over, clean_header, is_valid, remove_unreadable
 from .dicom import (
     Instance,
     align_header,
@@ -45,14 +44,9 @@ from .volume_files import volume_grid
 
 __all__ = ["write_dicom_seg", "write_itk", "write_nifti", "write_png"]
 
+
 _LO = 64
 """Greatest length of a DICOM attribute of this kind."""
-
-# Attributes of type 2, which the standard requires, possibly empty, but which a source may lack.
-_TYPE_2 = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
-    "StudyTime", "ReferringPhysicianName",
-)  # fmt: skip
 
 
 def write_nifti(labels: np.ndarray, case: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -174,7 +168,8 @@ def write_dicom_seg(
         raise ValueError(f"No segment describes the label values {unknown}")
     try:
         with quiet_libraries():
-            sources = [_completed(instance, instances[0].planes[0], thickness) for instance in instances]
+            sources = [_header(instance, instances[0].planes[0], thickness) for instance in instances]
+            _prepare(sources[0])
             segmentation = _segmentation(sources, instances, labels, segments, algorithm, remark)
             with atomic_write(path) as temporary:
                 segmentation.save_as(temporary)
@@ -220,6 +215,7 @@ def _segmentation(
         omit_empty_frames=bool(labels.any()),
     )
     _fix_volatile(segmentation, date, time, uids("dimensions"))
+    carry_over(sources[0], segmentation)
     return segmentation
 
 
@@ -292,40 +288,26 @@ def _description(number: int, segment: Mapping[str, Any], algorithm: tuple[str, 
     return description
 
 
-def _completed(instance: Instance, plane: Plane, spacing: float) -> Dataset:
-    """Read a source's header and correct what highdicom would refuse, without a change to the image's content."""
+def _header(instance: Instance, plane: Plane, spacing: float) -> Dataset:
     header = read_file(instance.path, stop_before_pixels=True)
-    # Japanese and Korean headers use several character sets.
-    header.decode()
-    header.SpecificCharacterSet = "ISO_IR 192"
-    for keyword in _TYPE_2:
-        if keyword not in header or not _valid(header[keyword]):
-            setattr(header, keyword, "")
-    if header.PatientSex not in ("M", "F", "O"):
-        header.PatientSex = ""
     align_header(header, plane, spacing)
     return header
 
 
-def _valid(element: DataElement) -> bool:
-    """Return whether a date or time is valid; de-identification may leave invalid ones behind."""
-    text = str(element.value or "").strip()
-    if not text or element.VR not in ("DA", "TM"):
-        return True
-    if element.VR == "TM":
-        return re.fullmatch(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?", text) is not None
-    try:
-        datetime.strptime(text, "%Y%m%d")
-    except ValueError:
-        return False
-    return True
+def _prepare(header: Dataset) -> None:
+    """Correct the header from which patient and study are taken, without a change to the image's content."""
+    remove_unreadable(header)
+    # Japanese and Korean headers use several character sets.
+    header.decode()
+    header.SpecificCharacterSet = "ISO_IR 192"
+    clean_header(header)
 
 
 def _date_and_time(header: Dataset) -> tuple[str, str]:
     for prefix in ("Content", "Acquisition", "Series", "Study"):
-        if header.get(f"{prefix}Date") and _valid(header[f"{prefix}Date"]):
+        if header.get(f"{prefix}Date") and is_valid(header[f"{prefix}Date"]):
             time = f"{prefix}Time"
-            known = header.get(time) and _valid(header[time])
+            known = header.get(time) and is_valid(header[time])
             return str(header[f"{prefix}Date"].value), str(header[time].value) if known else "000000"
     # The standard requires a date; the clock's would make every file differ.
     return "19000101", "000000"

@@ -16,6 +16,7 @@ from monai.utils.enums import PostFix
 from torch import nn
 
 from ..bank import AdapterBank
+from ..data.expected import UNEXPECTED
 from ..errors import GrataError
 from ..methods import GraTa, Method
 from ..private import is_last_handler, put_first
@@ -171,7 +172,8 @@ class AdaptationHandler:
         self._check_alone(engine, *args, **kwargs)
         names = list(self.names) or self._items(engine, self.case_key)
         names = names if names is not None else [f"iteration-{state.iteration}-{index}" for index in range(len(images))]
-        case = self.session.case(images, names, self._items(engine, self.site_key), self._meta(engine))
+        site, unlike = self._items(engine, self.site_key), self._items(engine, UNEXPECTED)
+        case = self.session.case(images, names, site, self._meta(engine), unlike)
         self._case, self.judgements = case.__enter__(), []
         self._predict = partial(self._predicted, engine, args, kwargs)
         # the guard asks for the source prediction by itself

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 __all__ = [
@@ -56,6 +56,10 @@ class Judgement:
             "reasons": list(self.reasons),
             "quality": dict(self.quality),
         }
+
+    def doubted(self, reason: str) -> Judgement:
+        """Return the judgement with a further reason, for which the image is to be reviewed at least."""
+        return replace(self, verdict=worst([self.verdict, REVIEW]), reasons=(reason, *self.reasons))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Judgement:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Batches", "Case", "Session", "Store", "judged_together", "numbered", "together"]
 
+UNLIKE_TRAINING = "unlike_training"
+"""Flag of an image that differs from those that the network was trained on, by what its bundle declares."""
+
 UNKNOWN_SITE = "unknown_site"
 """Flag of a case whose site and scanner are unknown to the bank."""
 
@@ -136,6 +139,7 @@ class Session:
         name: str | Sequence[str] = "",
         site: str | Sequence[str] | None = None,
         meta: Mapping[str, Any] | None = None,
+        unlike: str | Sequence[str] | None = None,
     ) -> Case:
         """Return the context of a case, a batch of one or more images that are adapted to together.
 
@@ -144,6 +148,8 @@ class Session:
             name: name of the case, or one for each image; a case without a name gets its number.
             site: site of all its images, or one for each; None: the session's.
             meta: collated metadata of images that are not a ``MetaTensor``, for a bank by scanner.
+            unlike: how each image differs from those that the network was trained on, as text; empty or None: it does
+                not, as far as is known. An image that does is flagged, and to be reviewed.
 
         Raises:
             GrataError: the images are complex or truth values, or there is another number of names or sites.
@@ -153,8 +159,9 @@ class Session:
         names = _texts(name) or numbered(f"case-{self._cases}", len(images))
         sites = _texts(self.site if site is None else site)
         sites = [place or self.site or "" for place in (sites * len(images) if len(sites) == 1 else sites)]
-        _check_number(len(images), name=names, site=sites)
-        return Case(self, images, names, sites if any(sites) else [], meta or {})
+        differences = _texts(unlike)
+        _check_number(len(images), name=names, site=sites, unlike=differences)
+        return Case(self, images, names, sites if any(sites) else [], meta or {}, differences)
 
     def restore(self) -> None:
         """Bring the source network back exactly; the next case starts from it, and is the first that a guard sees."""
@@ -245,6 +252,7 @@ class Case:
         images: images ``(B, C, ...)`` in the type that the network computes in, for the prediction.
         names: names of the images.
         sites: their sites; empty where they are unknown.
+        unlike: how each differs from the training images; empty where nothing is known of it.
         steps: records of the steps, see :class:`grata.methods.StepRecord`.
         record: the case's record, complete after :meth:`judge`: values and flags of the steps, ``parameter_change``,
             ``seconds`` of the adaptation, ``seconds_predict`` from there to the prediction, ``peak_memory_mib`` of
@@ -262,11 +270,13 @@ class Case:
         names: Sequence[str],
         sites: Sequence[str],
         meta: Mapping[str, Any],
+        unlike: Sequence[str] = (),
     ) -> None:
         self.session = session
         self.images = images
         self.names = list(names)
         self.sites = list(sites)
+        self.unlike = list(unlike)
         self.steps: list[StepRecord] = []
         self.record: dict[str, Any] = {}
         self.judgements: list[Judgement] = []
@@ -409,7 +419,7 @@ class Case:
     def _take(self, verdict: Verdict) -> None:
         self.record |= verdict.record
         self._keep, self._restore = verdict.keep and not self._given_up, verdict.restore
-        self.judgements, self.source = list(verdict.judgements), verdict.source
+        self.judgements, self.source = _doubted(verdict.judgements, self.unlike), verdict.source
         if verdict.flags:
             self.record["flags"] = [*self.record["flags"], *verdict.flags]
         if self.judgements:
@@ -491,8 +501,10 @@ class Case:
 
     def _write_lines(self) -> None:
         session = self.session
-        for name, site, judgement in zip_longest(self.names, self.sites, self.judgements):
+        for name, site, judgement, unlike in zip_longest(self.names, self.sites, self.judgements, self.unlike):
             record = self.record if judgement is None else self.record | judgement.as_dict()
+            if unlike:
+                record = {**record, "flags": [*record["flags"], UNLIKE_TRAINING], "unlike_training": unlike}
             if session.journal is not None:
                 session.journal.append(journal_line(name, site or None, session.method.name, record, session.about))
             if record["flags"]:
@@ -546,6 +558,11 @@ def together(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
         for case in reversed(cases):
             stack.enter_context(case)
         yield cases
+
+
+def _doubted(judgements: Sequence[Judgement], unlike: Sequence[str]) -> list[Judgement]:
+    """Return judgements with how each image differs from the training images as a further reason."""
+    return [one.doubted(text) if text else one for one, text in zip_longest(judgements, unlike[: len(judgements)])]
 
 
 def _texts(value: Any) -> list[str]:

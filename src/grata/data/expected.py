@@ -1,0 +1,155 @@
+"""What a bundle was made for, as it declares it; a scan that is far from that is pointed out, and used all the same."""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from ..checks import did_you_mean
+from ..errors import GrataError
+from .dicom_index import NO_MODALITY
+
+__all__ = ["UNEXPECTED", "CompareScand", "check_expected", "differences_from_training"]
+
+UNEXPECTED = "unexpected"
+"""Key of a case that says how it differs from the training images; empty: it does not."""
+
+_OF_HEADER = ("modality", "image_type")
+_RANGES = {"spacing": "voxels of {} mm", "extent": "an extent of {} mm", "size": "{} voxels"}
+_KEYS = ("modality", "other_image_types", *_RANGES, "tolerance")
+_TOLERANCE = 2.0
+
+
+class CompareScand(MapTransform):
+    """Transform that compares images, as they were loaded channel-first, with those that a network was trained on.
+
+    It puts :data:`UNEXPECTED` into the data: a sentence for each difference, joined by semicolons. No image is refused.
+
+    Args:
+        keys: key of the image.
+        expected: what the training images are like; None: nothing is compared. ``modality``: list of modalities.
+            ``other_image_types``: patterns of values of Image Type that no training image has, such as ``ADC*``.
+            ``spacing`` and ``extent`` in mm, and ``size`` in voxels: least and greatest value for the smallest, the
+            middle and the largest axis. ``tolerance``: factor by which a value may be below the least or above the
+            greatest; 2 unless it is given.
+        allow_missing_keys: whether the key may be absent.
+
+    Raises:
+        GrataError: ``expected`` has another form.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, expected: Mapping[str, Any] | None = None, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.expected = check_expected(expected)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        compared = dict(data)
+        header = {key: compared.pop(key, None) for key in _OF_HEADER}
+        found = [
+            difference
+            for key in self.key_iterator(compared)
+            for difference in differences_from_training(self.expected, *_grid(compared[key]), **header)
+        ]
+        compared[UNEXPECTED] = "; ".join(found)
+        return compared
+
+
+def check_expected(expected: Any) -> Mapping[str, Any]:
+    """Return what is expected of a scan, checked; nothing for None.
+
+    Raises:
+        GrataError: a key is unknown, or its value has another form.
+    """
+    if expected is None:
+        return {}
+    if not isinstance(expected, Mapping):
+        raise GrataError(f"must be a mapping or null, got {expected!r}.", key="expected")
+    for key, value in expected.items():
+        if key not in _KEYS:
+            hint = did_you_mean(str(key), _KEYS, f"The keys are {', '.join(_KEYS)}.")
+            raise GrataError(f"there is no such key. {hint}", key=f"expected#{key}")
+        wanted = _wanted(key, value)
+        if wanted:
+            raise GrataError(f"must be {wanted}, got {value!r}.", key=f"expected#{key}")
+    return expected
+
+
+def differences_from_training(
+    expected: Mapping[str, Any],
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    modality: str | None = None,
+    image_type: str | None = None,
+) -> list[str]:
+    """Return how a scan differs from the training images, a sentence each.
+
+    Args:
+        expected: what is expected, see :class:`CompareScand`.
+        shape: voxels along each axis.
+        spacing: size of a voxel along each axis, in mm.
+        modality: modality in the header; None: unknown.
+        image_type: values of Image Type in the header, separated by backslashes; None: unknown.
+    """
+    measured = {"spacing": spacing, "extent": [a * b for a, b in zip(shape, spacing, strict=True)], "size": shape}
+    return [
+        *_other_modality(expected.get("modality"), modality),
+        *_other_types(expected.get("other_image_types", ()), image_type or ""),
+        *(_far(key, sorted(values), expected) for key, values in measured.items() if _is_far(key, values, expected)),
+    ]
+
+
+def _other_modality(known: Sequence[str] | None, modality: str | None) -> Iterator[str]:
+    if known and modality not in (None, NO_MODALITY, *known):
+        yield f"the modality is {modality}, and the network was trained on {' and '.join(known)}"
+
+
+def _other_types(patterns: Sequence[str], image_type: str) -> Iterator[str]:
+    types = [kind.strip().upper() for kind in image_type.split("\\")]
+    if others := [kind for kind in types if any(fnmatchcase(kind, pattern) for pattern in patterns)]:
+        yield f"the header calls it {', '.join(others)}, which no training image is"
+
+
+def _is_far(key: str, values: Sequence[float], expected: Mapping[str, Any]) -> bool:
+    ranges, tolerance = expected.get(key), expected.get("tolerance", _TOLERANCE)
+    if ranges is None:
+        return False
+    if len(values) != len(ranges):
+        return True
+    pairs = zip(sorted(values), ranges, strict=True)
+    return any(not low / tolerance <= value <= high * tolerance for value, (low, high) in pairs)
+
+
+def _far(key: str, values: Sequence[float], expected: Mapping[str, Any]) -> str:
+    found = " × ".join(f"{value:.3g}" for value in values)
+    known = " × ".join(f"{low:g}" if low == high else f"{low:g}–{high:g}" for low, high in expected[key])
+    return f"it has {_RANGES[key].format(found)}, and training images have {known}"
+
+
+def _wanted(key: str, value: Any) -> str:
+    """Return what the value of a key must be; empty: it is that."""
+    if key == "tolerance":
+        return "" if _is_number(value) and value >= 1 else "1 or greater"
+    items = value if isinstance(value, list | tuple) else [None]
+    if key in _RANGES:
+        return "" if all(map(_is_range, items)) else "a list of pairs of numbers, least and greatest"
+    return "" if all(isinstance(item, str) for item in items) else "a list of texts"
+
+
+def _is_range(pair: Any) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_number, pair)) and 0 < pair[0] <= pair[1]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _grid(image: torch.Tensor) -> tuple[list[int], list[float]]:
+    shape = list(image.shape[1:])
+    spacing = image.pixdim.tolist() if isinstance(image, MetaTensor) else [1.0] * len(shape)
+    return shape, spacing[: len(shape)]
