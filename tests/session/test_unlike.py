@@ -57,6 +57,8 @@ def test_without_a_guard_it_is_a_flag_of_the_journal(stream, blob, tmp_path):
     do(session, blob(1)[None], name="other", unlike=WORDS)
     (line,) = journal_of(tmp_path / "journal.jsonl")
     assert line["flags"] == ["unlike_training"] and line["unlike_training"] == WORDS and "verdict" not in line
+    (remark,) = session.remarks()
+    assert WORDS in remark and remark.startswith("other: ")
 
 
 def test_of_a_batch_the_one_image_is_flagged(stream, blob, tmp_path):
