@@ -17,6 +17,7 @@ from monai.utils import set_determinism
 from ..bundles.bundle import Case
 from ..errors import GrataError, RunError
 from ..machine import keep_pages
+from ..quality import UNEXPECTED
 from ..session import Case as SessionCase
 from ..session.faults import explain
 from .bundle import BenchmarkBundle
@@ -185,7 +186,7 @@ class _Runner:
         images = (tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor)[None].to(self.bundle.device)
         precision = torch.autocast("cuda") if self.bundle.amp else contextlib.nullcontext()
         network = self.session.network
-        with self.session.case(images, item.case, site.site or item.site) as adapting:
+        with self.session.case(images, item.case, site.site or item.site, unlike=image.get(UNEXPECTED)) as adapting:
             if item.reset:
                 self.session.restore()
             with precision:

@@ -11,12 +11,10 @@ from monai.transforms import MapTransform
 
 from ..checks import did_you_mean
 from ..errors import GrataError
+from ..quality import UNEXPECTED
 from .dicom_index import NO_MODALITY
 
-__all__ = ["UNEXPECTED", "CompareScand", "check_expected", "differences_from_training"]
-
-UNEXPECTED = "unexpected"
-"""Key of a case that says how it differs from the training images; empty: it does not."""
+__all__ = ["CompareScand", "check_expected", "differences_from_training"]
 
 _OF_HEADER = ("modality", "image_type")
 _RANGES = {"spacing": "voxels of {} mm", "extent": "an extent of {} mm", "size": "{} voxels"}
@@ -27,7 +25,8 @@ _TOLERANCE = 2.0
 class CompareScand(MapTransform):
     """Transform that compares images, as they were loaded channel-first, with those that a network was trained on.
 
-    It puts :data:`UNEXPECTED` into the data: a sentence for each difference, joined by semicolons. No image is refused.
+    It puts the key ``unexpected`` into the data: a sentence for each difference, joined by semicolons. No image is
+    refused: a session flags it, and a guard's verdict is ``review`` at least.
 
     Args:
         keys: key of the image.

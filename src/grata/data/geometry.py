@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .sizes import LARGEST_VOLUME
+
 __all__ = [
-    "LARGEST_VOLUME",
     "ORIENTATION_TOLERANCE",
     "GeometryError",
     "Plane",
@@ -17,9 +18,6 @@ __all__ = [
 
 ORIENTATION_TOLERANCE = 1e-3
 """Difference of two direction cosines that counts as rounding: headers give as few as four digits."""
-
-LARGEST_VOLUME = 2**31
-"""Voxels of the largest volume that is read; as float32 it takes 8 GiB."""
 
 # Distance (mm) from the origin beyond which a position is damaged.
 _FARTHEST = 1e6

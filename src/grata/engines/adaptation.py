@@ -16,11 +16,10 @@ from monai.utils.enums import PostFix
 from torch import nn
 
 from ..bank import AdapterBank
-from ..data.expected import UNEXPECTED
 from ..errors import GrataError
 from ..methods import GraTa, Method
 from ..private import is_last_handler, put_first
-from ..quality import Judgement
+from ..quality import UNEXPECTED, Judgement
 from ..session import Again, Case, Guard, Journal, QualityGuard, ResetPolicy, Session, WindowSelection
 from ..session.faults import too_small
 from ..session.inputs import as_input

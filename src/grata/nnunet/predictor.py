@@ -147,13 +147,16 @@ class AdaptedPredictor:
         return predictor
 
     @contextlib.contextmanager
-    def case(self, data: torch.Tensor, name: str = "", site: str | None = None) -> Iterator[torch.Tensor]:
+    def case(
+        self, data: torch.Tensor, name: str = "", site: str | None = None, unlike: str = ""
+    ) -> Iterator[torch.Tensor]:
         """Adapt all folds to one image and predict it; at the end of the block the case is finished.
 
         Args:
             data: image ``(C, X, Y, Z)``, preprocessed by nnU-Net; a 2D image has ``X`` = 1.
             name: name of the case.
             site: site of the image.
+            unlike: how the image differs from the training images; empty: it does not, as far as is known.
 
         Yields:
             The logits ``(heads, X, Y, Z)``, mean over the folds.
@@ -161,7 +164,9 @@ class AdaptedPredictor:
         Raises:
             GrataError: the logits are not all finite, or a method refuses the image.
         """
-        with together([session.case(data[None], name, site) for session in self.sessions.values()]) as cases:
+        with together(
+            [session.case(data[None], name, site, unlike=unlike) for session in self.sessions.values()]
+        ) as cases:
             # nnU-Net predicts with the same autocast.
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
                 for case in cases:

@@ -29,6 +29,7 @@ from ..report import format_summary, report_verdicts, write_summary
 from ..session import Journal, ResetPolicy, Session, WindowSelection, explain
 from ..session.attempts import Attempts
 from .cases import find_cases, other_channels
+from .expected import difference_from_training, training_images
 from .model import CHECKPOINT, load_model
 from .predictor import AdaptedPredictor
 
@@ -235,6 +236,7 @@ class _Run:
         self.sites = sites
         self.journal = journal
         self.model = predictor.model
+        self._expected = training_images(predictor.model.folder)
         self.output = output
         self.save_probabilities = save_probabilities
         self.traceback = traceback
@@ -306,7 +308,8 @@ class _Run:
         """Do one case. Its final name marks it as finished, and comes last, so that it is never missing in the bank."""
         data, properties = self._preprocess(case, files)
         with contextlib.suppress(_Withheld), atomic_write(self.output / f"{case}{self._ending}") as temporary:
-            with self.predictor.case(data, case, self.sites[case]) as logits:
+            unlike = difference_from_training(self._expected, properties)
+            with self.predictor.case(data, case, self.sites[case], unlike) as logits:
                 judgement = self.predictor.judgement
                 withheld = judgement is not None and judgement.withheld
                 if not withheld:

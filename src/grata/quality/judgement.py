@@ -11,6 +11,7 @@ __all__ = [
     "REJECTED",
     "REJECT",
     "REVIEW",
+    "UNEXPECTED",
     "UNJUDGED",
     "VERDICTS",
     "Judgement",
@@ -24,6 +25,9 @@ OK, REVIEW, REJECT, UNJUDGED = "ok", "review", "reject", "unjudged"
 VERDICTS = (OK, REVIEW, REJECT, UNJUDGED)
 """Verdicts: nothing speaks against the segmentation; a person should look at it before it is used; it must not be used;
 nothing could be measured, because the meaning of the network's output is unknown."""
+
+UNEXPECTED = "unexpected"
+"""Key of an image in a batch that says how it differs from the training images; empty: it does not."""
 
 REJECTED = 3
 """Exit status of a run without faults in which something was rejected; 1 is for faults, 2 for a wrong command line."""

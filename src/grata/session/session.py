@@ -88,6 +88,7 @@ class Session:
     Attributes:
         flags: flags of each image that has any, by name.
         judgements: judgement of each image that the guard judged, by name.
+        unlike: how each image of this process that differs from the training images does so, by name.
         store: function that writes the state after each case, for an entrance whose stopped process can be resumed; it
             is called after the journal and before the bank, which :meth:`resume` completes from it.
 
@@ -118,6 +119,7 @@ class Session:
         self.about = dict(about or {})
         self.flags: dict[str, tuple[str, ...]] = {}
         self.judgements: dict[str, Judgement] = {}
+        self.unlike: dict[str, str] = {}
         self.store: Store | None = None
         self._cases = 0
         self._open: Case | None = None
@@ -224,12 +226,15 @@ class Session:
         if self.journal is not None:
             self.journal.append(fault_line(name, message))
 
+    def _described(self, name: str, flag: str) -> str:
+        return f"{flag}: {self.unlike[name]}" if flag == UNLIKE_TRAINING and name in self.unlike else flag
+
     def remarks(self) -> list[str]:
         """Return one line for each image with flags, in their order."""
         where = "".join(f", {key} {value}" for key, value in self.about.items())
         lines = []
         for name, flags in self.flags.items():
-            listed = ", ".join(flags)
+            listed = ", ".join(self._described(name, flag) for flag in flags)
             if NOT_ADAPTED in flags:
                 continue
             skipped = f"adaptation skipped ({listed}), predicted with the parameters before it"
@@ -504,7 +509,8 @@ class Case:
         for name, site, judgement, unlike in zip_longest(self.names, self.sites, self.judgements, self.unlike):
             record = self.record if judgement is None else self.record | judgement.as_dict()
             if unlike:
-                record = {**record, "flags": [*record["flags"], UNLIKE_TRAINING], "unlike_training": unlike}
+                record = {**record, "flags": [*record["flags"], UNLIKE_TRAINING], UNLIKE_TRAINING: unlike}
+                session.unlike[name] = unlike
             if session.journal is not None:
                 session.journal.append(journal_line(name, site or None, session.method.name, record, session.about))
             if record["flags"]:

@@ -24,7 +24,7 @@ from ..networks.scripts import open_script
 from ..networks.weights import read_state
 from ..normalization import AttachedAffine
 from ..predictions import activate, check_activation
-from ..quality import Judgement, worst
+from ..quality import UNEXPECTED, Judgement, worst
 from .guard import Guard
 from .judge import QualityGuard
 from .mark import loosen, restore
@@ -115,9 +115,10 @@ class AdaptedStream(Iterator[Adapted]):
 
     def _adapted(self, index: int, item: Any) -> Adapted:
         images, sites, meta = _opened(item, index)
+        unlike = item.get(UNEXPECTED) if isinstance(item, Mapping) else None
         network = self.session.network
         images = images.to(next((p.device for p in network.parameters()), images.device))
-        with self.session.case(images, numbered(f"item-{index}", len(images)), sites, meta) as case:
+        with self.session.case(images, numbered(f"item-{index}", len(images)), sites, meta, unlike) as case:
             case.adapt(self._inferer)
             with eval_mode(network):
                 prediction = case.judge(self._inferer(case.images, network))
