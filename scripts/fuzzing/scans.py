@@ -395,8 +395,8 @@ def _good_pictures() -> dict[str, bytes]:
 
 SCANS = (
     Target("nifti", _make_nifti, _entrance(_VALUES), lambda: _beside_nifti({"bad.nii": good_nifti()}), 30),
-    Target("dicom", _make_dicom, _entrance(_good_series()), _good_dicom, 30),
-    Target("picture", _make_picture, _entrance(_PIXELS.astype(np.float32), 2), _good_pictures, 30),
+    Target("dicom", _make_dicom, _entrance(_good_series()), _good_dicom, 32),
+    Target("picture", _make_picture, _entrance(_PIXELS.astype(np.float32), 2), _good_pictures, 58),
     Target("folder", _unread, _entrance(_VALUES), lambda: _beside_nifti({"a.nii": good_nifti()}), 10),
     *(
         Target(name, _make_itk(of), _entrance(_VALUES), lambda of=of: _beside_nifti(of(None)[0]), 15, True)
