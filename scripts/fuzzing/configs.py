@@ -349,10 +349,10 @@ def _enter_identifiers(folder: Path) -> bool:
 
 
 CONFIGS = (
-    Target("list", _make_list, _enter_list, _good_list, 20),
+    Target("list", _make_list, _enter_list, _good_list, 55),
     Target("bundle", _make_bundle, _enter_bundle, _good_bundle, 15),
     Target("doctor", _make_doctor, _enter_doctor, _good_doctor, 8),
     Target("benchmark", _make_benchmark, _enter_benchmark, lambda: _benchmark({}), 40),
     Target("overlay", _make_overlay, _enter_overlay, lambda: _options({"method": "tent"}), 20),
-    Target("identifiers", _make_identifiers, _enter_identifiers, lambda: _words({"PatientID": "KH-4711"}, "a"), 30),
+    Target("identifiers", _make_identifiers, _enter_identifiers, lambda: _words({"PatientID": "KH-4711"}, "a"), 70),
 )

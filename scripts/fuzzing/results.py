@@ -401,7 +401,7 @@ WRITTEN = (
     Target("prepared", _make_prepared, _enter_prepared, lambda: {"prepared.safetensors": _prepared()}, 20),
     Target(
         *("calibration", _make_calibration, _enter_calibration),
-        *(lambda: {"quality.json": json.dumps(_quality()).encode()}, 20),
+        *(lambda: {"quality.json": json.dumps(_quality()).encode()}, 30),
     ),
     Target("weights", _make_weights, _enter_weights, lambda: {"model.pt": _weights()}, 10),
 )
