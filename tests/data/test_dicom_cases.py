@@ -435,6 +435,37 @@ def test_enhanced_objects_in_one_series_are_a_case_each(tmp_path, scans):
     assert [case["case"].split("-")[-1] for case in found.cases] == [f"InstanceNumber{n}" for n in range(3)]
 
 
+def echoes(frame, number):
+    group = pydicom.Dataset()
+    group.EffectiveEchoTime = (11, 92.5)[number]
+    frame.MREchoSequence = [group]
+    return "Effective Echo Time 11, 92.5"
+
+
+def b_values(frame, number):
+    group = pydicom.Dataset()
+    group.DiffusionBValue = (0.0, 1000.0)[number]
+    frame.MRDiffusionSequence = [group]
+    return "b-value 0, 1000"
+
+
+def time_points(frame, number):
+    frame.FrameContentSequence[0].TemporalPositionIndex = number + 1
+    return "Temporal Position Index 1, 2"
+
+
+@pytest.mark.parametrize("mark", [echoes, b_values, time_points])
+def test_what_differs_in_an_enhanced_object_of_several_volumes_is_named(tmp_path, scans, mark):
+    dataset = scans.enhanced()
+    frames = [*dataset.PerFrameFunctionalGroupsSequence, *copy.deepcopy(list(dataset.PerFrameFunctionalGroupsSequence))]
+    said = [mark(frame, number // 6) for number, frame in enumerate(frames)]
+    dataset.PerFrameFunctionalGroupsSequence, dataset.NumberOfFrames = frames, 12
+    dataset.PixelData = dataset.PixelData * 2
+    scans.save([dataset], tmp_path)
+    (fault,) = discover(tmp_path).faults
+    assert "duplicate slices" in fault.message and said[0] in fault.message and "dcm2niix" in fault.message
+
+
 def missing_in_one(datasets):
     del datasets[8]
 

@@ -19,7 +19,17 @@ from .dicom import error_reason, series_geometry, sort_series
 from .dicom_file import BrokenFileError, EmptyFileError, is_named_dicom
 from .dicom_index import Instance, read_instance, series_identifiers
 from .dicom_kinds import Kind, NoScan
-from .dicom_parts import Chosen, Part, differences, hold_several, most_slices, parse_chosen, split, without_copies
+from .dicom_parts import (
+    Chosen,
+    Part,
+    differences,
+    frame_differences,
+    hold_several,
+    most_slices,
+    parse_chosen,
+    split,
+    without_copies,
+)
 from .geometry import GeometryError
 from .identifiers import REMOVED, printable, remove_identifiers, safe_path
 
@@ -33,6 +43,7 @@ _LISTED = 10
 _REMEDY_2D = "DICOM is read as volumes only, and this bundle needs 2D images. Convert it to PNG or NIfTI"
 _LEAVE_OUT = "or leave it out by selecting others (modality, description)"
 _REMEDY = f"Export the series again, complete and without other series, {_LEAVE_OUT}"
+_REMEDY_FRAMES = "Export each of its volumes as a series of its own, or convert it to NIfTI, for example with dcm2niix"
 _REMEDY_PARTS = (
     f"Choose one of its volumes with select, as in EchoTime=11, export each as a series of its own, {_LEAVE_OUT}"
 )
@@ -345,7 +356,7 @@ class _ScanSearch:
         differ = self._shown_differences(group) if hold_several(group) else ""
         if differ and not remedy:
             reason = f"{reason}. Its images differ in: {differ}"
-            remedy = _REMEDY_PARTS
+            remedy = _REMEDY_FRAMES if len(group) == 1 else _REMEDY_PARTS
         remedy = _REMEDY_2D if self.spatial_dims == 2 else remedy or _REMEDY
         self.fail(case, f"{self._name(case, group)} cannot be used: {reason.removesuffix('.')}. {remedy}.")
 
@@ -360,7 +371,10 @@ class _ScanSearch:
         return False
 
     def _shown_differences(self, group: Sequence[Instance]) -> str:
-        return remove_identifiers(differences(group), series_identifiers(group))
+        single = len(group) == 1 and group[0].multiframe
+        return remove_identifiers(
+            frame_differences(group[0]) if single else differences(group), series_identifiers(group)
+        )
 
     def _name(self, case: str, group: Sequence[Instance]) -> str:
         count = len(group)

@@ -18,7 +18,15 @@ from .dicom_kinds import Defect, NoScan, find_defect, no_scan, sop_class
 from .geometry import Plane, perpendicular
 from .identifiers import patient_identifiers
 
-__all__ = ["ATTRIBUTES", "Instance", "frame_of_reference", "read_instance", "series_identifiers", "slice_length"]
+__all__ = [
+    "ATTRIBUTES",
+    "Instance",
+    "frame_of_reference",
+    "number_or_text",
+    "read_instance",
+    "series_identifiers",
+    "slice_length",
+]
 
 ATTRIBUTES = (
     "EchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionGradientOrientation", "ComplexImageComponent", "ImageType",
@@ -225,11 +233,12 @@ def _text(read: Callable[[Dataset], Any], header: Dataset) -> str:
         if found is None:
             return ""
         parts = found if isinstance(found, MultiValue | list | tuple) else [found]
-        return "\\".join(_number_or_text(part) for part in parts)
+        return "\\".join(number_or_text(part) for part in parts)
     return ""
 
 
-def _number_or_text(value: Any) -> str:
+def number_or_text(value: Any) -> str:
+    """Return a value as text, a number in its shortest form."""
     try:
         return f"{float(value):.10g}"
     except (TypeError, ValueError):
