@@ -182,9 +182,10 @@ def differences(instances: Sequence[Instance]) -> str:
 
 def frame_differences(instance: Instance) -> str:
     """Return in what the frames of a multi-frame object differ, as :func:`differences`."""
-    with quiet_libraries():
+    found = []
+    # The file is read again, for the words of a message alone.
+    with suppress(Exception), quiet_libraries():
         frames = read_file(instance.path, stop_before_pixels=True).PerFrameFunctionalGroupsSequence
-        found = []
         for group, keyword in _FRAME_ATTRIBUTES:
             values = {number_or_text(frame[group][0].get(keyword, "")) for frame in frames if group in frame}
             if 1 < len(values) <= len(frames) / 2:
