@@ -72,6 +72,10 @@ NOWHERE = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
             {"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"], **NOWHERE},
             "1 image that is not a scan was passed over (1 CT Image Storage).",
         ),
+        (
+            {"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "X"], **NOWHERE, "PixelSpacing": None},
+            "1 image that is not a scan was passed over (1 CT Image Storage).",
+        ),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "1 localizer was passed over."),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "1.2.3"}, "1 localizer was"),
     ],
@@ -90,7 +94,7 @@ def test_what_is_no_scan_does_not_spoil_a_series(tmp_path, scans, values, note):
         ({"SOPClassUID": RawDataStorage, "PixelData": None}, "2 objects without an image .*2 Raw Data Storage"),
         ({"SOPClassUID": SecondaryCaptureImageStorage, **NOWHERE}, "2 images that are not scans .*2 Secondary Capture"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "2 localizers"),
-        ({"DirectoryRecordSequence": [], "PixelData": None}, "2 objects .*2 DICOMDIR"),
+        ({"DirectoryRecordSequence": [], "PixelData": None}, "2 objects .*2 DICOMDIR.*copy those, too"),
     ],
 )
 def test_where_nothing_is_a_scan_the_error_says_what_is_there(tmp_path, scans, values, note):
@@ -134,6 +138,7 @@ def test_a_truncated_image_is_never_taken_for_an_object_without_pixels(tmp_path,
         ({"NumberOfFrames": 6}, "6 frames in one file, but not the position of each.*dcm2niix"),
         ({"SeriesInstanceUID": None}, "1 DICOM image .* without a Series Instance UID"),
         ({"ImagePositionPatient": None}, r"lack the position .*\(Image Position\)"),
+        ({"ImageType": ["DERIVED", "SECONDARY"], **NOWHERE}, r"lack .*\(Image Position, Image Orientation\)"),
         ({"PixelSpacing": None}, r"lack the position .*\(Pixel Spacing\)"),
     ],
 )

@@ -196,6 +196,14 @@ def find_scans(
 
 @dataclass
 class _ScanSearch:
+    """One call of :func:`find_scans`: what it was given, and what it found so far.
+
+    Attributes:
+        scans: scans that can be used.
+        several: in what the volumes of a series differ, by the id of the series.
+        example: choice of one of them, as ``select`` takes it.
+    """
+
     files: DicomFiles
     selection: Selection
     root: Path
@@ -208,8 +216,9 @@ class _ScanSearch:
     def run(self) -> None:
         series = self._series()
         by_folder: dict[Path, set[str]] = defaultdict(set)
-        for instance in self.files.instances:
-            by_folder[Path(instance.path).parent].add(instance.series)
+        for uid, group in series.items():
+            for instance in group:
+                by_folder[Path(instance.path).parent].add(uid)
         selected = {uid: group for uid, group in series.items() if self.selection.matches(group[0])}
         if series and not selected:
             raise self.selection.nothing_matches(series.values())

@@ -237,7 +237,8 @@ class _Search:
 
 def _nothing_found(root: Path, files: Files, spatial_dims: int, notes: Sequence[str]) -> str:
     if notes:
-        return f"'{root}' holds no scan that can be used. {' '.join(notes)} Name the folder of the scans."
+        listed = " A DICOMDIR only lists files: copy those, too." if "DICOMDIR" in " ".join(notes) else ""
+        return f"'{root}' holds no scan that can be used. {' '.join(notes)} Name the folder of the scans.{listed}"
     pictures = sum(is_picture(path) for path in files.other)
     if pictures:
         return (
