@@ -72,6 +72,10 @@ NOWHERE = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
             {"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"], **NOWHERE},
             "1 image that is not a scan was passed over (1 CT Image Storage).",
         ),
+        (
+            {"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY"], **NOWHERE, "PixelSpacing": None},
+            "1 image that is not a scan was passed over (1 CT Image Storage).",
+        ),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "1 localizer was passed over."),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "1.2.3"}, "1 localizer was"),
     ],
@@ -90,7 +94,7 @@ def test_what_is_no_scan_does_not_spoil_a_series(tmp_path, scans, values, note):
         ({"SOPClassUID": RawDataStorage, "PixelData": None}, "2 objects without an image .*2 Raw Data Storage"),
         ({"SOPClassUID": SecondaryCaptureImageStorage, **NOWHERE}, "2 images that are not scans .*2 Secondary Capture"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "2 localizers"),
-        ({"DirectoryRecordSequence": [], "PixelData": None}, "2 objects .*2 DICOMDIR"),
+        ({"DirectoryRecordSequence": [], "PixelData": None}, "2 objects .*2 DICOMDIR.*copy those, too"),
     ],
 )
 def test_where_nothing_is_a_scan_the_error_says_what_is_there(tmp_path, scans, values, note):
@@ -129,11 +133,16 @@ def test_a_truncated_image_is_never_taken_for_an_object_without_pixels(tmp_path,
         ({"ImageType": ["DERIVED", "PRIMARY", "VFRAME"]}, r"VFRAME.*dcm2niix"),
         ({"SOPClassUID": "1.3.12.2.1107.5.9.1"}, "private SOP class.*Export it in a standard form"),
         ({"SOPClassUID": DIGITAL_X_RAY, **NOWHERE}, "Digital X-Ray Image Storage.* are planar.*Convert them to PNG"),
+        (
+            {"SOPClassUID": DIGITAL_X_RAY, "ImageType": ["DERIVED", "SECONDARY"], **NOWHERE, "PixelSpacing": None},
+            "are planar",
+        ),
         ({"SOPClassUID": MAMMOGRAPHY, **NOWHERE}, "Mammography.* are planar.*Convert them to PNG"),
         ({"SOPClassUID": ULTRASOUND, "NumberOfFrames": 6, **NOWHERE}, "Ultrasound.* are planar"),
         ({"NumberOfFrames": 6}, "6 frames in one file, but not the position of each.*dcm2niix"),
         ({"SeriesInstanceUID": None}, "1 DICOM image .* without a Series Instance UID"),
         ({"ImagePositionPatient": None}, r"lack the position .*\(Image Position\)"),
+        ({"ImageType": ["DERIVED", "SECONDARY"], **NOWHERE}, r"lack .*\(Image Position, Image Orientation\)"),
         ({"PixelSpacing": None}, r"lack the position .*\(Pixel Spacing\)"),
     ],
 )
@@ -433,6 +442,37 @@ def test_enhanced_objects_in_one_series_are_a_case_each(tmp_path, scans):
     scans.save(datasets, tmp_path)
     found = discover(tmp_path)
     assert [case["case"].split("-")[-1] for case in found.cases] == [f"InstanceNumber{n}" for n in range(3)]
+
+
+def echoes(frame, number):
+    group = pydicom.Dataset()
+    group.EffectiveEchoTime = (11, 92.5)[number]
+    frame.MREchoSequence = [group]
+    return "Effective Echo Time 11, 92.5"
+
+
+def b_values(frame, number):
+    group = pydicom.Dataset()
+    group.DiffusionBValue = (0.0, 1000.0)[number]
+    frame.MRDiffusionSequence = [group]
+    return "b-value 0, 1000"
+
+
+def time_points(frame, number):
+    frame.FrameContentSequence[0].TemporalPositionIndex = number + 1
+    return "Temporal Position Index 1, 2"
+
+
+@pytest.mark.parametrize("mark", [echoes, b_values, time_points])
+def test_what_differs_in_an_enhanced_object_of_several_volumes_is_named(tmp_path, scans, mark):
+    dataset = scans.enhanced()
+    frames = [*dataset.PerFrameFunctionalGroupsSequence, *copy.deepcopy(list(dataset.PerFrameFunctionalGroupsSequence))]
+    said = [mark(frame, number // 6) for number, frame in enumerate(frames)]
+    dataset.PerFrameFunctionalGroupsSequence, dataset.NumberOfFrames = frames, 12
+    dataset.PixelData = dataset.PixelData * 2
+    scans.save([dataset], tmp_path)
+    (fault,) = discover(tmp_path).faults
+    assert "duplicate slices" in fault.message and said[0] in fault.message and "dcm2niix" in fault.message
 
 
 def missing_in_one(datasets):

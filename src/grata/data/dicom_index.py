@@ -20,9 +20,10 @@ from .identifiers import patient_identifiers
 
 __all__ = [
     "ATTRIBUTES",
-    "NO_MODALITY",
     "Instance",
+    "NO_MODALITY",
     "frame_of_reference",
+    "number_or_text",
     "read_instance",
     "series_identifiers",
     "slice_length",
@@ -236,11 +237,12 @@ def _text(read: Callable[[Dataset], Any], header: Dataset) -> str:
         if found is None:
             return ""
         parts = found if isinstance(found, MultiValue | list | tuple) else [found]
-        return "\\".join(_number_or_text(part) for part in parts)
+        return "\\".join(number_or_text(part) for part in parts)
     return ""
 
 
-def _number_or_text(value: Any) -> str:
+def number_or_text(value: Any) -> str:
+    """Return a value as text, a number in its shortest form."""
     try:
         return f"{float(value):.10g}"
     except (TypeError, ValueError):

@@ -128,7 +128,9 @@ def _is_picture(header: Dataset, name: str) -> bool:
     if "Secondary Capture" in name:
         return not placed or header.get("SamplesPerPixel", 1) != 1
     kinds = image_type(header)
-    return not placed and ("SECONDARY" in kinds or any(_PICTURE_TYPE.search(value) for value in kinds))
+    # A stack that lost its positions still has the size of its pixels.
+    unmeasured = "SECONDARY" in kinds and not header.get("PixelSpacing") and _VOLUMETRIC.fullmatch(name) is not None
+    return not placed and (unmeasured or any(_PICTURE_TYPE.search(value) for value in kinds))
 
 
 def find_defect(header: Dataset, planes: Sequence[Plane], pixels: Pixels | None) -> Defect | None:

@@ -18,10 +18,20 @@ from pydicom.tag import BaseTag
 from ..errors import GrataError
 from .dicom import sort_series
 from .dicom_file import quiet_libraries, read_file
-from .dicom_index import ATTRIBUTES, Instance
+from .dicom_index import ATTRIBUTES, Instance, number_or_text
 from .geometry import GeometryError
 
-__all__ = ["Chosen", "Part", "differences", "hold_several", "most_slices", "parse_chosen", "split", "without_copies"]
+__all__ = [
+    "Chosen",
+    "Part",
+    "differences",
+    "frame_differences",
+    "hold_several",
+    "most_slices",
+    "parse_chosen",
+    "split",
+    "without_copies",
+]
 
 Chosen = Mapping[str, Sequence[str]]
 """Values that attributes may have, by keyword."""
@@ -31,6 +41,13 @@ _SAME_PLACE = 0.1
 # Attributes that are looked at together, and how many may be needed to tell volumes from each other.
 _TRIED, _TOGETHER = 8, 3
 _PIXELS = 0x7FE0
+# Attributes that tell the volumes of one multi-frame object from each other, with their functional groups.
+_FRAME_ATTRIBUTES = (
+    ("MREchoSequence", "EffectiveEchoTime"), ("MRDiffusionSequence", "DiffusionBValue"),
+    ("MRImageFrameTypeSequence", "ComplexImageComponent"), ("MRImageFrameTypeSequence", "FrameType"),
+    ("CTImageFrameTypeSequence", "FrameType"), ("FrameContentSequence", "TemporalPositionIndex"),
+    ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"), ("FrameContentSequence", "StackID"),
+)  # fmt: skip
 # Values that a message lists, and letters of a value that a case id shows.
 _LISTED, _SHOWN = 8, 24
 
@@ -160,6 +177,19 @@ def differences(instances: Sequence[Instance]) -> str:
     for keyword, values in varying.items():
         if len(values) <= len(instances) / 2:
             found.append(f"{_name(keyword)} {_listed(_tokens(values))}")
+    return "; ".join(found[:3])
+
+
+def frame_differences(instance: Instance) -> str:
+    """Return in what the frames of a multi-frame object differ, as :func:`differences`."""
+    found = []
+    # The file is read again, for the words of a message alone.
+    with suppress(Exception), quiet_libraries():
+        frames = read_file(instance.path, stop_before_pixels=True).PerFrameFunctionalGroupsSequence
+        for group, keyword in _FRAME_ATTRIBUTES:
+            values = {number_or_text(frame[group][0].get(keyword, "")) for frame in frames if group in frame}
+            if 1 < len(values) <= len(frames) / 2:
+                found.append(f"{_name(keyword)} {_listed(sorted(values, key=_in_order))}")
     return "; ".join(found[:3])
 
 
