@@ -1,6 +1,7 @@
 """NIfTI images: names, header checks, reading, and writing in the image's own space."""
 
 import gzip
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import BinaryIO, cast
 import nibabel
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.imageglobals import LoggingOutputSuppressor
 
 from ..errors import GrataError
 from ..files import atomic_write
@@ -35,6 +35,8 @@ _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _MAGIC = {True: (b"n+1", b"n+2"), False: (b"ni1", b"ni2")}
 _SPACES = range(6)
 _UNITS = range(4)
+# What nibabel repairs is harmless, once the header is checked, and its messages name no file.
+_SILENT = logging.Logger("nibabel", logging.CRITICAL + 1)
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
@@ -120,10 +122,10 @@ def _header(path: str | os.PathLike[str]) -> nibabel.Nifti1Header:
     little, big = (int.from_bytes(block[:4], order) for order in ("little", "big"))
     length, order = (little, "<") if little in _HEADERS else (big, ">")
     kind = _HEADERS[length]
-    raw = kind(block[:length], order, check=False)
-    _check_raw(raw, path)
-    with LoggingOutputSuppressor():
-        return kind(block[:length], order)
+    header = kind(block[:length], order, check=False)
+    _check_raw(header, path)
+    header.check_fix(logger=_SILENT)
+    return header
 
 
 def _check_raw(raw: nibabel.Nifti1Header, path: str | os.PathLike[str]) -> None:
@@ -220,7 +222,8 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
         raise GrataError(f"NIfTI file '{path}' holds colours, without grey values. Convert it to grey values.")
     if image.get_data_dtype().kind == "c":
         raise GrataError(f"NIfTI file '{path}' holds complex values. Convert it to a magnitude image.")
-    unit = header.get_xyzt_units()[0]
+    # The unit of time, in the upper bits, does not matter.
+    unit = nibabel.nifti1.unit_codes.label[int(header["xyzt_units"]) % 8]
     if unit not in ("mm", "unknown"):
         raise GrataError(f"NIfTI file '{path}' is measured in {unit}, not in mm. Convert it.")
     if not int(header["sform_code"]) and not int(header["qform_code"]):
