@@ -1,6 +1,6 @@
 """Scans and segmentations: find, check, read and write NIfTI files, DICOM series and pictures."""
 
-from .checks import MAX_VOXELS, CheckExtentd, CheckLabeld, CheckScand, CheckVoxelsd, check_voxels
+from .checks import MAX_VOXELS, CheckExtentd, CheckLabeld, CheckScand, CheckVoxelsd, check_max_voxels, check_voxels
 from .discovery import Discovery, Fault, discover
 from .reader import ScanReader
 from .segmentation import write_dicom_seg, write_nifti, write_png
@@ -14,6 +14,7 @@ __all__ = [
     "Discovery",
     "Fault",
     "ScanReader",
+    "check_max_voxels",
     "check_voxels",
     "discover",
     "write_dicom_seg",
