@@ -13,7 +13,7 @@ __all__ = ["changed_settings", "first_names"]
 _ADDED = {"affine": "auto", "adaptation#affine": "@affine", "adaptation#reset": "@reset"}
 """Keys that the bundles of the last release did not have, with the values that stand for what they did."""
 
-_MOVED_ARGUMENTS = ("reset=@reset, ", "affine=@affine, ", "'quality', ")
+_MOVED_ARGUMENTS = ("reset=@reset, ", "affine=@affine, ", "'quality', ", "'max_voxels', ")
 """Arguments that stand at other places of the bundles' configurations now, or are new there."""
 
 _CHECKS = ("grata.data.CheckVoxelsd",)
