@@ -6,6 +6,7 @@ import faulthandler
 import itertools
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -204,8 +205,7 @@ def test_temporary_files_of_another_run_below_are_left_alone(make_run, tmp_path)
     assert all(path.exists() for path in others) and not any(path.exists() for path in own)
 
 
-@pytest.mark.parametrize("then", [{"resume": True}, {"overwrite": True}, {}])
-def test_an_earlier_run_is_removed_whole_even_if_the_process_is_killed(make_run, tmp_path, monkeypatch, then):
+def test_an_earlier_run_is_removed_whole_even_if_the_process_is_killed(make_run, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
@@ -218,10 +218,11 @@ def test_an_earlier_run_is_removed_whole_even_if_the_process_is_killed(make_run,
                 raise Killed
         unlink(path, missing_ok)
 
-    names = ["case3"]
+    names, ways = ["case3"], [{"resume": True}, {"overwrite": True}, {}]
+    make_run("earlier").run()
     for moment in itertools.count(1):
         output = f"out{moment}"
-        make_run(output).run()
+        shutil.copytree(tmp_path / "earlier", tmp_path / output)
         left[0] = moment
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", killing)
@@ -230,7 +231,7 @@ def test_an_earlier_run_is_removed_whole_even_if_the_process_is_killed(make_run,
                 break
             except Killed:
                 pass
-        assert make_run(output, names=names, **then).run() == 0
+        assert make_run(output, names=names, **ways[moment % 3]).run() == 0
         assert list(segmentations(tmp_path / output)) == ["case3.nii.gz"], moment
         assert cases_of(tmp_path / output) == names and not (tmp_path / output / ".removing").exists()
     assert moment > 5

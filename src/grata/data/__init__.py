@@ -1,6 +1,6 @@
 """Scans and segmentations: find, check, read and write NIfTI, MetaImage and NRRD files, DICOM series and pictures."""
 
-from .checks import MAX_VOXELS, CheckExtentd, CheckLabeld, CheckScand, CheckVoxelsd, check_voxels
+from .checks import MAX_VOXELS, CheckExtentd, CheckLabeld, CheckScand, CheckVoxelsd, check_max_voxels, check_voxels
 from .discovery import Discovery, Fault, discover
 from .expected import CompareScand
 from .reader import ScanReader
@@ -16,6 +16,7 @@ __all__ = [
     "Discovery",
     "Fault",
     "ScanReader",
+    "check_max_voxels",
     "check_voxels",
     "discover",
     "write_dicom_seg",

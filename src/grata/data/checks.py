@@ -17,7 +17,15 @@ from ..errors import GrataError
 from .pictures import is_picture
 from .volume_files import is_volume_file
 
-__all__ = ["MAX_VOXELS", "CheckExtentd", "CheckLabeld", "CheckScand", "CheckVoxelsd", "check_voxels"]
+__all__ = [
+    "MAX_VOXELS",
+    "CheckExtentd",
+    "CheckLabeld",
+    "CheckScand",
+    "CheckVoxelsd",
+    "check_max_voxels",
+    "check_voxels",
+]
 
 MAX_VOXELS = 2**27
 """Number of voxels of a resampled image from which on 24 GiB of memory may not be enough: that of 512 × 512 × 512."""
@@ -177,7 +185,7 @@ class CheckVoxelsd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.pixdim = [float(size) for size in np.atleast_1d(np.asarray(pixdim, dtype=float))]
-        self.max_voxels = checked(partial(check_count, or_null=True), constant(max_voxels), "max_voxels")
+        self.max_voxels = check_max_voxels(max_voxels)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(data):
@@ -185,6 +193,16 @@ class CheckVoxelsd(MapTransform):
             if isinstance(image, MetaTensor):
                 check_voxels(_name(data, key), image.shape[1:], image.pixdim.tolist(), self.pixdim, self.max_voxels)
         return dict(data)
+
+
+def check_max_voxels(value: Any) -> int | None:
+    """Return a bound of the number of voxels.
+
+    Raises:
+        GrataError: it is neither a whole number of at least 1 nor null.
+    """
+    value = constant(value)
+    return None if value is None else checked(partial(check_count, or_null=True), value, "max_voxels")
 
 
 def check_voxels(

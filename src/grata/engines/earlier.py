@@ -19,7 +19,7 @@ _ADDED = {
 }
 """Keys that the bundles of the last release did not have, with the values that stand for what they did."""
 
-_MOVED_ARGUMENTS = ("reset=@reset, ", "affine=@affine, ", "'quality', ")
+_MOVED_ARGUMENTS = ("reset=@reset, ", "affine=@affine, ", "'quality', ", "'max_voxels', ")
 """Arguments that stand at other places of the bundles' configurations now, or are new there."""
 
 _CHECKS = ("grata.data.CheckVoxelsd",)

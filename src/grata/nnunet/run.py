@@ -9,7 +9,6 @@ import sys
 import time
 import traceback as tracebacks
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import torch
 from tqdm import tqdm
 
 from .._version import __version__
-from ..checks import check_count, check_flag, check_number, checked, did_you_mean
+from ..checks import check_flag, check_number, checked, did_you_mean
 from ..console import say, say_beside_bar
-from ..data import MAX_VOXELS, Fault, check_voxels
+from ..data import MAX_VOXELS, Fault, check_max_voxels, check_voxels
 from ..errors import GrataError, RunError
 from ..files import CASES, JOURNAL, atomic_write, check_output_dir, expanded, locked, remove_file, remove_leftovers
 from ..machine import check_device
@@ -129,7 +128,7 @@ def predict(
     for name, flag in flags.items():
         checked(check_flag, flag, name)
     checked(lambda value: check_number(value, above=0, at_most=1), tile_step_size, "tile_step_size")
-    checked(partial(check_count, or_null=True), max_voxels, "max_voxels")
+    check_max_voxels(max_voxels)
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
     cases, faults = find_cases(expanded(input), model)
