@@ -1,4 +1,4 @@
-"""What a network returns or refuses is said in words: probabilities in place of logits, and images that are too small."""
+"""What a network returns or refuses is said in words: probabilities for logits, and images that are too small."""
 
 import pytest
 import torch
