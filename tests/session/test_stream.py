@@ -209,7 +209,7 @@ def test_a_bad_item_is_told_by_its_number_and_the_stream_goes_on(make_network):
         (torch.rand(16, 16), r"item 0 .* got shape \(16, 16\)"),
         ("scan.nii.gz", "item 0 .* got str"),
         ({"image": "scan.nii.gz"}, "item 0 .* got str"),
-        (torch.zeros(1, 1, 16, 16, dtype=torch.int16), "images: must be of a floating point type"),
+        (torch.zeros(1, 1, 16, 16, dtype=torch.bool), "images: must be real numbers"),
         (torch.zeros(0, 1, 16, 16), "images: must not be empty, got shape"),
     ],
 )

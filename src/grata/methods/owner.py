@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from ..errors import GrataError
-
-if TYPE_CHECKING:
-    from .base import Method
 
 __all__ = ["check_free", "disown", "own", "owners"]
 
@@ -24,7 +21,7 @@ class _Owner:
     knew the method is gone.
     """
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: object) -> None:
         self.method = method
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Owner | None:
@@ -35,13 +32,13 @@ class _Owner:
         return type(None), ()
 
 
-def owners(network: nn.Module) -> Iterator[Method]:
+def owners(network: nn.Module) -> Iterator[Any]:
     """Yield the methods that change a network or a part of it, each once."""
     found = (vars(module).get(_KEY) for module in network.modules())
     yield from dict.fromkeys(owner.method for owner in found if isinstance(owner, _Owner))
 
 
-def check_free(network: nn.Module, method: Method) -> None:
+def check_free(network: nn.Module, method: object) -> None:
     """Check that no other method changes a network.
 
     Raises:
@@ -54,14 +51,14 @@ def check_free(network: nn.Module, method: Method) -> None:
         )
 
 
-def own(network: nn.Module, method: Method) -> None:
+def own(network: nn.Module, method: object) -> None:
     """Note that a method changes a network."""
     owner = _Owner(method)
     for module in network.modules():
         vars(module)[_KEY] = owner
 
 
-def disown(network: nn.Module, method: Method) -> None:
+def disown(network: nn.Module, method: object) -> None:
     """Remove the note of a method."""
     for module in network.modules():
         owner = vars(module).get(_KEY)

@@ -367,14 +367,21 @@ class _Run:
 
         model = self.model
         truncated = str(temporary).removesuffix(self._ending)
-        export_prediction_from_logits(
-            logits,
-            properties,
-            model.configuration,
-            model.plans,
-            model.dataset,
-            truncated,
-            self.save_probabilities,
-        )
+        try:
+            export_prediction_from_logits(
+                logits,
+                properties,
+                model.configuration,
+                model.plans,
+                model.dataset,
+                truncated,
+                self.save_probabilities,
+            )
+        except AssertionError as error:
+            # nnU-Net's readers take volumes with several channels in a file, of which its writers know nothing
+            raise GrataError(
+                f"{case}: nnU-Net cannot write a segmentation in the form of this image. Give volumes with one file "
+                "for each channel."
+            ) from error
         for ending in (".npz", ".pkl") if self.save_probabilities else ():
             os.replace(truncated + ending, self.output / f"{case}{ending}")

@@ -146,12 +146,10 @@ def restore(network: nn.Module) -> bool:
     Returns:
         Whether the network was adapted.
     """
-    adapted = mark_of(network) is not None
-    for method in list(owners(network)):
-        adapted = True
+    methods = list(dict.fromkeys([*(mark.method for mark in _marks(network)), *owners(network)]))
+    adapted = any(method.active for method in methods)
+    for method in methods:
         release(method)
-    for mark in list(_marks(network)):
-        release(mark.method)
-        if mark.method.attached is not None:
-            mark.method.attached.detach()
+        if method.attached is not None:
+            method.attached.detach()
     return adapted
