@@ -9,7 +9,7 @@ from grata.bank import AdapterBank
 from grata.cli import main
 from grata.errors import GrataError, OutputError
 from grata.files import absence, append_line, atomic_write, check_output_dir, expanded, undownloaded
-from grata.session import Journal
+from grata.session import Journal, explain
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
@@ -110,3 +110,15 @@ def test_weights_that_were_never_downloaded(tmp_path):
     command = f"python -m monai.bundle download_large_files --bundle_path {tmp_path}"
     assert command in undownloaded(models / "other.pt") and command in undownloaded(models / "model.pt")
     assert undownloaded(models / "whole.pt") == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "/out/aaaa"),
+        RuntimeError("SaveImage cannot find a suitable writer. OSError: [Errno 36] File name too long: '/out/aaaa'"),
+        OSError("[Errno 36] File name too long"),
+    ],
+)
+def test_a_name_that_a_bundles_own_writer_finds_too_long_is_said_in_words(error):
+    assert explain(error) == "A name would be too long for the disk. Give the scan a shorter file name."

@@ -106,16 +106,21 @@ def keep_typed(parser: ConfigParser) -> bool:
     """
     changed = False
     for key, (typed, value) in typed_options().items():
-        is_cut = "#" in typed and "#" not in str(value)
-        # A list or a number is one, unless there is a file or folder of that name.
-        is_path = _is_path(key) and (isinstance(value, str) or os.path.lexists(typed))
-        if not is_cut and not is_path:
+        if not _is_text(key, typed, value):
             continue
         text = _path(key, typed, parser) if _is_path(key) else verbatim(typed)
         if text is not None and text != parser.get(key):
             parser.set(text, key)
             changed = True
     return _keep(parser, _sources()) or changed
+
+
+def _is_text(key: str, typed: str, value: Any) -> bool:
+    """Return whether a word of the command line is a text as it stands, and not what fire read in it."""
+    if "#" in typed and "#" not in str(value):
+        return True
+    # A list or a number is one, unless there is a file or folder of that name.
+    return _is_path(key) and (isinstance(value, str) or os.path.lexists(typed))
 
 
 def _path(key: str, typed: str, parser: ConfigParser) -> str | None:
