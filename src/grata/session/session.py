@@ -226,8 +226,9 @@ class Session:
         if self.journal is not None:
             self.journal.append(fault_line(name, message))
 
-    def _described(self, name: str, flag: str) -> str:
-        return f"{flag}: {self.unlike[name]}" if flag == UNLIKE_TRAINING and name in self.unlike else flag
+    def _listed(self, name: str, flags: Sequence[str]) -> str:
+        words = {UNLIKE_TRAINING: f"{UNLIKE_TRAINING}: {self.unlike[name]}"} if name in self.unlike else {}
+        return ", ".join(words.get(flag, flag) for flag in flags)
 
     def remarks(self) -> list[str]:
         """Return one line for each image with flags, in their order."""
@@ -248,7 +249,7 @@ class Session:
         return lines
 
     def _remark(self, name: str, flags: Sequence[str]) -> str:
-        listed = ", ".join(self._described(name, flag) for flag in flags)
+        listed = self._listed(name, flags)
         if SKIPPED in flags:
             return f"adaptation skipped ({listed}), predicted with the parameters before it"
         return f"adapted ({listed})"
