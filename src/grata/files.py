@@ -19,6 +19,7 @@ __all__ = [
     "FIGURES",
     "JOURNAL",
     "OVERVIEW",
+    "PLACES",
     "SEGMENTATIONS",
     "absence",
     "append_line",
@@ -30,6 +31,7 @@ __all__ = [
     "locked",
     "remove_file",
     "remove_leftovers",
+    "undownloaded",
 ]
 
 JOURNAL = "journal.jsonl"
@@ -37,9 +39,10 @@ SEGMENTATIONS = "segmentations"
 FIGURES = "figures"
 OVERVIEW = "overview.png"
 CASES = "cases.csv"
+PLACES = "paths.csv"
 """Names in an output folder. Discovery recognizes an earlier output folder by them and takes no scans from it."""
 
-
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _KEPT_OF_NAME = 48
 """Characters of a name that its temporary one has too, so that a name of the greatest length still has one."""
 
@@ -52,6 +55,29 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 def absence(path: str | os.PathLike[str]) -> str:
     """Return in words how a file or folder is missing."""
     return "is a link whose target does not exist" if os.path.islink(path) else "does not exist"
+
+
+def undownloaded(path: str | os.PathLike[str]) -> str:
+    """Return in words that weights were never downloaded, and what downloads them; empty if they were.
+
+    A bundle of the Model Zoo names its weights in a ``large_files.yml``, and Git LFS leaves a pointer in their place.
+    """
+    path = Path(path)
+    listed = (file for folder in Path(os.path.abspath(path)).parents for file in folder.glob("large_files.*"))
+    bundle = next((file.parent for file in listed), None)
+    command = f"python -m monai.bundle download_large_files --bundle_path {bundle}"
+    if _is_pointer(path):
+        remedy = "git lfs pull in its repository" + (f", or {command}" if bundle else "")
+        return f"{path} was not downloaded: it is a pointer of Git LFS. Run {remedy}."
+    if bundle is None or path.exists():
+        return ""
+    return f"{path} {absence(path)}, and was perhaps never downloaded. Run {command}, or name another file."
+
+
+def _is_pointer(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+    return False
 
 
 def append_line(path: Path, line: str) -> None:

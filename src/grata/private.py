@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -23,6 +24,7 @@ __all__ = [
     "failed_item",
     "forget_run",
     "is_last_handler",
+    "loaded_file",
     "put_first",
     "restore_seed",
     "running_command",
@@ -128,6 +130,18 @@ def typed_options() -> dict[str, tuple[str, Any]]:
     return {
         key: (word, read[key]) for key, word in typed.items() if key in read and DefaultParseValue(word) == read[key]
     }
+
+
+def loaded_file(error: BaseException) -> str | None:
+    """Return the file that torch was loading when it failed: its messages name none. None: it was not."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "load" and frame.f_globals.get("__name__") in (
+            "torch.serialization",
+            "torch.jit._serialization",
+        ):
+            file = frame.f_locals.get("f")
+            return os.fspath(file) if isinstance(file, str | os.PathLike) else None
+    return None
 
 
 def failed_item(error: BaseException) -> tuple[str, Any]:

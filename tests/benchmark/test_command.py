@@ -12,13 +12,16 @@ from grata.cli import main
 # Importing takes seconds, so one process forks a run for each point at which to be killed. It computes nothing itself,
 # so it has no threads that a fork could lose.
 KILLED = """
-import os, signal, sys
+import os, pathlib, signal, sys
 from grata.benchmark import run, run_benchmark
 from grata.benchmark.part import Part
 run.draw_figures = run.write_summary = lambda *arguments, **options: None
 config, whole, killed = sys.argv[1:]
 
 def child(work):
+    # as if it had been killed during another image each time
+    for note in pathlib.Path(killed).rglob("*.begun"):
+        note.unlink()
     process = os.fork()
     if process == 0:
         sys.stdout = sys.stderr = open(os.devnull, "w")
@@ -90,6 +93,13 @@ def test_a_worker_that_dies_is_reported_and_the_others_continue(run, settings, w
     assert "Traceback" not in outcome.stderr
     assert [row["target"] for row in results(tmp_path / "results")] == ["north"]
     assert "1 images not done" in (tmp_path / "results" / "summary.md").read_text()
+    # a second time, without waiting for it
+    (note,) = (tmp_path / "results").rglob("*.begun")
+    note.write_text(note.read_text().replace("1\t", "2\t"))
+    outcome = run("-m", "grata", "benchmark", path, "--workers", 2)
+    assert outcome.returncode == 1 and "the process ended twice while this case was done" in outcome.stdout
+    assert "remove the files of this job, per-target/bundle/south/source/seed-0.*" in outcome.stdout
+    assert [bool(row["error"]) for row in results(tmp_path / "results")] == [False, True]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the site is left by os._exit")

@@ -351,7 +351,12 @@ def test_cases_after_one_that_is_not_finite_go_on_from_the_parameters_before_it(
 def test_nothing_that_is_shown_or_named_identifies_the_patient(faulty_run, scans):
     run, output = faulty_run
     shown = run.text + "".join(tree(output))
-    shown += "".join(path.read_text() for path in output.rglob("*") if path.suffix in (".json", ".jsonl", ".csv"))
+    shown += "".join(
+        path.read_text()
+        for path in output.rglob("*")
+        # The one file that holds paths as they are, for the user alone.
+        if path.suffix in (".json", ".jsonl", ".csv") and path.name != "paths.csv"
+    )
     for identifier in scans.patient:
         assert identifier not in shown.lower()
     for uid in (generate_uid(entropy_srcs=["good"]), generate_uid(entropy_srcs=["study"])):

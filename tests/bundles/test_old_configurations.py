@@ -18,12 +18,16 @@ def as_before(text: str) -> str:
     for new, old in OF_YAML.items():
         text = text.replace(new, old)
     text = (
-        text.replace("affine=@affine, ", "reset=@reset, ").replace("  reset: '@reset'\n", "").replace("'quality', ", "")
+        text.replace("affine=@affine, ", "reset=@reset, ")
+        .replace("  reset: '@reset'\n", "")
+        .replace("'quality', ", "")
+        .replace("'max_voxels', ", "")
     )
     before, guard, after = text.partition('  guard: "$grata.session.make_guard(')
     text = before + after.partition(')"\n')[2] if guard else text
-    later = ("affine:", "guard:", "on_reject:", "quality:")
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(later))
+    later = ("affine:", "guard:", "on_reject:", "quality:", "max_voxels:")
+    lines = [line for line in text.splitlines(keepends=True) if not line.startswith(later)]
+    return "".join(line for line in lines if "grata.data.CheckVoxelsd" not in line)
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ WRONG_QFORM = {
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_a_header_that_leaves_something_to_guess_is_its_files_fault(tmp_path, ending, capfd):
+def test_a_header_that_leaves_something_to_guess_is_its_files_fault(tmp_path, ending, capfd, caplog):
     for name, (fields, _) in WRONG.items():
         write(tmp_path / f"{name}{ending}", **fields)
     for name, (fields, _) in WRONG_QFORM.items():
@@ -92,6 +92,8 @@ def test_a_header_that_leaves_something_to_guess_is_its_files_fault(tmp_path, en
         if ending == ".nii" or "cannot hold" not in words:
             assert any(word in messages[name] for word in words.split("|")), (name, messages[name])
     assert capfd.readouterr() == ("", "")
+    # Without pytest, these would go to the terminal, without the name of the file.
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,7 @@ def test_a_header_that_leaves_something_to_guess_is_its_files_fault(tmp_path, en
         ((9, 8, 7), {"codes": (1, 0), "pixdim__0": 0}),
         ((9, 8, 7), {"codes": (0, 1), "pixdim__0": 3}),
         ((9, 8, 7), {"xyzt_units": 0}),
+        ((9, 8, 7), {"xyzt_units": 2 + 56}),
     ],
 )
 def test_what_is_complete_is_read(tmp_path, shape, options):

@@ -473,7 +473,7 @@ def test_what_a_list_names_wrongly_is_a_fault(tmp_path, scans):
     messages = {fault.case: fault.message for fault in found.faults}
     assert "'gone.png' is in the list of cases but does not exist" in messages["gone"]
     assert "'lost.png' is in the list of cases but does not exist" in messages["lonely"]
-    assert "the extension of neither a NIfTI file nor a picture" in messages["notes"]
+    assert "the extension of neither a volume file nor a picture" in messages["notes"]
     assert "is not a picture" in messages["other"]
     (fault, *_) = discover(tmp_path, cases_file=write(tmp_path / "b.csv", ["image,mask", "good.png,"])).faults
     assert "a volume is needed" in fault.message

@@ -17,6 +17,7 @@ from grata.bank import Adaptation
 from grata.bundles import ZooAdaptation
 from grata.engines import AdaptationHandler, EvaluatorRun
 from grata.errors import GrataError, RunError
+from grata.files import locked
 from grata.methods import create
 from grata.session.faults import causes
 
@@ -226,6 +227,28 @@ def test_what_an_earlier_run_adapted_is_never_lost_by_accident(scans, make_evalu
     adaptation(overwrite=True).run()
     assert (folder / "adapted.safetensors").read_bytes() == first
     assert len((folder / "journal.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_folder_of_the_overlay_is_locked_and_tidied(scans, make_evaluator, tmp_path):
+    folder = tmp_path / "adaptation"
+
+    def adaptation(**options):
+        return ZooAdaptation(make_evaluator(scans("one")), output_dir=folder, activation="softmax", **options)
+
+    first, second = adaptation(), adaptation()
+    own, other = folder / ".0123456789ab-adapted.safetensors", folder / ".0123456789ab-scan.nii.gz"
+    for path in (own, other):
+        path.write_text("half")
+    with locked(folder), pytest.raises(GrataError, match="adaptation#output_dir: another run is writing to"):
+        first.run()
+    assert own.exists()
+    first.run()
+    assert not own.exists() and other.exists()
+    saved = (folder / "adapted.safetensors").read_bytes()
+    # made while the folder was empty
+    with pytest.raises(GrataError, match="holds the files of an earlier run"):
+        second.run()
+    assert (folder / "adapted.safetensors").read_bytes() == saved
 
 
 def test_what_a_compiled_network_learns_belongs_to_its_own_names(scans, make_evaluator, make_network, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 from pathlib import Path
 
 import pytest
@@ -351,3 +352,21 @@ def test_what_was_not_prepared_is_asked_for_with_the_command_that_does(name):
     assert type(error.value).__name__ == "GrataError"
     with pytest.raises(Exception, match="python -m grata prepare"):
         create(name, make_network(), activation="sigmoid", prepared="nowhere/prepared.safetensors")
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("active", [False, True], ids=["new", "adapted"])
+def test_a_copy_goes_on_as_the_method_and_has_a_network_of_its_own(name, active):
+    method = make(name)
+    if active:
+        stream(method, 1)
+    written = pickle.dumps(method)
+    twins = [pickle.loads(written), copy.deepcopy(method)]
+    expected = stream(method, 1, first=1)
+    for twin in twins:
+        ((record, prediction),) = stream(twin, 1, first=1)
+        assert repr(record) == repr(expected[0][0]) and torch.equal(prediction, expected[0][1])
+    method.restore()
+    for twin in twins:
+        twin.restore()
+        assert same(snapshot(twin.given), snapshot(method.given))

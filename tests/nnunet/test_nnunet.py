@@ -109,7 +109,7 @@ def test_an_adapted_run_repeats_bit_for_bit_and_differs_from_the_source(trained,
     for fold in "01":
         first, second = (line["parameter_change"]["l2"] for line in lines if line["fold"] == fold)
         assert 0 < first != second
-    assert not [path for path in (tmp_path / "first").iterdir() if path.name.startswith(".")]
+    assert [path.name for path in (tmp_path / "first").iterdir() if path.name.startswith(".")] == [".lock"]
 
 
 def test_folds_adapt_apart_and_their_logits_are_averaged(trained):

@@ -1,7 +1,6 @@
 """A run that was stopped at any moment and resumed leaves the same bank as one that never stopped."""
 
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,9 +59,7 @@ def make_run(make_method, tmp_path):
         engine = SupervisedEvaluator("cpu", DataLoader(Dataset(items), batch_size=1), method.given)
         engine.add_event_handler(Events.ITERATION_COMPLETED, outputs.write)
         adaptation.attach(engine)
-        discovery = SimpleNamespace(cases=items, faults=[], paths={}, notes=[])
-        assert vars(discovery).keys() == vars(Discovery()).keys()
-        return AdaptationRun(engine, discovery, adaptation, outputs, folder, **options)
+        return AdaptationRun(engine, Discovery(items), adaptation, outputs, folder, **options)
 
     return make
 

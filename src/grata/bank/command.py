@@ -80,14 +80,12 @@ def _list(bank: AdapterBank) -> int:
     rows, damaged = [], []
     for entry in bank.entries():
         try:
-            found = bank.header(entry)
-        except GrataError as error:
-            damaged.append(f"{entry}: {error}")
+            rows.append(_row(bank, entry))
+        # one odd file must not hide the others, and it may hold anything
+        except Exception as error:  # noqa: BLE001
+            wrong = error if isinstance(error, GrataError) else f"{type(error).__name__}: {error}. Remove the file."
+            damaged.append(f"{entry}: {wrong}")
             rows.append([entry, "damaged"])
-            continue
-        scanner = ", ".join(f"{key} {value}" for key, value in found.entry.items()) or "unknown"
-        change = f"{found.parameter_change['l2']:.4g} ({100 * found.parameter_change['relative']:.2g} %)"
-        rows.append([entry, scanner, found.method, str(found.cases), change])
     if not rows:
         say(f"{bank.path} has no entry.")
         return 0
@@ -99,6 +97,13 @@ def _list(bank: AdapterBank) -> int:
     for line in damaged:
         say(f"\n{line}")
     return 1 if damaged else 0
+
+
+def _row(bank: AdapterBank, entry: str) -> list[str]:
+    found = bank.header(entry)
+    scanner = ", ".join(f"{key} {value}" for key, value in found.entry.items()) or "unknown"
+    change = f"{found.parameter_change['l2']:.4g} ({100 * found.parameter_change['relative']:.2g} %)"
+    return [entry, scanner, found.method, str(found.cases), change]
 
 
 def _entry(bank: AdapterBank, name: str) -> str:

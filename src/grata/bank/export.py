@@ -122,11 +122,13 @@ def _is_source(adaptation: Adaptation, state: Mapping[Any, Any]) -> bool:
     if not all(_plain(name) in tensors for names in adaptation.names.values() for name in names):
         return False
     whole = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-    return any(
-        weights_digest({prefix + name: value for name, value in values.items()}) == adaptation.source
-        for prefix in PREFIXES
-        for values in (tensors, whole)
-    )
+    return _has_digest(tensors, adaptation.source) or _has_digest(whole, adaptation.source)
+
+
+def _has_digest(tensors: Mapping[str, torch.Tensor], known: str) -> bool:
+    """Return whether weights have a digest, also one that was taken through a wrapper."""
+    named = ({prefix + name: value for name, value in tensors.items()} for prefix in PREFIXES)
+    return any(weights_digest(state) == known for state in named)
 
 
 def _merge(adaptation: Adaptation, state: MutableMapping[str, torch.Tensor]) -> set[torch.dtype]:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..errors import GrataError
 from ..files import absence, expanded
+from ..tensors import unpack
 
 __all__ = [
     "FORMAT",
     "HEADER",
     "Header",
     "card_path",
-    "content_digest",
     "is_other",
     "read_header",
     "read_checked",
@@ -33,17 +32,6 @@ HEADER = "grata_adaptation"
 
 FORMAT = 1
 _SUFFIX = ".safetensors"
-# Names of torch's types by those of safetensors: digests on the disk were taken with the former.
-_TORCH = {
-    **{f"F{bits}": f"torch.float{bits}" for bits in (16, 32, 64)},
-    **{f"I{bits}": f"torch.int{bits}" for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": f"torch.uint{bits}" for bits in (8, 16, 32, 64)},
-    **{f"F8_{kind}": f"torch.float8_{kind.lower()}" for kind in ("E5M2", "E4M3FNUZ", "E5M2FNUZ")},
-    "F8_E4M3": "torch.float8_e4m3fn",
-    "BF16": "torch.bfloat16",
-    "BOOL": "torch.bool",
-    "C64": "torch.complex64",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +89,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         GrataError: there is no such file, it is damaged, or of another kind.
     """
     header, _ = read_checked(path)
-    return Header(**{field.name: header[field.name] for field in dataclasses.fields(Header)})
+    try:
+        return Header(**{field.name: header[field.name] for field in dataclasses.fields(Header)})
+    except KeyError as error:
+        raise GrataError(f"{saved_path(path)} is incomplete (no {error}). Copy it anew, or remove it.") from error
 
 
 def read_checked(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
@@ -115,31 +106,16 @@ def read_checked(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
         raise GrataError(f"{path} {absence(path)}. Name a saved adaptation, <name>.safetensors.")
     try:
         data = path.read_bytes()
-        tensors = [(name, _TORCH[view["dtype"]], view["shape"], view["data"]) for name, view in deserialize(data)]
-        header = _header(_metadata(data))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        header, written = unpack(data, HEADER)
+    except (SafetensorError, OSError, ValueError, LookupError) as error:
         raise GrataError(f"{path} is damaged and cannot be read ({error}). Copy it anew, or remove it.") from error
     if not header:
         raise GrataError(f"{path} is not a saved adaptation. Name one that grata wrote.")
-    if header.pop("content", None) != content_digest(header, tensors):
+    if not written:
         raise GrataError(f"{path} is damaged: its content is not what was written. Copy it anew, or remove it.")
-    if header.pop("format") != FORMAT:
+    if header.pop("format", None) != FORMAT:
         raise GrataError(f"{path} was written by another version of grata ({header.get('version')}). Use that one.")
     return header, data
-
-
-def content_digest(header: Mapping[str, Any], tensors: Iterable[tuple[str, str, Iterable[int], Any]]) -> str:
-    """Return the SHA-256 of a header and its tensors.
-
-    Args:
-        header: the fields, ready for JSON.
-        tensors: name, type (``torch.float32``), shape and bytes of each.
-    """
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name, kind, shape, data in sorted(tensors, key=lambda tensor: tensor[0]):
-        digest.update(f"\n{name} {kind} {tuple(shape)}\n".encode())
-        digest.update(data)
-    return digest.hexdigest()
 
 
 def saved_path(path: str | os.PathLike[str]) -> Path:
@@ -155,15 +131,21 @@ def card_path(path: str | os.PathLike[str]) -> Path:
 
 def saved_digest(path: Path) -> str | None:
     """Return the digest of the content as a file's header has it; None: there is no file, or no such header."""
+    if not path.is_file():
+        # a pipe would never end
+        return None
     try:
         with safe_open(path, "numpy") as file:
-            return _header(file.metadata()).get("content")
+            content = _header(file.metadata()).get("content")
+            return content if isinstance(content, str) else None
     except (SafetensorError, OSError, ValueError):
         return None
 
 
 def is_other(path: Path) -> bool:
     """Return whether a file is whole and holds something else than a saved adaptation, such as weights."""
+    if not path.is_file():
+        return False
     try:
         with safe_open(path, "numpy") as file:
             return HEADER not in (file.metadata() or {})
@@ -171,13 +153,6 @@ def is_other(path: Path) -> bool:
         return False
 
 
-def _metadata(data: bytes) -> Mapping[str, str] | None:
-    """Return the metadata of a safetensors file, whose first eight bytes hold the length of its JSON header."""
-    length = int.from_bytes(data[:8], "little")
-    found: Mapping[str, str] | None = json.loads(data[8 : 8 + length]).get("__metadata__")
-    return found
-
-
 def _header(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    header: dict[str, Any] = json.loads((metadata or {}).get(HEADER, "{}"))
-    return header
+    header = json.loads((metadata or {}).get(HEADER, "{}"))
+    return header if isinstance(header, dict) else {}

@@ -23,8 +23,9 @@ from ..networks.parameters import has_digest
 from ..networks.wrappers import plain_naming, without_prefix
 from ..normalization import attach_affine
 from ..normalization.affine import ATTACHED
+from ..tensors import content_digest
 from .codec import decode, encode
-from .header import FORMAT, HEADER, Header, card_path, content_digest, is_other, read_checked, saved_digest, saved_path
+from .header import FORMAT, HEADER, Header, card_path, is_other, read_checked, saved_digest, saved_path
 
 __all__ = [
     "Adaptation",

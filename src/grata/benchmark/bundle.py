@@ -171,6 +171,7 @@ _WHERE = {
     "keep_pages",
     "output_dir",
     "num_workers",
+    "max_voxels",
     "resume",
     "overwrite",
     "compare",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..errors import GrataError
-from ..files import append_line, atomic_write
+from ..files import append_line, atomic_write, remove_leftovers
+from ..session.attempts import Attempts
+from ..states import read_state, write_state
 
 __all__ = ["Part"]
 
@@ -37,6 +37,7 @@ class Part:
         kept: what the bank needs to go on from the state that :meth:`open` returned; None: there is no bank.
         settled: whether the bank holds what the finished rows left there: it is written after them, and the process may
             have been killed in between.
+        attempts: images that were begun, and during which the process ended.
     """
 
     def __init__(self, folder: Path, name: str, fingerprint: Mapping[str, str]) -> None:
@@ -49,6 +50,7 @@ class Part:
         self._progress = self._base.with_name(f"{self._base.name}.json")
         self._state = self._base.with_name(f"{self._base.name}.pt")
         self.lock = self._base.with_name(f"{self._base.name}.lock")
+        self.attempts = Attempts(self._base.with_name(f"{self._base.name}.begun"))
 
     def changed(self) -> list[str]:
         """Return the names of fingerprints that have changed since the job was begun; empty for a new job."""
@@ -70,6 +72,7 @@ class Part:
         Raises:
             OutputError: the folder cannot be written.
         """
+        self._tidy()
         progress, state = self._read_progress(), self._read_state()
         if progress is not None:
             if state is not None and state["finished"] < progress["finished"]:
@@ -91,6 +94,12 @@ class Part:
         self._write_rows([])
         self._write_progress(0, False)
         return [], None
+
+    def _tidy(self) -> None:
+        """Remove what a killed process left, beside the files of other jobs that may be running."""
+        own = {path.name for path in (self._rows, self._progress, self._state, self.attempts.path)}
+        remove_leftovers(self._base.parent, own.__contains__)
+        remove_leftovers(self._base)
 
     def _bank_holds(self, progress: Mapping[str, Any], finished: int) -> bool:
         return self.kept is None or (finished == progress["finished"] and _is_settled(progress))
@@ -162,12 +171,8 @@ class Part:
             temporary.write_text(json.dumps(progress, sort_keys=True), encoding="utf-8")
 
     def _write_state(self, finished: int, method: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:
-        # On a full disk torch.save itself raises a RuntimeError about its archive.
-        buffer = io.BytesIO()
         state = {"finished": finished, "method": dict(method)}
-        torch.save(state if kept is None else state | {"kept": dict(kept)}, buffer)
-        with atomic_write(self._state) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        write_state(self._state, state if kept is None else state | {"kept": dict(kept)})
 
     def _remove_state(self) -> None:
         self._state.unlink(missing_ok=True)
@@ -209,8 +214,7 @@ class Part:
         if not self._state.is_file():
             return None
         try:
-            # Another machine may not have the device on which the state was written.
-            state = torch.load(self._state, map_location="cpu", weights_only=True)
+            state = read_state(self._state)
         except OSError as error:
             raise self._unreadable(self._state, error) from error
         # A damaged archive or pickle can raise any kind of exception.

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -18,6 +19,9 @@ from .jobs import Job
 from .stream import run_job
 
 __all__ = ["run_jobs"]
+
+_GRACE_S = 5
+"""Seconds within which a worker ends by itself."""
 
 
 def run_jobs(
@@ -52,9 +56,12 @@ def run_jobs(
             for connection in cast(list[Connection], wait(list(running))):
                 _receive(connection, running, advance, failed)
     finally:
+        # asked to stop, a worker does not count its image as one that ended the process
         for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join(_GRACE_S)
             process.kill()
-        for process, _ in running.values():
             process.join()
 
 
@@ -108,6 +115,8 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker is a child process"
     parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_S)
     os._exit(1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,13 +12,13 @@ from typing import Any
 import monai
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..console import say, say_beside_bar
 from ..errors import GrataError
-from ..files import atomic_write, check_output_dir, remove_leftovers
+from ..files import check_output_dir, locked, remove_leftovers
 from ..private import restore_seed
+from ..report.tables import write_table
 from ..session.faults import quiet
 from .config import BenchmarkConfig, load_config
 from .figures import draw_figures
@@ -55,19 +54,8 @@ def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
     quiet()
     config = load_config(config_file, overrides)
     folder = check_output_dir(config.output_dir)
-    # The lock ends with the process, even a killed one. The file stays: removing it could let two processes in.
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise GrataError(
-            f"another benchmark is writing to {folder}. Wait for it, or choose another folder.", key="output_dir"
-        ) from error
-    try:
-        with _process_as_it_was():
-            return _run(config, folder, started)
-    finally:
-        lock.release()
+    with locked(folder), _process_as_it_was():
+        return _run(config, folder, started)
 
 
 def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
@@ -75,6 +63,7 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
     parts = {job.name: Part(folder / "parts", job.name, job.fingerprint) for job in jobs}
     _check_unchanged(folder, parts)
     remove_leftovers(folder)
+    remove_leftovers(folder / "figures")
     broken = _compute(config, jobs, parts, folder)
     rows: list[dict[str, Any]] = []
     for job in jobs:
@@ -87,7 +76,7 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
     total = sum(len(job.items) for job in jobs)
     minutes = (time.perf_counter() - started) / 60
     if rows:
-        _write_results(rows, folder / "results.csv")
+        write_table(rows, _columns(rows), folder / "results.csv", decimals=None)
         write_summary(config, rows, folder, threads=threads_each(config), minutes=minutes, missing=total - len(rows))
         draw_figures(config, jobs, rows, folder)
     errors = [row for row in rows if row["error"]]
@@ -184,11 +173,3 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     others = [key for key in seen if key not in {*_FIRST, *scores, *MEASURED}]
     # Sorted by name, so that the column order does not depend on the order of methods.
     return [*_FIRST, *scores, *sorted(others), *(key for key in MEASURED if key in seen)]
-
-
-def _write_results(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write one line per image, numbers in full."""
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -53,7 +53,7 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
     """
     part = Part(parts, job.name, job.fingerprint)
     part.lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(part.lock, timeout=_WAIT_FOR_PREDECESSOR):
+    with FileLock(part.lock, timeout=_WAIT_FOR_PREDECESSOR), part.attempts.running():
         rows, state = part.open()
         if len(rows) == len(job.items) and part.settled:
             return
@@ -65,6 +65,7 @@ def run_job(job: Job, parts: Path, advance: Callable[[], None], own_process: boo
         runner.resume(rows, state, part.kept)
         _go_on(runner, part, rows, advance)
         part.settle()
+        part.attempts.close()
 
 
 def _go_on(runner: _Runner, part: Part, rows: Sequence[Mapping[str, Any]], advance: Callable[[], None]) -> None:
@@ -136,7 +137,7 @@ class _Runner:
         """Do the image at a position, write its row and its label map, and return the row."""
         self._part, self._position = part, position
         item = self.job.items[position]
-        case = self.job.cases[item.site][item.case]
+        case, name = self.job.cases[item.site][item.case], f"{item.site}/{item.case}"
         row: dict[str, Any] = {
             "protocol": self.job.protocol,
             "source": self.job.source,
@@ -152,12 +153,17 @@ class _Runner:
         try:
             if "fault" in case:
                 raise GrataError(case["fault"])
-            return self._finish(row, item, case)
+            part.attempts.check(name, f"remove the files of this job, {part.name}.*, from the folder of the parts")
+            part.attempts.begin(name)
+            row = self._finish(row, item, case)
+            part.attempts.end()
+            return row
         except RunError:
             raise
         # An unreadable image, or a method that fails on one image, must not end the stream.
         except Exception as error:  # noqa: BLE001
             row |= {"error": self._message(error, item)}
+        part.attempts.end()
         part.append(row)
         self.commit(part, position)
         return row

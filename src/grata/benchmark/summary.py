@@ -17,6 +17,7 @@ from tabulate import tabulate
 from .._version import __version__
 from ..files import atomic_write
 from ..methods.base import SKIPPED
+from ..report.tables import cell
 from .config import BenchmarkConfig
 from .metrics import DISTANCES, METRICS
 from .protocols import Protocol
@@ -137,7 +138,7 @@ def write_summary(
     """
     table = summarise(config, rows)
     with atomic_write(folder / "summary.csv") as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        table.map(cell).to_csv(temporary, index=False, lineterminator="\n")
     markdown = "\n".join([*_header(config, rows, threads, minutes, missing), *_body(config, table, rows, "pipe")])
     latex = "\n".join(_body(config, table, rows, "latex_booktabs"))
     for name, text in (("summary.md", markdown), ("summary.tex", latex)):

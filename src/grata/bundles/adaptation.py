@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from torch import nn
 from ..bank.saved import card_path, saved_path
 from ..checks import check_choice, check_flag, checked, constant
 from ..console import say
+from ..data import MAX_VOXELS
 from ..engines import AdaptationHandler, EvaluatorRun
 from ..errors import GrataError
-from ..files import CASES, JOURNAL, absence, check_output_dir, expanded
+from ..files import CASES, JOURNAL, absence, check_output_dir, expanded, locked, remove_file, remove_leftovers
 from ..methods import METHODS, Method, create, settings_of
 from ..normalization import AFFINE
 from ..private import running_workflow
@@ -25,6 +28,7 @@ from ..session import QualityGuard, make_guard
 from .checks import bundle_postprocessing
 from .configuration import check_settings_kind
 from .head import Head, find_head, is_unit_range
+from .sizes import check_sizes
 from .withholding import withhold
 
 __all__ = ["ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
@@ -32,6 +36,7 @@ __all__ = ["ZooAdaptation", "describe_changes", "make_method", "prepared_of"]
 _KEYS = ("windows", "bank", "start_from", "save_to", "reset")
 _ADAPTED = "adapted.safetensors"
 """Saved adaptation of a run without a bank, in its output folder, unless ``save_to`` names another file."""
+_OWN = (JOURNAL, CASES, _ADAPTED, card_path(_ADAPTED).name)
 
 
 class ZooAdaptation:
@@ -65,6 +70,8 @@ class ZooAdaptation:
         on_reject: what becomes of a rejected image: ``source``, ``withhold`` (the ``SaveImaged`` of its postprocessing
             write nothing of it) or ``keep``.
         quality: file written by ``python -m grata calibrate``; None: ``models/quality.json`` where the bundle has it.
+        max_voxels: greatest number of voxels of an image that the bundle's ``Spacingd`` resamples; a larger one is a
+            fault, before any memory is taken for it. None: no bound.
         overwrite: whether to remove the journal and the saved adaptation of an earlier run from ``output_dir``.
         traceback: whether to show the Python traceback of each fault.
 
@@ -96,6 +103,7 @@ class ZooAdaptation:
         guard: bool | Mapping[str, Any] | None = True,
         on_reject: str | None = None,
         quality: str | Path | None = None,
+        max_voxels: int | None = MAX_VOXELS,
         overwrite: bool = False,
         traceback: bool = False,
     ) -> None:
@@ -126,9 +134,11 @@ class ZooAdaptation:
         for key, flag in flags.items():
             checked(check_flag, flag, f"adaptation#{key}")
         self.evaluator = evaluator
+        preprocessing = getattr(getattr(evaluator.data_loader, "dataset", None), "transform", None)
+        checked(partial(check_sizes, preprocessing), max_voxels, "adaptation")
         postprocessing = bundle_postprocessing() if postprocessing is None else postprocessing
         self.head = find_head(postprocessing)
-        unit_range = is_unit_range(getattr(getattr(evaluator.data_loader, "dataset", None), "transform", None))
+        unit_range = is_unit_range(preprocessing)
         common["prepared"] = _existing(common["prepared"]) or prepared_of(bundle_root)
         self.method = make_method(
             _bare(evaluator.network), method, settings, self.head, unit_range, affine=affine, **common
@@ -139,9 +149,10 @@ class ZooAdaptation:
         self.handler = self._plugged(session)
         if isinstance(session["guard"], QualityGuard) and session["guard"].on_reject == "withhold":
             checked(lambda transforms: withhold(transforms, self._withholds), postprocessing, "adaptation")
-        self._to_remove: list[Path] = []
-        if session["bank"] is None:
-            self._to_remove = _files_to_remove(self._folder, session["start_from"], flags["overwrite"])
+        self._earlier = partial(
+            _files_to_remove, self._folder, session["start_from"], flags["overwrite"], session["bank"]
+        )
+        self._to_remove = self._earlier()
         keeper = self.handler.session.keeper
         if keeper.save_to is not None and keeper.save_to not in self._to_remove:
             checked(lambda _: keeper.check_save_to(), None, "adaptation")
@@ -171,8 +182,16 @@ class ZooAdaptation:
             GrataError: the bundle finds no image.
         """
         run = EvaluatorRun(self.evaluator, self.handler, self._traceback)
+        with contextlib.nullcontext() if self._folder is None else locked(self._folder, key="adaptation#output_dir"):
+            self._run(run)
+
+    def _run(self, run: EvaluatorRun) -> None:
+        if self._folder is not None:
+            # another run may have ended here since this one was made
+            self._to_remove = self._earlier()
+            remove_leftovers(self._folder, _OWN.__contains__)
         for path in self._to_remove:
-            path.unlink(missing_ok=True)
+            remove_file(path)
         head = f", {self.head.activation} as in {self.head.source}" if self.head.activation else ""
         say(f"{self.method.name} on {type(self.method.given).__name__}: changes {describe_changes(self.method)}{head}.")
         run.run()
@@ -270,19 +289,20 @@ def _output_folder(folder: object) -> Path | None:
     return None if folder is None else check_output_dir(folder)
 
 
-def _files_to_remove(folder: Path | None, start_from: str | Path | None, overwrite: bool) -> list[Path]:
+def _files_to_remove(folder: Path | None, start_from: str | Path | None, overwrite: bool, bank: Any) -> list[Path]:
     """Return the files of an earlier run in its folder that are removed when this one begins.
 
     Raises:
         GrataError: ``folder`` holds the files of an earlier run, and this run neither goes on from it nor replaces it.
     """
-    if folder is None:
+    if folder is None or bank is not None:
         return []
     journal, saved = folder / JOURNAL, folder / _ADAPTED
     if start_from is not None and saved.is_file() and saved_path(start_from).resolve() == saved.resolve():
         return []
     if overwrite:
-        return [journal, saved, card_path(saved), folder / CASES]
+        # what the next start looks for goes last
+        return [folder / CASES, card_path(saved), journal, saved]
     if journal.is_file() or saved.is_file():
         go_on = f"--adaptation#start_from {saved} to go on from it, " if saved.is_file() else ""
         raise GrataError(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
+from monai.bundle import ConfigComponent, ConfigParser
+from monai.data import CacheDataset, LMDBDataset, SmartCacheDataset
 from monai.utils import ensure_tuple
 
 from .._moved import NAMES
-from ..checks import did_you_mean
+from ..checks import constant, did_you_mean
 from ..engines import EvaluatorRun
 from ..errors import GrataError
 from ..private import running_command, running_workflow
 from ..session.faults import plain_errors
 from .configuration import check_method_settings
-from .paths import keep_typed
-from .reader import Configuration, evaluators, read_files
+from .paths import keep_typed, leaves
+from .reader import Configuration, components, evaluators, read_files
 
 __all__ = ["begin", "bundle_postprocessing", "check_collisions", "check_overrides", "overlay"]
 
@@ -46,11 +51,9 @@ def begin() -> None:
         "The bundle's outputs and the saved adaptation are kept. A bank goes on by itself; without a bank give "
         "--adaptation#start_from.",
     )
-    if (workflow := running_workflow()) is not None and keep_typed(workflow.parser):
-        # What the bundle made for itself was made of other texts.
-        workflow.initialize()
-    check_method_settings(config)
     command = running_command()
+    _prepare(running.parser, command.get("override", {}))
+    check_method_settings(config)
     files = [Path(file) for file in ensure_tuple(command.get("config_file") or ())]
     check_collisions(files)
     check_overrides(files, command.get("override", {}))
@@ -63,6 +66,71 @@ def begin() -> None:
             "@validate#evaluator.",
             key="adaptation#evaluator",
         )
+
+
+def _prepare(parser: ConfigParser, overrides: Mapping[str, Any]) -> None:
+    """Let the configuration hold what was typed, and read images one by one."""
+    changed = [keep_typed(parser), read_words(parser, overrides), read_lazily(parser)]
+    if any(changed) and (workflow := running_workflow()) is not None:
+        # The bundle's own ``initialize`` has run with the old values, and its objects are gone with them.
+        workflow.initialize()
+
+
+def read_words(parser: ConfigParser, overrides: Mapping[str, Any]) -> bool:
+    """Set what ``true``, ``false`` and ``null`` mean where a command line handed them over as text, which is true.
+
+    Args:
+        parser: parser of the running configuration.
+        overrides: values of the command line, by key.
+
+    Returns:
+        Whether anything was changed.
+    """
+    words = {
+        key.lstrip("+"): constant(value)
+        for key, value in overrides.items()
+        if any(constant(leaf) is not leaf for _, leaf in leaves(value))
+    }
+    for key, value in words.items():
+        parser.set(value, key)
+    return bool(words)
+
+
+def read_lazily(parser: ConfigParser) -> bool:
+    """Let data sets that fill a cache before the first image read each image when its turn comes.
+
+    A file that cannot be read would end the run before it begins. The images are the same.
+
+    Args:
+        parser: parser of the running configuration.
+
+    Returns:
+        Whether anything was changed.
+    """
+    changed = False
+    for key, item in list(components(parser.get())):
+        kind = _data_set(item, parser)
+        if kind is None:
+            continue
+        if issubclass(kind, SmartCacheDataset | LMDBDataset):
+            plain = {name: value for name, value in item.items() if name in ("data", "transform")}
+            parser.set({"_target_": "Dataset", **plain}, key)
+            changed = True
+        elif "runtime_cache" in signature(kind).parameters and not item.get("runtime_cache"):
+            parser.set("threads", f"{key}#runtime_cache")
+            changed = True
+    return changed
+
+
+def _data_set(item: Mapping[str, Any], parser: ConfigParser) -> type | None:
+    """Return the class of a component that is a data set of MONAI with a cache; None: it is something else."""
+    if "Dataset" not in str(item["_target_"]):
+        return None
+    # A class that cannot be imported is reported where it is used, if it is.
+    with contextlib.suppress(Exception):
+        kind = locate(ConfigComponent(config=item, locator=parser.locator).resolve_module_name())
+        return kind if isinstance(kind, type) and issubclass(kind, CacheDataset | LMDBDataset) else None
+    return None
 
 
 def bundle_postprocessing() -> Any:

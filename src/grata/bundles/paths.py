@@ -10,7 +10,7 @@ import ast
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
@@ -19,7 +19,7 @@ from monai.bundle.utils import ID_SEP_KEY, MACRO_KEY
 from ..console import say
 from ..errors import GrataError
 from ..files import expanded
-from ..private import typed_options
+from ..private import running_command, typed_options
 
 __all__ = ["as_written", "keep_texts", "keep_typed", "leaves", "shown_key", "verbatim"]
 
@@ -56,15 +56,34 @@ def keep_texts(parser: ConfigParser) -> bool:
     Returns:
         Whether anything was changed.
     """
-    texts = {key: value for key, value in leaves(parser.get()) if isinstance(value, str)}
-    changed = {key: text for key, value in texts.items() if (text := _kept(key, value)) != value}
-    for key, text in changed.items():
-        parser.set(text, key)
-    return bool(changed)
+    return _keep(parser, leaves(parser.get()))
+
+
+def _keep(parser: ConfigParser, texts: Iterable[tuple[str, Any]]) -> bool:
+    """Keep texts, given by their key as they were before MONAI parsed them; see :func:`keep_texts`."""
+    changed = False
+    for key, text in texts:
+        if not isinstance(text, str) or (kept := _kept(key, text)) == text:
+            continue
+        # Another file or the command line may have replaced it, and it may be kept already.
+        if parser.get(key) in (text, ReferenceResolver.normalize_id(text)):
+            parser.set(kept, key)
+            changed = True
+    return changed
+
+
+def _sources() -> Iterator[tuple[str, Any]]:
+    """Yield what the running command was given, in files and on the command line, by key."""
+    command = running_command()
+    arguments = ConfigParser.load_config_file(command.get("args_file") or "")
+    files = command.get("config_file") or arguments.pop("config_file", None)
+    yield from leaves(ConfigParser.load_config_files(files or {}))
+    for key, value in {**arguments, **command.get("override", {})}.items():
+        yield from leaves(value, key)
 
 
 def _kept(key: str, value: str) -> str:
-    parts = key.split(ID_SEP_KEY)
+    parts = shown_key(key).split("#")
     # MONAI's own keys have an underscore: the metadata, and remarks in components.
     if parts[0] in (ConfigParser.meta_key, "imports") or parts[-1].startswith("_"):
         return value
@@ -88,13 +107,15 @@ def keep_typed(parser: ConfigParser) -> bool:
     changed = False
     for key, (typed, value) in typed_options().items():
         is_cut = "#" in typed and "#" not in str(value)
-        if not is_cut and not (_is_path(key) and isinstance(value, str)):
+        # A list or a number is one, unless there is a file or folder of that name.
+        is_path = _is_path(key) and (isinstance(value, str) or os.path.lexists(typed))
+        if not is_cut and not is_path:
             continue
         text = _path(key, typed, parser) if _is_path(key) else verbatim(typed)
         if text is not None and text != parser.get(key):
             parser.set(text, key)
             changed = True
-    return keep_texts(parser) or changed
+    return _keep(parser, _sources()) or changed
 
 
 def _path(key: str, typed: str, parser: ConfigParser) -> str | None:
@@ -106,7 +127,7 @@ def _path(key: str, typed: str, parser: ConfigParser) -> str | None:
                 "Write ./ before a name that begins with $.",
                 key=f"--{key}",
             )
-        if typed.startswith(MACRO_KEY) or typed[1:].partition("#")[0] in parser:
+        if typed.startswith(MACRO_KEY) or (name := typed[1:].partition("#")[0]) and name in parser:
             say(
                 f"note: --{key} {typed} is read as a reference in the configuration. Write ./ before a name.",
                 sys.stderr,

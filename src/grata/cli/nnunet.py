@@ -108,6 +108,15 @@ def nnunet(
         Any,
         _option("save_probabilities", SWITCH, "Write <case>.npz and <case>.pkl too, as nnU-Net does.", default="false"),
     ] = None,
+    max_voxels: Annotated[
+        Any,
+        _option(
+            "max_voxels",
+            count(1),
+            "Greatest number of voxels at the spacing of the plans; null: no bound.",
+            default="134217728",
+        ),
+    ] = None,
     overwrite: Annotated[
         Any,
         _option("overwrite", SWITCH, "Predict every case again; false: only those that lack outputs.", default="true"),

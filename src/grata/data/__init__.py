@@ -1,19 +1,23 @@
 """Scans and segmentations: find, check, read and write NIfTI, MetaImage and NRRD files, DICOM series and pictures."""
 
-from .checks import CheckExtentd, CheckLabeld, CheckScand
+from .checks import MAX_VOXELS, CheckExtentd, CheckLabeld, CheckScand, CheckVoxelsd, check_max_voxels, check_voxels
 from .discovery import Discovery, Fault, discover
 from .expected import CompareScand
 from .reader import ScanReader
 from .segmentation import write_dicom_seg, write_itk, write_nifti, write_png
 
 __all__ = [
+    "MAX_VOXELS",
     "CheckExtentd",
     "CheckLabeld",
     "CheckScand",
+    "CheckVoxelsd",
     "CompareScand",
     "Discovery",
     "Fault",
     "ScanReader",
+    "check_max_voxels",
+    "check_voxels",
     "discover",
     "write_dicom_seg",
     "write_itk",

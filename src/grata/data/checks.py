@@ -1,19 +1,34 @@
 """Checks that refuse unusable images and labels before the network sees them."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey
 
+from ..checks import check_count, checked, constant
 from ..errors import GrataError
 from .pictures import is_picture
 from .volume_files import is_volume_file
 
-__all__ = ["CheckExtentd", "CheckLabeld", "CheckScand"]
+__all__ = [
+    "MAX_VOXELS",
+    "CheckExtentd",
+    "CheckLabeld",
+    "CheckScand",
+    "CheckVoxelsd",
+    "check_max_voxels",
+    "check_voxels",
+]
+
+MAX_VOXELS = 2**27
+"""Number of voxels of a resampled image from which on 24 GiB of memory may not be enough: that of 512 × 512 × 512."""
 
 
 class CheckScand(MapTransform):
@@ -143,6 +158,83 @@ class CheckExtentd(MapTransform):
                     "Check that it is the right kind of picture and not black."
                 )
         return dict(data)
+
+
+class CheckVoxelsd(MapTransform):
+    """Transform that checks how large an image would become by resampling, before any memory is taken for it.
+
+    A small file may have large voxels: 20 kB of voxels of 30 mm become gigabytes of voxels of 1 mm.
+
+    Args:
+        keys: keys of the images, each a ``MetaTensor`` of shape (C, H, W[, D]).
+        pixdim: voxel size after resampling, as ``Spacingd`` takes it; an axis of 0 or less keeps its size.
+        max_voxels: greatest number of voxels; None: no bound.
+        allow_missing_keys: whether a key may be absent.
+
+    Raises:
+        GrataError: raised by the call. The image would become larger. The message names the case, or the file where
+            there is no case.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        pixdim: Sequence[float] | float,
+        max_voxels: int | None = MAX_VOXELS,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.pixdim = [float(size) for size in np.atleast_1d(np.asarray(pixdim, dtype=float))]
+        self.max_voxels = check_max_voxels(max_voxels)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            image = data[key]
+            if isinstance(image, MetaTensor):
+                check_voxels(_name(data, key), image.shape[1:], image.pixdim.tolist(), self.pixdim, self.max_voxels)
+        return dict(data)
+
+
+def check_max_voxels(value: Any) -> int | None:
+    """Return a bound of the number of voxels.
+
+    Raises:
+        GrataError: it is neither a whole number of at least 1 nor null.
+    """
+    value = constant(value)
+    return None if value is None else checked(partial(check_count, or_null=True), value, "max_voxels")
+
+
+def check_voxels(
+    name: str, shape: Sequence[int], spacing: Sequence[float], target: Sequence[float], most: int | None
+) -> None:
+    """Check how large an image would become by resampling.
+
+    Args:
+        name: name of the image, for the message.
+        shape: its number of voxels along each axis.
+        spacing: its voxel size along each axis.
+        target: voxel size after resampling; one that is missing, 0 or less keeps its axis.
+        most: greatest number of voxels; None: no bound.
+
+    Raises:
+        GrataError: the image would become larger.
+    """
+    if most is None:
+        return
+    wanted = list(target) if len(target) > 1 else [*target] * len(shape)
+    wanted += [0.0] * (len(shape) - len(wanted))
+    sizes = [float(size) * old / new if new > 0 else float(size) for size, old, new in zip(shape, spacing, wanted)]
+    if math.prod(sizes) > most:
+        before, after, voxels, new_voxels = (
+            " × ".join(f"{value:.4g}" if value < 1000 else f"{value:.0f}" for value in values)
+            for values in (shape, sizes, spacing, wanted)
+        )
+        raise GrataError(
+            f"{name} has {before} voxels of {voxels} mm and would become {after} voxels of {new_voxels} mm, more than "
+            f"max_voxels ({most}), for which the memory may not be enough. Check its voxel size, crop it, or raise "
+            "max_voxels where the memory is."
+        )
 
 
 def _name(data: Mapping[Hashable, Any], key: Hashable) -> str:

@@ -12,7 +12,7 @@ from pydicom.valuerep import DSfloat
 
 from ..errors import GrataError
 from .dicom_file import BrokenFileError, quiet_libraries, read_file
-from .dicom_index import Instance, frame_of_reference, read_instance, series_identifiers
+from .dicom_index import Instance, frame_of_reference, read_instance, series_identifiers, slice_length
 from .geometry import (
     ORIENTATION_TOLERANCE,
     GeometryError,
@@ -178,7 +178,7 @@ def align_header(header: Dataset, plane: Plane, spacing: float) -> None:
     measures.PixelSpacing = [DSfloat(value, auto_format=True) for value in plane.spacing]
     # Some scanners write the gap between slices here, or a wrong value.
     measures.SpacingBetweenSlices = DSfloat(spacing, auto_format=True)
-    if not measures.get("SliceThickness"):
+    if not slice_length(header, "SliceThickness"):
         measures.SliceThickness = DSfloat(spacing, auto_format=True)
 
 

@@ -19,7 +19,17 @@ from .dicom import error_reason, series_geometry, sort_series
 from .dicom_file import BrokenFileError, EmptyFileError, is_named_dicom
 from .dicom_index import Instance, read_instance, series_identifiers
 from .dicom_kinds import Kind, NoScan
-from .dicom_parts import Chosen, Part, differences, hold_several, parse_chosen, split, without_copies
+from .dicom_parts import (
+    Chosen,
+    Part,
+    differences,
+    frame_differences,
+    hold_several,
+    most_slices,
+    parse_chosen,
+    split,
+    without_copies,
+)
 from .geometry import GeometryError
 from .identifiers import REMOVED, printable, remove_identifiers, safe_path
 
@@ -33,6 +43,7 @@ _LISTED = 10
 _REMEDY_2D = "DICOM is read as volumes only, and this bundle needs 2D images. Convert it to PNG or NIfTI"
 _LEAVE_OUT = "or leave it out by selecting others (modality, description)"
 _REMEDY = f"Export the series again, complete and without other series, {_LEAVE_OUT}"
+_REMEDY_FRAMES = "Export each of its volumes as a series of its own, or convert it to NIfTI, for example with dcm2niix"
 _REMEDY_PARTS = (
     f"Choose one of its volumes with select, as in EchoTime=11, export each as a series of its own, {_LEAVE_OUT}"
 )
@@ -187,6 +198,14 @@ def find_scans(
 
 @dataclass
 class _ScanSearch:
+    """One call of :func:`find_scans`: what it was given, and what it found so far.
+
+    Attributes:
+        scans: scans that can be used.
+        several: in what the volumes of a series differ, by the id of the series.
+        example: choice of one of them, as ``select`` takes it.
+    """
+
     files: DicomFiles
     selection: Selection
     root: Path
@@ -199,8 +218,9 @@ class _ScanSearch:
     def run(self) -> None:
         series = self._series()
         by_folder: dict[Path, set[str]] = defaultdict(set)
-        for instance in self.files.instances:
-            by_folder[Path(instance.path).parent].add(instance.series)
+        for uid, group in series.items():
+            for instance in group:
+                by_folder[Path(instance.path).parent].add(uid)
         selected = {uid: group for uid, group in series.items() if self.selection.matches(group[0])}
         if series and not selected:
             raise self.selection.nothing_matches(series.values())
@@ -299,35 +319,38 @@ class _ScanSearch:
 
     def _add_series(self, group: Sequence[Instance], defect: str | None) -> bool:
         """Add the scans of a series; return whether any of its images was selected."""
-        case = _case_id(group[0])
+        case, identifiers = _case_id(group[0]), series_identifiers(group)
         try:
-            if defect:
-                raise GeometryError(f"it is incomplete. {defect.removesuffix('.')}")
-            unique = without_copies(group)
-            if self._is_localizer(unique):
-                self.files.passed[NoScan(Kind.LOCALIZER)] += len(group)
-                return True
-            self.files.passed[NoScan(Kind.COPY)] += len(group) - len(unique)
-            whole = split(unique)
+            whole = self._parts(group, defect)
         # Whatever a library raises is this series' fault alone.
         except Exception as error:  # noqa: BLE001
             self._fail_series(case, group, error)
             return True
-        parts = [part for part in (part.only(self.selection.chosen) for part in whole) if part is not None]
+        parts = list(filter(None, (part.only(self.selection.chosen) for part in whole)))
         if len(whole) > 1 and len(parts) > 1:
-            self.several[case] = self._shown_differences(unique)
-            self.example = self.example or remove_identifiers(parts[0].choice, group[0].identifiers)
+            self.several[case] = self._shown_differences(group)
+            self.example = self.example or remove_identifiers(parts[0].choice, identifiers)
         for part in parts:
-            most = max(len(other.instances) for other in whole if other.orientation == part.orientation)
-            self._add_part(part, f"{case}{remove_identifiers(part.suffix, group[0].identifiers)}", most)
-        return bool(parts)
+            self._add_part(part, f"{case}{remove_identifiers(part.suffix, identifiers)}", most_slices(whole, part))
+        return bool(parts) or not whole
+
+    def _parts(self, group: Sequence[Instance], defect: str | None) -> list[Part]:
+        """Return the volumes of a series; nothing where it is a localizer."""
+        if defect:
+            raise GeometryError(f"it is incomplete. {defect.removesuffix('.')}")
+        unique = without_copies(group)
+        self.files.passed[NoScan(Kind.COPY)] += len(group) - len(unique)
+        if self._is_localizer(unique):
+            self.files.passed[NoScan(Kind.LOCALIZER)] += len(unique)
+            return []
+        return split(unique)
 
     def _add_part(self, part: Part, case: str, most: int) -> None:
         try:
             ordered = sort_series(part.instances)
             # A volume that lacks its last slices is regular.
-            if part.values and len(ordered) < most:
-                raise GeometryError(f"it has {len(ordered)} slices, but another volume of its series has {most}")
+            if part.slices < most:
+                raise GeometryError(f"it has {part.slices} slices, but another volume of its series has {most}")
             geometry = series_geometry(ordered)
         except Exception as error:  # noqa: BLE001
             self._fail_series(case, part.instances, error)
@@ -346,7 +369,7 @@ class _ScanSearch:
         differ = self._shown_differences(group) if hold_several(group) else ""
         if differ and not remedy:
             reason = f"{reason}. Its images differ in: {differ}"
-            remedy = _REMEDY_PARTS
+            remedy = _REMEDY_FRAMES if len(group) == 1 else _REMEDY_PARTS
         remedy = _REMEDY_2D if self.spatial_dims == 2 else remedy or _REMEDY
         self.fail(
             case,
@@ -365,7 +388,10 @@ class _ScanSearch:
         return False
 
     def _shown_differences(self, group: Sequence[Instance]) -> str:
-        return remove_identifiers(differences(group), series_identifiers(group))
+        single = len(group) == 1 and group[0].multiframe
+        return remove_identifiers(
+            frame_differences(group[0]) if single else differences(group), series_identifiers(group)
+        )
 
     def _name(self, case: str, group: Sequence[Instance]) -> str:
         count = len(group)

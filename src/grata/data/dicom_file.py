@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import pydicom
 from pydicom import Dataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import (
@@ -22,6 +23,8 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
+
+from .dicom_frames import BrokenFileError, check_frames
 
 __all__ = [
     "BrokenFileError",
@@ -40,10 +43,6 @@ _LARGEST_HEADER = 2**26
 _DEFLATE_RATIO = 1032
 _PIXEL_TAGS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 _UNDEFINED_LENGTH = 0xFFFFFFFF
-
-
-class BrokenFileError(Exception):
-    """A DICOM image file that cannot be used; the message says why without naming the file."""
 
 
 class EmptyFileError(BrokenFileError):
@@ -108,6 +107,8 @@ def read_file(path: str | os.PathLike[str], stop_before_pixels: bool = False) ->
         if isinstance(stream, _Inflated) and not stop_before_pixels:
             stream.limit += claimed_bytes(whole, int(whole.get("NumberOfFrames") or 1))
             whole.update(read_dataset(stream, is_implicit_VR=False, is_little_endian=True))
+    if not stop_before_pixels and whole.file_meta.TransferSyntaxUID.is_encapsulated:
+        check_frames(whole)
     for dataset in (whole, *(whole.get("SharedFunctionalGroupsSequence") or ())):
         _drop_empty_sequences(dataset)
     return whole
@@ -261,8 +262,12 @@ def _pixels(stream: BinaryIO, left: int) -> Pixels | None:
 
 
 def _drop_empty_sequences(dataset: Dataset) -> None:
-    for element in [element for element in dataset if element.VR == "SQ" and not element.value]:
-        del dataset[element.tag]
+    for tag in list(dataset.keys()):
+        # Elements are not decoded here: one that nobody needs may be malformed.
+        element = dataset.get_item(tag)
+        known = dictionary_VR(tag) if dictionary_has_tag(tag) else None
+        if "SQ" in (element.VR, known) and not element.value:
+            del dataset[tag]
 
 
 def _complete_syntax(header: Dataset) -> None:

@@ -1,5 +1,6 @@
 """Index DICOM images by their headers: what each is, where it lies and what tells it from others of its series."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +13,21 @@ from pydicom import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import generate_uid
 
-from .dicom_file import BrokenFileError, read_header
+from .dicom_file import BrokenFileError, Pixels, read_header
 from .dicom_kinds import Defect, NoScan, find_defect, no_scan, sop_class
 from .geometry import Plane, perpendicular
 from .identifiers import patient_identifiers
 
-__all__ = ["ATTRIBUTES", "NO_MODALITY", "Instance", "frame_of_reference", "read_instance", "series_identifiers"]
+__all__ = [
+    "ATTRIBUTES",
+    "Instance",
+    "NO_MODALITY",
+    "frame_of_reference",
+    "number_or_text",
+    "read_instance",
+    "series_identifiers",
+    "slice_length",
+]
 
 ATTRIBUTES = (
     "EchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionGradientOrientation", "ComplexImageComponent", "ImageType",
@@ -30,8 +40,10 @@ ATTRIBUTES = (
 NO_MODALITY = "DICOM"
 """Modality of an image whose header gives none."""
 
-# Longest Series Number that a case id shows.
-_LARGEST_NUMBER = 10**10
+# Letters of a value that is shown.
+_LONGEST_TEXT = 64
+# Series Numbers are 32 bits; a larger one leaves no room for that of the segmentation.
+_LARGEST_NUMBER = 2**31 - 2000
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ def read_instance(path: str | os.PathLike[str]) -> Instance | NoScan | None:
         if passed is not None:
             return passed
         planes = _planes(header)
-        return _instance(os.fspath(path), header, planes, find_defect(header, planes, pixels))
+        return _instance(os.fspath(path), header, planes, _defect(header, planes, pixels))
     except BrokenFileError:
         raise
     except Exception as error:
@@ -116,6 +128,14 @@ def frame_of_reference(header: Dataset) -> str:
     return given or str(generate_uid(entropy_srcs=[str(header.get("SeriesInstanceUID")), "FrameOfReferenceUID"]))
 
 
+def _defect(header: Dataset, planes: Sequence[Plane], pixels: Pixels | None) -> Defect | None:
+    try:
+        return find_defect(header, planes, pixels)
+    # A malformed value of an element that every image needs.
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError):
+        return Defect("its DICOM header is damaged: it has wrong values")
+
+
 def _instance(path: str, header: Dataset, planes: tuple[Plane, ...], defect: Defect | None) -> Instance:
     return Instance(
         path=path,
@@ -127,8 +147,8 @@ def _instance(path: str, header: Dataset, planes: tuple[Plane, ...], defect: Def
         multiframe="SharedFunctionalGroupsSequence" in header,
         planes=planes,
         frame_of_reference=frame_of_reference(header),
-        nominal_spacing=_slice_length(header, "SpacingBetweenSlices"),
-        thickness=_slice_length(header, "SliceThickness"),
+        nominal_spacing=slice_length(header, "SpacingBetweenSlices"),
+        thickness=slice_length(header, "SliceThickness"),
         defect=defect,
         private=sop_class(header).is_private,
         identifiers=patient_identifiers(header),
@@ -183,12 +203,13 @@ def _plane(header: Dataset, position: Sequence, orientation: Sequence, spacing: 
     return Plane(first, perpendicular(cosines), distances, size=(int(header.Rows), int(header.Columns)))
 
 
-def _slice_length(header: Dataset, keyword: str) -> float | None:
+def slice_length(header: Dataset, keyword: str) -> float | None:
     """Return a length in mm; None where it is absent or malformed, because no geometry is taken from it."""
     with suppress(AttributeError, LookupError, TypeError, ValueError):
         if "SharedFunctionalGroupsSequence" in header:
             header = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-        return float(header[keyword].value)
+        length = float(header[keyword].value)
+        return length if math.isfinite(length) else None
     return None
 
 
@@ -216,15 +237,16 @@ def _text(read: Callable[[Dataset], Any], header: Dataset) -> str:
         if found is None:
             return ""
         parts = found if isinstance(found, MultiValue | list | tuple) else [found]
-        return "\\".join(_number_or_text(part) for part in parts)
+        return "\\".join(number_or_text(part) for part in parts)
     return ""
 
 
-def _number_or_text(value: Any) -> str:
+def number_or_text(value: Any) -> str:
+    """Return a value as text, a number in its shortest form."""
     try:
         return f"{float(value):.10g}"
     except (TypeError, ValueError):
-        return " ".join(str(value).split())
+        return "".join(letter for letter in str(value).strip() if letter.isprintable())[:_LONGEST_TEXT]
 
 
 def _standard(keyword: str) -> Callable[[Dataset], Any]:

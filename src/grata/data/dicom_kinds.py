@@ -1,5 +1,6 @@
 """Say what a DICOM object is: no scan at all, an image that cannot be part of a volume, or a slice of one."""
 
+import math
 import re
 from collections.abc import Sequence
 from enum import Enum
@@ -127,7 +128,9 @@ def _is_picture(header: Dataset, name: str) -> bool:
     if "Secondary Capture" in name:
         return not placed or header.get("SamplesPerPixel", 1) != 1
     kinds = image_type(header)
-    return not placed and ("SECONDARY" in kinds or any(_PICTURE_TYPE.search(value) for value in kinds))
+    # A stack that lost its positions still has the size of its pixels.
+    unmeasured = "SECONDARY" in kinds and not header.get("PixelSpacing") and _VOLUMETRIC.fullmatch(name) is not None
+    return not placed and (unmeasured or any(_PICTURE_TYPE.search(value) for value in kinds))
 
 
 def find_defect(header: Dataset, planes: Sequence[Plane], pixels: Pixels | None) -> Defect | None:
@@ -176,7 +179,8 @@ def _picture_defect(header: Dataset, planes: Sequence[Plane]) -> Defect | None:
     if header.get("SamplesPerPixel", 1) != 1:
         return Defect(f"it is a colour image ({header.SamplesPerPixel} samples per pixel), but grey values are needed")
     if header.get("PhotometricInterpretation", "MONOCHROME2") not in ("MONOCHROME1", "MONOCHROME2"):
-        return Defect(f"its pixels are {header.PhotometricInterpretation}, but grey values are needed")
+        kind = re.sub(r"[^A-Z0-9_ ]", "?", str(header.PhotometricInterpretation))[:16]
+        return Defect(f"its pixels are {kind}, but grey values are needed")
     return None
 
 
@@ -185,7 +189,11 @@ def _slice_defect(header: Dataset) -> Defect | None:
     if frames > 1:
         return Defect(f"it holds {frames} frames in one file, but not the position of each", _CONVERT)
     wrong = [text for keyword, text, count in _PLACES if not _has_numbers(header, keyword, count)]
-    return Defect(f"{_NO_PLACE} ({', '.join(wrong)})") if wrong else None
+    if wrong:
+        return Defect(f"{_NO_PLACE} ({', '.join(wrong)})")
+    if not all(math.isfinite(float(header.get(keyword) or 0)) for keyword in ("RescaleSlope", "RescaleIntercept")):
+        return Defect("its Rescale Slope or Rescale Intercept is not a finite number")
+    return None
 
 
 def _frames_defect(header: Dataset) -> Defect | None:

@@ -18,10 +18,20 @@ from pydicom.tag import BaseTag
 from ..errors import GrataError
 from .dicom import sort_series
 from .dicom_file import quiet_libraries, read_file
-from .dicom_index import ATTRIBUTES, Instance
+from .dicom_index import ATTRIBUTES, Instance, number_or_text
 from .geometry import GeometryError
 
-__all__ = ["Chosen", "Part", "differences", "hold_several", "parse_chosen", "split", "without_copies"]
+__all__ = [
+    "Chosen",
+    "Part",
+    "differences",
+    "frame_differences",
+    "hold_several",
+    "most_slices",
+    "parse_chosen",
+    "split",
+    "without_copies",
+]
 
 Chosen = Mapping[str, Sequence[str]]
 """Values that attributes may have, by keyword."""
@@ -31,6 +41,13 @@ _SAME_PLACE = 0.1
 # Attributes that are looked at together, and how many may be needed to tell volumes from each other.
 _TRIED, _TOGETHER = 8, 3
 _PIXELS = 0x7FE0
+# Attributes that tell the volumes of one multi-frame object from each other, with their functional groups.
+_FRAME_ATTRIBUTES = (
+    ("MREchoSequence", "EffectiveEchoTime"), ("MRDiffusionSequence", "DiffusionBValue"),
+    ("MRImageFrameTypeSequence", "ComplexImageComponent"), ("MRImageFrameTypeSequence", "FrameType"),
+    ("CTImageFrameTypeSequence", "FrameType"), ("FrameContentSequence", "TemporalPositionIndex"),
+    ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"), ("FrameContentSequence", "StackID"),
+)  # fmt: skip
 # Values that a message lists, and letters of a value that a case id shows.
 _LISTED, _SHOWN = 8, 24
 
@@ -45,6 +62,11 @@ class Part(NamedTuple):
 
     instances: list[Instance]
     values: dict[str, str]
+
+    @property
+    def slices(self) -> int:
+        """Number of slices."""
+        return sum(len(instance.planes) for instance in self.instances)
 
     @property
     def orientation(self) -> str:
@@ -110,7 +132,7 @@ def split(instances: Sequence[Instance]) -> list[Part]:
         parts, of which one at least is a regular volume.
     """
     whole = [Part(list(instances), {})]
-    if any(instance.defect for instance in instances) or _is_regular(instances):
+    if _is_regular(instances):
         return whole
     best, most = whole, 0
     for parts in _partitions(instances):
@@ -128,8 +150,15 @@ def _are_alike(parts: Sequence[Part]) -> bool:
     return 2 * min(sizes) > max(sizes)
 
 
+def most_slices(parts: Sequence[Part], part: Part) -> int:
+    """Return how many slices the largest of several parts has that lie as ``part`` does; 0 for a single part."""
+    return max(other.slices for other in parts if other.orientation == part.orientation) if len(parts) > 1 else 0
+
+
 def hold_several(instances: Sequence[Instance]) -> bool:
     """Return whether images cannot be one volume because some lie at one place or are turned against each other."""
+    if any(instance.defect for instance in instances):
+        return False
     places = {
         (plane.position, tuple(np.round(plane.orientation, 2)), plane.size)
         for instance in instances
@@ -148,6 +177,19 @@ def differences(instances: Sequence[Instance]) -> str:
     for keyword, values in varying.items():
         if len(values) <= len(instances) / 2:
             found.append(f"{_name(keyword)} {_listed(_tokens(values))}")
+    return "; ".join(found[:3])
+
+
+def frame_differences(instance: Instance) -> str:
+    """Return in what the frames of a multi-frame object differ, as :func:`differences`."""
+    found = []
+    # The file is read again, for the words of a message alone.
+    with suppress(Exception), quiet_libraries():
+        frames = read_file(instance.path, stop_before_pixels=True).PerFrameFunctionalGroupsSequence
+        for group, keyword in _FRAME_ATTRIBUTES:
+            values = {number_or_text(frame[group][0].get(keyword, "")) for frame in frames if group in frame}
+            if 1 < len(values) <= len(frames) / 2:
+                found.append(f"{_name(keyword)} {_listed(sorted(values, key=_in_order))}")
     return "; ".join(found[:3])
 
 
@@ -237,16 +279,20 @@ def _partitions(instances: Sequence[Instance]) -> Iterator[list[Part]]:
     """Yield the ways to tell volumes apart by their attributes, those with the fewest attributes first."""
     # A volume in several files has at least two.
     most = len(instances) if any(instance.multiframe for instance in instances) else len(instances) // 2
-    varying = _varying(instances)
-    tried = [keyword for keyword, values in varying.items() if len(values) <= most][:_TRIED]
+    varying = {keyword: values for keyword, values in _varying(instances).items() if len(values) <= most}
     seen = set()
-    for keywords in itertools.chain(*(itertools.combinations(tried, n) for n in range(1, _TOGETHER + 1))):
+    for keywords in _combinations(list(varying)[:_TRIED]):
         groups = _grouped(instances, keywords)
         parts = _named(groups, {keyword: varying[keyword] for keyword in keywords})
         signature = _signature(parts)
         if signature not in seen and len(groups) <= most and _lie_together(parts):
             yield parts
         seen.add(signature)
+
+
+def _combinations(keywords: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for number in range(1, _TOGETHER + 1):
+        yield from itertools.combinations(keywords, number)
 
 
 def _signature(parts: Sequence[Part]) -> frozenset[frozenset[str]]:

@@ -287,7 +287,8 @@ def _nothing_found(root: Path, files: Files, spatial_dims: int, notes: Sequence[
             "volumes. Name the folder of the scans, or use a bundle for pictures."
         )
     if notes:
-        return f"'{root}' holds no scan that can be used. {' '.join(notes)} Name the folder of the scans."
+        listed = " A DICOMDIR only lists files: copy those, too." if "DICOMDIR" in " ".join(notes) else ""
+        return f"'{root}' holds no scan that can be used. {' '.join(notes)} Name the folder of the scans.{listed}"
     missing = "no picture, no NIfTI file" if spatial_dims == 2 else "no NIfTI file"
     return f"'{root}' holds {missing} and no DICOM image. Name the folder of the scans."
 

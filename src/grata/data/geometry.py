@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .sizes import LARGEST_VOLUME
+
 __all__ = [
-    "LARGEST_VOLUME",
     "ORIENTATION_TOLERANCE",
     "GeometryError",
     "Plane",
@@ -18,9 +19,8 @@ __all__ = [
 ORIENTATION_TOLERANCE = 1e-3
 """Difference of two direction cosines that counts as rounding: headers give as few as four digits."""
 
-LARGEST_VOLUME = 2**31
-"""Voxels of the largest volume that is read; as float32 it takes 8 GiB."""
-
+# Distance (mm) from the origin beyond which a position is damaged.
+_FARTHEST = 1e6
 # Pixels that the slices of a stack may shift over its whole length: rounding shifts less, a tilted gantry far more.
 _DRIFT_IN_PIXELS = 0.1
 # Part of the spacing that a slice may lie away from its place in a regular grid.
@@ -124,8 +124,7 @@ def _check_alike(planes: Sequence[Plane]) -> None:
     sizes = sorted({plane.size for plane in planes})
     if len(sizes) > 1:
         raise GeometryError(f"its slices have different sizes (rows × columns): {_listed(sizes, ' × ')}")
-    if not np.isfinite([(*p.position, *p.orientation, *p.spacing) for p in planes]).all():
-        raise GeometryError("a position, orientation or pixel spacing in its headers is not a finite number")
+    _check_numbers(planes)
     spacings = sorted({plane.spacing for plane in planes})
     if not np.allclose(spacings, spacings[0], rtol=1e-4):
         raise GeometryError(f"its slices have different pixel spacings (mm): {_listed(spacings, ' × ')}")
@@ -141,6 +140,13 @@ def _check_alike(planes: Sequence[Plane]) -> None:
             f"its slices have mixed orientations ({len(planes) - deviating} like the first, {deviating} others), "
             "as in a localizer or several stacks in one series"
         )
+
+
+def _check_numbers(planes: Sequence[Plane]) -> None:
+    if not np.isfinite([(*p.position, *p.orientation, *p.spacing) for p in planes]).all():
+        raise GeometryError("a position, orientation or pixel spacing in its headers is not a finite number")
+    if np.abs([plane.position for plane in planes]).max() > _FARTHEST:
+        raise GeometryError("a position in its headers is farther away than any scanner reaches")
 
 
 def _check_distances(heights: np.ndarray, nominal_spacing: float | None, thickness: float | None) -> None:

@@ -15,7 +15,7 @@ from pydicom import Dataset
 
 from ..console import printable
 
-__all__ = ["patient_identifiers", "printable", "remove_identifiers", "safe_path"]
+__all__ = ["is_hidden", "patient_identifiers", "printable", "remove_identifiers", "safe_path"]
 
 REMOVED = "[removed]"
 # A single letter or digit occurs in almost every path.
@@ -84,6 +84,11 @@ def remove_identifiers(text: str, identifiers: Iterable[str]) -> str:
             hidden |= written.places(tokens, is_word)
     parts = groupby(range(len(text)), key=lambda place: hidden >> place & 1)
     return "".join(REMOVED if found else "".join(text[place] for place in places) for found, places in parts)
+
+
+def is_hidden(text: str) -> bool:
+    """Return whether something was removed from a text by this module."""
+    return REMOVED[:-1] in text
 
 
 def safe_path(path: Path, root: Path) -> str:

@@ -8,10 +8,10 @@ import gzip
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -100,9 +100,7 @@ def load_itk(path: str | os.PathLike[str]) -> ItkFile:
         with open(path, "rb") as file:
             found = (_meta if path.suffix.lower() in (".mha", ".mhd") else _nrrd)(path, file)
         if not found.file.is_file():
-            raise _HeaderError(
-                f"its voxels should be in '{found.file.name}', which is missing. Put it beside the header"
-            )
+            raise _HeaderError(f"'{found.file.name}' with its voxels is missing. Put it beside the header")
         stored = found.file.stat().st_size
         shape = (*found.shape, found.channels) if found.channels > 1 else found.shape
         check_volume_size(name, shape, found.dtype.itemsize, stored, found.encoding != "raw", max(found.offset, 0))
@@ -186,6 +184,24 @@ def _named(path: str | os.PathLike[str]) -> str:
 
 
 def _meta(path: Path, file: BinaryIO) -> ItkFile:
+    fields = _meta_fields(file)
+    big = _is_true(fields, "binarydatabyteordermsb") or _is_true(fields, "elementbyteordermsb")
+    code = _META_TYPES.get(_first(fields, "ElementType").upper().removeprefix("MET_"))
+    data_file = _first(fields, "ElementDataFile")
+    attached = data_file.upper() == "LOCAL"
+    return ItkFile(
+        shape=_shape(_first(fields, "DimSize").split()),
+        channels=int(fields.get("elementnumberofchannels", "1")),
+        channels_last=False,
+        dtype=_dtype(code, fields["elementtype"], ">" if big else "<"),
+        affine=_meta_affine(fields),
+        file=path if attached else _beside(path, data_file),
+        offset=file.tell() if attached else int(fields.get("headersize", "0")),
+        encoding="zlib" if _is_true(fields, "compresseddata") else "raw",
+    )
+
+
+def _meta_fields(file: BinaryIO) -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in _lines(file):
         key, separator, value = (part.strip() for part in line.partition("="))
@@ -195,31 +211,58 @@ def _meta(path: Path, file: BinaryIO) -> ItkFile:
             break
     if fields.get("ndims") != "3":
         raise _HeaderError(f"it has {fields.get('ndims', 'no')} axes (NDims). Save it as a volume of three axes")
-    matrix = np.reshape(_numbers(_first(fields, "TransformMatrix", "Rotation", "Orientation"), 9), (3, 3)).T
-    spacing = _numbers(_first(fields, "ElementSpacing"), 3)
-    origin = _numbers(_first(fields, "Offset", "Position", "Origin"), 3)
-    if not np.allclose(np.linalg.norm(matrix, axis=0), 1, atol=ORIENTATION_TOLERANCE):
-        raise _HeaderError("its TransformMatrix is no rotation. Export it again")
     if fields.get("distanceunits", "mm").lower() not in ("mm", "?"):
         raise _HeaderError(f"it is measured in {fields['distanceunits']}, not in mm. Convert it")
-    if fields.get("binarydata", "true").lower() not in ("true", "1"):
+    if not _is_true(fields, "binarydata", default="true"):
         raise _HeaderError("its voxels are stored as text. Save it in binary form")
-    big = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "false")).lower() in ("true", "1")
-    code = _META_TYPES.get(_first(fields, "ElementType").upper().removeprefix("MET_"))
-    attached = _first(fields, "ElementDataFile").upper() == "LOCAL"
-    return ItkFile(
-        shape=_shape(_first(fields, "DimSize")),
-        channels=int(fields.get("elementnumberofchannels", "1")),
-        channels_last=False,
-        dtype=_dtype(code, fields["elementtype"], ">" if big else "<"),
-        affine=_affine(matrix * spacing, origin, (-1, -1, 1)),
-        file=path if attached else _beside(path, _first(fields, "ElementDataFile")),
-        offset=file.tell() if attached else int(fields.get("headersize", "0")),
-        encoding="zlib" if fields.get("compresseddata", "false").lower() in ("true", "1") else "raw",
-    )
+    return fields
+
+
+def _meta_affine(fields: Mapping[str, str]) -> np.ndarray:
+    matrix = np.reshape(_numbers(_first(fields, "TransformMatrix", "Rotation", "Orientation"), 9), (3, 3)).T
+    spacing = _numbers(_first(fields, "ElementSpacing"), 3)
+    if not np.allclose(np.linalg.norm(matrix, axis=0), 1, atol=ORIENTATION_TOLERANCE):
+        raise _HeaderError("its TransformMatrix is no rotation. Export it again")
+    return _affine(matrix * spacing, _numbers(_first(fields, "Offset", "Position", "Origin"), 3), (-1, -1, 1))
+
+
+def _is_true(fields: Mapping[str, str], key: str, default: str = "false") -> bool:
+    return fields.get(key, default).lower() in ("true", "1")
 
 
 def _nrrd(path: Path, file: BinaryIO) -> ItkFile:
+    fields = _nrrd_fields(file)
+    sizes, apart, affine = _nrrd_grid(fields)
+    channels = int(sizes.pop(apart[0])) if apart else 1
+    encoding, skipped = _nrrd_encoding(fields)
+    code = _NRRD_CODES.get(_first(fields, "type").lower())
+    # A byte has no order.
+    endian = _first(fields, "endian").lower() if code not in (None, "i1", "u1") else "little"
+    data_file = fields.get("datafile")
+    attached = 0 if data_file else file.tell()
+    return ItkFile(
+        shape=_shape(sizes),
+        channels=channels,
+        channels_last=apart == [3],
+        dtype=_dtype(code, fields["type"], ">" if endian == "big" else "<"),
+        affine=affine,
+        file=_beside(path, data_file) if data_file else path,
+        offset=skipped if skipped < 0 else attached + skipped,
+        encoding=encoding,
+    )
+
+
+def _nrrd_grid(fields: Mapping[str, str]) -> tuple[list[str], list[int], np.ndarray]:
+    """Return the sizes of all axes, the axis that holds the values of a voxel, if there is one, and the RAS affine."""
+    vectors = re.findall(r"none|\([^)]*\)", _first(fields, "space directions"))
+    sizes = _first(fields, "sizes").split()
+    apart = [axis for axis, vector in enumerate(vectors) if vector == "none"]
+    if len(sizes) != len(vectors) or apart not in ([], [0], [3]) or len(vectors) != 3 + len(apart):
+        raise _HeaderError(f"it has {len(sizes)} axes, not three in space. Save it as a volume of three axes")
+    return sizes, apart, _nrrd_affine(fields, [vector for vector in vectors if vector != "none"])
+
+
+def _nrrd_fields(file: BinaryIO) -> dict[str, str]:
     lines = _lines(file)
     if not re.match(r"NRRD000\d", next(lines, "")):
         raise _HeaderError("it is not NRRD by its content. Copy or export it again")
@@ -228,42 +271,32 @@ def _nrrd(path: Path, file: BinaryIO) -> ItkFile:
         if not line.strip():
             break
         key, separator, value = (part.strip() for part in line.partition(":"))
+        # After := anybody's own keys stand.
         if separator and not line.startswith("#") and not value.startswith("="):
             # Spaces within the names of these fields are optional.
             _add(fields, key.lower().replace(" ", ""), value)
-    vectors = re.findall(r"none|\([^)]*\)", _first(fields, "space directions"))
-    placed = [vector for vector in vectors if vector != "none"]
-    sizes = [int(size) for size in _first(fields, "sizes").split()]
-    if len(placed) != 3 or len(sizes) != len(vectors) or len(sizes) > 4 or vectors[1:-1].count("none"):
-        raise _HeaderError(
-            f"it has {len(sizes)} axes, {len(placed)} of them in space. Save it as a volume of three axes"
-        )
+    return fields
+
+
+def _nrrd_encoding(fields: Mapping[str, str]) -> tuple[str, int]:
+    """Return how the voxels are stored, and how many bytes to skip before them."""
+    encoding = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}.get(_first(fields, "encoding").lower())
+    skipped, lines = int(fields.get("byteskip", "0")), int(fields.get("lineskip", "0"))
+    if encoding is None or lines or (skipped and encoding == "gzip"):
+        raise _HeaderError(f"its voxels are stored in a form ({fields['encoding']}) that is not read. Save it again")
+    return encoding, skipped
+
+
+def _nrrd_affine(fields: Mapping[str, str], vectors: Sequence[str]) -> np.ndarray:
     signs = _NRRD_SPACES.get(_first(fields, "space").lower())
     if signs is None:
         raise _HeaderError(f"left and right would be a guess in its space ({fields['space']}). Save it in RAS or LPS")
     if set(re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))) - {"mm", "millimeter", "millimeters", ""}:
         raise _HeaderError(f"it is measured in {fields['spaceunits']}, not in mm. Convert it")
-    encoding = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}.get(_first(fields, "encoding").lower())
-    skipped = int(fields.get("byteskip", "0"))
-    if encoding is None or int(fields.get("lineskip", "0")) or (encoding != "raw" and skipped):
-        raise _HeaderError(f"its voxels are stored in a form ({fields['encoding']}) that is not read. Save it again")
-    code = _NRRD_CODES.get(_first(fields, "type").lower())
-    order = ">" if (code or "i1")[1] != "1" and _first(fields, "endian").lower() == "big" else "<"
-    data_file = fields.get("datafile")
-    return ItkFile(
-        shape=_shape(" ".join(str(size) for size, vector in zip(sizes, vectors, strict=True) if vector != "none")),
-        channels=next((size for size, vector in zip(sizes, vectors, strict=True) if vector == "none"), 1),
-        channels_last=vectors[-1] == "none",
-        dtype=_dtype(code, fields["type"], order),
-        affine=_affine(
-            np.array([_numbers(vector.strip("()").replace(",", " "), 3) for vector in placed]).T,
-            _numbers(_first(fields, "space origin").strip("()").replace(",", " "), 3),
-            signs,
-        ),
-        file=path if data_file is None else _beside(path, data_file),
-        offset=skipped if data_file is not None or skipped < 0 else file.tell() + skipped,
-        encoding=encoding,
+    *axes, origin = (
+        _numbers(vector.strip("()").replace(",", " "), 3) for vector in (*vectors, _first(fields, "space origin"))
     )
+    return _affine(np.array(axes).T, origin, signs)
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
@@ -292,8 +325,8 @@ def _numbers(text: str, count: int) -> np.ndarray:
     return numbers
 
 
-def _shape(text: str) -> tuple[int, int, int]:
-    first, second, third = (int(size) for size in text.split())
+def _shape(sizes: Sequence[str]) -> tuple[int, int, int]:
+    first, second, third = map(int, sizes)
     if min(first, second, third) < 1:
         raise _HeaderError("an axis has no voxels. Export it again")
     return first, second, third
@@ -344,7 +377,7 @@ def _read_gzip(file: BinaryIO, header: ItkFile) -> bytes:
     file.seek(max(header.offset, 0))
     with gzip.GzipFile(fileobj=file) as stream:
         content = stream.read(header.size)
-        read_to_end(stream)
+        read_to_end(cast(BinaryIO, stream))
     return content
 
 

@@ -1,6 +1,7 @@
 """NIfTI images: names, header checks, reading, and writing in the image's own space."""
 
 import gzip
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import BinaryIO, cast
 import nibabel
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.imageglobals import LoggingOutputSuppressor
 
 from ..errors import GrataError
 from ..files import atomic_write
@@ -35,6 +35,8 @@ _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _MAGIC = {True: (b"n+1", b"n+2"), False: (b"ni1", b"ni2")}
 _SPACES = range(6)
 _UNITS = range(4)
+# What nibabel repairs is harmless, once the header is checked, and its messages name no file.
+_SILENT = logging.Logger("nibabel", logging.CRITICAL + 1)
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
@@ -83,19 +85,7 @@ def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
             is invalid, or claims more than the file can hold.
     """
     try:
-        if not os.path.getsize(path):
-            raise GrataError(f"NIfTI file '{path}' is empty (0 bytes). Copy or export it again.")
-        header = _header(path)
-        voxels = _voxel_file(path)
-        shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
-        compressed = voxels.suffix.lower() == ".gz"
-        check_volume_size(f"NIfTI file '{path}'", shape, dtype.itemsize, voxels.stat().st_size, compressed, offset)
-        slope, inter = header.get_slope_inter()
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        proxy = ArrayProxy(voxels, (shape, dtype, offset, slope or 1.0, inter or 0.0))
-        kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
-        return kind(proxy, header.get_best_affine(), header)
+        return _loaded(path)
     except GrataError:
         raise
     except FileNotFoundError as error:
@@ -109,6 +99,22 @@ def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
         ) from error
 
 
+def _loaded(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
+    if not os.path.getsize(path):
+        raise GrataError(f"NIfTI file '{path}' is empty (0 bytes). Copy or export it again.")
+    header = _header(path)
+    voxels = _voxel_file(path)
+    shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
+    compressed = voxels.suffix.lower() == ".gz"
+    check_volume_size(f"NIfTI file '{path}'", shape, dtype.itemsize, voxels.stat().st_size, compressed, offset)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    slope, inter = header.get_slope_inter()
+    proxy = ArrayProxy(voxels, (shape, dtype, offset, slope or 1.0, inter or 0.0))
+    kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    return kind(proxy, header.get_best_affine(), header)
+
+
 def _header(path: str | os.PathLike[str]) -> nibabel.Nifti1Header:
     """Read and check a header without its extensions, which may be large and name the patient."""
     with _opened(path) as file:
@@ -116,10 +122,10 @@ def _header(path: str | os.PathLike[str]) -> nibabel.Nifti1Header:
     little, big = (int.from_bytes(block[:4], order) for order in ("little", "big"))
     length, order = (little, "<") if little in _HEADERS else (big, ">")
     kind = _HEADERS[length]
-    raw = kind(block[:length], order, check=False)
-    _check_raw(raw, path)
-    with LoggingOutputSuppressor():
-        return kind(block[:length], order)
+    header = kind(block[:length], order, check=False)
+    _check_raw(header, path)
+    header.check_fix(logger=_SILENT)
+    return header
 
 
 def _check_raw(raw: nibabel.Nifti1Header, path: str | os.PathLike[str]) -> None:
@@ -153,24 +159,27 @@ def _wrong_fields(raw: nibabel.Nifti1Header, single: bool) -> list[tuple[bool, s
 
 def _wrong_geometry(raw: nibabel.Nifti1Header) -> list[tuple[bool, str]]:
     codes = {name: int(raw[f"{name}_code"]) for name in ("qform", "sform")}
-    unknown = [f"the code of its {name} is unknown ({code})" for name, code in codes.items() if code not in _SPACES]
-    found: list[tuple[bool, str]] = [(True, text) for text in unknown]
+    found = [(code not in _SPACES, f"the code of its {name} is unknown ({code})") for name, code in codes.items()]
     if codes["qform"]:
         handed = float(raw["pixdim"][0])
         found.append((handed not in (-1, 0, 1), f"the handedness of its qform is {handed:g} (pixdim[0])"))
-    if codes["qform"] and not codes["sform"]:
-        try:
-            raw.get_qform_quaternion()
-            is_rotation = True
-        except ValueError:
-            is_rotation = False
-        zooms = raw["pixdim"][1:4][[size > 1 for size in raw["dim"][1:4]]]
-        sizes = " × ".join(f"{zoom:g}" for zoom in zooms)
-        found += [
-            (not is_rotation, "its qform is no rotation (quatern)"),
-            (not (np.isfinite(zooms) & (zooms > 0)).all(), f"its voxel size is {sizes} mm (pixdim)"),
-        ]
+        # With an sform, both are compared.
+        found += [] if codes["sform"] else _wrong_qform(raw)
     return found
+
+
+def _wrong_qform(raw: nibabel.Nifti1Header) -> list[tuple[bool, str]]:
+    try:
+        raw.get_qform_quaternion()
+        is_rotation = True
+    except ValueError:
+        is_rotation = False
+    zooms = raw["pixdim"][1:4][raw["dim"][1:4] > 1]
+    sizes = " × ".join(f"{zoom:g}" for zoom in zooms)
+    return [
+        (not is_rotation, "its qform is no rotation (quatern)"),
+        (not (np.isfinite(zooms) & (zooms > 0)).all(), f"its voxel size is {sizes} mm (pixdim)"),
+    ]
 
 
 def _voxel_file(path: str | os.PathLike[str]) -> Path:
@@ -213,7 +222,8 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
         raise GrataError(f"NIfTI file '{path}' holds colours, without grey values. Convert it to grey values.")
     if image.get_data_dtype().kind == "c":
         raise GrataError(f"NIfTI file '{path}' holds complex values. Convert it to a magnitude image.")
-    unit = header.get_xyzt_units()[0]
+    # The unit of time, in the upper bits, does not matter.
+    unit = nibabel.nifti1.unit_codes.label[int(header["xyzt_units"]) % 8]
     if unit not in ("mm", "unknown"):
         raise GrataError(f"NIfTI file '{path}' is measured in {unit}, not in mm. Convert it.")
     if not int(header["sform_code"]) and not int(header["qform_code"]):

@@ -44,8 +44,6 @@ from .volume_files import volume_grid
 
 __all__ = ["write_dicom_seg", "write_itk", "write_nifti", "write_png"]
 
-_GREATEST_NUMBER = 2**31 - 1
-"""Greatest Series Number."""
 
 _LO = 64
 """Greatest length of a DICOM attribute of this kind."""
@@ -202,7 +200,7 @@ def _segmentation(
         segment_descriptions=[_description(number, segment, algorithm) for number, segment in enumerate(segments, 1)],
         series_instance_uid=uids("series"),
         # A high number puts it after the acquired series in a viewer's list.
-        series_number=min(max(instances[0].number, 0) + 1000, _GREATEST_NUMBER),
+        series_number=instances[0].number + 1000,
         sop_instance_uid=uids("instance"),
         instance_number=1,
         manufacturer=algorithm[0],

@@ -104,38 +104,55 @@ def _extend_beside_images(beside_images: set[Path], folder: Path, children: Sequ
 
 
 def _sort_files(files: Files, folder: Path, names: Iterable[str], pictures: bool, beside_images: bool) -> None:
-    results = {OVERVIEW} if JOURNAL in names else set()
-    voxels: set[Path | None] = set()
-    for name in sorted(names):
-        path = folder / name
-        if name.startswith(".") or not _is_regular(path) or name in results:
+    paths = _regular_files(folder, names)
+    volumes = list(filter(_is_volume, paths))
+    files.volumes += volumes
+    sorted_apart = {*volumes, *(pair_image(path) for path in volumes if _is_header(path))}
+    for path in paths:
+        if path in sorted_apart:
             continue
-        if is_volume_file(name) and (not _is_header(name) or is_nifti_pair(path)):
-            files.volumes.append(path)
-            voxels |= {pair_image(path)} if _is_header(name) else set()
-        elif pictures and is_label_picture(name):
+        if pictures and is_label_picture(path):
             files.pictures += [] if beside_images else [path]
-        elif ending := _unread_ending(name):
-            files.unread[ending] += 1
-        elif _leads_nowhere(path):
-            files.dangling += 1
         else:
-            files.other.append(path)
-            files.unread["picture"] += not pictures and is_picture(name)
-    files.other = [path for path in files.other if path not in voxels]
+            _sort_other(files, path, pictures)
 
 
-def _is_header(name: str) -> bool:
-    return name.lower().endswith((".hdr", ".hdr.gz"))
+def _regular_files(folder: Path, names: Iterable[str]) -> list[Path]:
+    results = {OVERVIEW} if JOURNAL in names else set()
+    paths = [folder / name for name in sorted(names) if not name.startswith(".") and name not in results]
+    return [path for path in paths if _is_regular(path)]
 
 
-def _unread_ending(name: str) -> str | None:
-    return next((ending for ending in _UNREAD if name.lower().endswith(ending)), None)
+def _sort_other(files: Files, path: Path, pictures: bool) -> None:
+    if ending := _unread_ending(path):
+        files.unread[ending] += 1
+    elif _leads_nowhere(path):
+        files.dangling += 1
+    else:
+        files.other.append(path)
+        files.unread["picture"] += not pictures and is_picture(path)
+
+
+def _is_volume(path: Path) -> bool:
+    return is_volume_file(path) and (not _is_header(path) or is_nifti_pair(path))
+
+
+def _is_header(path: Path) -> bool:
+    return path.name.lower().endswith((".hdr", ".hdr.gz"))
+
+
+def _unread_ending(path: Path) -> str | None:
+    return next((ending for ending in _UNREAD if path.name.lower().endswith(ending)), None)
 
 
 def _leads_nowhere(path: Path) -> bool:
     """Return whether a file is a link that leads nowhere; one that may be a slice counts as a file that is missing."""
-    return path.is_symlink() and not path.exists() and path.suffix.lower() not in ("", ".dcm", ".dicom", ".ima")
+    return path.is_symlink() and not os.path.exists(path) and not _may_be_slice(path)
+
+
+def _may_be_slice(path: Path) -> bool:
+    """Return whether a file is named like a slice of a DICOM series, which often has no extension."""
+    return path.suffix.lower() in ("", ".dcm", ".dicom", ".ima") or path.suffix[1:].isdigit()
 
 
 def _is_regular(path: Path) -> bool:

@@ -23,7 +23,7 @@ from ..bundles.reader import Configuration, components, evaluators
 from ..checks import constant
 from ..console import say
 from ..errors import GrataError
-from ..files import absence, expanded
+from ..files import absence, expanded, undownloaded
 from ..methods import METHODS, Method
 from ..methods.registry import method_class
 from ..networks.scripts import open_script
@@ -245,9 +245,10 @@ def _weights(config: Configuration, root: Path, network: nn.Module) -> str:
     if not isinstance(path, str | Path):
         return "not named by a CheckpointLoader"
     shown = Path(path).name
+    if reason := undownloaded(path):
+        return reason
     if not Path(path).is_file():
-        hint = "; large_files.yml says where to get it" if list(root.glob("large_files.*")) else ""
-        return f"{shown} is missing{hint}"
+        return f"{shown} is missing"
     try:
         check_fit(read_state(Path(path)), network, shown)
     except GrataError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
+import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,12 +20,14 @@ from torch.utils.data import DataLoader, SequentialSampler
 from .._version import __version__
 from ..console import say
 from ..data import Discovery, Fault
+from ..data.identifiers import is_hidden
 from ..errors import GrataError, OutputError, RunError
 from ..files import (
     CASES,
     FIGURES,
     JOURNAL,
     OVERVIEW,
+    PLACES,
     SEGMENTATIONS,
     atomic_write,
     check_output_dir,
@@ -59,7 +63,7 @@ __all__ = ["AdaptationRun"]
 _STATE = "state.pt"
 _BEGUN = ".begun"
 _REMOVING = ".removing"
-_TABLES = (_STATE, CASES, "scores.csv", "volumes.csv", "summary.json", OVERVIEW, JOURNAL)
+_TABLES = (_STATE, CASES, "scores.csv", "volumes.csv", "summary.json", OVERVIEW, PLACES, JOURNAL)
 
 
 class AdaptationRun(EvaluatorRun):
@@ -116,7 +120,7 @@ class AdaptationRun(EvaluatorRun):
             self.session.keeper.check_save_to()
         super().__init__(evaluator, adaptation, traceback)
         outputs.judgements = self._judgements
-        self.faults = list(discovery.faults)
+        self.faults = [Fault(fault.case, self._with_place(fault.case, fault.message)) for fault in discovery.faults]
         self._stopped_by: RunError | None = None
         self._source_hash = _hash(self.session.network)
         self._notes: list[str] = []
@@ -145,6 +149,7 @@ class AdaptationRun(EvaluatorRun):
         started = time.perf_counter()
         try:
             self._attach()
+            self._write_places()
             self.session.store = self._store
             try:
                 with self._attempts.running():
@@ -163,9 +168,11 @@ class AdaptationRun(EvaluatorRun):
         done = set(self.finished)
         left = [index for index, name in self._names.items() if name not in done]
         for index in left:
-            if self._attempts.gave_up(self._names[index]):
-                instead = "start anew with --overwrite true"
-                self._fail(index, GrataError(self._attempts.message(self._names[index], instead)))
+            again = f"remove its line from {self.output_dir / _BEGUN}, or start anew with --overwrite true"
+            try:
+                self._attempts.check(self._names[index], again)
+            except GrataError as error:
+                self._fail(index, error)
         return [index for index in left if not self._attempts.gave_up(self._names[index])]
 
     def _begin(self, engine: Engine) -> None:
@@ -174,7 +181,7 @@ class AdaptationRun(EvaluatorRun):
             self._attempts.begin(name)
 
     def _next(self, engine: Engine) -> None:
-        self._attempts.end(self._names[self._pending[self._at][0]])
+        self._attempts.end()
         super()._next(engine)
 
     def _named(self, indices: list[int]) -> dict[int, str]:
@@ -198,20 +205,16 @@ class AdaptationRun(EvaluatorRun):
         self._attempts = Attempts(self.output_dir / _BEGUN)
         if overwrite or (self.output_dir / _REMOVING).exists():
             self._remove_earlier_run()
-        elif resume and state_file.is_file():
-            self._resume(_read_state(state_file))
-        elif resume and self._finished_without_state():
-            raise GrataError(
-                f"the run in {self.output_dir} has lost its {_STATE}. Put it back, start anew with "
-                "--overwrite true instead, or choose another folder.",
-                key="resume",
-            )
         elif not resume and (state_file.exists() or journal.exists()):
             raise GrataError(
                 f"{self.output_dir} holds the results of an earlier run. Add --resume true to go on with "
                 "it, --overwrite true to replace it, or choose another folder.",
                 key="output_dir",
             )
+        elif state_file.is_file():
+            self._resume(_read_state(state_file))
+        else:
+            self._check_state_is_not_lost()
         self._remove_unfinished()
         if self._attempts.pending():
             # ahead of time, a worker might read the case that ends the process
@@ -239,10 +242,24 @@ class AdaptationRun(EvaluatorRun):
         if lost := len({*self.finished} - {line.get("case") for line in journal.lines()}):
             self._notes.append(f"{lost} finished cases have no line in {JOURNAL} any more; their outputs are there.")
 
-    def _finished_without_state(self) -> bool:
-        """Return whether a case was finished: a line may also come from a run killed before its first commit."""
+    def _check_state_is_not_lost(self) -> None:
         lines = [line for line in Journal(self.output_dir / JOURNAL).lines() if "fault" not in line]
-        return any(line.get("case") not in self._attempts.counts for line in lines)
+        # a single line may come from a run that ended before its first commit
+        if len(lines) > 1 or (len(lines) == 1 and self._has_finished(str(lines[0].get("case")))):
+            raise GrataError(
+                f"the run in {self.output_dir} has lost its {_STATE}. Put it back, start anew with "
+                "--overwrite true instead, or choose another folder.",
+                key="resume",
+            )
+
+    def _has_finished(self, case: str) -> bool:
+        """Return whether a case was finished, as far as it can be known without the state."""
+        if case in self._attempts.counts:
+            return False
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            summary = json.loads((self.output_dir / "summary.json").read_text(encoding="utf-8"))
+            return bool(summary.get("cases_finished"))
+        return False
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         changed = changed_settings(json.loads(state["settings"]), self.settings)
@@ -287,7 +304,7 @@ class AdaptationRun(EvaluatorRun):
     def _remove_unfinished(self) -> None:
         """Remove the outputs of cases that a stopped process had begun."""
         for case in set(self._attempts.counts).intersection(self.finished):
-            self._attempts.end(case)
+            self._attempts.forget(case)
         self._remove_outputs(self._attempts.counts)
 
     def _remove_outputs(self, cases: Iterable[str]) -> None:
@@ -295,7 +312,7 @@ class AdaptationRun(EvaluatorRun):
         for case in sorted({*cases}.difference(odd)):
             self.outputs.remove(case)
         for case in odd:
-            self._attempts.end(case)
+            self._attempts.forget(case)
         if odd:
             self._notes.append(
                 f"{len(odd)} names of cases in {JOURNAL}, {_STATE} or {_BEGUN} are damaged: they lead out of the "
@@ -337,11 +354,9 @@ class AdaptationRun(EvaluatorRun):
             self.faults.append(Fault(self.finished[-1], lost))
 
     def _report(self, index: int, error: Exception) -> str:
-        name = self._names[index]
-        if not self._attempts.gave_up(name):
-            self._attempts.end(name)
+        self._attempts.end()
         with contextlib.suppress(GrataError):
-            self.outputs.remove(name)
+            self.outputs.remove(self._names[index])
         return super()._report(index, error)
 
     def _explained(self, index: int, error: Exception) -> str:
@@ -349,7 +364,25 @@ class AdaptationRun(EvaluatorRun):
         dataset: Any = self._dataset
         image, name = dataset.data[index].get("image"), self._names[index]
         message = explain(error, self.hint)
-        return message.replace(image, self.discovery.paths.get(name, image)) if isinstance(image, str) else message
+        if isinstance(image, str):
+            message = message.replace(image, self.discovery.paths.get(name, image))
+        return self._with_place(name, message)
+
+    def _with_place(self, case: str, message: str) -> str:
+        """Return the message of a fault, and where the path stands that it does not show."""
+        if is_hidden(message) and case in self.discovery.places:
+            return f"{message} {PLACES} in the output folder names the file."
+        return message
+
+    def _write_places(self) -> None:
+        """Write where each case and fault lies, for the eyes of this user alone: the paths may name patients."""
+        with atomic_write(self.output_dir / PLACES) as temporary:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            # A name that is not UTF-8 is written as it is.
+            with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(
+                    [("case", "path"), *sorted(self.discovery.places.items())]
+                )
 
     def _close(self, seconds: float) -> int:
         scores = _by_case(self.outputs.scores)
@@ -364,20 +397,22 @@ class AdaptationRun(EvaluatorRun):
             "scores": summarise_scores(scores),
         }
         judgements = {case: self.session.judgements[case] for case in sorted(self.session.judgements)}
-        unwritten = None
-        try:
-            self._write_tables(scores)
-            self._attempts.close()
-            write_summary(self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings)
-        except GrataError as error:
-            unwritten = error
+        self._attempts.close()
+        unwritten = [
+            *_failures(lambda: self._write_tables(scores)),
+            *_failures(
+                lambda: write_summary(
+                    self.output_dir / "summary.json", **summary, seconds=seconds, settings=self.settings
+                )
+            ),
+        ]
         say(format_summary(**summary, seconds=seconds, output_dir=self.output_dir))
         for line in verdict_lines(judgements):
             say(line)
         for remark in (*self.discovery.notes, *self._notes, *self.session.remarks()):
             say(f"note: {remark}")
-        if unwritten is not None:
-            say(f"error: {unwritten}")
+        for message in dict.fromkeys(unwritten):
+            say(f"error: {message} {STOPPED}")
         if self._stopped_by is not None:
             left = sum(case["case"] not in self.finished for case in self.discovery.cases)
             say(f"stopped early: {left} cases are left. {STOPPED}")
@@ -396,6 +431,15 @@ class AdaptationRun(EvaluatorRun):
             sites = {case["case"]: case.get("site") for case in self.discovery.cases}
             rows = case_rows(judgements, self.faults, sites, self.discovery.paths, self.outputs.volumes)
             write_cases([rows[case] for case in sorted(rows)], self.output_dir / CASES)
+
+
+def _failures(write: Callable[[], None]) -> list[str]:
+    """Return what went wrong when a table or a figure of all cases was written; it must not cost the others."""
+    try:
+        write()
+    except Exception as error:  # noqa: BLE001
+        return [explain(error, TRACEBACK_HINT)]
+    return []
 
 
 def _by_case(rows: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

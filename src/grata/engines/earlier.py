@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,18 +10,31 @@ from .._moved import NAMES
 
 __all__ = ["changed_settings", "first_names"]
 
-_ADDED = {"affine": "auto", "adaptation#affine": "@affine", "adaptation#reset": "@reset"}
+_ADDED = {
+    "affine": "auto",
+    "adaptation#affine": "@affine",
+    "adaptation#reset": "@reset",
+    "output_format": "nifti",
+    "outputs#output_format": "@output_format",
+}
 """Keys that the bundles of the last release did not have, with the values that stand for what they did."""
 
-_MOVED_ARGUMENTS = ("reset=@reset, ", "affine=@affine, ", "'quality', ")
+_MOVED_ARGUMENTS = ("reset=@reset, ", "affine=@affine, ", "'quality', ", "'max_voxels', ")
 """Arguments that stand at other places of the bundles' configurations now, or are new there."""
+
+_CHECKS = ("grata.data.CheckVoxelsd",)
+"""Transforms that change no image, and that the bundles of the last release did not have."""
+
+_TRANSFORM = re.compile(r"(preprocessing#transforms#)(\d+)(#.*)")
 
 _OF_GUARD = ("guard", "on_reject", "adaptation#guard")
 """Keys that the bundles of the last release did not have, because nothing judged its predictions."""
 
 
 def first_names(config: Any) -> Any:
-    """Return a configuration with the names of the last release in all texts: digests on the disk were taken of those.
+    """Return a configuration as the last release had it: digests on the disk were taken of that.
+
+    All texts have its names, and checks among the transforms are left out.
 
     Args:
         config: nested dicts, lists and plain values.
@@ -28,11 +42,15 @@ def first_names(config: Any) -> Any:
     if isinstance(config, Mapping):
         return {key: first_names(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
-        return [first_names(value) for value in config]
+        return [first_names(value) for value in config if not _is_check(value)]
     if isinstance(config, str):
         for old, new in NAMES.items():
             config = config.replace(new, old)
     return config
+
+
+def _is_check(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("_target_") in _CHECKS
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -59,7 +77,7 @@ def _is_of_guard(key: str) -> bool:
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run so that those of the last release's bundles equal those of this one's."""
     found: dict[str, Any] = dict(_ADDED)
-    for key, value in settings.items():
+    for key, value in _without_checks(settings).items():
         if key.startswith("initialize#"):
             # checks of values that stand under keys of their own
             continue
@@ -69,4 +87,18 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
             for argument in _MOVED_ARGUMENTS:
                 value = value.replace(argument, "")
         found[key] = value
+    return found
+
+
+def _without_checks(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without those of checks among the transforms; the transforms after them move up."""
+    places = {key: _TRANSFORM.fullmatch(key) for key in settings}
+    checks = {int(at[2]) for key, at in places.items() if at and at[3] == "#_target_" and settings[key] in _CHECKS}
+    found = {}
+    for key, value in settings.items():
+        at = places[key]
+        if at is None:
+            found[key] = value
+        elif int(at[2]) not in checks:
+            found[f"{at[1]}{int(at[2]) - sum(check < int(at[2]) for check in checks)}{at[3]}"] = value
     return found

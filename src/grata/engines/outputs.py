@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .._version import __version__
-from ..data import write_dicom_seg, write_nifti, write_png
+from ..data import write_dicom_seg, write_itk, write_nifti, write_png
 from ..errors import GrataError
 from ..files import FIGURES, SEGMENTATIONS, expanded, is_file_name, remove_file
 from ..quality import Judgement, verdict_in_words
@@ -20,13 +20,15 @@ from ..report import case_scores, case_volumes, contact_sheet
 
 __all__ = ["OutputHandler"]
 
+_ENDINGS = {"nifti": ".nii.gz", "mha": ".mha", "nrrd": ".nrrd"}
+
 
 class OutputHandler:
     """A handler that writes the outputs of every case as soon as it is predicted, each file whole or not at all.
 
     It writes into ``output_dir``:
 
-    - ``segmentations/<case>.nii.gz`` in the input's own space;
+    - ``segmentations/<case>.nii.gz`` in the input's own space, or ``.mha`` or ``.nrrd``;
     - for a DICOM series also ``segmentations/<case>.seg.dcm`` (DICOM SEG);
     - for a picture, instead of both, ``segmentations/<case>.png``, a palette PNG whose pixel values are the label
       values, of the picture's size after its EXIF orientation;
@@ -47,6 +49,7 @@ class OutputHandler:
         image_key: key of the image ``(C, H, W[, D])`` in the input's space, for the figure.
         scored: labels of the segments that the given label maps contain; None: all. Other segments are measured but
             not scored.
+        output_format: format of the segmentations of volumes: ``nifti``, ``mha`` (MetaImage) or ``nrrd``.
 
     Attributes:
         scores: rows for :func:`grata.report.write_scores`, by case.
@@ -56,7 +59,7 @@ class OutputHandler:
 
     Raises:
         GrataError: a segment is incomplete, has an unknown key or includes a value that no other segment has, or
-            ``scored`` names a segment that does not exist.
+            ``scored`` names a segment that does not exist; or there is no such ``output_format``.
     """
 
     def __init__(
@@ -70,8 +73,12 @@ class OutputHandler:
         label_key: str = "label",
         image_key: str = "original",
         scored: Sequence[str] | None = None,
+        output_format: str = "nifti",
     ) -> None:
         _check_segments(segments)
+        if output_format not in _ENDINGS:
+            raise GrataError(f"must be one of {', '.join(_ENDINGS)}, got {output_format!r}.", key="output_format")
+        self.output_format = output_format
         self.cases = {case["case"]: case for case in cases}
         self.output_dir = expanded(output_dir)
         self.segments = segments
@@ -119,7 +126,8 @@ class OutputHandler:
         if not is_file_name(case):
             raise GrataError(f"must be a name for files, without folders, got {case!r}. Rename the case.", key="case")
         segmentations, figures = self.output_dir / SEGMENTATIONS, self.output_dir / FIGURES
-        return [*(segmentations / f"{case}{end}" for end in (".nii.gz", ".seg.dcm", ".png")), figures / f"{case}.png"]
+        ends = (*_ENDINGS.values(), ".seg.dcm", ".png")
+        return [*(segmentations / f"{case}{end}" for end in ends), figures / f"{case}.png"]
 
     def _write_case(self, case: Mapping[str, Any], item: Mapping[str, Any], judgement: Judgement | None) -> None:
         image, prediction = item[self.image_key], _label_map(item[self.pred_key])
@@ -140,16 +148,18 @@ class OutputHandler:
         self._draw(case, image, maps, label, spacing or [1.0] * prediction.ndim, judgement)
 
     def _write_segmentation(self, prediction: np.ndarray, case: Mapping[str, Any], judgement: Judgement | None) -> None:
-        nifti, dicom_seg, png, _ = self.paths(case["case"])
-        nifti.parent.mkdir(parents=True, exist_ok=True)
+        segmentations = self.output_dir / SEGMENTATIONS
+        segmentations.mkdir(parents=True, exist_ok=True)
         if case["format"] == "picture":
-            write_png(prediction, case, png)
+            write_png(prediction, case, segmentations / f"{case['case']}.png")
         else:
-            write_nifti(prediction, case, nifti)
+            write = write_nifti if self.output_format == "nifti" else write_itk
+            write(prediction, case, segmentations / f"{case['case']}{_ENDINGS[self.output_format]}")
         if case["format"] == "dicom":
             algorithm = (f"grata {self.variant}", __version__)
             remark = "" if judgement is None else verdict_in_words(judgement)
-            write_dicom_seg(prediction, case, self.segments, dicom_seg, algorithm=algorithm, remark=remark)
+            path = segmentations / f"{case['case']}.seg.dcm"
+            write_dicom_seg(prediction, case, self.segments, path, algorithm=algorithm, remark=remark)
 
     def _measure(
         self,

@@ -78,6 +78,7 @@ class EvaluatorRun:
         self.images = self.done = 0
         self.faults: list[Fault] = []
         self._loader = evaluator.data_loader
+        self._bar = tqdm(disable=True)
         self._batches: list[list[int]] | None = None
         if isinstance(self._loader, DataLoader) and not isinstance(self._loader.dataset, IterableDataset):
             self._dataset = self._loader.dataset
@@ -210,7 +211,8 @@ class EvaluatorRun:
         return message
 
     def _explained(self, index: int, error: Exception) -> str:
-        return _without_paths(explain(error, self.hint), self._dataset, index, self._names[index])
+        message, files = explain(error, self.hint), _files(self._dataset, index)
+        return _missing(message, files) or _without_paths(message, files, self._names[index])
 
     def _named(self, indices: list[int]) -> dict[int, str]:
         return _names(self._dataset, indices)
@@ -308,9 +310,24 @@ def _is_file(value: Any) -> bool:
     return isinstance(value, str) and (os.sep in value or bool(Path(value).suffix) or os.path.exists(value))
 
 
-def _without_paths(message: str, dataset: Any, index: int, name: str) -> str:
-    """Return a message without the paths of an item's files, which may name the patient."""
-    paths = {str(path) for file in _files(dataset, index) for path in (file, file.resolve())}
-    for path in sorted(paths, key=len)[::-1]:
-        message = message.replace(path, name)
+def _missing(message: str, files: list[Path]) -> str:
+    """Return which of an item's files are missing, if one that the message names is; else nothing."""
+    missing = [file for file in files if not file.exists()]
+    if not any(str(file) in message for file in missing):
+        return ""
+    names = [_shown_name(file) or f"file {files.index(file) + 1} of {len(files)}" for file in missing]
+    verb = "does" if len(names) == 1 else "do"
+    return f"{', '.join(names)} {verb} not exist. Put what is missing beside the others, or leave the case out."
+
+
+def _without_paths(message: str, files: list[Path], name: str) -> str:
+    """Return a message without the paths of an item's files, whose folders may name the patient."""
+    shown = {str(path): _shown_name(file) or name for file in files for path in (Path(os.path.realpath(file)), file)}
+    for path in sorted(shown, key=len)[::-1]:
+        message = message.replace(path, shown[path])
     return message
+
+
+def _shown_name(file: Path) -> str:
+    """Return the name of a file; empty for DICOM, whose names may be the patient's."""
+    return file.name if _file_name([file]) else ""

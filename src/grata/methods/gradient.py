@@ -7,6 +7,7 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -234,9 +235,7 @@ class GradientMethod(PredictiveMethod):
 
     def _make_stepper(self) -> Stepper:
         options = self.optimizer_options or {}
-        return Stepper(
-            self.parameters, lambda parameters: make_optimizer(self.optimizer_name, self.lr, options, parameters)
-        )
+        return Stepper(self.parameters, partial(make_optimizer, self.optimizer_name, self.lr, options))
 
     @property
     def _strong(self) -> MakeStrongView:

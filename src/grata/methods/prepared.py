@@ -10,7 +10,8 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import nn
 
@@ -18,6 +19,7 @@ from ..errors import GrataError
 from ..files import absence, atomic_write, expanded
 from ..networks import SavedHeads
 from ..networks.parameters import has_digest
+from ..tensors import content_digest, contents, unpack
 
 __all__ = ["Prepared", "require"]
 
@@ -91,13 +93,16 @@ class Prepared:
             tensors |= {f"heads/{name}": value for name, value in self.heads.state.items()}
             header["heads"] = {key: value for key, value in vars(self.heads).items() if key != "state"}
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        content = serialize(tensors, {_HEADER: json.dumps(header, sort_keys=True)})
+        # of the header as it is read
+        header = json.loads(json.dumps(header))
+        header["content"] = content_digest(header, contents(serialize(tensors)))
+        data = serialize(tensors, {_HEADER: json.dumps(header, sort_keys=True)})
         with atomic_write(path) as temporary:
-            temporary.write_bytes(content)
+            temporary.write_bytes(data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Prepared:
-        """Read a file that :meth:`save` wrote; the tensors are on the CPU.
+        """Read a file that :meth:`save` wrote; the tensors are on the CPU. Older files have no checksum.
 
         Raises:
             GrataError: the file is missing, damaged, or of another kind.
@@ -110,14 +115,20 @@ class Prepared:
                 key="prepared",
             )
         try:
-            with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError, ValueError) as error:
+            data = path.read_bytes()
+            header, written = unpack(data, _HEADER)
+            tensors = deserialize(data)
+        except (SafetensorError, OSError, ValueError, LookupError) as error:
             raise GrataError(
                 f"{path} cannot be read ({error}). Copy it again, or write it with python -m grata prepare.",
                 key="prepared",
             ) from error
+        if written is False:
+            raise GrataError(
+                f"{path} is damaged: its content is not what was written. Copy it again, or write it with python -m "
+                "grata prepare.",
+                key="prepared",
+            )
         if header.get("format") != _FORMAT:
             raise GrataError(
                 f"{path} was not written by this version's python -m grata prepare. Write it again with that command.",

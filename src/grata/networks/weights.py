@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import GrataError
-from ..files import absence, expanded
+from ..files import absence, expanded, undownloaded
 from .scripts import open_script
 
 __all__ = ["COUNTER", "check_fit", "load_encoder", "load_source", "read_state", "unwrap"]
@@ -133,6 +133,8 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         GrataError: the file does not exist, is damaged, or holds anything but tensors.
     """
     path = expanded(path)
+    if reason := undownloaded(path):
+        raise GrataError(reason, key="weights")
     if not path.is_file():
         raise GrataError(f"{path} is not a file.", key="weights")
     try:
@@ -225,13 +227,19 @@ def _paths(weights: object) -> list[Path]:
         raise GrataError(f"must be a file or a list of files, got {weights!r}.", key="weights")
     paths = [expanded(name) for name in names]
     for path in paths:
-        if path.is_dir():
-            raise GrataError(f"{path} is a folder. Name the file in it.", key="weights")
-        if not path.is_file():
-            raise GrataError(
-                f"{path} {absence(path)}. Train them (configs/train.yaml) or give --weights <file>.", key="weights"
-            )
+        _check_there(path)
     return paths
+
+
+def _check_there(path: Path) -> None:
+    if path.is_dir():
+        raise GrataError(f"{path} is a folder. Name the file in it.", key="weights")
+    if reason := undownloaded(path):
+        raise GrataError(reason, key="weights")
+    if not path.is_file():
+        raise GrataError(
+            f"{path} {absence(path)}. Train them (configs/train.yaml) or give --weights <file>.", key="weights"
+        )
 
 
 def _branches(keys: Iterable[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..data import Fault
@@ -11,14 +11,17 @@ from ..errors import GrataError
 from ..files import absence
 from .model import TrainedModel
 
-__all__ = ["find_cases"]
+__all__ = ["find_cases", "other_channels"]
 
 
 def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]], list[Fault]]:
     """Return the files of each case in the order of the channels, and the faults of other files.
 
+    How many channels a file has is known once nnU-Net's reader has read it: a colour picture has three, and volumes may
+    have several.
+
     Args:
-        folder: folder of images named ``<case>_0000<ending>``, with one file per channel.
+        folder: folder of images named ``<case>_0000<ending>``, with one file for each channel or fewer.
         model: model, which knows the ending and the number of channels.
 
     Raises:
@@ -26,9 +29,13 @@ def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]]
     """
     ending = model.dataset["file_ending"]
     found, faults = _by_case(_images(folder, ending), ending)
-    faults += [_incomplete(case, given, model) for case, given in found.items() if set(given) != set(_channels(model))]
+    faults += [
+        Fault(case, other_channels(case, [given[number] for number in sorted(given)], model))
+        for case, given in found.items()
+        if not _can_be_whole(given, model)
+    ]
     bad = {fault.case for fault in faults}
-    cases = {case: [given[n] for n in _channels(model)] for case, given in found.items() if case not in bad}
+    cases = {case: [given[n] for n in sorted(given)] for case, given in found.items() if case not in bad}
     if not cases and not faults:
         raise GrataError(
             f"{folder} has no image named <case>_0000{ending}. Name the folder of the images.", key="input"
@@ -36,8 +43,9 @@ def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]]
     return cases, faults
 
 
-def _channels(model: TrainedModel) -> range:
-    return range(model.channels)
+def _can_be_whole(given: Mapping[int, Path], model: TrainedModel) -> bool:
+    """Return whether files may hold all channels of the model between them."""
+    return len(given) <= model.channels and set(given) == set(range(len(given)))
 
 
 def _images(folder: Path, ending: str) -> list[Path]:
@@ -48,11 +56,20 @@ def _images(folder: Path, ending: str) -> list[Path]:
         raise GrataError(f"{folder} cannot be read ({reason}). Name the folder of the images.", key="input") from error
 
 
-def _incomplete(case: str, given: Mapping[int, Path], model: TrainedModel) -> Fault:
+def other_channels(case: str, files: Sequence[Path], model: TrainedModel, read: int | None = None) -> str:
+    """Return what is wrong with a case whose files are not the channels of the model.
+
+    Args:
+        case: name of the case.
+        files: its files.
+        model: model, which knows the ending and the number of channels.
+        read: number of channels that were read from the files; None: they were not read.
+    """
     ending = model.dataset["file_ending"]
-    wanted = ", ".join(f"{case}_{channel:04d}{ending}" for channel in _channels(model))
-    has = ", ".join(file.name for _, file in sorted(given.items()))
-    return Fault(case, f"the model has {model.channels} channels and needs {wanted}; there is {has}.")
+    wanted = ", ".join(f"{case}_{channel:04d}{ending}" for channel in range(model.channels))
+    together = ", or fewer files with all channels in them" if model.channels > 1 else ""
+    has = ", ".join(file.name for file in files) + ("" if read is None else f", with {read}")
+    return f"the model has {model.channels} channels and needs {wanted}{together}; there is {has}."
 
 
 def _by_case(files: Iterable[Path], ending: str) -> tuple[dict[str, dict[int, Path]], list[Fault]]:

@@ -81,7 +81,7 @@ class TrainedModel:
 
     @property
     def channels(self) -> int:
-        """Number of files of an image, one per channel."""
+        """Number of channels of an image."""
         return len(self.dataset.get("channel_names") or self.dataset["modality"])
 
     def check(self) -> None:

@@ -8,29 +8,33 @@ import os
 import sys
 import time
 import traceback as tracebacks
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from .._version import __version__
 from ..checks import check_flag, check_number, checked, did_you_mean
 from ..console import say, say_beside_bar
-from ..data import Fault
+from ..data import MAX_VOXELS, Fault, check_max_voxels, check_voxels
 from ..errors import GrataError, RunError
-from ..files import JOURNAL, atomic_write, check_output_dir, expanded, remove_leftovers
+from ..files import CASES, JOURNAL, atomic_write, check_output_dir, expanded, locked, remove_file, remove_leftovers
 from ..machine import check_device
 from ..quality import exit_status
 from ..report import format_summary, report_verdicts, write_summary
-from ..session import Journal, ResetPolicy, WindowSelection, explain
-from .cases import find_cases
+from ..session import Journal, ResetPolicy, Session, WindowSelection, explain
+from ..session.attempts import Attempts
+from .cases import find_cases, other_channels
 from .expected import difference_from_training, training_images
 from .model import CHECKPOINT, load_model
 from .predictor import AdaptedPredictor
 
 __all__ = ["predict"]
+
+_BEGUN = ".begun"
 
 
 def predict(
@@ -58,6 +62,7 @@ def predict(
     guard: bool | Mapping[str, Any] = True,
     on_reject: str = "source",
     quality: str | Path | None = None,
+    max_voxels: int | None = MAX_VOXELS,
     overwrite: bool = True,
     traceback: bool = False,
 ) -> int:
@@ -69,7 +74,8 @@ def predict(
 
     Args:
         model_folder: trained-model folder of nnU-Net v2 with ``plans.json``, ``dataset.json``, ``fold_0``, ...
-        input: folder of images named ``<case>_0000<ending>``, with one file per channel.
+        input: folder of images named ``<case>_0000<ending>``, with one file for each channel, or fewer where nnU-Net's
+            reader finds several channels in a file, such as the colours of a picture.
         output: folder for ``<case><ending>``, for ``journal.jsonl`` with a line for each case and fold (see
             :class:`grata.session.Case`), for ``summary.json``, and for the files that nnU-Net's
             postprocessing needs.
@@ -102,8 +108,11 @@ def predict(
         on_reject: what is written of a rejected image: ``source``, the networks' prediction without adaptation;
             ``withhold``, nothing; or ``keep``.
         quality: file of ``python -m grata calibrate``; None: nothing is known of the networks.
-        overwrite: whether to predict cases again whose outputs exist. If False, the parameters adapted to those cases
-            are not used, except for those that a bank kept.
+        max_voxels: greatest number of voxels of an image at the spacing of the plans; a larger one is a fault, and is
+            not resampled. None: no bound.
+        overwrite: whether to predict cases again whose outputs exist; these are removed at the start. If False, the
+            parameters adapted to those cases are not used, except for those that a bank kept, and a case during which
+            the process was killed twice is passed over.
         traceback: whether to show the Python traceback of each fault.
 
     Returns:
@@ -119,6 +128,7 @@ def predict(
     for name, flag in flags.items():
         checked(check_flag, flag, name)
     checked(lambda value: check_number(value, above=0, at_most=1), tile_step_size, "tile_step_size")
+    check_max_voxels(max_voxels)
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
     cases, faults = find_cases(expanded(input), model)
@@ -150,28 +160,29 @@ def predict(
         "folds": list(model.checkpoints), "checkpoint_name": checkpoint_name, "affine": affine, "seed": seed,
         "site": site, "bank": bank, "start_from": start_from, "save_to": save_to, "reset": reset,
         "prepared": prepared, "device": device, "tile_step_size": tile_step_size, "use_mirroring": use_mirroring,
-        "guard": guard, "on_reject": on_reject, "quality": quality,
+        "guard": guard, "on_reject": on_reject, "quality": quality, "max_voxels": max_voxels,
     }  # fmt: skip
-    run = _Run(predictor, sites, journal, output, save_probabilities, traceback)
-    done = set() if overwrite else {case for case in cases if run.is_done(case)}
-    run.start({case: files for case, files in cases.items() if case not in done})
-    faults += run.faults
-    summary: dict[str, Any] = {
-        "method": method,
-        "version": __version__,
-        "cases_found": len({*cases, *(fault.case for fault in faults)}),
-        "cases_finished": len(done) + len(run.finished),
-        "faults": faults,
-        "scores": [],
-        "seconds": time.perf_counter() - started,
-    }
-    write_summary(output / "summary.json", **summary, settings=given)
-    say(format_summary(**summary, output_dir=output))
-    judgements = next(iter(predictor.sessions.values())).judgements
-    report_verdicts(judgements, output, sites, faults)
-    for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
-        say(f"note: {remark}")
-    return exit_status(bool(faults), judgements.values())
+    with locked(output, key="output"):
+        run = _Run(predictor, sites, journal, output, save_probabilities, traceback, max_voxels)
+        done = run.tidy(cases, overwrite)
+        run.start({case: files for case, files in cases.items() if case not in done})
+        faults += run.faults
+        summary: dict[str, Any] = {
+            "method": method,
+            "version": __version__,
+            "cases_found": len({*cases, *(fault.case for fault in faults)}),
+            "cases_finished": len(done) + len(run.finished),
+            "faults": faults,
+            "scores": [],
+            "seconds": time.perf_counter() - started,
+        }
+        write_summary(output / "summary.json", **summary, settings=given)
+        say(format_summary(**summary, output_dir=output))
+        judgements = next(iter(predictor.sessions.values())).judgements
+        report_verdicts(judgements, output, sites, faults)
+        for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
+            say(f"note: {remark}")
+        return exit_status(bool(faults), judgements.values())
 
 
 def _sites(
@@ -200,7 +211,6 @@ def _output_folder(output: str | Path, input: str | Path) -> Path:
     folder = check_output_dir(output)
     if folder.resolve() == expanded(input).resolve():
         raise GrataError("must not be the folder of the images. Name another folder.", key="output")
-    remove_leftovers(folder)
     return folder
 
 
@@ -219,6 +229,7 @@ class _Run:
         output: Path,
         save_probabilities: bool,
         traceback: bool,
+        max_voxels: int | None,
     ) -> None:
         self.predictor = predictor
         self.sites = sites
@@ -228,9 +239,29 @@ class _Run:
         self.output = output
         self.save_probabilities = save_probabilities
         self.traceback = traceback
+        self.max_voxels = max_voxels
         self.finished: list[str] = []
         self.faults: list[Fault] = []
         self._ending = self.model.dataset["file_ending"]
+        self._attempts = Attempts(output / _BEGUN)
+
+    def tidy(self, cases: Iterable[str], overwrite: bool) -> set[str]:
+        """Remove what a killed process left, and return the cases that are done.
+
+        Args:
+            cases: cases of this run.
+            overwrite: whether to remove the outputs of an earlier run. They go before anything new is written: a killed
+                run leaves none of them beside its own.
+        """
+        names = {"dataset.json", "plans.json", "summary.json", CASES, JOURNAL, _BEGUN}
+        remove_leftovers(self.output, lambda name: name in names or name.endswith((self._ending, ".npz", ".pkl")))
+        if not overwrite:
+            return {case for case in cases if self.is_done(case)}
+        for case in cases:
+            for ending in (self._ending, ".npz", ".pkl"):
+                remove_file(self.output / f"{case}{ending}")
+            self._attempts.forget(case)
+        return set()
 
     def is_done(self, case: str) -> bool:
         """Return whether all outputs of a case exist."""
@@ -249,23 +280,32 @@ class _Run:
                 temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
         self.journal.keep({str(line.get("case")) for line in self.journal.lines()} - cases.keys())
         first = next(iter(self.predictor.sessions.values()))
-        for case, files in tqdm(cases.items(), desc=first.method.name, unit="case"):
-            try:
-                self._case(case, files)
-            except RunError:
-                raise
-            except Exception as error:  # noqa: BLE001 (readers, nnU-Net and networks can raise anything)
-                if self.traceback:
-                    say("".join(tracebacks.format_exception(error)).rstrip(), sys.stderr)
-                self.faults.append(Fault(case, explain(error, "--traceback true")))
-                say_beside_bar(f"{case}: {self.faults[-1].message}")
-                first.fail(case, self.faults[-1].message)
-            else:
-                self.finished.append(case)
+        with self._attempts.running():
+            for case, files in tqdm(cases.items(), desc=first.method.name, unit="case"):
+                self._attempt(first, case, files)
+        self._attempts.close()
+
+    def _attempt(self, first: Session, case: str, files: list[Path]) -> None:
+        """Do one case; whatever is wrong with it is reported, and affects no other one."""
+        try:
+            self._attempts.check(case, f"give --overwrite true, or remove its line from {self.output / _BEGUN}")
+            self._attempts.begin(case)
+            self._case(case, files)
+        except RunError:
+            raise
+        except Exception as error:  # noqa: BLE001 (readers, nnU-Net and networks can raise anything)
+            if self.traceback:
+                say("".join(tracebacks.format_exception(error)).rstrip(), sys.stderr)
+            self.faults.append(Fault(case, explain(error, "--traceback true")))
+            say_beside_bar(f"{case}: {self.faults[-1].message}")
+            first.fail(case, self.faults[-1].message)
+        else:
+            self.finished.append(case)
+        self._attempts.end()
 
     def _case(self, case: str, files: list[Path]) -> None:
         """Do one case. Its final name marks it as finished, and comes last, so that it is never missing in the bank."""
-        data, properties = self._preprocess(files)
+        data, properties = self._preprocess(case, files)
         with contextlib.suppress(_Withheld), atomic_write(self.output / f"{case}{self._ending}") as temporary:
             unlike = difference_from_training(self._expected, properties)
             with self.predictor.case(data, case, self.sites[case], unlike) as logits:
@@ -276,20 +316,50 @@ class _Run:
             if withheld:
                 raise _Withheld
 
-    def _preprocess(self, files: list[Path]) -> tuple[torch.Tensor, dict[str, Any]]:
+    def _preprocess(self, case: str, files: list[Path]) -> tuple[torch.Tensor, dict[str, Any]]:
         model = self.model
         preprocessor = model.configuration.preprocessor_class(verbose=False)
+        resample = preprocessor.run_case_npy
+
+        def bounded(data: np.ndarray, seg: np.ndarray | None, properties: dict[str, Any], *plans: Any) -> Any:
+            self._check_size(files[0].name, data.shape[1:], properties["spacing"])
+            return resample(data, seg, properties, *plans)
+
+        # between nnU-Net's reading and its resampling
+        preprocessor.run_case_npy = bounded
         try:
             data, _, properties = preprocessor.run_case(
                 [str(file) for file in files], None, model.plans, model.configuration, model.dataset
             )
+        except GrataError:
+            raise
         except Exception as error:
+            self._check_channels(case, files, self._channels_read(files))
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise GrataError(
                 f"{', '.join(file.name for file in files)}: nnU-Net cannot read or preprocess it ({reason}). Check "
                 "that each file opens, and that all channels have the same size and position."
             ) from error
+        self._check_channels(case, files, len(data))
         return torch.from_numpy(data).to(torch.float32), properties
+
+    def _check_size(self, name: str, shape: Sequence[int], spacing: Sequence[float]) -> None:
+        """Check the size of an image at the spacing of the plans, which lack the axis of the slices of a 2D model."""
+        order = self.model.plans.transpose_forward
+        target = list(self.model.configuration.spacing)
+        target = [0.0] * (len(shape) - len(target)) + target
+        check_voxels(name, [shape[i] for i in order], [spacing[i] for i in order], target, self.max_voxels)
+
+    def _check_channels(self, case: str, files: list[Path], read: int | None) -> None:
+        if read not in (None, self.model.channels):
+            raise GrataError(other_channels(case, files, self.model, read))
+
+    def _channels_read(self, files: list[Path]) -> int | None:
+        """Return the number of channels that nnU-Net reads from files; None: it cannot read them."""
+        reader = self.model.plans.image_reader_writer_class()
+        with contextlib.suppress(Exception):
+            return len(reader.read_images([str(file) for file in files])[0])
+        return None
 
     def _export(self, case: str, logits: torch.Tensor, properties: dict[str, Any], temporary: Path) -> None:
         """Write the segmentation under a temporary name, as nnU-Net does, and the probabilities beside it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
@@ -68,6 +68,20 @@ class TrackedNorm(nn.Module):
     eps: float
     num_features: int
     track_running_stats: bool
+
+
+def refuse_scripting() -> NoReturn:
+    """Refuse ``torch.jit.script``, which calls this before it looks at a module.
+
+    Raises:
+        GrataError: always.
+    """
+    raise GrataError(
+        "An adapted network cannot be scripted, because its normalization is the adaptation's. Save the adaptation "
+        "(save_to, or a bank), bring the source back by grata.restore(network), and write the adapted weights into a "
+        "plain network: in Python by grata.bank.apply(network, file), on a command line by python -m grata bank "
+        "export. torch.jit.trace and torch.export take the adapted network as it is."
+    )
 
 
 def layer_kind(module: nn.Module) -> str | None:
@@ -144,6 +158,9 @@ class ChannelAffine(nn.Module):
         """
         shape = self.weight.shape if self._elements else [-1] + [1] * (y.ndim - 2)
         return torch.addcmul(self.bias.view(shape), y, self.weight.view(shape)).to(y.dtype)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_scripting()
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -59,16 +60,20 @@ def instance_mix(weight: float) -> Rule:
         weight: weight of the sample's statistics, 0 to 1.
     """
 
-    def rule(layer: TrackedNorm, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if weight == 1.0:
-            check_size(x, samples=True)
-        mean, variance = sample_statistics(x)
-        return (
-            weight * mean + (1 - weight) * layer.running_mean,
-            weight * variance + (1 - weight) * layer.running_var,
-        )
-
+    rule = partial(_instance_mix, weight)
+    # the states of methods on disk name it so
+    vars(rule)["__qualname__"] = "instance_mix.<locals>.rule"
     return rule
+
+
+def _instance_mix(weight: float, layer: TrackedNorm, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if weight == 1.0:
+        check_size(x, samples=True)
+    mean, variance = sample_statistics(x)
+    return (
+        weight * mean + (1 - weight) * layer.running_mean,
+        weight * variance + (1 - weight) * layer.running_var,
+    )
 
 
 def median_statistics(layer: TrackedNorm, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,13 +13,23 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import GrataError
-from .affine import BATCH_NORM, INSTANCE_NORM, TrackedNorm, keeps_own_forward, layer_kind, normalization_layers
+from .affine import (
+    BATCH_NORM,
+    INSTANCE_NORM,
+    TrackedNorm,
+    keeps_own_forward,
+    layer_kind,
+    normalization_layers,
+    refuse_scripting,
+)
 from .rules import RULES, Rule, check_size
 from .scripted import ScriptedNetwork
 
 __all__ = ["BatchStatistics", "channel_affine", "check_running_statistics"]
 
 _OWNER = "_forward_replaced_by"
+_BEFORE_SCRIPTING = "__prepare_scriptable__"
+"""Attribute of a module that ``torch.jit.script`` calls first."""
 
 
 class BatchStatistics:
@@ -120,6 +130,7 @@ class BatchStatistics:
                     )
                 del layer.forward
             vars(layer)[_OWNER] = _Owner(self)
+            vars(layer)[_BEFORE_SCRIPTING] = refuse_scripting
         self._put()
         self._attached = True
 
@@ -160,7 +171,8 @@ class BatchStatistics:
         elif self._attached:
             for layer in self.layers:
                 del layer.forward
-                vars(layer).pop(_OWNER, None)
+                for key in (_OWNER, _BEFORE_SCRIPTING):
+                    vars(layer).pop(key, None)
         self._attached = False
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..bundles.bundle import Bundle, Case
 from ..console import say, say_beside_bar
 from ..errors import GrataError
-from ..files import check_output_dir, expanded
+from ..files import expanded
 from ..methods import Method, create
 from ..methods.predictive import logits_in
 from ..normalization import batch_norm_layers
@@ -26,7 +26,7 @@ from ..quality import Calibration, Measures, Segmentation, layer_statistics, mea
 from ..quality.calibration import SHARP, Line, changed, familiarity_of, spread_out
 from ..quality.features import features, logit
 from ..session.faults import explain, quiet
-from .run import _evenly, _opened, _whole, given_folders
+from .run import _evenly, _opened, _whole, given_folders, writing
 from .simulated import SHIFTS, WRONG, Simulation
 
 __all__ = ["Sample", "calibrate", "fit"]
@@ -119,23 +119,23 @@ def calibrate(
         raise GrataError(
             f"{path} exists. Add --overwrite true to replace it, or name another file by --output.", key="output"
         )
-    check_output_dir(path.parent)
-    cases = _held_out_cases(opened, val_stride, images)
-    samples, faults = _Probe(opened).all_samples(cases, seed)
-    used = len({sample.case for sample in samples})
-    if used < _LEAST:
-        raise GrataError(
-            f"{used} of {len(cases)} images could be used, and four are the least. "
-            f"{'The first fault: ' + faults[0] if faults else 'Give labelled source images.'}",
-            key="dataset_dir",
-        )
-    made = fit(samples)
-    made.save(path)
-    say(f"Calibrated on {used} of {len(cases)} images: {path} ({path.stat().st_size / 1e3:.0f} kB)")
-    say(f"  Dice at home {made.typical:.3f}; 90 % of the errors within {_widest(made):.2f} there")
-    for fault in faults:
-        say(f"  {fault}")
-    return 1 if faults else 0
+    with writing(path):
+        cases = _held_out_cases(opened, val_stride, images)
+        samples, faults = _Probe(opened).all_samples(cases, seed)
+        used = len({sample.case for sample in samples})
+        if used < _LEAST:
+            raise GrataError(
+                f"{used} of {len(cases)} images could be used, and four are the least. "
+                f"{'The first fault: ' + faults[0] if faults else 'Give labelled source images.'}",
+                key="dataset_dir",
+            )
+        made = fit(samples)
+        made.save(path)
+        print(f"Calibrated on {used} of {len(cases)} images: {path} ({path.stat().st_size / 1e3:.0f} kB)")
+        print(f"  Dice at home {made.typical:.3f}; 90 % of the errors within {_widest(made):.2f} there")
+        for fault in faults:
+            say(f"  {fault}")
+        return 1 if faults else 0
 
 
 def _held_out_cases(opened: Bundle, val_stride: int, images: int | None) -> Sequence[Case]:

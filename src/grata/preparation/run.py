@@ -5,9 +5,10 @@ It reads bundles, images and label maps as a benchmark does.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..bundles.paths import verbatim
 from ..checks import did_you_mean
 from ..console import say, say_beside_bar
 from ..errors import GrataError
-from ..files import check_output_dir, expanded
+from ..files import check_output_dir, expanded, locked, remove_leftovers
 from ..methods import Prepared
 from ..methods.predictive import logits_in
 from ..networks import HEADS, SavedHeads, network_digest
@@ -32,7 +33,7 @@ from .moments import ShapeMoments, channel_masks
 from .training import train_heads
 from .windows import check_inferer, foreground_windows
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "writing"]
 
 
 def prepare(
@@ -77,29 +78,44 @@ def prepare(
     val_stride, epochs, seed = _whole("val_stride", val_stride, 0), _whole("epochs", epochs, 1), _whole("seed", seed, 0)
     opened = _opened(Path(bundle), {**given_folders(dataset_dir, labels_dir), **overrides}, prepare)
     path = opened.root / expanded(str(output))
+    with writing(path):
+        cases = opened.cases(None, labelled=False)
+        cases = _evenly([case for n, case in enumerate(cases) if not val_stride or n % val_stride], images)
+        if not cases:
+            raise GrataError(
+                f"{val_stride} leaves no image. Give the value from the network's training, or 0.", key="val_stride"
+            )
+        preparation = _Preparation(opened)
+        faults = []
+        for case in tqdm(cases, desc="prepare", unit="image"):
+            # One unreadable image must not end the run, and a configuration can call anything that can raise anything.
+            try:
+                preparation.add(case)
+            except Exception as error:  # noqa: BLE001
+                fault = opened.without_folders(explain(error), case)
+                faults.append(f"{case['case']}: {fault}")
+                say_beside_bar(faults[-1])
+        if not preparation.images:
+            raise GrataError(
+                f"none of the {len(cases)} images could be used. The first: {faults[0]}", key="dataset_dir"
+            )
+        prepared = preparation.finish(names, epochs, seed)
+        prepared.save(path)
+        _report(prepared, path, len(cases), preparation.remarks, faults)
+        return 1 if faults else 0
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let no other run write a file for a ``with`` block, and remove what a killed one left of it.
+
+    Raises:
+        OutputError: its folder cannot be written, or another run is writing it.
+    """
     check_output_dir(path.parent)
-    cases = opened.cases(None, labelled=False)
-    cases = _evenly([case for n, case in enumerate(cases) if not val_stride or n % val_stride], images)
-    if not cases:
-        raise GrataError(
-            f"{val_stride} leaves no image. Give the value from the network's training, or 0.", key="val_stride"
-        )
-    preparation = _Preparation(opened)
-    faults = []
-    for case in tqdm(cases, desc="prepare", unit="image"):
-        # One unreadable image must not end the run, and a configuration can call anything, which can raise anything.
-        try:
-            preparation.add(case)
-        except Exception as error:  # noqa: BLE001
-            fault = opened.without_folders(explain(error), case)
-            faults.append(f"{case['case']}: {fault}")
-            say_beside_bar(faults[-1])
-    if not preparation.images:
-        raise GrataError(f"none of the {len(cases)} images could be used. The first: {faults[0]}", key="dataset_dir")
-    prepared = preparation.finish(names, epochs, seed)
-    prepared.save(path)
-    _report(prepared, path, len(cases), preparation.remarks, faults)
-    return 1 if faults else 0
+    with locked(path, key="output"):
+        remove_leftovers(path.parent, path.name.__eq__)
+        yield
 
 
 def given_folders(dataset_dir: str | Path, labels_dir: str | Path | None) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,12 +166,13 @@ class Calibration:
             OutputError: the file cannot be written.
         """
         content = {"format": FORMAT, **{name: _plain(value) for name, value in vars(self).items()}}
+        content["sha256"] = _digest(content)
         with atomic_write(Path(path)) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote. Files of the last release have no checksum.
 
         Raises:
             GrataError: the file is missing, damaged, or something else.
@@ -182,9 +184,13 @@ class Calibration:
             raise GrataError(f"{path} {absence(path)}. Make it by python -m grata calibrate, or give null.") from None
         except (OSError, ValueError) as error:
             raise GrataError(f"{path} cannot be read ({error}). Make it anew by python -m grata calibrate.") from error
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise GrataError(f"{path} is not a file of python -m grata calibrate. Name one, or give null.")
+        digest = content.pop("sha256", None)
         try:
+            if digest not in (None, _digest(content)):
+                raise ValueError
+            del content["format"]
             made = cls(**{name: _tuples(value) for name, value in content.items()})
             if made._is_sound():
                 return made
@@ -250,6 +256,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _finite(value: Any) -> bool:

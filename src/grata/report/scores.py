@@ -17,7 +17,7 @@ from monai.utils import convert_to_numpy
 from scipy.stats import bootstrap
 
 from ..errors import GrataError
-from .tables import write_table
+from .tables import read_table, write_table
 
 __all__ = ["MEAN_CLASS", "SOURCE", "case_scores", "read_scores", "summarise_scores", "write_scores"]
 
@@ -146,10 +146,8 @@ def read_scores(path: str | Path) -> list[dict[str, Any]]:
         GrataError: the file cannot be read, or is not such a table.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        if tuple(reader.fieldnames or ()) != _COLUMNS:
+        columns, rows = read_table(path)
+        if tuple(columns) != _COLUMNS:
             raise ValueError(f"its columns are not {','.join(_COLUMNS)}")
         return [{**row, **{metric: float(row[metric]) for metric in _METRICS}} for row in rows]
     except (OSError, ValueError, TypeError, csv.Error) as error:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from ..files import atomic_write, remove_file
+from ..errors import GrataError
+from ..files import atomic_write
 
 __all__ = ["Attempts"]
 
@@ -41,18 +42,21 @@ class Attempts:
         """Return whether the process ended twice during a case, so that it is not tried again."""
         return self.counts.get(case, 0) >= _MOST
 
-    def message(self, case: str, instead: str) -> str:
-        """Return why a case is passed over.
+    def check(self, case: str, again: str) -> None:
+        """Check that a case may be tried.
 
         Args:
             case: name of the case.
-            instead: what else lets it be tried again, such as an option.
+            again: what lets it be tried again, such as an option.
+
+        Raises:
+            GrataError: the process ended twice during it.
         """
-        return (
-            f"the process ended {self.counts[case]} times while it was done (killed for its memory, or crashed), so it "
-            f"is passed over. Check the size of the scan and the memory. To try it again, remove its line from "
-            f"{self.path}, or {instead}."
-        )
+        if self.gave_up(case):
+            raise GrataError(
+                "the process ended twice while this case was done, killed for its memory or by a crash, so it is "
+                f"passed over. Check the size of the scan. To try it again, {again}."
+            )
 
     def pending(self) -> bool:
         """Return whether the process ended during a case that is tried again."""
@@ -68,21 +72,27 @@ class Attempts:
         self.counts[case] = self.counts.get(case, 0) + 1
         self._write()
 
-    def end(self, case: str) -> None:
-        """Forget a case that is finished or failed; the next :meth:`begin` or :meth:`close` writes so."""
-        self._now = None
+    def end(self) -> None:
+        """Forget the case that was begun, because it is finished or failed; what is written next says so."""
+        if self._now is not None:
+            self.forget(self._now)
+            self._now = None
+
+    def forget(self, case: str) -> None:
+        """Forget a case; what is written next says so."""
         self.counts.pop(case, None)
 
     def close(self) -> None:
-        """Write what is left at the end of a run: the cases that are passed over.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        if self.counts:
-            self._write()
-        else:
-            remove_file(self.path)
+        """Write what is left at the end of a run: the cases that are passed over."""
+        try:
+            if self.counts:
+                self._write()
+                return
+        except GrataError:
+            # a full disk must not count as an attempt; without the file every case is tried
+            pass
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -115,8 +125,7 @@ class Attempts:
         case, self._now = self._now, None
         if case in self.counts:
             self.counts[case] -= 1
-            with contextlib.suppress(Exception):
-                self._write()
+            self.close()
 
     def _read(self) -> dict[str, int]:
         if not self.path.is_file():

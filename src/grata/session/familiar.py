@@ -21,9 +21,9 @@ __all__ = ["ABSURD", "evaluated", "is_absurd"]
 ABSURD = "absurd_statistics"
 """Flag of a case whose image is so unlike the source images that nothing is learned from it."""
 
-_LIMIT = 50.0
-"""Strength, against that of the source images, from which on an image is absurd: images of other sites have at most 10,
-images ten times as bright 100."""
+_LIMIT = 20.0
+"""Strength, against that of the source images, from which on an image is absurd: images of other sites of the bundles
+have at most 4, and ten times as bright 170 and more."""
 
 _DEAD = 1e-10
 """Variance of a channel below which it says nothing of an image."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import inspect
 import logging
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from ..checks import constant, did_you_mean
 from ..console import fit_console, is_abandoned, leave_quietly, printable, say
 from ..errors import GrataError
-from ..private import failed_item
+from ..files import undownloaded
+from ..private import failed_item, loaded_file
 
 if TYPE_CHECKING:
     import torch
@@ -90,13 +92,11 @@ def _explained(error: BaseException, hint: str | None) -> str:
     root = list(causes(error))[-1]
     if _TRACEBACK in str(root) and (own := re.findall(r"^grata\.errors\.\w+: (.*)$", str(root), flags=re.MULTILINE)):
         return own[-1]
+    if reason := _known(root):
+        return reason
     key, component = failed_item(error)
-    argument = re.search(r"unexpected keyword argument '(\w+)'", str(root))
-    if argument and callable(component) and argument[1] not in inspect.signature(component).parameters:
-        known = list(inspect.signature(component).parameters)
-        remedy = did_you_mean(argument[1], known, f"Its arguments are {', '.join(known)}.", f"{key}#")
-        name = getattr(component, "__name__", component)
-        return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {name}. {remedy}"
+    if wrong := _wrong_argument(root, key, component):
+        return wrong
     where = f"{key}: " if key else ""
     shown = f" ({hint} shows where)" if hint else ""
     return f"{where}{_sentence(type(root).__name__, str(root))}{shown}"
@@ -107,6 +107,25 @@ def _own_words(error: BaseException) -> str:
     own = (link for link in causes(error) if isinstance(link, GrataError) and _TRACEBACK not in str(link))
     found = next(own, None) or too_small(error)
     return "" if found is None else str(found)
+
+
+def _known(root: BaseException) -> str:
+    """Return what is wrong where a library's message does not say what to do; empty for other causes."""
+    if os.strerror(errno.ENAMETOOLONG) in str(root):
+        return "A name would be too long for the disk. Give the scan a shorter file name."
+    weights = loaded_file(root)
+    return "" if weights is None else undownloaded(weights)
+
+
+def _wrong_argument(root: BaseException, key: str, component: Any) -> str:
+    """Return which argument of a component is not known; empty where something else is wrong."""
+    argument = re.search(r"unexpected keyword argument '(\w+)'", str(root))
+    if argument is None or not callable(component) or argument[1] in inspect.signature(component).parameters:
+        return ""
+    known = list(inspect.signature(component).parameters)
+    remedy = did_you_mean(argument[1], known, f"Its arguments are {', '.join(known)}.", f"{key}#")
+    name = getattr(component, "__name__", component)
+    return f"{key}#{argument[1]}: unexpected keyword argument '{argument[1]}' of {name}. {remedy}"
 
 
 def _sentence(name: str, text: str) -> str:

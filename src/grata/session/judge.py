@@ -37,7 +37,7 @@ from .familiar import ABSURD
 from .guard import Again, Guard, Verdict
 from .known import check_calibration, check_segments
 
-__all__ = ["DRIFT_RESET", "NOT_ADAPTED", "ON_REJECT", "QualityGuard", "make_guard"]
+__all__ = ["DRIFT_RESET", "NOT_ADAPTED", "ON_REJECT", "PROBABILITIES", "SAID", "QualityGuard", "make_guard"]
 
 ON_REJECT = ("source", "withhold", "keep")
 """What is written of a rejected image: the source network's prediction, nothing, or the prediction as it is."""
@@ -409,6 +409,11 @@ def _quality_guard(own: dict[str, Any], common: dict[str, Any]) -> QualityGuard:
         raise GrataError(error.message, "quality" if error.head == "calibration" else error.key) from error
 
 
+def _said(record: Mapping[str, Any]) -> list[str]:
+    """Return what the flags of a case say is to be reviewed."""
+    return [words for flag, words in SAID.items() if flag in record.get("flags", ())]
+
+
 def _scatter(values: Sequence[float]) -> float:
     """Return the standard deviation of values by their successive differences, which a trend does not raise."""
     return math.sqrt(fmean((one - other) ** 2 for one, other in pairwise(values)) / 2)
@@ -431,11 +436,6 @@ class _Unread(Exception):
         super().__init__(reason)
         self.reason = reason
         self.source = source
-
-
-def _said(record: Mapping[str, Any]) -> list[str]:
-    """Return what the flags of a case say is to be reviewed."""
-    return [words for flag, words in SAID.items() if flag in record.get("flags", ())]
 
 
 def _read(prediction: Any, images: torch.Tensor, activation: str, output: str | int | None) -> Segmentation:

@@ -233,13 +233,11 @@ class Session:
     def remarks(self) -> list[str]:
         """Return one line for each image with flags, in their order."""
         where = "".join(f", {key} {value}" for key, value in self.about.items())
-        lines = []
-        for name, flags in self.flags.items():
-            listed = self._listed(name, flags)
-            if NOT_ADAPTED in flags:
-                continue
-            skipped = f"adaptation skipped ({listed}), predicted with the parameters before it"
-            lines.append(f"{name}{where}: {skipped if SKIPPED in flags else f'adapted ({listed})'}")
+        lines = [
+            f"{name}{where}: {self._remark(name, flags)}"
+            for name, flags in self.flags.items()
+            if NOT_ADAPTED not in flags
+        ]
         if any(PROBABILITIES in flags for flags in self.flags.values()):
             lines.append(f"{SAID[PROBABILITIES]}{where}. Give the network without its last activation.")
         if isinstance(self.guard, QualityGuard) and self.guard.given_up:
@@ -249,6 +247,12 @@ class Session:
                 f"and {left} images were predicted by the source network as it is. {self.guard.given_up}."
             )
         return lines
+
+    def _remark(self, name: str, flags: Sequence[str]) -> str:
+        listed = self._listed(name, flags)
+        if SKIPPED in flags:
+            return f"adaptation skipped ({listed}), predicted with the parameters before it"
+        return f"adapted ({listed})"
 
 
 class Case:
