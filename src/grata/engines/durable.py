@@ -303,9 +303,10 @@ class AdaptationRun(EvaluatorRun):
 
     def _remove_unfinished(self) -> None:
         """Remove the outputs of cases that a stopped process had begun."""
-        for case in set(self._attempts.counts).intersection(self.finished):
+        left = set(self._names.values()).difference(self.finished)
+        self._remove_outputs(set(self._attempts.counts).difference(self.finished))
+        for case in set(self._attempts.counts).difference(left):
             self._attempts.forget(case)
-        self._remove_outputs(self._attempts.counts)
 
     def _remove_outputs(self, cases: Iterable[str]) -> None:
         odd = [case for case in cases if not is_file_name(case)]
