@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import is_finite
 from ..errors import GrataError
 from ..files import absence, atomic_write, expanded
 from .features import features, in_words, logit
@@ -265,7 +266,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 def _finite(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_finite, value))
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and is_finite(value)
 
 
 def _tuples(value: Any) -> Any:
