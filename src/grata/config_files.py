@@ -134,13 +134,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check(content: Any) -> None:
-    """Check that a content is a mapping of keys that are text, and not nested too deeply."""
+    """Check that a content is a mapping, and not nested too deeply."""
     if not isinstance(content, dict):
         kind = "nothing" if content is None else f"a {type(content).__name__}"
         raise GrataError(f"holds {kind}, not a mapping of keys")
-    for name in content:
-        if not isinstance(name, str):
-            raise GrataError(f"has the key {name!r}, which is not a text")
     level: list[Any] = [content]
     for _ in range(_DEEPEST):
         level = [item for value in level for item in _inside(value)]

@@ -123,7 +123,7 @@ def parser_of(files: Sequence[Path], key: str | None = None) -> ConfigParser:
         GrataError: a file is wrong, or does not fit those before it.
     """
     for file in files:
-        read_config(file, key)
+        _content(file, key)
     parser = ConfigParser()
     try:
         parser.read_config(list(files))
@@ -140,7 +140,15 @@ def read_files(files: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         GrataError: a file is wrong.
     """
-    return [{key.lstrip("+"): value for key, value in read_config(file).items()} for file in files]
+    return [{key.lstrip("+"): value for key, value in _content(file).items()} for file in files]
+
+
+def _content(file: Path, key: str | None = None) -> dict[str, Any]:
+    content = read_config(file, key)
+    for name in content:
+        if not isinstance(name, str):
+            raise GrataError(f"{file} has the key {name!r}, which is not a text. Put it in quotes.", key=key)
+    return content
 
 
 def components(config: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

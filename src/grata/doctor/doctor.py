@@ -325,7 +325,11 @@ def _classes(config: Configuration, root: Path) -> int | None:
             value = config.value(f"network_def#{key}")
             if isinstance(value, int):
                 return value
-    metadata = root / "configs" / "metadata.json"
+    return _channels(root / "configs" / "metadata.json")
+
+
+def _channels(metadata: Path) -> int | None:
+    """Return the number of output channels that a bundle's metadata names; None: it names none."""
     outputs: Any = read_config(metadata) if metadata.is_file() else None
     for key in ("network_data_format", "outputs"):
         outputs = outputs.get(key) if isinstance(outputs, Mapping) else None
