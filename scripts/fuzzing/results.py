@@ -344,6 +344,8 @@ def _make_calibration(rng: Random) -> Input:
     if rng.random() < 0.4:
         data, done = damage(json.dumps(content).encode(), rng)
         return Input({"quality.json": data}, done)
+    # with its checksum every change is noticed; files of earlier releases have none
+    content.pop("sha256", None)
     done = ", ".join(alter(content, rng) for _ in range(rng.choice((1, 1, 3))))
     return Input({"quality.json": json.dumps(content).encode()}, done)
 

@@ -23,6 +23,7 @@ __all__ = [
     "checked",
     "constant",
     "did_you_mean",
+    "is_finite",
     "option_constant",
     "range_in_words",
 ]
@@ -101,13 +102,21 @@ def check_number(
     wrong = GrataError(
         f"must be a finite number{_of_range(range_in_words(at_least, above, at_most, below))}, got {value!r}."
     )
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
         raise wrong
     if why and value in (above, below):
         raise GrataError(f"must be {range_in_words(None, above, None, below)}, {why}, got {value!r}.")
     if not _is_inside(value, at_least, above, at_most, below):
         raise wrong
     return float(value)
+
+
+def is_finite(value: float) -> bool:
+    """Return whether a number is one that a float can hold."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_count(value: Any, at_least: int = 1, or_null: bool = False) -> int:

@@ -48,8 +48,23 @@ _KEPT_OF_NAME = 48
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a person gave, ``~`` standing for the home folder."""
-    return Path(os.path.expanduser(path))
+    """Return a path that a person gave, ``~`` standing for the home folder.
+
+    Raises:
+        GrataError: it is not a path, or no file can have such a name.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise GrataError(f"must be the path of a file or folder, got {path!r}. Write ./ before the name.")
+    try:
+        found = Path(os.path.expanduser(path))
+        os.lstat(found)
+    except ValueError as error:
+        raise GrataError(f"{os.fspath(path)!r} cannot be the name of a file ({error}). Name another.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            shown = f"{os.fspath(path)[:_KEPT_OF_NAME]}…"
+            raise GrataError(f"{shown!r} is too long for the name of a file. Name another.") from error
+    return found
 
 
 def absence(path: str | os.PathLike[str]) -> str:

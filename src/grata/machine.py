@@ -46,7 +46,7 @@ def check_device(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise GrataError(f"{device!r} is not a device. Give cpu, cuda or cuda:0.", key="device") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type not in ("cpu", "cuda"):

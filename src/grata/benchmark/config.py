@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..checks import check_count, did_you_mean, option_constant
+from ..config_files import read_config
 from ..errors import GrataError
 from ..files import expanded
 from ..methods import METHODS, check_settings, settings_of
@@ -111,7 +110,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             where it stands, an override belongs to a source, target or method that is not in the file, or a value is of
             the wrong kind.
     """
-    given = _read(expanded(str(path)))
+    given = read_config(expanded(str(path)), as_yaml=True)
     _expand_all(given)
     # The whole first: otherwise it would undo what is given for its parts.
     for key, value in sorted((overrides or {}).items(), key=lambda item: item[0].count("#")):
@@ -196,21 +195,6 @@ def _protocols(given: object, targets: Sequence[str]) -> tuple[Protocol, ...]:
     except GrataError as error:
         raise error.under("protocol") from error
     return protocols
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        # YAML includes JSON, apart from numbers that no benchmark needs.
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GrataError(
-            f"{path} cannot be read ({error.strerror}). Name the benchmark's configuration file."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GrataError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}.") from error
-    if not isinstance(given, dict):
-        raise GrataError(f"{path} holds a {type(given).__name__}, not a mapping of keys such as bundle and targets.")
-    return given
 
 
 def _expand_all(given: dict[str, Any]) -> None:

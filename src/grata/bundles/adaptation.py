@@ -326,7 +326,7 @@ def _guard(given: Any, on_reject: Any, quality: Any, bundle_root: str | Path | N
 
 def _existing(prepared: str | Path | None) -> str | Path | None:
     """Return ``prepared`` once it is known to exist: a method that does not need it would not notice."""
-    if prepared is not None and not expanded(prepared).is_file():
+    if prepared is not None and not checked(expanded, prepared, "adaptation#prepared").is_file():
         raise GrataError(
             f"{prepared} {absence(expanded(prepared))}. Name a file that python -m grata prepare wrote.",
             key="adaptation#prepared",
@@ -341,5 +341,5 @@ def prepared_of(bundle_root: str | Path | None) -> Path | None:
 
 def _of_models(bundle_root: str | Path | None, name: str) -> Path | None:
     """Return a file in the bundle's folder of models, or None where it has none."""
-    path = None if bundle_root is None else Path(bundle_root) / "models" / name
+    path = None if bundle_root is None else checked(expanded, bundle_root, "adaptation#bundle_root") / "models" / name
     return path if path is not None and path.is_file() else None

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import Compose, Invertd, ResampleToMatch
 from torch import nn
 
+from ..data import Discovery
 from ..errors import GrataError
 from ..files import absence, expanded
 from ..machine import check_device
@@ -24,7 +24,7 @@ from ..predictions import ACTIVATIONS
 from ..session import WindowSelection, window_selection
 from .configuration import check_keys, check_method_settings
 from .paths import keep_texts
-from .reader import Configuration
+from .reader import Configuration, parser_of
 from .regions import Region, make_regions
 
 __all__ = ["REQUIRED", "Bundle", "Case"]
@@ -54,7 +54,8 @@ class Bundle(Configuration):
         name: key that the overrides stand under, for messages.
 
     Raises:
-        GrataError: there is no such file, it lacks a key that is needed, or an override names an unknown key.
+        GrataError: there is no such file, it is wrong or lacks a key that is needed, or an override names an unknown
+            key.
     """
 
     root: Path
@@ -65,8 +66,7 @@ class Bundle(Configuration):
         if not path.is_file():
             missing = root if root.is_symlink() else path
             raise GrataError(f"{missing} {absence(missing)}. Name the folder of a bundle that has it.", key="bundle")
-        parser = ConfigParser()
-        parser.read_config(path)
+        parser = parser_of([path], "bundle")
         super().__init__(parser, root, name, path)
         lacking = [key for key in REQUIRED if key not in self.raw()]
         if lacking:
@@ -204,9 +204,14 @@ class Bundle(Configuration):
             stride: step between the cases, from the first on.
 
         Raises:
-            GrataError: the folder cannot be read, or no case has a label.
+            GrataError: ``discovery`` is something else, the folder cannot be read, or no case has a label.
         """
         discovery = self.resolve("discovery")
+        if not isinstance(discovery, Discovery):
+            raise GrataError(
+                f"must be what grata.data.discover returns, got a {type(discovery).__name__}. Name it by _target_.",
+                key=f"{self.name}#discovery",
+            )
         faults = [{"case": fault.case, "fault": fault.message} for fault in discovery.faults]
         cases = sorted([*map(dict, discovery.cases), *faults], key=lambda case: case["case"])[::stride][:limit]
         if labelled and not any("label" in case for case in cases):

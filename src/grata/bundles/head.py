@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,9 @@ def is_unit_range(preprocessing: Any, key: str = "image") -> bool:
     """
     unit = False
     for transform in _transforms(preprocessing):
-        if key not in getattr(transform, "keys", (key,)):
+        keys = getattr(transform, "keys", None)
+        # of a transform, not the method of a dict
+        if isinstance(keys, Container) and key not in keys:
             continue
         scaler = getattr(transform, "scaler", transform)
         if isinstance(transform, ScaleIntensityd | ScaleIntensity):

@@ -12,12 +12,13 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import ID_SEP_KEY
 from torch import nn
 
+from ..config_files import read_config
 from ..errors import GrataError
 from ..private import running_workflow
 from ..session.faults import explain
 from .paths import keep_texts
 
-__all__ = ["Configuration", "components", "evaluators", "read_files"]
+__all__ = ["Configuration", "components", "evaluators", "parser_of", "read_files"]
 
 
 class Configuration:
@@ -46,9 +47,11 @@ class Configuration:
             root: folder of the bundle.
             files: the files; messages name the first.
             overrides: values by key, nested keys joined by ``#``.
+
+        Raises:
+            GrataError: a file is wrong.
         """
-        parser = ConfigParser()
-        parser.read_config(list(files))
+        parser = parser_of(files)
         parser["bundle_root"] = str(root)
         for key, value in overrides.items():
             parser[key] = value
@@ -109,9 +112,43 @@ class Configuration:
         return self.value(f"{evaluator}#postprocessing") or self.value("postprocessing")
 
 
+def parser_of(files: Sequence[Path], key: str | None = None) -> ConfigParser:
+    """Return MONAI's parser, which has read files, the later ones over the earlier.
+
+    Args:
+        files: the files.
+        key: key of the files, for messages.
+
+    Raises:
+        GrataError: a file is wrong, or does not fit those before it.
+    """
+    for file in files:
+        _content(file, key)
+    parser = ConfigParser()
+    try:
+        parser.read_config(list(files))
+    # MONAI merges keys, and may be told to refuse what is there twice
+    except Exception as error:
+        names = ", ".join(map(str, files))
+        raise GrataError(f"{names} cannot be read by MONAI. {explain(error)}", key=key) from error
+    return parser
+
+
 def read_files(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the content of each configuration file, without the marks by which MONAI merges keys."""
-    return [{key.lstrip("+"): value for key, value in ConfigParser.load_config_file(file).items()} for file in files]
+    """Return the content of each configuration file, without the marks by which MONAI merges keys.
+
+    Raises:
+        GrataError: a file is wrong.
+    """
+    return [{key.lstrip("+"): value for key, value in _content(file).items()} for file in files]
+
+
+def _content(file: Path, key: str | None = None) -> dict[str, Any]:
+    content = read_config(file, key)
+    for name in content:
+        if not isinstance(name, str):
+            raise GrataError(f"{file} has the key {name!r}, which is not a text. Put it in quotes.", key=key)
+    return content
 
 
 def components(config: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from ..checks import check_count, checked
 from ..errors import GrataError
 
 __all__ = ["Region", "make_regions"]
@@ -33,12 +35,13 @@ def make_regions(segments: Sequence[Mapping[str, Any]]) -> list[Region]:
         segments: segments of a bundle, with ``value``, ``label`` and optionally ``includes``.
 
     Raises:
-        GrataError: two segments have the same label.
+        GrataError: a segment lacks its value or label, or has one of another kind, or two have the same label.
     """
-    regions = [
-        Region(str(segment["label"]), (int(segment["value"]), *map(int, segment.get("includes") or ())), index)
-        for index, segment in enumerate(segments)
-    ]
+    if not isinstance(segments, list | tuple) or not segments:
+        raise GrataError(
+            f"must be a list of segments, each with its value and label, got {segments!r}.", key="segments"
+        )
+    regions = [checked(partial(_region, index), item, f"segments#{index}") for index, item in enumerate(segments)]
     labels = [region.label for region in regions]
     if len(set(labels)) < len(labels):
         raise GrataError(
@@ -46,3 +49,19 @@ def make_regions(segments: Sequence[Mapping[str, Any]]) -> list[Region]:
             key="segments",
         )
     return regions
+
+
+def _region(index: int, segment: Any) -> Region:
+    if not isinstance(segment, Mapping) or not {"value", "label"} <= segment.keys():
+        raise GrataError(f"must have a value and a label, got {segment!r}.")
+    included = segment.get("includes") or ()
+    if not isinstance(included, list | tuple):
+        raise GrataError(f"must be a list of values of labels, got {included!r}.", key="includes")
+    values = [checked(_label_value, segment["value"], "value")]
+    values += [checked(_label_value, value, "includes") for value in included]
+    return Region(str(segment["label"]), tuple(values), index)
+
+
+def _label_value(value: Any) -> int:
+    # an index of a channel may be written as 1.0
+    return check_count(int(value) if isinstance(value, float) and value.is_integer() else value, at_least=0)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
 from monai.inferers import Inferer, SimpleInferer, SliceInferer, SlidingWindowInferer
 from tabulate import tabulate
 from torch import nn
@@ -19,8 +18,10 @@ from ..bundles.adaptation import check_common, describe_changes, make_method, pr
 from ..bundles.checks import check_collisions, check_overrides, overlay
 from ..bundles.configuration import check_method_settings
 from ..bundles.head import Head, find_head, is_unit_range
+from ..bundles.paths import leaves
 from ..bundles.reader import Configuration, components, evaluators
 from ..checks import constant
+from ..config_files import read_config
 from ..console import say
 from ..errors import GrataError
 from ..files import absence, expanded, undownloaded
@@ -324,13 +325,16 @@ def _classes(config: Configuration, root: Path) -> int | None:
             value = config.value(f"network_def#{key}")
             if isinstance(value, int):
                 return value
-    metadata = root / "configs" / "metadata.json"
-    if metadata.is_file():
-        outputs = ConfigParser.load_config_file(metadata).get("network_data_format", {}).get("outputs", {})
-        for output in outputs.values():
-            if isinstance(output.get("num_channels"), int):
-                return output["num_channels"]
-    return None
+    return _channels(root / "configs" / "metadata.json")
+
+
+def _channels(metadata: Path) -> int | None:
+    """Return the number of output channels that a bundle's metadata names; None: it names none."""
+    outputs: Any = read_config(metadata) if metadata.is_file() else None
+    for key in ("network_data_format", "outputs"):
+        outputs = outputs.get(key) if isinstance(outputs, Mapping) else None
+    counts = [count for key, count in leaves(outputs) if key.endswith("num_channels") and isinstance(count, int)]
+    return counts[0] if counts else None
 
 
 def _kind(kind: str, layer: nn.Module) -> str:

@@ -35,6 +35,9 @@ class _Methods(Mapping[str, type[Method]]):
         self._others: dict[str, type[Method]] | None = None
 
     def __getitem__(self, name: str) -> type[Method]:
+        # a configuration may give a list, which is no key of a dict
+        if not isinstance(name, str):
+            raise KeyError(name)
         return self._own[name] if name in self._own else self._of_others()[name]
 
     def __iter__(self) -> Iterator[str]:

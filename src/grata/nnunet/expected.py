@@ -34,7 +34,7 @@ def training_images(folder: Path) -> dict[str, Any]:
         if (spacings == _PICTURE).any():
             return {"size": _ranges(shapes), "tolerance": 4}
         return {"spacing": _ranges(spacings), "extent": _ranges(spacings * shapes), "size": _ranges(shapes)}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
 
 

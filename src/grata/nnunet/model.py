@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import pydoc
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..config_files import read_config
 from ..errors import GrataError
-from ..files import expanded
+from ..files import absence, expanded
 from .checkpoints import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -213,18 +213,12 @@ def _names(folds: int | str | Sequence[int | str]) -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    if not path.is_file():
         raise GrataError(
-            f"{path} cannot be read ({error.strerror}). Give a trained-model folder of nnU-Net v2, which holds "
+            f"{path} cannot be read (it {absence(path)}). Give a trained-model folder of nnU-Net v2, which holds "
             "plans.json, dataset.json and fold_0, ..."
-        ) from error
-    except ValueError as error:
-        raise GrataError(f"{path} is not JSON ({error}). Copy it again.") from error
-    if not isinstance(content, dict):
-        raise GrataError(f"{path} holds a {type(content).__name__}, not a mapping. Copy it again.")
-    return content
+        )
+    return read_config(path, remedy="Copy it again.")
 
 
 def _require_nnunet() -> None:

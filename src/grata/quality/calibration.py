@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import is_finite
 from ..errors import GrataError
 from ..files import absence, atomic_write, expanded
-from .features import features, in_words, logit
+from .features import features, in_words, known_features, logit
 from .image import THUMBNAIL
 from .measures import Measures, mean
 
@@ -191,10 +192,10 @@ class Calibration:
             if digest not in (None, _digest(content)):
                 raise ValueError
             del content["format"]
-            made = cls(**{name: _tuples(value) for name, value in content.items()})
+            made = cls(**{name: _tuples(value) for name, value in content.items()} | {"cases": content["cases"]})
             if made._is_sound():
                 return made
-        except (TypeError, ValueError, LookupError):
+        except (TypeError, ValueError, LookupError, OverflowError):
             pass
         raise GrataError(f"{path} is damaged. Make it anew by python -m grata calibrate.")
 
@@ -214,18 +215,26 @@ class Calibration:
             "cases": (),
         }
         sound = all(np.shape(getattr(self, key)) == shape for key, shape in shapes.items())
+        return sound and self._numbers_are_sound() and self._names_are_known()
+
+    def _numbers_are_sound(self) -> bool:
         numbers = [value for key, value in vars(self).items() if key not in ("segments", "names")]
-        sound = sound and all(map(_finite, numbers)) and all(weight >= 0 for weight in self.weights)
-        return sound and all(spread > 0 for spread in self.spread) and self._names_are_known()
+        # the steps have no shape of their own
+        if not all(map(_finite, numbers)) or len(np.shape(self.steps)) != 1:
+            return False
+        return all(weight >= 0 for weight in self.weights) and all(spread > 0 for spread in self.spread)
 
     def _names_are_known(self) -> bool:
         """Return whether the features are those of these segments, of images of two or three dimensions."""
+        if not all(isinstance(text, str) for text in (*self.names, *self.segments)):
+            return False
         dims = sum(name.startswith(f"{self.segments[0]}/centre_") for name in self.names)
         channels = sum(name.startswith("image/mean_") for name in self.names)
         if dims not in (2, 3) or channels < 1 or len(self.thumbnail) != THUMBNAIL**dims:
             return False
         parts = {name.rpartition("/")[0] for name in self.names}
-        return parts == {"image", *self.segments} and all(map(in_words, self.names))
+        known = known_features(self.segments, channels, dims)
+        return parts == {"image", *self.segments} and known.issuperset(self.names)
 
 
 def familiarity_of(excess: np.ndarray) -> np.ndarray:
@@ -265,8 +274,11 @@ def _digest(content: Mapping[str, Any]) -> str:
 def _finite(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_finite, value))
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    # numpy makes objects of integers that are too large for its own
+    return float(value) if type(value) is int else value

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from .measures import Measures
 
-__all__ = ["features", "in_words", "logit"]
+__all__ = ["features", "in_words", "known_features", "logit"]
 
 _LEAST = 1e-3
 """Kept away from 0 and 1 where a share is put on an open scale."""
@@ -50,6 +50,20 @@ def in_words(name: str) -> str:
     part, _, kind = name.rpartition("/")
     kind = kind if kind in _OF_SEGMENT else kind.partition("_")[0]
     return _OF_IMAGE[kind] if part == "image" else _OF_SEGMENT[kind].format(part)
+
+
+def known_features(segments: Sequence[str], channels: int, dims: int) -> set[str]:
+    """Return the names of all features of an image and its prediction, see :func:`features`.
+
+    Args:
+        segments: names of the segments.
+        channels: number of channels of the image.
+        dims: number of its spatial dimensions.
+    """
+    whole = {"image/likeness", *["image/colour"] * (channels > 1)}
+    whole |= {f"image/{kind}_{k}" for kind in _OF_IMAGE.keys() - {"likeness", "colour"} for k in range(channels)}
+    places = [kind for kind in _OF_SEGMENT if kind != "centre"] + [f"centre_{axis}" for axis in range(dims)]
+    return whole | {f"{segment}/{kind}" for segment in segments for kind in places}
 
 
 def features(measures: Measures, typical: Sequence[float], source: bool = False) -> dict[str, float]:
