@@ -42,9 +42,13 @@ SCAN_FAULTS = {
     "DICOM slice truncated in its header": ("in 'dicom/truncated_header'", "truncated", "export it again"),
     "DICOM slice truncated in its pixels": ("in 'dicom/truncated_pixels'", "truncated", "Export the series again"),
     "missing slice": ("in 'dicom/missing_slice'", "a slice is missing", "Export the series again, complete"),
-    "mixed orientation": ("in 'dicom/mixed_orientation'", "mixed orientations", "Export the series again"),
+    "mixed orientation": ("in 'dicom/mixed_orientation'", "mixed orientations", "select, as in Orientation=axial"),
     "slices at one position": ("in 'dicom/duplicate_position'", "duplicate slices", "Export the series again"),
-    "instance stored twice": ("in 'dicom/duplicate_file'", "duplicate slices", "Export the series again"),
+    "one UID for two images": (
+        "in 'dicom/one_uid'",
+        "same SOP Instance UID, but differ in Pixel Data",
+        "Remove the wrong",
+    ),
     "2D DICOM": ("in 'dicom/single_slice'", "single slice", "Export the series again, complete"),
     "unreadable DICOM slice": ("in 'dicom/locked_slice'", "Permission denied", "export it again"),
 }
@@ -159,7 +163,7 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], tuple], tuple[str, ...]]] = {
     ),
     "mistyped key in a transform": (
         lambda folder, bundle: ("--config_file", edited_config(bundle, folder, "axcodes: RAS", "axcode: RAS")),
-        ("preprocessing#transforms#4#axcode", "unexpected keyword argument", "preprocessing#transforms#4#axcodes?"),
+        ("preprocessing#transforms#5#axcode", "unexpected keyword argument", "preprocessing#transforms#5#axcodes?"),
     ),
     "mistyped reference in the file": (
         lambda folder, bundle: (
@@ -272,8 +276,11 @@ def write_scans(root: Path, scans: type) -> None:
     duplicate = series("duplicate_position")
     duplicate[9].ImagePositionPatient = duplicate[8].ImagePositionPatient
     scans.save(duplicate, dicom / "duplicate_position")
-    twice = series("duplicate_file")
-    scans.save([*twice, twice[9]], dicom / "duplicate_file")
+    one_uid = series("one_uid")
+    one_uid[9].SOPInstanceUID = one_uid[8].SOPInstanceUID
+    for name in ("ImagePositionPatient", "InstanceNumber"):
+        setattr(one_uid[9], name, getattr(one_uid[8], name))
+    scans.save(one_uid, dicom / "one_uid")
     scans.save(series("single_slice", slices=1), dicom / "single_slice")
     scans.save(series("locked_slice"), dicom / "locked_slice")[9].chmod(0)
 
@@ -475,7 +482,7 @@ def test_an_earlier_run_is_replaced_whole_and_nothing_else_is_touched(folder, sc
     )
     assert run_adapt(folder, *arguments).status == 0
     assert set(tree(output)) == {
-        "segmentations/mine.txt", "segmentations/second.nii.gz", "figures/second.png", "journal.jsonl", "state.pt",
+        "segmentations/mine.txt", "segmentations/second.nii.gz", "figures/second.png", "journal.jsonl", "paths.csv", "state.pt",
         "summary.json", "volumes.csv", ".lock",
     }  # fmt: skip
 

@@ -23,6 +23,7 @@ from .dicom_parts import (
     Chosen,
     Part,
     differences,
+    example_choice,
     frame_differences,
     hold_several,
     most_slices,
@@ -44,9 +45,7 @@ _REMEDY_2D = "DICOM is read as volumes only, and this bundle needs 2D images. Co
 _LEAVE_OUT = "or leave it out by selecting others (modality, description)"
 _REMEDY = f"Export the series again, complete and without other series, {_LEAVE_OUT}"
 _REMEDY_FRAMES = "Export each of its volumes as a series of its own, or convert it to NIfTI, for example with dcm2niix"
-_REMEDY_PARTS = (
-    f"Choose one of its volumes with select, as in EchoTime=11, export each as a series of its own, {_LEAVE_OUT}"
-)
+_REMEDY_PARTS = f"Choose one of its volumes with select, as in {{}}, export each as a series of its own, {_LEAVE_OUT}"
 _LOCALIZER_NAME = re.compile(r"locali[sz]er|scout|survey|surview|topogram|\b(3|three)[- ]?plane", re.IGNORECASE)
 
 Report = Callable[[str, str, Path], None]
@@ -369,7 +368,8 @@ class _ScanSearch:
         differ = self._shown_differences(group) if hold_several(group) else ""
         if differ and not remedy:
             reason = f"{reason}. Its images differ in: {differ}"
-            remedy = _REMEDY_FRAMES if len(group) == 1 else _REMEDY_PARTS
+            choice = remove_identifiers(example_choice(group), identifiers)
+            remedy = _REMEDY_FRAMES if len(group) == 1 else _REMEDY_PARTS.format(choice)
         remedy = _REMEDY_2D if self.spatial_dims == 2 else remedy or _REMEDY
         self.fail(
             case,

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -25,6 +25,7 @@ __all__ = [
     "Chosen",
     "Part",
     "differences",
+    "example_choice",
     "frame_differences",
     "hold_several",
     "most_slices",
@@ -170,14 +171,25 @@ def hold_several(instances: Sequence[Instance]) -> bool:
 
 def differences(instances: Sequence[Instance]) -> str:
     """Return in what the images of a series differ, such as ``"Echo Time 11, 92"``; empty where nothing shows."""
-    found = []
+    return "; ".join(
+        f"{_name(key)} {_listed(_tokens(values))}" for key, values in list(_telling(instances).items())[:3]
+    )
+
+
+def example_choice(instances: Sequence[Instance]) -> str:
+    """Return the most frequent value of the first of these differences, as :func:`parse_chosen` reads it."""
+    for keyword in _telling(instances):
+        (value, _), *_ = Counter(instance.attributes.get(keyword, "") for instance in instances).most_common(1)
+        return f"{keyword}={value}".replace("\\", "/")
+    return ""
+
+
+def _telling(instances: Sequence[Instance]) -> dict[str, list[str]]:
+    """Return the attributes that may tell volumes from each other, with their values in order."""
     varying = _varying(instances)
     if "Orientation" in varying:
         varying.pop("ImageOrientationPatient", None)
-    for keyword, values in varying.items():
-        if len(values) <= len(instances) / 2:
-            found.append(f"{_name(keyword)} {_listed(_tokens(values))}")
-    return "; ".join(found[:3])
+    return {keyword: values for keyword, values in varying.items() if len(values) <= len(instances) / 2}
 
 
 def frame_differences(instance: Instance) -> str:
