@@ -482,8 +482,8 @@ def test_an_earlier_run_is_replaced_whole_and_nothing_else_is_touched(folder, sc
     )
     assert run_adapt(folder, *arguments).status == 0
     assert set(tree(output)) == {
-        "segmentations/mine.txt", "segmentations/second.nii.gz", "figures/second.png", "journal.jsonl", "paths.csv", "state.pt",
-        "summary.json", "volumes.csv", ".lock",
+        "segmentations/mine.txt", "segmentations/second.nii.gz", "figures/second.png", "journal.jsonl", "paths.csv",
+        "state.pt", "summary.json", "volumes.csv", ".lock",
     }  # fmt: skip
 
 
