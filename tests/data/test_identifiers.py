@@ -49,6 +49,12 @@ def test_dates_are_found_in_any_order(text, stored):
     assert remove_identifiers(text, patient_identifiers(header(PatientBirthDate=stored))) == "[removed]"
 
 
+@pytest.mark.parametrize("text", ["PID 4711", "E. 4711", "pid-4711-t1", "998877", "ACC-998877_ses-01", "x/998877.nii"])
+def test_the_number_of_an_id_is_removed_where_it_stands_without_its_letters(text):
+    removed = remove_identifiers(text, patient_identifiers(header(PatientID="PID4711", AccessionNumber="ACC998877")))
+    assert "[removed]" in removed and not re.search("4711|998877", removed)
+
+
 @pytest.mark.parametrize("text", ["KH-4711", "kh4711", "KH_4711"])
 def test_ids_are_found_with_other_separators(text):
     assert remove_identifiers(text, patient_identifiers(header(PatientID="KH-4711"))) == "[removed]"

@@ -150,6 +150,25 @@ def test_damage_of_a_compressed_file_is_noticed(tmp_path, damage):
         ScanReader().get_data([str(path)])
 
 
+@pytest.mark.parametrize(
+    ("name", "compressions", "words"),
+    [
+        ("a.nii.gz", 0, "is not compressed in spite of its name. Give it a name that does not end in .gz"),
+        ("a.nii", 1, "is compressed in spite of its name. Give it a name that ends in .gz"),
+        ("a.nii.gz", 2, "is damaged, truncated or not NIfTI"),
+    ],
+)
+def test_a_name_that_does_not_fit_the_compression_is_named(tmp_path, name, compressions, words):
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4)), tmp_path / "whole.nii")
+    content = (tmp_path / "whole.nii").read_bytes()
+    for _ in range(compressions):
+        content = gzip.compress(content)
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named" / name).write_bytes(content)
+    (fault,) = discover(tmp_path / "named").faults
+    assert words in fault.message
+
+
 def test_a_compressed_file_of_several_parts_is_whole(tmp_path):
     path = tmp_path / "a.nii.gz"
     values = write(path, (20, 20, 20))

@@ -288,12 +288,20 @@ def test_damaged_lines_of_a_journal_end_nothing(make_run, tmp_path, capsys, dama
     with (tmp_path / "out" / "journal.jsonl").open("ab") as file:
         file.write(damage)
     assert make_run(resume=True).run() == 0
-    assert "of journal.jsonl are damaged or cut short, and were left out" in capsys.readouterr().out
+    assert "lines of journal.jsonl that are damaged or cut short were left out: " in capsys.readouterr().out
     assert cases_of(tmp_path / "out") == NAMES
+
+
+def test_a_segmentation_that_was_taken_away_is_said(make_run, tmp_path, capsys):
+    make_run(names=NAMES[:2]).run()
+    next(iter((tmp_path / "out" / "segmentations").glob(f"{NAMES[0]}.*"))).unlink()
+    assert make_run(resume=True).run() == 0
+    printed = capsys.readouterr().out
+    assert f"finished cases without a segmentation, which was removed since: {NAMES[0]} (1)." in printed
 
 
 def test_a_finished_case_without_its_line_is_said(make_run, tmp_path, capsys):
     make_run(names=NAMES[:2]).run()
     (tmp_path / "out" / "journal.jsonl").write_bytes(b'{"case": "caseX"}\n')
     assert make_run(resume=True).run() == 0
-    assert "2 finished cases have no line in journal.jsonl" in capsys.readouterr().out
+    assert "finished cases without a line in journal.jsonl, which has lost it: 2." in capsys.readouterr().out

@@ -195,7 +195,7 @@ class _Search:
             for (path, case), label in zip(group, index.assign(group, self.root), strict=True):
                 self._add_file(path, case, label, identifiers)
         self._add_dicom(dicom, chosen, volume_labels)
-        self.found.notes.extend(_passed_over(files))
+        self.found.notes.extend(_passed_over(files, self.spatial_dims))
 
         if not self.found.cases and not self.found.faults:
             raise GrataError(_nothing_found(self.root, files, self.spatial_dims, self.found.notes), key="dataset_dir")
@@ -266,14 +266,14 @@ class _Search:
         self.found.notes.extend([*files.notes(), *notes])
 
 
-def _passed_over(files: Files) -> list[str]:
+def _passed_over(files: Files, spatial_dims: int) -> list[str]:
     """Return a sentence for each kind of files that are no scan, or no scan that can be read."""
     notes = []
     unread = {ending: count for ending, count in sorted(files.unread.items()) if count}
     if total := sum(unread.values()):
         listed = ", ".join(f"{count} {ending}" for ending, count in unread.items())
         kinds = "1 file of a kind that is not read" if total == 1 else f"{total} files of kinds that are not read"
-        notes.append(f"{kinds}: {listed}. Convert what you need to NIfTI.")
+        notes.append(f"{kinds}: {listed}. Convert what you need to {'PNG' if spatial_dims == 2 else 'NIfTI'}.")
     if files.dangling:
         links = "1 link leads" if files.dangling == 1 else f"{files.dangling} links lead"
         notes.append(f"{links} to a file that does not exist.")

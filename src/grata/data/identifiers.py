@@ -48,14 +48,17 @@ def patient_identifiers(header: Dataset) -> frozenset[str]:
         header: any DICOM data set.
 
     Returns:
-        The components of the patient's and the physicians' names, the patient IDs, the accession number and the
-        dates (``YYYYMMDD``). Each has at least two characters, or one that is not ASCII.
+        The components of the patient's and the physicians' names, the patient IDs and the accession number, also
+        their numbers of four digits and more, and the dates (``YYYYMMDD``). Each has at least two characters, or one that is not ASCII.
     """
     found: set[str] = set()
     for keyword in ("PatientName", "OtherPatientNames", "ReferringPhysicianName", "PatientBirthName"):
         found.update(re.split(r"[-_.\^=,\s\\\[\]']+", str(header.get(keyword) or "")))
     for keyword in ("PatientID", "OtherPatientIDs", "AccessionNumber"):
-        found.update(re.split(r"[\s\\\[\]',]+", str(header.get(keyword) or "")))
+        text = str(header.get(keyword) or "")
+        found.update(re.split(r"[\s\\\[\]',]+", text))
+        # folders often hold the number of an ID alone, or apart from its letters
+        found.update(re.findall(r"\d{4,}", text))
     for keyword in ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"):
         found.add(re.sub(r"\D", "", str(header.get(keyword) or "")))
     return frozenset(text for text in found if len(text) >= _SHORTEST or not text.isascii())

@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from ..errors import GrataError
-from ..files import atomic_write
+from ..files import absence, atomic_write
 from .geometry import ORIENTATION_TOLERANCE
 from .sizes import check_volume_size, read_to_end
 
@@ -107,7 +107,7 @@ def load_itk(path: str | os.PathLike[str]) -> ItkFile:
     except GrataError:
         raise
     except FileNotFoundError as error:
-        raise GrataError(f"{name} no longer exists. Put it back, or run again.") from error
+        raise GrataError(f"{name} {absence(path)}. Put it back, or leave it out.") from error
     except _HeaderError as error:
         raise GrataError(f"{name} cannot be used: {error}.") from error
     except OSError as error:

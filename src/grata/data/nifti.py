@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
 from ..errors import GrataError
-from ..files import atomic_write
+from ..files import absence, atomic_write
 from .sizes import check_volume_size, read_to_end
 
 __all__ = [
@@ -89,14 +89,23 @@ def load_nifti(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:
     except GrataError:
         raise
     except FileNotFoundError as error:
-        raise GrataError(f"NIfTI file '{path}' no longer exists. Put it back, or run again.") from error
+        raise GrataError(f"NIfTI file '{path}' {absence(path)}. Put it back, or leave it out.") from error
     # A damaged header makes nibabel raise one of a dozen exceptions that have no common base.
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise GrataError(f"NIfTI file '{path}' cannot be read: {error.strerror}. Check its permissions.") from error
-        raise GrataError(
-            f"NIfTI file '{path}' cannot be read: it is damaged, truncated or not NIfTI. Copy or export it again."
-        ) from error
+        what = _misnamed(path) or "it is damaged, truncated or not NIfTI. Copy or export it again"
+        raise GrataError(f"NIfTI file '{path}' cannot be read: {what}.") from error
+
+
+def _misnamed(path: str | os.PathLike[str]) -> str:
+    """Return which name a file should have whose compression is not what its name says; empty for others."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if not os.fspath(path).lower().endswith(".gz"):
+        return "it is compressed in spite of its name. Give it a name that ends in .gz" * start.startswith(b"\x1f\x8b")
+    plain = any(int.from_bytes(start, order) in _HEADERS for order in ("little", "big"))
+    return "it is not compressed in spite of its name. Give it a name that does not end in .gz" * plain
 
 
 def _loaded(path: str | os.PathLike[str]) -> nibabel.Nifti1Image:

@@ -12,7 +12,7 @@ from matplotlib import color_sequences
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import GrataError
-from ..files import atomic_write
+from ..files import absence, atomic_write
 from .sizes import LARGEST_PICTURE, check_picture_size
 
 __all__ = ["is_label_picture", "is_picture", "picture_size", "read_label_picture", "read_picture", "save_label_picture"]
@@ -131,7 +131,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     except GrataError:
         raise
     except FileNotFoundError as error:
-        raise GrataError(f"Picture '{path}' no longer exists. Put it back, or run again.") from error
+        raise GrataError(f"Picture '{path}' {absence(path)}. Put it back, or leave it out.") from error
     except Image.DecompressionBombError as error:
         raise GrataError(
             f"Picture '{path}' has more than {LARGEST_PICTURE / 1e6:.0f} megapixels by its header, which would fill "

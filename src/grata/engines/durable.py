@@ -213,6 +213,7 @@ class AdaptationRun(EvaluatorRun):
             )
         elif state_file.is_file():
             self._resume(_read_state(state_file))
+            self._note_lost_outputs()
         else:
             self._check_state_is_not_lost()
         self._remove_unfinished()
@@ -237,10 +238,22 @@ class AdaptationRun(EvaluatorRun):
 
     def _keep_lines(self, journal: Journal) -> None:
         if damaged := journal.damaged():
-            self._notes.append(f"{damaged} lines of {JOURNAL} are damaged or cut short, and were left out.")
+            self._notes.append(f"lines of {JOURNAL} that are damaged or cut short were left out: {damaged}.")
         journal.keep(set(self.finished))
         if lost := len({*self.finished} - {line.get("case") for line in journal.lines()}):
-            self._notes.append(f"{lost} finished cases have no line in {JOURNAL} any more; their outputs are there.")
+            self._notes.append(f"finished cases without a line in {JOURNAL}, which has lost it: {lost}.")
+
+    def _note_lost_outputs(self) -> None:
+        """Note the finished cases whose segmentation somebody has taken away since."""
+        judged = self.session.judgements
+        kept = [case for case in self.finished if case not in judged or not judged[case].withheld]
+        # the figure, the last of them, is no result
+        lost = [case for case in kept if not any(path.exists() for path in self.outputs.paths(case)[:-1])]
+        if lost:
+            self._notes.append(
+                f"finished cases without a segmentation, which was removed since: {', '.join(lost[:10])}"
+                f"{', …' * (len(lost) > 10)} ({len(lost)}). Start anew with --overwrite true to have them again."
+            )
 
     def _check_state_is_not_lost(self) -> None:
         lines = [line for line in Journal(self.output_dir / JOURNAL).lines() if "fault" not in line]
