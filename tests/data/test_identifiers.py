@@ -1,4 +1,5 @@
 import multiprocessing
+import re
 import unicodedata
 
 import numpy as np

@@ -48,8 +48,9 @@ def patient_identifiers(header: Dataset) -> frozenset[str]:
         header: any DICOM data set.
 
     Returns:
-        The components of the patient's and the physicians' names, the patient IDs and the accession number, also
-        their numbers of four digits and more, and the dates (``YYYYMMDD``). Each has at least two characters, or one that is not ASCII.
+        The components of the patient's and the physicians' names, the patient IDs and the accession number, also their
+        numbers of four digits and more, and the dates (``YYYYMMDD``). Each has at least two characters, or one that is
+        not ASCII.
     """
     found: set[str] = set()
     for keyword in ("PatientName", "OtherPatientNames", "ReferringPhysicianName", "PatientBirthName"):
