@@ -25,11 +25,11 @@ COMMAND = [sys.executable, "-m", "monai.bundle"]
 
 
 def hashes(folder):
-    """Return the hashes of all files that must be equal, without those that hold seconds and bytes of memory."""
+    """Return the hashes of all files that must be equal, without those that hold seconds, bytes of memory or paths."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and path.name not in ("journal.jsonl", "summary.json", "state.pt")
+        if path.is_file() and path.name not in ("journal.jsonl", "summary.json", "state.pt", "paths.csv")
     }
 
 

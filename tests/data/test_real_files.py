@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+import grata.data.dicom_cases as dicom_cases
 import grata.data.discovery as discovery
 from grata.data import ScanReader, discover
 from grata.data.pictures import picture_size
@@ -46,14 +47,14 @@ def test_whatever_a_library_raises_for_a_file_is_its_own_fault(tmp_path, scans, 
 def test_whatever_a_library_raises_for_a_series_is_its_own_fault_and_names_no_patient(tmp_path, scans, monkeypatch):
     for name in ("good", "bad"):
         scans.save(scans.series(series=name), tmp_path / name)
-    geometry = discovery.series_geometry
+    geometry = dicom_cases.series_geometry
 
     def spoilt(ordered):
         if "bad" in ordered[0].path:
             raise KeyError(f"Mustermann, Erika in {tmp_path}/Mustermann/x.dcm")
         return geometry(ordered)
 
-    monkeypatch.setattr(discovery, "series_geometry", spoilt)
+    monkeypatch.setattr(dicom_cases, "series_geometry", spoilt)
     found = discover(tmp_path)
     (fault,) = found.faults
     assert len(found.cases) == 1
@@ -78,7 +79,9 @@ def test_kinds_that_are_not_read_are_said_once(tmp_path, scans):
     ]
     os.unlink(tmp_path / "a.nii.gz")
     os.unlink(tmp_path / "deep" / "g.png")
-    with pytest.raises(GrataError, match=r"no DICOM image\. There are 6 files of kinds that are not read: 1 \.mgz"):
+    with pytest.raises(
+        GrataError, match=r"holds no scan that can be used\. 6 files of kinds that are not read: 1 \.mgz"
+    ):
         discover(tmp_path)
 
 

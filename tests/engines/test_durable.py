@@ -68,6 +68,9 @@ def run_in_a_child(make_run, **options) -> int:
     """Run in a process of its own, and return how it ended, as ``os.waitstatus_to_exitcode`` does."""
     child = os.fork()
     if child == 0:
+        # a shell starts what it runs in the background with Ctrl-C and the end of the terminal ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         try:
             make_run(**options).run()
         finally:

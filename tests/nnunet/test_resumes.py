@@ -39,12 +39,13 @@ def make_run(tmp_path):
         )
 
         @contextlib.contextmanager
-        def predict(data, case, site):
+        def predict(data, case, site, unlike):
             trouble(case)
             yield case
             journal.append({"case": case})
 
         model = SimpleNamespace(
+            folder=tmp_path,
             dataset={"file_ending": ".nii.gz"},
             plans=SimpleNamespace(plans={}, transpose_forward=order),
             configuration=SimpleNamespace(preprocessor_class=Preprocessor, spacing=list(spacing)),

@@ -49,7 +49,7 @@ def test_a_small_source_set_gives_a_file_of_plain_numbers(config, write_bundle, 
     # nothing but numbers and the names of features and segments: no path, no image
     text = path.read_text()
     assert str(source) not in text and "case0" not in text
-    assert set(json.loads(text)) == {"format", *(field.name for field in dataclasses.fields(Calibration))}
+    assert set(json.loads(text)) == {"format", "sha256", *(field.name for field in dataclasses.fields(Calibration))}
 
 
 def test_a_calibration_that_is_there_is_not_replaced_by_the_way(config, write_bundle, source):

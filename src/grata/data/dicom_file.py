@@ -106,7 +106,8 @@ def read_file(path: str | os.PathLike[str], stop_before_pixels: bool = False) ->
         whole, stream = _parse(file, stop_before_pixels)
         if isinstance(stream, _Inflated) and not stop_before_pixels:
             stream.limit += claimed_bytes(whole, int(whole.get("NumberOfFrames") or 1))
-            whole.update(read_dataset(stream, is_implicit_VR=False, is_little_endian=True))
+            # What follows the pixel data is not needed, and may be inflated without end.
+            whole.update(read_dataset(stream, False, True, stop_when=lambda tag, *_: tag not in _PIXEL_TAGS))
     if not stop_before_pixels and whole.file_meta.TransferSyntaxUID.is_encapsulated:
         check_frames(whole)
     for dataset in (whole, *(whole.get("SharedFunctionalGroupsSequence") or ())):
@@ -231,7 +232,8 @@ def _parse(file: BinaryIO, stop_before_pixels: bool) -> tuple[Dataset, BinaryIO]
         _complete_syntax(header)
         return header, file
     stream = _Inflated(file, _LARGEST_HEADER)
-    header = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag in _PIXEL_TAGS)
+    # No element of a data set has a group below 0008: zeros that are inflated without end would be read as such.
+    header = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag in _PIXEL_TAGS or tag >> 16 < 8)
     header.set_original_encoding(False, True)
     header.file_meta = meta
     return header, stream

@@ -212,8 +212,7 @@ class AdaptationRun(EvaluatorRun):
                 key="output_dir",
             )
         elif state_file.is_file():
-            self._resume(_read_state(state_file))
-            self._note_lost_outputs()
+            self._go_on(state_file)
         else:
             self._check_state_is_not_lost()
         self._remove_unfinished()
@@ -242,6 +241,16 @@ class AdaptationRun(EvaluatorRun):
         journal.keep(set(self.finished))
         if lost := len({*self.finished} - {line.get("case") for line in journal.lines()}):
             self._notes.append(f"finished cases without a line in {JOURNAL}, which has lost it: {lost}.")
+
+    def _go_on(self, state_file: Path) -> None:
+        try:
+            self._resume(_read_state(state_file))
+        except GrataError:
+            raise
+        # an altered state can make a method or an optimizer raise anything
+        except Exception as error:
+            raise _damaged(state_file) from error
+        self._note_lost_outputs()
 
     def _note_lost_outputs(self) -> None:
         """Note the finished cases whose segmentation somebody has taken away since."""
@@ -509,6 +518,10 @@ def _read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = read_state(path)
         if {"method", "finished", "scores", "volumes", "flags", "settings", "source"} <= state.keys():
             return state
-    raise GrataError(
+    raise _damaged(path)
+
+
+def _damaged(path: Path) -> GrataError:
+    return GrataError(
         f"{path} is damaged or not the state of a run. Start anew with --overwrite true instead.", key="resume"
     )
