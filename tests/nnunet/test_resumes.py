@@ -46,6 +46,7 @@ def make_run(tmp_path):
 
         model = SimpleNamespace(
             folder=tmp_path,
+            channels=1,
             dataset={"file_ending": ".nii.gz"},
             plans=SimpleNamespace(plans={}, transpose_forward=order),
             configuration=SimpleNamespace(preprocessor_class=Preprocessor, spacing=list(spacing)),

@@ -1,6 +1,7 @@
 """DICOM series: check that one is a volume, and read it."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -245,13 +246,13 @@ def _distance_tolerance(spacing: float) -> float:
 
 
 def error_reason(error: Exception, identifiers: frozenset[str]) -> str:
-    """Return a library's error message as one line, cut after 200 characters, without the patient's identity.
+    """Return a library's error message as one line, cut after 200 characters, without paths and the patient's identity.
 
     Args:
         error: exception that the library raised.
         identifiers: strings that identify the patient.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"(?<![\w.])/\S+", "…", " ".join(str(error).split())) or type(error).__name__
     return remove_identifiers(text if len(text) <= 200 else f"{text[:200]}…", identifiers)
 
 

@@ -362,7 +362,8 @@ class _ScanSearch:
     def _fail_series(self, case: str, group: Sequence[Instance], error: Exception) -> None:
         """Report a series that cannot be used, whatever exception a library raised."""
         identifiers = series_identifiers(group)
-        reason, remedy = error_reason(error, identifiers), getattr(error, "remedy", "")
+        reason = f"{type(error).__name__}: {error_reason(error, identifiers)}"
+        remedy = getattr(error, "remedy", "")
         if isinstance(error, GeometryError):
             reason = remove_identifiers(str(error), identifiers)
         differ = self._shown_differences(group) if hold_several(group) else ""

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import GrataError
 from ..files import absence, expanded
 from .case_list import read_case_lists
+from .dicom import error_reason
 from .dicom_cases import DicomFiles, Selection, find_scans, index_dicom
 from .dicom_index import series_identifiers
 from .identifiers import printable, remove_identifiers, safe_path
@@ -295,8 +296,7 @@ def _nothing_found(root: Path, files: Files, spatial_dims: int, notes: Sequence[
 
 def _reason(error: Exception, identifiers: frozenset[str]) -> str:
     """Return the kind of an exception and what it says, in one line and without paths."""
-    text = remove_identifiers(" ".join(f"{type(error).__name__}: {error}".split()), identifiers)
-    return printable(re.sub(r"(?<![\w.])/\S+", "…", text)[:200])
+    return printable(f"{type(error).__name__}: {error_reason(error, identifiers)}")
 
 
 def _existing_folder(folder: str | os.PathLike[str], key: str) -> Path:
