@@ -21,7 +21,7 @@ class Preprocessor:
         pass
 
     def run_case(self, files, seg, plans, configuration, dataset):
-        properties = {"spacing": self.spacing}
+        properties = {"spacing": self.spacing, "shape_after_cropping_and_before_resampling": self.shape}
         return self.run_case_npy(np.zeros((1, *self.shape), np.float32), seg, properties, plans, configuration, dataset)
 
     def run_case_npy(self, data, seg, properties, *plans):
