@@ -34,7 +34,9 @@ def unpack(data: bytes, key: str) -> tuple[dict[str, Any], bool | None]:
     Raises:
         Exception: a damaged file can raise ``SafetensorError``, or any ``ValueError`` or ``LookupError``.
     """
-    header = json.loads((_metadata(data) or {}).get(key, "{}"))
+    metadata = _metadata(data) or {}
+    text = metadata.get(key, "{}") if isinstance(metadata, dict) else None
+    header = json.loads(text) if isinstance(text, str) else None
     if not isinstance(header, dict):
         raise ValueError("its header is not a mapping")
     written = header.pop("content", None)

@@ -217,6 +217,7 @@ def test_the_entropy_of_a_real_scan_falls_by_the_fusion(make_network, real_scan)
         ({"fusion": 1.1}, "fusion: must be"),
         ({"temperature": 0}, "temperature: must be"),
         ({"feature_layer": "nowhere"}, "feature_layer: .*nowhere"),
+        ({"feature_layer": {"a": []}}, "feature_layer: .*no module"),
         ({"batch_statistics": 1.0}, "batch_statistics"),
     ],
 )

@@ -97,7 +97,7 @@ class DIGA(PredictiveMethod):
     def _setup(self) -> None:
         super()._setup()
         layers = dict(self.given.named_modules())
-        if self.feature_layer is not None and self.feature_layer not in layers:
+        if self.feature_layer is not None and self.feature_layer not in list(layers):
             raise GrataError(
                 f"the network has no module {self.feature_layer!r}; its last is {list(layers)[-1]!r}.",
                 key="feature_layer",
