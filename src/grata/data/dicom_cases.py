@@ -1,7 +1,6 @@
 """Find the DICOM scans among files: group the images to series, choose some, and report what cannot be used."""
 
 import fnmatch
-import hashlib
 import os
 import re
 from collections import Counter, defaultdict
@@ -32,7 +31,7 @@ from .dicom_parts import (
     without_copies,
 )
 from .geometry import GeometryError
-from .identifiers import REMOVED, printable, remove_identifiers, safe_path
+from .identifiers import REMOVED, anonymous_id, printable, remove_identifiers, safe_path, short_digest
 
 __all__ = ["DicomFiles", "DicomScan", "Selection", "find_scans", "index_dicom"]
 
@@ -258,7 +257,7 @@ class _ScanSearch:
         if nowhere:
             count = len(nowhere)
             self.fail(
-                _hashed("file", _relative(Path(nowhere[0].path), self.root)),
+                anonymous_id("file", _relative(Path(nowhere[0].path), self.root)),
                 f"{count} DICOM image{'s' * (count > 1)} (in '{self._folder(nowhere)}') cannot be used: without a "
                 "Series Instance UID nothing tells which images are one volume. Export the scan again, or remove the "
                 "patient with a tool that keeps the UIDs or replaces them.",
@@ -289,7 +288,7 @@ class _ScanSearch:
                     message += (
                         f" It may belong to one of the {len(neighbours)} series in its folder: check their extent."
                     )
-                self.fail(_hashed("file", _relative(path, self.root)), message, path)
+                self.fail(anonymous_id("file", _relative(path, self.root)), message, path)
         return defects
 
     def _emptied(self, series: Mapping[str, Sequence[Instance]], by_folder: Mapping[Path, object]) -> dict[str, str]:
@@ -421,16 +420,8 @@ def _about(first: Instance) -> dict[str, str]:
 
 
 def _case_id(first: Instance) -> str:
-    return f"{first.modality.lower()}-series{first.number:03d}-{_digest(first.series)}"
+    return f"{first.modality.lower()}-series{first.number:03d}-{short_digest(first.series)}"
 
 
 def _relative(path: Path, root: Path) -> str:
     return os.fspath(path.relative_to(root))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
-
-
-def _hashed(kind: str, text: str) -> str:
-    return f"{kind}-{_digest(text)}"

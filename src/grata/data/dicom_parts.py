@@ -1,6 +1,5 @@
 """Tell copies of a file, and the volumes of one series, from each other."""
 
-import hashlib
 import itertools
 import re
 from collections import Counter, defaultdict
@@ -20,6 +19,7 @@ from .dicom import sort_series
 from .dicom_file import quiet_libraries, read_file
 from .dicom_index import ATTRIBUTES, Instance, number_or_text
 from .geometry import GeometryError
+from .identifiers import short_digest
 
 __all__ = [
     "Chosen",
@@ -359,11 +359,8 @@ def _tokens(values: Sequence[str]) -> list[str]:
 def _word(value: str) -> str:
     word = re.sub(r"[^A-Za-z0-9.+-]+", "-", value).strip("-.") or "None"
     # A long or cut value would not be unique, or would not be a file name.
-    return word if len(word) <= _SHOWN and word in (value, value.replace("\\", "-")) else _digest(value)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8] if text else "None"
+    is_whole = len(word) <= _SHOWN and word in (value, value.replace("\\", "-"))
+    return word if is_whole or not value else short_digest(value)
 
 
 def _name(keyword: str) -> str:

@@ -1,6 +1,5 @@
 """Find the scans in a folder, one case per scan, and report the scans that cannot be used."""
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -17,7 +16,7 @@ from .case_list import read_case_lists
 from .dicom import error_reason
 from .dicom_cases import DicomFiles, Selection, find_scans, index_dicom
 from .dicom_index import series_identifiers
-from .identifiers import printable, remove_identifiers, safe_path
+from .identifiers import anonymous_id, printable, remove_identifiers, safe_path, short_digest
 from .labels import LabelIndex, is_image_folder, scan_stem
 from .nifti import grid_difference
 from .pictures import is_label_picture, is_picture, picture_size
@@ -187,7 +186,7 @@ class _Search:
         identifiers = series_identifiers(dicom.instances)
         for folder in files.unreadable:
             name = safe_path(folder, self.root)
-            self._fail(_hashed("folder", name), f"Folder '{name}' cannot be read. Check its permissions.", folder)
+            self._fail(anonymous_id("folder", name), f"Folder '{name}' cannot be read. Check its permissions.", folder)
         images = [path for path in files.volumes if not volume_labels.is_label(path)]
         images += [path for path in files.pictures if is_picture(path) and not picture_labels.is_label(path)]
         named = _file_ids(images, self.root, identifiers)
@@ -324,7 +323,7 @@ def _file_ids(paths: Sequence[Path], root: Path, identifiers: frozenset[str]) ->
         return printable("-".join((*folders, scan_stem(path))))
 
     def hashed(path: Path) -> str:
-        return f"{longer(path)}-{_digest(_relative(path, root))}"
+        return f"{longer(path)}-{short_digest(_relative(path, root))}"
 
     ids = [printable(scan_stem(path)) for path in paths]
     for name in (longer, hashed):
@@ -377,11 +376,3 @@ def _check_label(label: Path, shown: str, shape: Sequence[int], affine: np.ndarr
 
 def _relative(path: Path, root: Path) -> str:
     return str(path.relative_to(root))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
-
-
-def _hashed(kind: str, text: str) -> str:
-    return f"{kind}-{_digest(text)}"

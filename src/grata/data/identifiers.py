@@ -2,6 +2,7 @@
 
 import calendar
 import functools
+import hashlib
 import operator
 import os
 import re
@@ -15,7 +16,15 @@ from pydicom import Dataset
 
 from ..console import printable
 
-__all__ = ["is_hidden", "patient_identifiers", "printable", "remove_identifiers", "safe_path"]
+__all__ = [
+    "anonymous_id",
+    "is_hidden",
+    "patient_identifiers",
+    "printable",
+    "remove_identifiers",
+    "safe_path",
+    "short_digest",
+]
 
 REMOVED = "[removed]"
 # A single letter or digit occurs in almost every path.
@@ -39,6 +48,16 @@ _HARMLESS = re.compile(
     r"[-_. ]?0*\d{0,4}(\.(dcm|dicom|ima))?",
     re.IGNORECASE,
 )
+
+
+def short_digest(text: str) -> str:
+    """Return eight characters that stand for a text and do not show it; bytes that are not UTF-8 may be in it."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def anonymous_id(kind: str, text: str) -> str:
+    """Return the id of a case that no name may be given to: its kind, and a digest of what it is known by."""
+    return f"{kind}-{short_digest(text)}"
 
 
 def patient_identifiers(header: Dataset) -> frozenset[str]:
