@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -108,7 +109,13 @@ def test_affine_parameters_of_the_networks_own_are_counted(make_bundle):
     assert facts["adapts"].startswith(f"{sum(p.numel() for p in own.values())} parameters of the network")
 
 
-def test_modules_of_one_bundle_are_not_taken_for_those_of_another(make_bundle, tmp_path):
+@pytest.mark.parametrize("imported", [False, True])
+def test_modules_of_one_bundle_are_not_taken_for_those_of_another(imported, make_bundle, tmp_path, monkeypatch):
+    package = ModuleType("scripts")
+    package.__path__ = []
+    monkeypatch.delitem(sys.modules, "scripts", raising=False)
+    if imported:
+        monkeypatch.setitem(sys.modules, "scripts", package)
     bundle = make_bundle(network_def={"_target_": "scripts.net.Net"})
     for classes in (2, 5):
         other = tmp_path / f"bundle_{classes}"
@@ -121,6 +128,7 @@ def test_modules_of_one_bundle_are_not_taken_for_those_of_another(make_bundle, t
             f"        super().__init__(nn.Conv2d(1, {classes}, 1), nn.BatchNorm2d({classes}))\n"
         )
         assert examine(other).facts["adapts"].startswith(f"{2 * classes} parameters of the network")
+    assert sys.modules.get("scripts") is (package if imported else None)
 
 
 def test_a_method_and_its_settings_can_be_asked_for(make_bundle):

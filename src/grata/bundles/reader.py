@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -167,17 +168,27 @@ def evaluators(config: Any) -> list[str]:
 
 @contextlib.contextmanager
 def _modules_of(root: Path | None) -> Iterator[None]:
-    """Let a bundle import its own modules, and forget them: those of the next one may have the same names."""
+    """Let a bundle import its own modules, and forget them: those of the next one may have the same names.
+
+    A package ``scripts`` that something else has imported is set aside meanwhile: bundles of the Zoo all call theirs so.
+    """
     if root is None:
         yield
         return
+    aside = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "scripts"}
+    for name in aside:
+        del sys.modules[name]
     before = set(sys.modules)
     sys.path.insert(0, str(root))
+    # A folder that was written a moment ago may stand in the caches of the import system as it was before.
+    importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path.remove(str(root))
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file is not None and Path(file).resolve().is_relative_to(root.resolve()):
+            own = file is not None and Path(file).resolve().is_relative_to(root.resolve())
+            if own or name.partition(".")[0] == "scripts":
                 del sys.modules[name]
+        sys.modules.update(aside)
