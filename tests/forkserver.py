@@ -13,7 +13,9 @@ of text differ.
 """
 
 import ctypes
+import gc
 import importlib
+import inspect
 import io
 import json
 import os
@@ -27,9 +29,10 @@ import sys
 MODULES = ("grata", "monai.bundle")
 IMPORTED = (
     *("monai.bundle", "monai.engines", "monai.handlers", "monai.data", "monai.transforms", "monai.networks.nets"),
+    *("torch._dynamo", "typer", "pydantic", "shellingham", "PIL.JpegImagePlugin"),
     *("itk", "nibabel", "pydicom", "highdicom", "skimage", "pandas", "matplotlib.figure", "safetensors.torch"),
     *(f"grata.{room}" for room in ("benchmark", "data", "handlers", "methods", "networks", "preparation")),
-    *(f"grata.{room}" for room in ("report", "workflows", "zoo")),
+    *(f"grata.{room}" for room in ("cli", "doctor", "nnunet", "report", "workflows", "zoo")),
 )
 CLIENT = """#!{python} -SE
 import json, os, resource, socket, sys
@@ -123,5 +126,9 @@ if __name__ == "__main__":
         os.execv(sys.executable, [sys.executable, *sys.argv, "--unprivileged"])
     for name in IMPORTED:
         importlib.import_module(name)
+    # fire asks each time which module a frame belongs to, and inspect keeps what it found.
+    inspect.stack()
+    # What is imported is not looked through again for what can be freed, which would copy its pages in each process.
+    gc.freeze()
     serve(*sys.argv[1:3])
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
