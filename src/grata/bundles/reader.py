@@ -170,7 +170,7 @@ def evaluators(config: Any) -> list[str]:
 def _modules_of(root: Path | None) -> Iterator[None]:
     """Let a bundle import its own modules, and forget them: those of the next one may have the same names.
 
-    A package ``scripts`` that something else has imported is set aside meanwhile: bundles of the Zoo all call theirs so.
+    A package ``scripts`` that something else has imported is set aside meanwhile: bundles of the Zoo all have one.
     """
     if root is None:
         yield
