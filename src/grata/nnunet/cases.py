@@ -7,16 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..data import Fault
-from ..data.pictures import is_picture, picture_size
-from ..data.volume_files import check_whole, is_volume_file
+from ..data.whole import check_file
 from ..errors import GrataError
 from ..files import absence
 from .model import TrainedModel
 
 __all__ = ["check_files", "find_cases", "other_channels"]
-
-_OF_PICTURES = ("NaturalImage2DIO",)
-"""Readers of pictures; others read volumes from files of the same names."""
 
 
 def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]], list[Fault]]:
@@ -48,26 +44,15 @@ def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]]
     return cases, faults
 
 
-def check_files(files: Iterable[Path], model: TrainedModel) -> None:
+def check_files(files: Iterable[Path]) -> None:
     """Check the files of a case before nnU-Net's reader sees them.
 
-    That reader takes a truncated file for a whole one, takes a voxel size of 1 mm where the header gives none, and
-    allocates what a header claims.
-
-    Args:
-        files: files of the case.
-        model: model, which knows the reader. What none of our formats is goes to it unchecked.
-
     Raises:
-        GrataError: a file is truncated or damaged, its header leaves something to guess, or it claims to be larger than
-            the file can hold or than the memory.
+        GrataError: see :func:`grata.data.whole.check_file`; the message names the file without its folder.
     """
     for file in files:
         try:
-            if is_volume_file(file):
-                check_whole(file)
-            elif is_picture(file) and model.plans.plans.get("image_reader_writer") in _OF_PICTURES:
-                picture_size(file)
+            check_file(file)
         except GrataError as error:
             raise GrataError(str(error).replace(str(file), file.name)) from error
 

@@ -319,7 +319,7 @@ class _Run:
 
     def _preprocess(self, case: str, files: list[Path]) -> tuple[torch.Tensor, dict[str, Any]]:
         model = self.model
-        check_files(files, model)
+        check_files(files)
         preprocessor = model.configuration.preprocessor_class(verbose=False)
         resample = preprocessor.run_case_npy
 
