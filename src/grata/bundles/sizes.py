@@ -1,4 +1,4 @@
-"""What the images of any bundle are checked for: files before its own transforms load them, sizes before they resample."""
+"""Checks of the images of any bundle: of files before its own transforms load them, of sizes before they resample."""
 
 from __future__ import annotations
 
