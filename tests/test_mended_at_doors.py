@@ -5,6 +5,7 @@
 
 import csv
 import errno
+import gc
 import gzip
 import importlib.util
 import itertools
@@ -26,7 +27,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, LoadImaged, SpatialPad
 from torch import nn
 
-from grata.benchmark import run_benchmark
+from grata.benchmark import run, run_benchmark
 from grata.bundles import ZooAdaptation
 from grata.bundles.bundle import Bundle
 from grata.cli import main
@@ -57,6 +58,20 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ESCAPE = "\x1b[31mred\x07"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_to_collect():
+    """After each fault a run collects garbage, of which imported modules are the largest part to look through."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    """Benchmarks draw no figures, which take longer than all else here."""
+    monkeypatch.setattr(run, "draw_figures", lambda *_: None)
+
+
 def same(found, expected):
     assert found.records == expected.records
     assert doors.same_network(found.network, expected.network)
@@ -66,9 +81,8 @@ def same(found, expected):
 
 
 @each_door
-@pytest.mark.parametrize("factor", [100.0, -1e4])
-@pytest.mark.parametrize("method", ["dua", "tent"])
-def test_an_absurd_image_teaches_nothing(ground, tmp_path, monkeypatch, door, factor, method):
+@pytest.mark.parametrize("method, factor", [("dua", 100.0), ("tent", -1e4)])
+def test_an_absurd_image_teaches_nothing(ground, tmp_path, monkeypatch, door, method, factor):
     monkeypatch.setattr(doors, "METHOD", method)
     monkeypatch.setattr(doors, "SETTINGS", {"views": 2} if method == "dua" else {"lr": 1e-2})
     images = {"a": doors.PLAIN["a"], "aa": (factor * volume(7), None), "b": doors.PLAIN["b"]}
@@ -94,7 +108,7 @@ def test_a_network_that_changes_its_input_changes_no_image(ground, tmp_path, doo
 
 
 @each_door
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_every_number_type_counts_as_float32(ground, tmp_path, door, dtype):
     if dtype == torch.float16 and door in ("nnunet", "benchmark"):
         pytest.skip("no format of files has it")
@@ -187,7 +201,9 @@ def of_bundle(ground, folder, output, transforms=()):
 
 def of_overlay(ground, folder, output, transforms=()):
     data = [{"image": str(path)} for path in sorted(folder.iterdir()) if path.is_file()]
-    loader = DataLoader(Dataset(data, Compose([LoadImaged("image", ensure_channel_first=True), *transforms])))
+    loader = DataLoader(
+        Dataset(data, Compose([LoadImaged("image", "NibabelReader", ensure_channel_first=True), *transforms]))
+    )
     engine = SupervisedEvaluator("cpu", loader, ground.module.Network())
     own = {"postprocessing": Compose([]), "activation": "softmax", "output_dir": output, "guard": False}
     try:
@@ -446,7 +462,7 @@ def typed(tmp_path, monkeypatch):
     return typed
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[::2])
 def test_every_path_of_nnunet_is_what_was_typed(ground, tmp_path, monkeypatch, typed, name):
     folder = typed(name)
     monkeypatch.setattr(TrainedModel, "network", lambda self, fold: ground.module.Network())
@@ -468,33 +484,39 @@ def test_every_path_of_nnunet_is_what_was_typed(ground, tmp_path, monkeypatch, t
     assert {path.name for path in tmp_path.iterdir()} == {folder.name}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_path_of_a_benchmark_is_what_was_typed(ground, tmp_path, typed, name):
-    folder = typed(name)
-    (folder / "bundle").symlink_to(ground.folder / "bundle")
-    nifti(folder / "images" / "a.nii.gz")
-    labelled(folder / "images", "a")
-    here = f"{name}/{{}}".format
+@pytest.mark.parametrize("turn", [0, 2])
+def test_every_path_of_a_benchmark_is_what_was_typed(ground, tmp_path, typed, turn):
+    for folder in map(typed, NAMES):
+        (folder / "bundle").symlink_to(ground.folder / "bundle")
+        nifti(folder / "images" / "a.nii.gz")
+        labelled(folder / "images", "a")
+    names = itertools.cycle(NAMES[turn:] + NAMES[:turn])
+
+    def next_of(path):
+        return f"{next(names)}/{path}"
+
+    outputs, kept, bank = [next_of("out"), next_of("again")], next_of("kept"), next_of("bank")
     config = {
-        "bundle": here("bundle"),
-        "output_dir": here("out"),
-        "sources": {"bundle": {"guard": False, "save_to": here("saved"), "weights": here("bundle/model.pt")}},
-        "targets": {"north": {"dataset_dir": here("images"), "labels_dir": here("labels")}},
+        "bundle": next_of("bundle"),
+        "output_dir": outputs[0],
+        "sources": {"bundle": {"guard": False, "save_to": kept, "weights": next_of("bundle/model.pt")}},
+        "targets": {"north": {"dataset_dir": next_of("images"), "labels_dir": next_of("labels")}},
         "methods": {"tent": {"lr": 1e-2}},
         "reference_method": "tent",
         "workers": 0,
     }
-    (folder / "b.yaml").write_text(yaml.safe_dump(config))
-    assert main(["benchmark", here("b.yaml")]) == 0
-    (saved,) = (folder / "saved").rglob("*.safetensors")
-    words = [f"--sources#bundle#start_from={here(saved.relative_to(folder))}", f"--output_dir={here('again')}"]
-    words += [f"--bundle={here('bundle')}", f"--targets#north#dataset_dir={here('images')}"]
-    words += ["--sources#bundle#save_to=null", f"--sources#bundle#bank={here('bank')}"]
-    assert main(["benchmark", here("b.yaml"), *words]) == 0
-    assert rows_of(folder / "out")["a"]["error"] == rows_of(folder / "again")["a"]["error"] == ""
-    assert rows_of(folder / "again")["a"]["bank"].startswith("north")
-    assert len(list((folder / "bank").rglob("*.safetensors"))) == 1
-    assert {path.name for path in tmp_path.iterdir()} == {folder.name}
+    file = next_of("b.yaml")
+    Path(os.path.expanduser(file)).write_text(yaml.safe_dump(config))
+    assert main(["benchmark", file]) == 0
+    (saved,) = Path(os.path.expanduser(kept)).rglob("*.safetensors")
+    start = kept + str(saved).removeprefix(os.path.expanduser(kept))
+    words = [f"--sources#bundle#start_from={start}", f"--output_dir={outputs[1]}", f"--bundle={next_of('bundle')}"]
+    words += [f"--targets#north#dataset_dir={next_of('images')}", "--sources#bundle#save_to=null"]
+    assert main(["benchmark", file, *words, f"--sources#bundle#bank={bank}"]) == 0
+    first, again = (rows_of(Path(os.path.expanduser(output)))["a"] for output in outputs)
+    assert first["error"] == again["error"] == "" and again["bank"].startswith("north")
+    assert len(list(Path(os.path.expanduser(bank)).rglob("*.safetensors"))) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {*NAMES[:-1], "home"}
 
 
 @pytest.mark.parametrize("door", ["overlay", "nnunet", "benchmark"])
@@ -577,14 +599,17 @@ def test_whatever_is_advised_on_a_full_disk_works(ground, tmp_path, monkeypatch,
         labelled(folder, name)
     # nnU-Net does what lacks its output; the same command of a benchmark goes on
     again = {"overwrite": False} if door == "nnunet" else {}
-    fsync = os.fsync
-    for moment in itertools.count(1):
+    fsync, written = os.fsync, []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: (written.append(number), fsync(number)))
+        FILE_DOORS[door](ground, folder, tmp_path / "whole")
+    for moment in range(2, len(written) + 1, max(2, len(written) // 3)):
         output, left = tmp_path / f"out{moment}", [moment]
 
         def full(number, left=left, moment=moment):
             left[0] -= 1
             # a disk stays full, or something else makes space at once
-            if left[0] == 0 or (left[0] < 0 and moment % 2):
+            if left[0] == 0 or (left[0] < 0 and moment % 4):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             fsync(number)
 
@@ -595,15 +620,12 @@ def test_whatever_is_advised_on_a_full_disk_works(ground, tmp_path, monkeypatch,
             except GrataError as error:
                 status, text = 1, str(error)
         text += capsys.readouterr().out
-        if left[0] > 0:
-            break
         assert status != 0 and "Free some space" in text, text
         assert FILE_DOORS[door](ground, folder, output, **again) == 0
         if door == "nnunet":
             assert all((output / f"{name}.nii.gz").is_file() for name in "ab")
         else:
             assert outcome(door, output) == (set("ab"), {})
-    assert moment > 5
 
 
 @each_file_door
