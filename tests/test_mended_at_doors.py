@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import zlib
 from pathlib import Path
 
@@ -25,11 +26,13 @@ from filelock import FileLock
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, LoadImaged, SpatialPad
+from PIL import Image
 from torch import nn
 
 from grata.benchmark import run, run_benchmark
 from grata.bundles import ZooAdaptation
 from grata.bundles.bundle import Bundle
+from grata.bundles.sizes import check_sizes
 from grata.cli import main
 from grata.data import CompareScand, ScanReader, discover
 from grata.data.volume_files import volume_grid
@@ -37,6 +40,7 @@ from grata.engines import AdaptationHandler, AdaptationRun
 from grata.errors import GrataError
 from grata.methods import create
 from grata.nnunet import predict
+from grata.nnunet.cases import check_files
 from grata.nnunet.command import run_command
 from grata.nnunet.model import TrainedModel
 from grata.session import keeper
@@ -658,3 +662,28 @@ def test_a_benchmark_says_that_a_scripted_network_is_code(ground, tmp_path, capf
     of_benchmark(ground, folder, output, sources={"bundle": own})
     assert "note: model.ts is code" in capfd.readouterr().err
     assert outcome("benchmark", output) == ({"a"}, {})
+
+
+def test_a_link_to_nothing_is_the_fault_of_its_case(ground, tmp_path):
+    folder, output = tmp_path / "images", tmp_path / "out"
+    nifti(place("nnunet", folder, "good"))
+    place("nnunet", folder, "link").symlink_to("nowhere")
+    assert of_nnunet(ground, folder, output) == 1
+    done, faults = outcome("nnunet", output)
+    assert done == {"good"} and "is a link whose target does not exist" in faults["link"]
+
+
+@pytest.mark.parametrize("door", ["overlay", "nnunet"])
+def test_a_picture_that_would_fill_the_memory_is_refused_unread(tmp_path, door):
+    """The library behind the door is not asked; of the others ``tests/data/test_real_files.py``."""
+    path = tmp_path / "a_0000.png"
+    Image.new("RGB", (8, 9)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">2I", 20000, 20000)
+    content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
+    path.write_bytes(content)
+    preprocessing = Compose([LoadImaged("image")])
+    check_sizes(preprocessing, None)
+    with pytest.raises((GrataError, RuntimeError)) as caught:
+        check_files([path]) if door == "nnunet" else preprocessing({"image": path})
+    assert "megapixels" in f"{caught.value} {caught.value.__cause__}"
