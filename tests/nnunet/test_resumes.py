@@ -4,6 +4,7 @@ import contextlib
 import json
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -61,7 +62,11 @@ def make_run(tmp_path):
 
 @pytest.fixture
 def files(tmp_path):
-    return {case: [tmp_path / f"{case}_0000.nii.gz"] for case in "abc"}
+    found = {case: [tmp_path / "images" / f"{case}_0000.nii.gz"] for case in "abc"}
+    (tmp_path / "images").mkdir()
+    for (file,) in found.values():
+        nibabel.save(nibabel.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4)), file)
+    return found
 
 
 class Killed(BaseException):

@@ -20,6 +20,7 @@ from ..machine import keep_pages
 from ..quality import UNEXPECTED
 from ..session import Case as SessionCase
 from ..session.faults import explain
+from ..session.session import UNLIKE_TRAINING
 from .bundle import BenchmarkBundle
 from .jobs import Job
 from .metrics import score
@@ -194,7 +195,7 @@ class _Runner:
             with eval_mode(network), precision:
                 logits = adapting.judge(self.bundle.inferer(images, network))[0].float()
             labels, probabilities = site.postprocess(image, logits, self.job.metrics.space)
-            row |= _columns(adapting.record) | {"cold": self._cold}
+            row |= _columns(adapting.record, image.get(UNEXPECTED)) | {"cold": self._cold}
             # Labels are read only from here on, and whatever happens to them has no effect on the method.
             try:
                 row |= self._score(item, case, image, labels, probabilities)
@@ -219,14 +220,21 @@ class _Runner:
         return self.sites[item.site].without_folders(explain(error), self.job.cases[item.site][item.case])
 
 
-def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that the record of a case gives: those of one value, and the change of the parameters."""
+def _columns(record: Mapping[str, Any], unlike: str | None) -> dict[str, Any]:
+    """Return the columns that the record of a case gives: those of one value, and the change of the parameters.
+
+    Args:
+        record: record of the case.
+        unlike: how the image differs from the training images; empty or None: it does not, as far as is known.
+    """
     peak = record["peak_memory_mib"]
+    flags = [*record["flags"], *([UNLIKE_TRAINING] if unlike else [])]
     expected = {key: record.get("quality", {}).get(key) for key in ("expected_dice", "expected_low", "expected_high")}
     return {
         **{key: value for key, value in expected.items() if value is not None},
         **{key: value for key, value in record.items() if isinstance(value, str | int | float)},
         **{f"parameter_change/{key}": value for key, value in record["parameter_change"].items()},
-        "flags": ";".join(record["flags"]),
+        "flags": ";".join(flags),
+        **({UNLIKE_TRAINING: unlike} if unlike else {}),
         "peak_memory_mib": math.nan if peak is None else peak,
     }

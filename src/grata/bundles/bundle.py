@@ -23,7 +23,7 @@ from ..machine import check_device
 from ..predictions import ACTIVATIONS
 from ..session import WindowSelection, window_selection
 from .configuration import check_keys, check_method_settings
-from .paths import keep_texts
+from .paths import as_given, keep_texts, verbatim
 from .reader import Configuration, parser_of
 from .regions import Region, make_regions
 
@@ -72,7 +72,7 @@ class Bundle(Configuration):
         if lacking:
             raise GrataError(f"{path} lacks {', '.join(lacking)}. A benchmark needs each of them.", key="bundle")
         check_keys(self.raw(), _READ)
-        parser["bundle_root"] = str(self.root)
+        parser["bundle_root"] = verbatim(str(self.root))
         for key, value in overrides.items():
             self._override(key, value)
         keep_texts(parser)
@@ -90,7 +90,7 @@ class Bundle(Configuration):
         # a guard is switched, or given its settings
         if isinstance(self.raw(key), bool) and not isinstance(value, bool) and key != "guard":
             raise GrataError(f"must be true or false, got {value!r}.", key=f"{self.name}#{key}")
-        self.parser[key] = value
+        self.parser[key] = as_given(key, value)
 
     def make_network(self) -> nn.Module:
         """Return the source network with its weights."""

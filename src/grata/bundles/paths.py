@@ -21,7 +21,7 @@ from ..errors import GrataError
 from ..files import expanded
 from ..private import running_command, typed_options
 
-__all__ = ["as_written", "keep_texts", "keep_typed", "leaves", "shown_key", "verbatim"]
+__all__ = ["as_given", "as_written", "keep_texts", "keep_typed", "leaves", "shown_key", "verbatim"]
 
 _PATHS = re.compile(r"(?:.+_)?(?:dir|file|folder|path|root)|bank|start_from|save_to|prepared|quality|weights|ckpt")
 """Last part of a key whose text is a path."""
@@ -38,6 +38,15 @@ def verbatim(text: str) -> str:
     if "#" not in text and not text.startswith(_SIGNS):
         return text
     return "$" + repr(text).replace("#", r"\x23").replace("@", r"\x40")
+
+
+def as_given(key: str, value: Any) -> Any:
+    """Return what MONAI reads as an override of a key: a path that begins like code is one where its folder exists."""
+    if not (isinstance(value, str) and value.startswith(_SIGNS) and _is_path(key)):
+        return value
+    parent = os.path.dirname(value)
+    is_there = os.path.lexists(value) or (parent and os.path.isdir(parent))
+    return verbatim(value) if is_there else value
 
 
 def as_written(value: Any) -> Any:

@@ -20,7 +20,7 @@ from ..files import absence, atomic_write
 from .geometry import ORIENTATION_TOLERANCE
 from .sizes import check_volume_size, read_to_end
 
-__all__ = ["ItkFile", "is_itk", "load_itk", "read_itk", "save_itk"]
+__all__ = ["ItkFile", "check_whole_itk", "is_itk", "load_itk", "read_itk", "save_itk"]
 
 _EXTENSIONS = (".mha", ".mhd", ".nrrd", ".nhdr")
 _LONGEST_HEADER = 2**20
@@ -79,6 +79,10 @@ class _HeaderError(ValueError):
     """A header that cannot be used; the message says why and what to do without naming the file."""
 
 
+class _AxesError(_HeaderError):
+    """A header with another number of axes than three."""
+
+
 def is_itk(path: str | os.PathLike[str]) -> bool:
     """Return whether a file's name ends in ``.mha``, ``.mhd``, ``.nrrd`` or ``.nhdr``."""
     return os.fspath(path).lower().endswith(_EXTENSIONS)
@@ -128,6 +132,35 @@ def read_itk(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
         GrataError: see :func:`load_itk`; or the voxels cannot be read completely.
     """
     header = load_itk(path)
+    values = np.frombuffer(_content(path, header), header.dtype)
+    if header.channels == 1:
+        array = values.reshape(header.shape, order="F")
+    elif header.channels_last:
+        array = values.reshape((*header.shape, header.channels), order="F")
+    else:
+        array = np.moveaxis(values.reshape((header.channels, *header.shape), order="F"), 0, -1)
+    return array.astype(np.float32), header.affine.copy()
+
+
+def check_whole_itk(path: str | os.PathLike[str]) -> None:
+    """Check that a MetaImage or NRRD file is whole, and that nothing of its voxels' sizes is a guess.
+
+    It is for a file that another library reads, to which one with another number of axes is left.
+
+    Raises:
+        GrataError: see :func:`read_itk`.
+    """
+    try:
+        header = load_itk(path)
+    except GrataError as error:
+        if isinstance(error.__cause__, _AxesError):
+            return
+        raise
+    _content(path, header)
+
+
+def _content(path: str | os.PathLike[str], header: ItkFile) -> bytes:
+    """Return the bytes of the voxels."""
     try:
         with open(header.file, "rb") as file:
             content = _READERS[header.encoding](file, header)
@@ -138,14 +171,7 @@ def read_itk(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
         raise GrataError(
             f"{_named(path)}: its voxels cannot be read. It is truncated or damaged. Copy or export it again."
         ) from error
-    values = np.frombuffer(content, header.dtype)
-    if header.channels == 1:
-        array = values.reshape(header.shape, order="F")
-    elif header.channels_last:
-        array = values.reshape((*header.shape, header.channels), order="F")
-    else:
-        array = np.moveaxis(values.reshape((header.channels, *header.shape), order="F"), 0, -1)
-    return array.astype(np.float32), header.affine.copy()
+    return content
 
 
 def save_itk(labels: np.ndarray, affine: np.ndarray, path: str | os.PathLike[str]) -> None:
@@ -210,7 +236,7 @@ def _meta_fields(file: BinaryIO) -> dict[str, str]:
         if key.lower() == "elementdatafile":
             break
     if fields.get("ndims") != "3":
-        raise _HeaderError(f"it has {fields.get('ndims', 'no')} axes (NDims). Save it as a volume of three axes")
+        raise _AxesError(f"it has {fields.get('ndims', 'no')} axes (NDims). Save it as a volume of three axes")
     if fields.get("distanceunits", "mm").lower() not in ("mm", "?"):
         raise _HeaderError(f"it is measured in {fields['distanceunits']}, not in mm. Convert it")
     if not _is_true(fields, "binarydata", default="true"):
@@ -258,7 +284,7 @@ def _nrrd_grid(fields: Mapping[str, str]) -> tuple[list[str], list[int], np.ndar
     sizes = _first(fields, "sizes").split()
     apart = [axis for axis, vector in enumerate(vectors) if vector == "none"]
     if len(sizes) != len(vectors) or apart not in ([], [0], [3]) or len(vectors) != 3 + len(apart):
-        raise _HeaderError(f"it has {len(sizes)} axes, not three in space. Save it as a volume of three axes")
+        raise _AxesError(f"it has {len(sizes)} axes, not three in space. Save it as a volume of three axes")
     return sizes, apart, _nrrd_affine(fields, [vector for vector in vectors if vector != "none"])
 
 

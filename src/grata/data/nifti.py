@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from .sizes import check_volume_size, read_to_end
 __all__ = [
     "check_dimensions",
     "check_nifti",
+    "check_whole_nifti",
     "grid_difference",
     "is_nifti",
     "is_nifti_pair",
@@ -227,10 +229,7 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
     """
     header = image.header
     check_dimensions(f"NIfTI file '{path}'", image.shape, spatial_dims)
-    if image.get_data_dtype().kind == "V":
-        raise GrataError(f"NIfTI file '{path}' holds colours, without grey values. Convert it to grey values.")
-    if image.get_data_dtype().kind == "c":
-        raise GrataError(f"NIfTI file '{path}' holds complex values. Convert it to a magnitude image.")
+    _check_values(image, path)
     # The unit of time, in the upper bits, does not matter.
     unit = nibabel.nifti1.unit_codes.label[int(header["xyzt_units"]) % 8]
     if unit not in ("mm", "unknown"):
@@ -240,13 +239,54 @@ def check_nifti(image: nibabel.Nifti1Image, path: str | os.PathLike[str], spatia
             f"NIfTI file '{path}' has no orientation (sform and qform codes are 0): left and right would be a guess. "
             "Convert it again from DICOM, or set its sform."
         )
-    spacing = np.sqrt((image.affine[:3, :3] ** 2).sum(axis=0))
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
-        raise GrataError(f"NIfTI file '{path}' has a singular or non-finite affine matrix. Convert it again.")
+    _check_affine(image, path)
     if int(header["sform_code"]) and int(header["qform_code"]):
         _check_agreement(image, path)
-    zooms = np.asarray(header.get_zooms()[:3], dtype=float)
-    spacing = spacing[: len(zooms)]
+    _check_voxel_sizes(image, path)
+
+
+def check_whole_nifti(path: str | os.PathLike[str]) -> None:
+    """Check that a NIfTI file is whole, and that nothing of its voxels' sizes is a guess.
+
+    It is for a file that another library reads. What does not change its voxels is up to that one: the number of axes,
+    the orientation, a unit other than mm.
+
+    Raises:
+        GrataError: the file is truncated or damaged, its header is invalid or claims more than the file can hold, or it
+            holds no grey values.
+    """
+    image = load_nifti(path)
+    _check_values(image, path)
+    _check_affine(image, path)
+    _check_voxel_sizes(image, path)
+    stored = cast(ArrayProxy, image.dataobj)
+    needed = stored.offset + math.prod(stored.shape) * stored.dtype.itemsize
+    try:
+        with _opened(stored.file_like) as file:
+            found = read_to_end(file)
+    # A damaged compressed file raises one of several exceptions.
+    except Exception as error:
+        raise _unreadable(path) from error
+    if found < needed:
+        raise _unreadable(path)
+
+
+def _check_values(image: nibabel.Nifti1Image, path: str | os.PathLike[str]) -> None:
+    if image.get_data_dtype().kind == "V":
+        raise GrataError(f"NIfTI file '{path}' holds colours, without grey values. Convert it to grey values.")
+    if image.get_data_dtype().kind == "c":
+        raise GrataError(f"NIfTI file '{path}' holds complex values. Convert it to a magnitude image.")
+
+
+def _check_affine(image: nibabel.Nifti1Image, path: str | os.PathLike[str]) -> None:
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
+        raise GrataError(f"NIfTI file '{path}' has a singular or non-finite affine matrix. Convert it again.")
+
+
+def _check_voxel_sizes(image: nibabel.Nifti1Image, path: str | os.PathLike[str]) -> None:
+    """Check that the two places of a header that give the voxel size agree."""
+    zooms = np.asarray(image.header.get_zooms()[:3], dtype=float)
+    spacing = np.sqrt((image.affine[:3, :3] ** 2).sum(axis=0))[: len(zooms)]
     if not np.allclose(spacing, zooms, rtol=0.01):
         raise GrataError(
             f"NIfTI file '{path}' contradicts itself: voxel size {_mm(zooms)} in pixdim, {_mm(spacing)} in its "
@@ -333,11 +373,15 @@ def read_nifti(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
                 read_to_end(file)
     # zlib.error is not an OSError; RGB voxels raise TypeError or ValueError.
     except Exception as error:
-        raise GrataError(
-            f"NIfTI file '{path}': its voxels cannot be read. It is truncated, damaged or without grey values. Copy or "
-            "export it again."
-        ) from error
+        raise _unreadable(path) from error
     return array, np.array(image.affine)
+
+
+def _unreadable(path: str | os.PathLike[str]) -> GrataError:
+    return GrataError(
+        f"NIfTI file '{path}': its voxels cannot be read. It is truncated, damaged or without grey values. Copy or "
+        "export it again."
+    )
 
 
 def grid_difference(

@@ -66,11 +66,16 @@ def check_picture_size(name: str, size: tuple[int, int]) -> None:
         )
 
 
-def read_to_end(file: BinaryIO | gzip.GzipFile) -> None:
+def read_to_end(file: BinaryIO | gzip.GzipFile) -> int:
     """Read the rest of a file: the check sum of a compressed one stands at its end.
+
+    Returns:
+        The number of bytes of the rest.
 
     Raises:
         Exception: the rest is damaged, or the check sum another.
     """
-    while file.read(_CHUNK):
-        pass
+    count = 0
+    while block := file.read(_CHUNK):
+        count += len(block)
+    return count

@@ -6,10 +6,26 @@ from pathlib import Path
 
 import numpy as np
 
-from .itk_files import is_itk, load_itk, read_itk
-from .nifti import check_dimensions, check_nifti, is_nifti, load_nifti, nifti_stem, read_nifti
+from .itk_files import check_whole_itk, is_itk, load_itk, read_itk
+from .nifti import (
+    check_dimensions,
+    check_nifti,
+    check_whole_nifti,
+    is_nifti,
+    load_nifti,
+    nifti_stem,
+    read_nifti,
+)
 
-__all__ = ["check_volume_file", "is_volume_file", "read_volume_file", "volume_format", "volume_grid", "volume_stem"]
+__all__ = [
+    "check_volume_file",
+    "check_whole",
+    "is_volume_file",
+    "read_volume_file",
+    "volume_format",
+    "volume_grid",
+    "volume_stem",
+]
 
 
 def is_volume_file(path: str | os.PathLike[str]) -> bool:
@@ -54,6 +70,18 @@ def check_volume_file(path: str | os.PathLike[str], spatial_dims: int) -> tuple[
     shape, affine = volume_grid(path)
     check_dimensions(f"File '{path}'", shape, spatial_dims)
     return shape, affine
+
+
+def check_whole(path: str | os.PathLike[str]) -> None:
+    """Check that a volume file which another library reads is whole, and that nothing of its voxels' sizes is a guess.
+
+    Args:
+        path: NIfTI, MetaImage or NRRD file.
+
+    Raises:
+        GrataError: the file is truncated or damaged, or its header cannot be used.
+    """
+    (check_whole_nifti if is_nifti(path) else check_whole_itk)(path)
 
 
 def read_volume_file(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:

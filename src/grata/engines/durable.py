@@ -49,6 +49,7 @@ from ..report import (
     write_summary,
     write_volumes,
 )
+from ..report.tables import cell
 from ..session import Case, Journal, QualityGuard, Session, explain
 from ..session.attempts import Attempts
 from ..session.faults import STOPPED, TRACEBACK_HINT
@@ -404,7 +405,7 @@ class AdaptationRun(EvaluatorRun):
             # A name that is not UTF-8 is written as it is.
             with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows(
-                    [("case", "path"), *sorted(self.discovery.places.items())]
+                    [("case", "path"), *(map(cell, place) for place in sorted(self.discovery.places.items()))]
                 )
 
     def _close(self, seconds: float) -> int:

@@ -8,6 +8,8 @@ from typing import cast
 
 import torch
 
+from ..console import say
+
 __all__ = ["open_script"]
 
 
@@ -25,10 +27,9 @@ def open_script(
         RuntimeError: it is not a TorchScript file.
         ValueError: likewise.
     """
-    print(
+    say(
         f"note: {os.path.basename(path)} is code: a TorchScript file can run anything when it is opened. Open only "
         "files that you trust.",
-        file=sys.stderr,
-        flush=True,
+        sys.stderr,
     )
     return cast(torch.jit.ScriptModule, torch.jit.load(path, map_location=device, _extra_files=extra))

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..data import Fault
+from ..data.whole import check_file
 from ..errors import GrataError
 from ..files import absence
 from .model import TrainedModel
 
-__all__ = ["find_cases", "other_channels"]
+__all__ = ["check_files", "find_cases", "other_channels"]
 
 
 def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]], list[Fault]]:
@@ -41,6 +42,19 @@ def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]]
             f"{folder} has no image named <case>_0000{ending}. Name the folder of the images.", key="input"
         )
     return cases, faults
+
+
+def check_files(files: Iterable[Path]) -> None:
+    """Check the files of a case before nnU-Net's reader sees them.
+
+    Raises:
+        GrataError: see :func:`grata.data.whole.check_file`; the message names the file without its folder.
+    """
+    for file in files:
+        try:
+            check_file(file)
+        except GrataError as error:
+            raise GrataError(str(error).replace(str(file), file.name)) from error
 
 
 def _can_be_whole(given: Mapping[int, Path], model: TrainedModel) -> bool:

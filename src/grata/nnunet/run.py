@@ -20,6 +20,7 @@ from .._version import __version__
 from ..checks import check_flag, check_number, checked, did_you_mean
 from ..console import say, say_beside_bar
 from ..data import MAX_VOXELS, Fault, check_max_voxels, check_voxels
+from ..data.dicom import error_reason
 from ..errors import GrataError, RunError
 from ..files import CASES, JOURNAL, atomic_write, check_output_dir, expanded, locked, remove_file, remove_leftovers
 from ..machine import check_device
@@ -27,7 +28,7 @@ from ..quality import exit_status
 from ..report import format_summary, report_verdicts, write_summary
 from ..session import Journal, ResetPolicy, Session, WindowSelection, explain
 from ..session.attempts import Attempts
-from .cases import find_cases, other_channels
+from .cases import check_files, find_cases, other_channels
 from .expected import difference_from_training, training_images
 from .model import CHECKPOINT, load_model
 from .predictor import AdaptedPredictor
@@ -318,6 +319,7 @@ class _Run:
 
     def _preprocess(self, case: str, files: list[Path]) -> tuple[torch.Tensor, dict[str, Any]]:
         model = self.model
+        check_files(files)
         preprocessor = model.configuration.preprocessor_class(verbose=False)
         resample = preprocessor.run_case_npy
 
@@ -335,7 +337,7 @@ class _Run:
             raise
         except Exception as error:
             self._check_channels(case, files, self._channels_read(files))
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            reason = error_reason(error, frozenset())
             raise GrataError(
                 f"{', '.join(file.name for file in files)}: nnU-Net cannot read or preprocess it ({reason}). Check "
                 "that each file opens, and that all channels have the same size and position."
