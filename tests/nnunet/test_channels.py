@@ -1,6 +1,8 @@
 """Channels are counted once nnU-Net's own reader has read them: a file may hold several."""
 
 import json
+import os
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -184,3 +186,21 @@ def test_a_volume_that_nnunet_reads_and_cannot_write_is_a_fault_in_words(tmp_pat
 
 def faults_of(folder):
     return {fault["case"]: fault["message"] for fault in json.loads((folder / "summary.json").read_text())["faults"]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have Unicode names alone")
+def test_a_name_that_is_not_text_is_one_like_others(tmp_path):
+    """ITK ends the whole process over bytes of a name that it cannot write."""
+    odd = os.fsdecode(b"odd_\xff")
+    model, folder = make_model(tmp_path / "model", "SimpleITKIO", ".nii.gz", 3), tmp_path / odd
+    folder.mkdir()
+    for case in (odd, "Größe_é"):
+        for channel in range(3):
+            write_volume(tmp_path / "x.nii.gz", values(3, 1, channel))
+            (tmp_path / "x.nii.gz").rename(folder / f"{case}_{channel:04d}.nii.gz")
+    output = tmp_path / f"{odd}-out"
+    assert predict(model, folder, output, "source", device="cpu", use_mirroring=False, save_probabilities=True) == 0
+    for case in (odd, "Größe_é"):
+        assert all((output / f"{case}{ending}").is_file() for ending in (".nii.gz", ".npz", ".pkl"))
+    rows = (output / "cases.csv").read_text("utf-8", errors="surrogateescape").splitlines()[1:]
+    assert sorted(row.split(",")[0] for row in rows) == sorted([odd, "Größe_é"])

@@ -21,7 +21,17 @@ from ..checks import check_flag, check_number, checked, did_you_mean
 from ..console import say, say_beside_bar
 from ..data import MAX_VOXELS, Fault, check_max_voxels, check_voxels
 from ..errors import GrataError, RunError
-from ..files import CASES, JOURNAL, atomic_write, check_output_dir, expanded, locked, remove_file, remove_leftovers
+from ..files import (
+    CASES,
+    JOURNAL,
+    atomic_write,
+    check_output_dir,
+    expanded,
+    locked,
+    plainly_named,
+    remove_file,
+    remove_leftovers,
+)
 from ..machine import check_device
 from ..quality import exit_status
 from ..report import format_summary, report_verdicts, write_summary
@@ -328,9 +338,10 @@ class _Run:
         # between nnU-Net's reading and its resampling
         preprocessor.run_case_npy = bounded
         try:
-            data, _, properties = preprocessor.run_case(
-                [str(file) for file in files], None, model.plans, model.configuration, model.dataset
-            )
+            with plainly_named(files) as named:
+                data, _, properties = preprocessor.run_case(
+                    [str(file) for file in named], None, model.plans, model.configuration, model.dataset
+                )
         except GrataError:
             raise
         except Exception as error:
@@ -357,8 +368,8 @@ class _Run:
     def _channels_read(self, files: list[Path]) -> int | None:
         """Return the number of channels that nnU-Net reads from files; None: it cannot read them."""
         reader = self.model.plans.image_reader_writer_class()
-        with contextlib.suppress(Exception):
-            return len(reader.read_images([str(file) for file in files])[0])
+        with contextlib.suppress(Exception), plainly_named(files) as named:
+            return len(reader.read_images([str(file) for file in named])[0])
         return None
 
     def _export(self, case: str, logits: torch.Tensor, properties: dict[str, Any], temporary: Path) -> None:
@@ -368,15 +379,16 @@ class _Run:
         model = self.model
         truncated = str(temporary).removesuffix(self._ending)
         try:
-            export_prediction_from_logits(
-                logits,
-                properties,
-                model.configuration,
-                model.plans,
-                model.dataset,
-                truncated,
-                self.save_probabilities,
-            )
+            with plainly_named([temporary.parent]) as (folder,):
+                export_prediction_from_logits(
+                    logits,
+                    properties,
+                    model.configuration,
+                    model.plans,
+                    model.dataset,
+                    str(folder / Path(truncated).name),
+                    self.save_probabilities,
+                )
         except AssertionError as error:
             # nnU-Net's readers take volumes with several channels in a file, of which its writers know nothing
             raise GrataError(
