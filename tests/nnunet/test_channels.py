@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import pytest
 import torch
 from skimage import io
 
+from grata.errors import GrataError
 from grata.nnunet import load_model, predict
 
 pytest.importorskip("nnunetv2")
@@ -204,3 +206,16 @@ def test_a_name_that_is_not_text_is_one_like_others(tmp_path):
         assert all((output / f"{case}{ending}").is_file() for ending in (".nii.gz", ".npz", ".pkl"))
     rows = (output / "cases.csv").read_text("utf-8", errors="surrogateescape").splitlines()[1:]
     assert sorted(row.split(",")[0] for row in rows) == sorted([odd, "Größe_é"])
+
+
+def test_images_of_other_endings_are_named_once(tmp_path, capsys):
+    model, folder = make_model(tmp_path / "model", "NaturalImage2DIO", ".png", 2), tmp_path / "images"
+    folder.mkdir()
+    for name in ("b.nii.gz", "c_0000.JPG", "d_0000.PNG", "e.img", "notes.txt", "dataset.json", "f.dcm"):
+        (folder / name).write_bytes(b"something")
+    passed = "5 files were passed over (1 .JPG, 1 .PNG, 1 .dcm, 1 .img, 1 .nii.gz), because images of this model end in"
+    with pytest.raises(GrataError, match=re.escape(passed)):
+        predict(model, folder, tmp_path / "out", "source", device="cpu")
+    write_picture(folder / "a_0000.png", values(2, 3))
+    assert predict(model, folder, tmp_path / "out", "source", device="cpu", use_mirroring=False, guard=False) == 0
+    assert capsys.readouterr().out.count(f"note: {passed}") == 1

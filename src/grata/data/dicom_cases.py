@@ -59,12 +59,14 @@ class DicomFiles:
         instances: images that may be slices.
         broken: DICOM files that cannot be read, with the reason.
         empty: files of 0 bytes that may have been slices.
+        others: files of other formats.
         passed: how many objects that are no scan were passed over, by what they are.
     """
 
     instances: list[Instance] = field(default_factory=list)
     broken: list[tuple[Path, str]] = field(default_factory=list)
     empty: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
     passed: Counter[NoScan] = field(default_factory=Counter)
 
     def notes(self) -> list[str]:
@@ -149,7 +151,7 @@ def index_dicom(paths: Sequence[Path]) -> DicomFiles:
     """Index files by their headers.
 
     Args:
-        paths: files of any format; those that are not DICOM are ignored.
+        paths: files of any format.
     """
     found = DicomFiles()
     # None leaves it to tqdm, which shows the bar on a terminal only.
@@ -167,7 +169,9 @@ def index_dicom(paths: Sequence[Path]) -> DicomFiles:
         else:
             if isinstance(instance, NoScan):
                 found.passed[instance] += 1
-            elif instance is not None:
+            elif instance is None:
+                found.others.append(path)
+            else:
                 found.instances.append(instance)
     return found
 

@@ -9,7 +9,18 @@ import numpy as np
 from .itk_files import is_itk, load_itk, read_itk
 from .nifti import check_dimensions, check_nifti, is_nifti, load_nifti, nifti_stem, read_nifti
 
-__all__ = ["check_volume_file", "is_volume_file", "read_volume_file", "volume_format", "volume_grid", "volume_stem"]
+__all__ = [
+    "VOLUME_ENDINGS",
+    "check_volume_file",
+    "is_volume_file",
+    "read_volume_file",
+    "volume_format",
+    "volume_grid",
+    "volume_stem",
+]
+
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
+"""How the names of volumes in one file end, or of their headers."""
 
 
 def is_volume_file(path: str | os.PathLike[str]) -> bool:

@@ -141,7 +141,7 @@ def predict(
     check_max_voxels(max_voxels)
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
-    cases, faults = find_cases(expanded(input), model)
+    cases, faults, notes = find_cases(expanded(input), model)
     sites = _sites(cases, site, bank)
     output = _output_folder(output, input)
     journal = Journal(output / JOURNAL)
@@ -190,7 +190,7 @@ def predict(
         say(format_summary(**summary, output_dir=output))
         judgements = next(iter(predictor.sessions.values())).judgements
         report_verdicts(judgements, output, sites, faults)
-        for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
+        for remark in (*notes, *(remark for session in predictor.sessions.values() for remark in session.remarks())):
             say(f"note: {remark}")
         return exit_status(bool(faults), judgements.values())
 
