@@ -11,6 +11,7 @@ import pytest
 import torch
 from skimage import io
 
+from grata.doctor.doctor import examine
 from grata.errors import GrataError
 from grata.nnunet import load_model, predict
 
@@ -219,3 +220,13 @@ def test_images_of_other_endings_are_named_once(tmp_path, capsys):
     write_picture(folder / "a_0000.png", values(2, 3))
     assert predict(model, folder, tmp_path / "out", "source", device="cpu", use_mirroring=False, guard=False) == 0
     assert capsys.readouterr().out.count(f"note: {passed}") == 1
+
+
+@pytest.mark.parametrize("method", ["eata", "ttas", "ttt"])
+def test_no_command_for_bundles_is_advised(method, tmp_path, capsys):
+    model, folder = make_model(tmp_path / "model", "NaturalImage2DIO", ".png", 2), tmp_path / "images"
+    folder.mkdir()
+    write_picture(folder / "a_0000.png", values(2, 3))
+    with pytest.raises(GrataError, match="only for bundles with a configs/adapt.yaml, so choose another"):
+        predict(model, folder, tmp_path / "out", method, device="cpu")
+    assert not examine(model).methods[method].count("python -m grata prepare")
