@@ -157,6 +157,12 @@ KINDS: dict[str, Mapping[str, Value]] = {
     "trial_without_a_subject": {**TRIAL, "ClinicalTrialSubjectID": ""},
     "trial_point_without_an_event": {"LongitudinalTemporalOffsetFromEvent": b"8" * 8},
     "trial_consent_without_a_flag": {"ConsentForClinicalTrialUseSequence": [item(DistributionType="NAMED_PROTOCOL")]},
+    "trial_consent_to_nothing": {
+        "ConsentForClinicalTrialUseSequence": [
+            item(ConsentForDistributionFlag="YES"),
+            item(ConsentForDistributionFlag="YES", DistributionType="NAMED_PROTOCOL", ClinicalTrialProtocolID="P1"),
+        ]
+    },
     "responsible_without_a_role": {"ResponsiblePerson": "A^B", "ResponsiblePersonRole": ""},
     "breed_without_a_species": {"PatientBreedDescription": "Beagle", "PatientBreedCodeSequence": []},
     "strain_without_a_registry": {"StrainStockSequence": [item(StrainStockNumber="1")]},

@@ -83,7 +83,7 @@ def test_the_remedy_is_that_of_the_fault(code, remedy, tmp_path, monkeypatch):
 def test_a_name_of_the_greatest_length_can_be_written(name, tmp_path):
     assert len(os.fsencode(name)) <= 255
     with atomic_write(tmp_path / name) as temporary:
-        assert temporary.name.endswith(name[-7:])
+        assert temporary.name.endswith(name.lstrip("aü患x"))
         temporary.write_bytes(b"x")
     assert os.listdir(tmp_path) == [name]
 

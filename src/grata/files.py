@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,8 @@ __all__ = [
     "is_file_name",
     "is_inside",
     "locked",
+    "on_disk",
+    "plainly_named",
     "remove_file",
     "remove_leftovers",
     "undownloaded",
@@ -56,7 +58,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise GrataError(f"must be the path of a file or folder, got {path!r}. Write ./ before the name.")
     try:
-        found = Path(os.path.expanduser(path))
+        found = on_disk(os.path.expanduser(path))
         os.lstat(found)
     except ValueError as error:
         raise GrataError(f"{os.fspath(path)!r} cannot be the name of a file ({error}). Name another.") from error
@@ -65,6 +67,53 @@ def expanded(path: str | os.PathLike[str]) -> Path:
             shown = f"{os.fspath(path)[:_KEPT_OF_NAME]}…"
             raise GrataError(f"{shown!r} is too long for the name of a file. Name another.") from error
     return found
+
+
+def on_disk(path: str | os.PathLike[str]) -> Path:
+    """Return a path whose name is UTF-8 on the disk, also in a locale that has no letters for it (``LC_ALL=C``)."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return Path(os.fsdecode(os.fspath(path).encode(errors="surrogateescape")))
+    return Path(path)
+
+
+@contextmanager
+def plainly_named(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield paths to the same files or folders, by links where a name cannot be written as text.
+
+    Some libraries end the whole process over bytes of a name that are not of the locale's encoding.
+
+    Args:
+        paths: paths of files or folders that exist.
+    """
+    if not any(_has_odd_bytes(path) for path in paths):
+        yield list(paths)
+        return
+    with tempfile.TemporaryDirectory(prefix="grata-") as folder:
+        links = [_plain_link(Path(folder), number, path) for number, path in enumerate(paths)]
+        yield links
+
+
+def _has_odd_bytes(path: Path) -> bool:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _plain_link(folder: Path, number: int, path: Path) -> Path:
+    # Readers choose a format by the end of the name, and some look for the number of a channel.
+    link = folder / str(number) / _plain_name(path.name)
+    link.parent.mkdir()
+    link.symlink_to(os.path.abspath(path))
+    return link
+
+
+def _plain_name(name: str) -> str:
+    """Return the end of a name, with letters that every locale and every library has."""
+    return re.sub(r"[^\x21-\x7e]", "_", name[-_KEPT_OF_NAME:])
 
 
 def absence(path: str | os.PathLike[str]) -> str:
@@ -136,8 +185,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: the folder is missing, read-only or full.
         GrataError: the name is too long for the file system.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name[-_KEPT_OF_NAME:]}")
+    path = on_disk(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}-{_plain_name(path.name)}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -181,7 +230,13 @@ def remove_file(path: Path) -> None:
 
 def is_file_name(name: object) -> bool:
     """Return whether this is the name of a file and leads nowhere else: names that stand in files may be damaged."""
-    return isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name and Path(name).name == name
+    if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name:
+        return False
+    try:
+        on_disk(name)
+    except UnicodeEncodeError:
+        return False
+    return Path(name).name == name
 
 
 def is_inside(folder: Path, path: Path) -> bool:

@@ -179,6 +179,39 @@ def test_parts_of_a_trial_and_of_an_animal_stand_together_or_not_at_all():
         assert not any(keyword in part for keyword in (*trial, "ClinicalTrialSiteName", "PatientBreedDescription"))
 
 
+FLAG, TYPE, PROTOCOL = "ConsentForDistributionFlag", "DistributionType", "ClinicalTrialProtocolID"
+
+
+@pytest.mark.parametrize(
+    "given, kept",
+    [
+        ({FLAG: "NO"}, {FLAG: "NO"}),
+        ({FLAG: "NO", TYPE: "PUBLIC_RELEASE", PROTOCOL: "P"}, {FLAG: "NO"}),
+        ({FLAG: "YES", TYPE: "PUBLIC_RELEASE", PROTOCOL: "P"}, {FLAG: "YES", TYPE: "PUBLIC_RELEASE"}),
+        ({FLAG: "WITHDRAWN", TYPE: "NAMED_PROTOCOL", PROTOCOL: "P"},) * 2,
+        ({FLAG: "YES", TYPE: "RESTRICTED_REUSE"},) * 2,
+        # to what, is not said
+        ({FLAG: "YES"}, None),
+        ({FLAG: "WITHDRAWN", PROTOCOL: "P"}, None),
+        ({FLAG: "YES", TYPE: "EVERYTHING", PROTOCOL: "P"}, None),
+        ({TYPE: "PUBLIC_RELEASE"}, None),
+        ({FLAG: "YES", TYPE: "NAMED_PROTOCOL"}, None),
+    ],
+)
+def test_a_consent_says_to_what_or_is_left_out(given, kept):
+    sequence = {"ConsentForClinicalTrialUseSequence": [SCRIPT.item(**given)]}
+    header = read_back(**sequence)
+    clean_header(header)
+    found = [{e.keyword: e.value for e in item} for item in header.get("ConsentForClinicalTrialUseSequence", [])]
+    assert found == ([] if kept is None else [kept])
+    trial = read_back(**SCRIPT.TRIAL, **sequence)
+    clean_header(trial)
+    # the protocol of the trial need not be repeated
+    if given == {FLAG: "YES", TYPE: "NAMED_PROTOCOL"}:
+        assert trial.ConsentForClinicalTrialUseSequence[0].DistributionType == "NAMED_PROTOCOL"
+    assert trial.ClinicalTrialProtocolID == "P1"
+
+
 def test_bytes_that_are_no_value_do_not_keep_a_segmentation_from_being_written(carried):
     segmentation = carried(PatientWeight="heavy", SeriesNumber="3a", PregnancyStatus=b"\x01\x00\x00")
     assert "PatientWeight" not in segmentation and segmentation.SeriesNumber == 1000

@@ -585,3 +585,18 @@ def test_what_tells_volumes_apart_does_not_show_the_patient(tmp_path, scans):
     assert len(found.cases) == 2
     shown = " ".join([*found.notes, *found.paths, *(case["case"] for case in found.cases)]).lower()
     assert not any(word in shown for word in scans.patient)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_values_that_a_viewer_inverts_are_used_as_stored_and_said_once(tmp_path, scans, count):
+    for number in range(3):
+        datasets = scans.series(series=f"series {number}")
+        for dataset in datasets:
+            dataset.PhotometricInterpretation = "MONOCHROME1" if number < count else "MONOCHROME2"
+        scans.save(datasets, tmp_path / str(number))
+    found = discover(tmp_path)
+    (note,) = found.notes
+    assert f"{count} DICOM scan{'s are' if count > 1 else ' is'} MONOCHROME1, which a viewer shows inverted" in note
+    assert sum(case["case"] in note for case in found.cases) == count
+    arrays = [ScanReader().get_data(case["image"])[0] for case in found.cases]
+    assert all(np.array_equal(array, arrays[0]) for array in arrays)

@@ -1,7 +1,9 @@
 """MetaImage and NRRD: what ITK writes is read as ITK reads it, and what is not complete is refused."""
 
 import gzip
+import os
 import resource
+import sys
 import zlib
 
 import itk
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from grata.data import ScanReader, discover, write_itk
-from grata.data.itk_files import save_itk
+from grata.data.itk_files import read_itk, save_itk
 from grata.errors import GrataError
 
 TURN = np.array([[0.36, 0.48, -0.8], [-0.8, 0.6, 0.0], [0.48, 0.64, 0.6]])
@@ -243,3 +245,15 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(GrataError, match="Cannot write"):
         save_itk(np.zeros((3, 4, 5), np.uint8), np.eye(4), tmp_path / "missing" / "a.mha")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have Unicode names alone")
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_names_that_are_not_text(tmp_path, ending):
+    folder = tmp_path / os.fsdecode(b"odd_\xff")
+    folder.mkdir()
+    labels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    for name in ("a", os.fsdecode(b"\xe9")):
+        save_itk(labels, np.eye(4), folder / f"{name}{ending}")
+        assert (read_itk(folder / f"{name}{ending}")[0] == labels).all()
+    assert len(os.listdir(folder)) == 2

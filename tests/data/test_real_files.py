@@ -3,6 +3,7 @@
 import io
 import os
 import resource
+import shutil
 import struct
 import zipfile
 import zlib
@@ -70,19 +71,33 @@ def test_kinds_that_are_not_read_are_said_once(tmp_path, scans):
     zipfile.ZipFile(tmp_path / "deep" / "f.zip", "w").close()
     Image.new("L", (8, 9)).save(tmp_path / "deep" / "g.png")
     (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "lone.img").write_bytes(b"something")
+    Image.new("L", (8, 9)).save(tmp_path / "h.gif")
+    scans.save(scans.series(), tmp_path / "dicom")
+    for path in sorted((tmp_path / "dicom").iterdir()):
+        path.rename(path.with_suffix(".img"))
     found = discover(tmp_path)
-    assert len(found.cases) == 1
+    assert len(found.cases) == 2
     assert not found.faults
     assert found.notes == [
-        "7 files of kinds that are not read: 1 .mgz, 1 .nii.bz2, 1 .par, 1 .rec, 1 .tar.gz, 1 .zip, 1 picture. Convert "
-        "what you need to NIfTI."
+        "9 files of kinds that are not read: 1 .img, 1 .mgz, 1 .nii.bz2, 1 .par, 1 .rec, 1 .tar.gz, 1 .zip, 2 "
+        "pictures. Convert what you need to NIfTI."
     ]
-    os.unlink(tmp_path / "a.nii.gz")
-    os.unlink(tmp_path / "deep" / "g.png")
+    shutil.rmtree(tmp_path / "dicom")
+    for name in ("a.nii.gz", "deep/g.png", "h.gif", "lone.img"):
+        os.unlink(tmp_path / name)
     with pytest.raises(
         GrataError, match=r"holds no scan that can be used\. 6 files of kinds that are not read: 1 \.mgz"
     ):
         discover(tmp_path)
+
+
+def test_a_gif_that_is_no_label_is_named_among_pictures(tmp_path):
+    for name in ("a.png", "a_mask.gif", "b.gif", "c.GIF"):
+        Image.new("L", (8, 9)).save(tmp_path / name)
+    found = discover(tmp_path, spatial_dims=2)
+    assert [case["label"] for case in found.cases] == [str(tmp_path / "a_mask.gif")]
+    assert found.notes == ["2 files of kinds that are not read: 2 .gif. Convert what you need to PNG."]
 
 
 def test_links_that_lead_nowhere_are_faults_where_they_are_named_as_scans(tmp_path, scans):

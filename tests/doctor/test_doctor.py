@@ -229,6 +229,16 @@ def test_a_torchscript_file(tmp_path):
     assert "activation" in examine(tmp_path / "model.ts").methods["grata"]
 
 
+def test_only_what_can_prepare_a_model_is_advised(tmp_path, make_bundle):
+    torch.jit.script(BasicUNet(2, 1, 2, (4, 4, 4, 4, 4, 4), norm="batch").eval()).save(tmp_path / "model.ts")
+    bundle = make_bundle()
+    for report in (examine(tmp_path / "model.ts", activation="softmax"), examine(bundle)):
+        assert "only for bundles with a configs/adapt.yaml" in report.methods["ttas"]
+        assert not any("python -m grata prepare" in lack for lack in report.methods.values())
+    (bundle / "configs" / "adapt.yaml").write_text("method: grata")
+    assert "run `python -m grata prepare <bundle>" in examine(bundle).methods["ttas"]
+
+
 def test_weights_alone_are_not_a_network(tmp_path):
     torch.save({"weight": torch.ones(1)}, tmp_path / "model.pt")
     with pytest.raises(GrataError, match="folder of their bundle"):

@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import CheckpointLoader, StatsHandler
 from monai.inferers import SimpleInferer
 from monai.transforms import Activationsd, Compose, LoadImaged, ScaleIntensityd
+from PIL import Image
 from torch.utils.data import IterableDataset
 
 from grata.bank import Adaptation
@@ -258,3 +260,40 @@ def test_what_a_compiled_network_learns_belongs_to_its_own_names(scans, make_eva
     ZooAdaptation(evaluator, output_dir=tmp_path / "adaptation", activation="softmax").run()
     names = Adaptation.read(tmp_path / "adaptation" / "adapted").names
     assert names and all(place in plain.state_dict() for places in names.values() for place in places)
+
+
+def cut(path, image, ending):
+    """Write an image, and leave of its file what a copy that was stopped leaves."""
+    if ending == ".png":
+        Image.fromarray((255 * image).astype(np.uint8)).save(path)
+    elif ending == ".npy":
+        np.save(path, image)
+    else:
+        nibabel.save(nibabel.Nifti1Image(image[..., None], np.eye(4)), path)
+    path.write_bytes(path.read_bytes()[: 2 * path.stat().st_size // 3])
+
+
+@pytest.mark.parametrize("ending, workers", [(".nii.gz", 0), (".nii.gz", 1), (".nii", 0), (".png", 0), (".npy", 0)])
+def test_a_damaged_file_is_named_with_what_to_do(make_evaluator, tmp_path, ending, workers):
+    paths = [{"image": str(tmp_path / "patient" / f"scan-a{ending}")}]
+    (tmp_path / "patient").mkdir()
+    cut(tmp_path / "patient" / f"scan-a{ending}", np.random.default_rng(0).random((32, 32), np.float32), ending)
+    evaluator = make_evaluator(paths, num_workers=workers)
+    run = EvaluatorRun(evaluator, AdaptationHandler(create("source", evaluator.network)))
+    run.run()
+    (fault,) = run.faults
+    assert fault.case == "scan-a" and f"'scan-a{ending}'" in fault.message
+    assert "damaged" in fault.message and "opy or export it again" in fault.message
+    assert "patient" not in fault.message and "Traceback" not in fault.message and "\n" not in fault.message
+    assert "Error" not in fault.message or ending == ".npy"
+
+
+def test_what_is_wrong_elsewhere_is_not_called_damage(make_evaluator, scans):
+    def fail(image):
+        raise ValueError("another thing")
+
+    evaluator = make_evaluator(scans("a"))
+    evaluator.data_loader.dataset.transform = Compose([READ, fail])
+    run = EvaluatorRun(evaluator, AdaptationHandler(create("source", evaluator.network)))
+    run.run()
+    assert "another thing" in run.faults[0].message and "damaged" not in run.faults[0].message

@@ -1,6 +1,9 @@
 """Channels are counted once nnU-Net's own reader has read them: a file may hold several."""
 
 import json
+import os
+import re
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -8,6 +11,8 @@ import pytest
 import torch
 from skimage import io
 
+from grata.doctor.doctor import examine
+from grata.errors import GrataError
 from grata.nnunet import load_model, predict
 
 pytest.importorskip("nnunetv2")
@@ -184,3 +189,44 @@ def test_a_volume_that_nnunet_reads_and_cannot_write_is_a_fault_in_words(tmp_pat
 
 def faults_of(folder):
     return {fault["case"]: fault["message"] for fault in json.loads((folder / "summary.json").read_text())["faults"]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have Unicode names alone")
+def test_a_name_that_is_not_text_is_one_like_others(tmp_path):
+    """ITK ends the whole process over bytes of a name that it cannot write."""
+    odd = os.fsdecode(b"odd_\xff")
+    model, folder = make_model(tmp_path / "model", "SimpleITKIO", ".nii.gz", 3), tmp_path / odd
+    folder.mkdir()
+    for case in (odd, "Größe_é"):
+        for channel in range(3):
+            write_volume(tmp_path / "x.nii.gz", values(3, 1, channel))
+            (tmp_path / "x.nii.gz").rename(folder / f"{case}_{channel:04d}.nii.gz")
+    output = tmp_path / f"{odd}-out"
+    assert predict(model, folder, output, "source", device="cpu", use_mirroring=False, save_probabilities=True) == 0
+    for case in (odd, "Größe_é"):
+        assert all((output / f"{case}{ending}").is_file() for ending in (".nii.gz", ".npz", ".pkl"))
+    rows = (output / "cases.csv").read_text("utf-8", errors="surrogateescape").splitlines()[1:]
+    assert sorted(row.split(",")[0] for row in rows) == sorted([odd, "Größe_é"])
+
+
+def test_images_of_other_endings_are_named_once(tmp_path, capsys):
+    model, folder = make_model(tmp_path / "model", "NaturalImage2DIO", ".png", 2), tmp_path / "images"
+    folder.mkdir()
+    for name in ("b.nii.gz", "c_0000.JPG", "d_0000.PNG", "e.img", "notes.txt", "dataset.json", "f.dcm"):
+        (folder / name).write_bytes(b"something")
+    passed = "5 files were passed over (1 .JPG, 1 .PNG, 1 .dcm, 1 .img, 1 .nii.gz), because images of this model end in"
+    with pytest.raises(GrataError, match=re.escape(passed)):
+        predict(model, folder, tmp_path / "out", "source", device="cpu")
+    write_picture(folder / "a_0000.png", values(2, 3))
+    assert predict(model, folder, tmp_path / "out", "source", device="cpu", use_mirroring=False, guard=False) == 0
+    assert capsys.readouterr().out.count(f"note: {passed}") == 1
+
+
+@pytest.mark.parametrize("method", ["eata", "ttas", "ttt"])
+def test_no_command_for_bundles_is_advised(method, tmp_path, capsys):
+    model, folder = make_model(tmp_path / "model", "NaturalImage2DIO", ".png", 2), tmp_path / "images"
+    folder.mkdir()
+    write_picture(folder / "a_0000.png", values(2, 3))
+    with pytest.raises(GrataError, match="only for bundles with a configs/adapt.yaml, so choose another"):
+        predict(model, folder, tmp_path / "out", method, device="cpu")
+    assert not examine(model).methods[method].count("python -m grata prepare")

@@ -43,7 +43,7 @@ def test_what_python_sees_is_no_attempt(tmp_path, how):
 
 @pytest.mark.parametrize(
     "data, counts",
-    [(b"scan", {"scan": 1}), (b"scan\nscan\n", {"scan": 2}), (b"1\ta\n\xff\n", {"a": 1, "\ufffd": 1}), (b"", {})],
+    [(b"scan", {"scan": 1}), (b"scan\nscan\n", {"scan": 2}), (b"1\ta\n\xff\n", {"a": 1, "\udcff": 1}), (b"", {})],
 )
 def test_notes_of_the_last_release_and_damaged_ones_are_read(tmp_path, data, counts):
     (tmp_path / ".begun").write_bytes(data)

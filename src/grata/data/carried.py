@@ -100,6 +100,10 @@ _SINGLE = (
 )  # fmt: skip
 """Sequences that may have a single item."""
 
+_CONSENT = "ConsentForClinicalTrialUseSequence"
+_PROTOCOL = ("ClinicalTrialProtocolID", "IssuerOfClinicalTrialProtocolID")
+"""Attributes of a statement of consent that name the protocol to which consent was given."""
+
 _NEVER = ("ReferencedPatientPhotoSequence",)
 """Attributes of which a new object has no use."""
 
@@ -128,6 +132,7 @@ def clean_header(header: Dataset) -> None:
     for types in modules.values():
         _clean(header, types)
     _settle(header)
+    _settle_consent(header, _is_whole(header, modules["clinical-trial-subject"][()]))
     for module, types in modules.items():
         known = types[()]
         if module in _REQUIRED or (_is_whole(header, known) and any(keyword in header for keyword in known)):
@@ -238,6 +243,37 @@ def _settle(dataset: Dataset) -> None:
     for keywords in _TOGETHER:
         if not all(keyword in dataset for keyword in keywords):
             _remove(dataset, keywords)
+
+
+def _settle_consent(header: Dataset, has_protocol: bool) -> None:
+    """Keep the statements of consent that say what was consented to, without what does not go with them.
+
+    Args:
+        header: header of an image; it is changed in place.
+        has_protocol: whether it names the protocol of its trial, which a statement need not repeat.
+    """
+    given = header.get(_CONSENT)
+    kept = [item for item in given or () if _is_consent(item, has_protocol)]
+    if given is not None:
+        header[_CONSENT] = DataElement(header[_CONSENT].tag, "SQ", kept)
+        if not kept:
+            del header[_CONSENT]
+
+
+def _is_consent(item: Dataset, has_protocol: bool) -> bool:
+    """Remove from a statement of consent what its flag and type exclude; return whether the rest says enough.
+
+    Args:
+        item: item of the sequence; it is changed in place.
+        has_protocol: whether the header names the protocol of its trial.
+    """
+    refused = item.ConsentForDistributionFlag == "NO"
+    if refused:
+        item.pop("DistributionType", None)
+    if item.get("DistributionType") != "NAMED_PROTOCOL":
+        _remove(item, _PROTOCOL)
+        return refused or "DistributionType" in item
+    return has_protocol or "ClinicalTrialProtocolID" in item
 
 
 def _is_whole(dataset: Dataset, known: Mapping[str, str]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from ..errors import GrataError
-from ..files import expanded
+from ..files import expanded, on_disk
 
 __all__ = ["Listed", "read_case_lists"]
 
@@ -98,7 +98,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 def _inside(root: Path, cell: str, where: str) -> Path | None:
     if not cell:
         return None
-    path = Path(os.path.abspath(root / PureWindowsPath(cell).as_posix()))
+    path = Path(os.path.abspath(root / on_disk(PureWindowsPath(cell).as_posix())))
     if not path.is_relative_to(root):
         raise GrataError(f"{where}: '{cell}' is not in dataset_dir. Give paths relative to that folder.")
     return path

@@ -59,12 +59,14 @@ class DicomFiles:
         instances: images that may be slices.
         broken: DICOM files that cannot be read, with the reason.
         empty: files of 0 bytes that may have been slices.
+        others: files of other formats.
         passed: how many objects that are no scan were passed over, by what they are.
     """
 
     instances: list[Instance] = field(default_factory=list)
     broken: list[tuple[Path, str]] = field(default_factory=list)
     empty: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
     passed: Counter[NoScan] = field(default_factory=Counter)
 
     def notes(self) -> list[str]:
@@ -149,7 +151,7 @@ def index_dicom(paths: Sequence[Path]) -> DicomFiles:
     """Index files by their headers.
 
     Args:
-        paths: files of any format; those that are not DICOM are ignored.
+        paths: files of any format.
     """
     found = DicomFiles()
     # None leaves it to tqdm, which shows the bar on a terminal only.
@@ -167,7 +169,9 @@ def index_dicom(paths: Sequence[Path]) -> DicomFiles:
         else:
             if isinstance(instance, NoScan):
                 found.passed[instance] += 1
-            elif instance is not None:
+            elif instance is None:
+                found.others.append(path)
+            else:
                 found.instances.append(instance)
     return found
 
@@ -175,7 +179,7 @@ def index_dicom(paths: Sequence[Path]) -> DicomFiles:
 def find_scans(
     files: DicomFiles, selection: Selection, root: Path, spatial_dims: int, fail: Report
 ) -> tuple[list[DicomScan], list[str]]:
-    """Return the scans among indexed files, and a note on the series that hold several of them.
+    """Return the scans among indexed files, and notes on what a user should know of them.
 
     What else is passed over is counted in ``files``.
 
@@ -202,6 +206,7 @@ class _ScanSearch:
         scans: scans that can be used.
         several: in what the volumes of a series differ, by the id of the series.
         example: choice of one of them, as ``select`` takes it.
+        inverted: ids of the scans that a viewer shows with their lowest value white.
     """
 
     files: DicomFiles
@@ -212,6 +217,7 @@ class _ScanSearch:
     scans: list[DicomScan] = field(default_factory=list)
     several: dict[str, str] = field(default_factory=dict)
     example: str = ""
+    inverted: list[str] = field(default_factory=list)
 
     def run(self) -> None:
         series = self._series()
@@ -236,9 +242,19 @@ class _ScanSearch:
         )
 
     def notes(self) -> list[str]:
-        """Return the note on the series that hold several scans."""
-        if not self.several:
-            return []
+        """Return the notes on series that hold several scans, and on inverted ones."""
+        notes = self._note_several() if self.several else []
+        if self.inverted:
+            count = len(self.inverted)
+            scans = "1 DICOM scan is" if count == 1 else f"{count} DICOM scans are"
+            listed = ", ".join(self.inverted[:_LISTED]) + ", …" * (count > _LISTED)
+            notes.append(
+                f"{scans} MONOCHROME1, which a viewer shows inverted, the lowest value white ({listed}). Values "
+                "are used as they are stored."
+            )
+        return notes
+
+    def _note_several(self) -> list[str]:
         count = len(self.several)
         listed = "; ".join(f"{case}: {text}" for case, text in list(self.several.items())[:_LISTED])
         more = "; …" if count > _LISTED else ""
@@ -356,6 +372,8 @@ class _ScanSearch:
         folder, name = self._folder(part.instances), self._name(case, part.instances)
         files = [instance.path for instance in ordered]
         about = _about(ordered[0])
+        if any(instance.attributes.get("PhotometricInterpretation") == "MONOCHROME1" for instance in ordered):
+            self.inverted.append(case)
         self.scans.append(DicomScan(case, files, folder, name, geometry, series_identifiers(part.instances), about))
 
     def _fail_series(self, case: str, group: Sequence[Instance], error: Exception) -> None:

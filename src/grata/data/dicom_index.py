@@ -65,7 +65,8 @@ class Instance:
         defect: why the file cannot be part of a volume; None when no reason is known.
         private: whether the SOP class is a maker's own.
         identifiers: strings that identify the patient and must not be shown.
-        attributes: values of :data:`ATTRIBUTES`, as text; without those that are absent.
+        attributes: values of :data:`ATTRIBUTES` and of Photometric Interpretation, as text; without those that are
+            absent.
     """
 
     path: str
@@ -214,7 +215,7 @@ def slice_length(header: Dataset, keyword: str) -> float | None:
 
 
 def _attributes(header: Dataset, planes: Sequence[Plane]) -> dict[str, str]:
-    values = {keyword: _text(_standard(keyword), header) for keyword in ATTRIBUTES}
+    values = {keyword: _text(_standard(keyword), header) for keyword in (*ATTRIBUTES, "PhotometricInterpretation")}
     for keyword, readers in _PRIVATE.items():
         found = (_text(read, header) for read in readers)
         values[keyword] = values[keyword] or next(filter(None, found), "")

@@ -195,6 +195,7 @@ class _Search:
             for (path, case), label in zip(group, index.assign(group, self.root), strict=True):
                 self._add_file(path, case, label, identifiers)
         self._add_dicom(dicom, chosen, volume_labels)
+        files.count_unread(dicom.others, self._unused(files.pictures, picture_labels))
         self.found.notes.extend(_passed_over(files, self.spatial_dims))
 
         if not self.found.cases and not self.found.faults:
@@ -207,6 +208,11 @@ class _Search:
                 f"example '{first['case']}{extension}', or leave labels_dir out.",
                 key="labels_dir",
             )
+
+    def _unused(self, pictures: Sequence[Path], labels: LabelIndex) -> list[Path]:
+        """Return the files that could only be label maps, and of which no image has one."""
+        taken = {case.get("label") for case in self.found.cases}
+        return [p for p in pictures if not is_picture(p) and not labels.is_label(p) and str(p) not in taken]
 
     def _fail(self, case: str, message: str, path: Path) -> None:
         self.found.places[case] = str(path)
@@ -271,7 +277,9 @@ def _passed_over(files: Files, spatial_dims: int) -> list[str]:
     notes = []
     unread = {ending: count for ending, count in sorted(files.unread.items()) if count}
     if total := sum(unread.values()):
-        listed = ", ".join(f"{count} {ending}" for ending, count in unread.items())
+        listed = ", ".join(
+            f"{count} {ending}{'s' * (ending == 'picture' and count > 1)}" for ending, count in unread.items()
+        )
         kinds = "1 file of a kind that is not read" if total == 1 else f"{total} files of kinds that are not read"
         notes.append(f"{kinds}: {listed}. Convert what you need to {'PNG' if spatial_dims == 2 else 'NIfTI'}.")
     if files.dangling:

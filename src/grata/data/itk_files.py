@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from ..errors import GrataError
-from ..files import absence, atomic_write
+from ..files import absence, atomic_write, plainly_named
 from .geometry import ORIENTATION_TOLERANCE
 from .sizes import check_volume_size, read_to_end
 
@@ -195,7 +195,8 @@ def save_itk(labels: np.ndarray, affine: np.ndarray, path: str | os.PathLike[str
     image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(lps[:3, :3] / spacing)))
     with atomic_write(path) as temporary:
         try:
-            itk.imwrite(image, str(temporary), compression=True)
+            with plainly_named([temporary.parent]) as (folder,):
+                itk.imwrite(image, str(folder / temporary.name), compression=True)
             whole = (read_itk(temporary)[0] == labels).all()
         # ITK does not say what the disk refused.
         except (RuntimeError, GrataError) as error:

@@ -20,12 +20,16 @@ from .nifti import (
 __all__ = [
     "check_volume_file",
     "check_whole",
+    "VOLUME_ENDINGS",
     "is_volume_file",
     "read_volume_file",
     "volume_format",
     "volume_grid",
     "volume_stem",
 ]
+
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
+"""How the names of volumes in one file end, or of their headers."""
 
 
 def is_volume_file(path: str | os.PathLike[str]) -> bool:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..files import FIGURES, JOURNAL, OVERVIEW, SEGMENTATIONS
+from .dicom_file import is_named_dicom
 from .labels import is_image_folder, is_label_folder
 from .nifti import is_nifti_pair, pair_image
-from .pictures import is_label_picture, is_picture
-from .volume_files import is_volume_file
+from .pictures import is_label_picture
+from .volume_files import VOLUME_ENDINGS, is_volume_file
 
-__all__ = ["Files", "walk"]
+__all__ = ["Files", "image_ending", "walk"]
 
 # Folders of an earlier run whose output folder lies among the scans.
 _EARLIER_FOLDERS = {SEGMENTATIONS, FIGURES}
@@ -24,6 +25,9 @@ _UNREAD = (
     ".gipl", ".vtk", ".vti", ".v", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar", ".npy", ".npz", ".h5",
     ".webp", ".heic", ".jp2",
 )  # fmt: skip
+
+# What a DICOM file may be called as well.
+_UNREAD_UNLESS_DICOM = (".img",)
 
 
 @dataclass
@@ -47,6 +51,23 @@ class Files:
     unreadable: list[Path] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
     dangling: int = 0
+
+    def count_unread(self, others: Iterable[Path], unused: Iterable[Path]) -> None:
+        """Count what is an image of a kind that is not read, though its name did not say so.
+
+        Args:
+            others: files of ``other`` that are not DICOM.
+            unused: files of ``pictures`` that are neither images nor labels.
+        """
+        self.unread.update(path.suffix.lower() for path in others if path.suffix.lower() in _UNREAD_UNLESS_DICOM)
+        self.unread.update(path.suffix.lower() for path in unused)
+
+
+def image_ending(path: Path) -> str:
+    """Return how the name of an image ends, of whatever kind, read or not; empty for other files."""
+    plain = (*VOLUME_ENDINGS, *_UNREAD, *_UNREAD_UNLESS_DICOM)
+    ending = next((path.name[-len(ending) :] for ending in plain if path.name.lower().endswith(ending)), "")
+    return ending or (path.suffix if is_label_picture(path) or is_named_dicom(path) else "")
 
 
 def walk(root: Path, labels_root: Path | None, pictures: bool) -> Files:
@@ -130,7 +151,7 @@ def _sort_other(files: Files, path: Path, pictures: bool) -> None:
         files.dangling += 1
     else:
         files.other.append(path)
-        files.unread["picture"] += not pictures and is_picture(path)
+        files.unread["picture"] += not pictures and is_label_picture(path)
 
 
 def _is_volume(path: Path) -> bool:

@@ -26,6 +26,7 @@ from ..console import say
 from ..errors import GrataError
 from ..files import absence, expanded, undownloaded
 from ..methods import METHODS, Method
+from ..methods.prepared import without_command
 from ..methods.registry import method_class
 from ..networks.scripts import open_script
 from ..networks.weights import check_fit, read_state
@@ -184,16 +185,18 @@ def _evaluator(config: Configuration, given: Mapping[str, Any], report: Report) 
 
 
 def _report_commands(report: Report, root: Path, file: Path) -> None:
-    if any("grata prepare" in lack for lack in report.methods.values()) and not (root / "configs/adapt.yaml").is_file():
-        report.facts["prepare"] = (
-            "python -m grata prepare needs a configs/adapt.yaml like those of this project's bundles; this bundle has "
-            "none"
-        )
+    if not (root / "configs/adapt.yaml").is_file():
+        _advise_no_preparation(report)
     if report.adapts:
         report.facts["run"] = (
             f"python -m monai.bundle run adapt --bundle_root . --config_file \"['{file.relative_to(root)}', "
             f"'{overlay()}']\" --method <method> --dataset_dir <images>"
         )
+
+
+def _advise_no_preparation(report: Report) -> None:
+    """Leave out advice to run a command that cannot read a model of this kind."""
+    report.methods = {name: without_command(lack) for name, lack in report.methods.items()}
 
 
 def _examined(config: Configuration, overrides: Mapping[str, Any]) -> tuple[Sequence[str], Mapping[str, Any]]:
@@ -215,6 +218,7 @@ def _of_script(path: Path, **settings: Any) -> Report:
         ) from error
     _report_network(report, network, None)
     _report_methods(report, network, Head(), True, settings)
+    _advise_no_preparation(report)
     return report
 
 
@@ -232,6 +236,7 @@ def _of_nnunet(folder: Path, **options: Any) -> Report:
         network = load_model(folder, **options).network(found["folds"][0])
         _report_network(report, network, found["classes"])
         _report_methods(report, network, Head(found["activation"], None, "nnU-Net's labels"), False, {})
+        _advise_no_preparation(report)
         report.facts["run"] = f"python -m grata nnunet {folder} <images> <output> --method <method>"
     return report
 

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from .._version import __version__
 from ..data import write_dicom_seg, write_itk, write_nifti, write_png
 from ..errors import GrataError
-from ..files import FIGURES, SEGMENTATIONS, expanded, is_file_name, remove_file
+from ..files import FIGURES, SEGMENTATIONS, expanded, is_file_name, on_disk, remove_file
 from ..quality import Judgement, verdict_in_words
 from ..report import case_scores, case_volumes, contact_sheet
 
@@ -127,7 +127,7 @@ class OutputHandler:
             raise GrataError(f"must be a name for files, without folders, got {case!r}. Rename the case.", key="case")
         segmentations, figures = self.output_dir / SEGMENTATIONS, self.output_dir / FIGURES
         ends = (*_ENDINGS.values(), ".seg.dcm", ".png")
-        return [*(segmentations / f"{case}{end}" for end in ends), figures / f"{case}.png"]
+        return [on_disk(path) for path in (*(segmentations / f"{case}{end}" for end in ends), figures / f"{case}.png")]
 
     def _write_case(self, case: Mapping[str, Any], item: Mapping[str, Any], judgement: Judgement | None) -> None:
         image, prediction = item[self.image_key], _label_map(item[self.pred_key])

@@ -22,6 +22,7 @@ from ..errors import GrataError, RunError
 from ..private import forget_run, silence
 from ..session import causes, explain
 from .adaptation import AdaptationHandler
+from .damage import damage
 
 __all__ = ["EvaluatorRun"]
 
@@ -212,7 +213,8 @@ class EvaluatorRun:
 
     def _explained(self, index: int, error: Exception) -> str:
         message, files = explain(error, self.hint), _files(self._dataset, index)
-        return _missing(message, files) or _without_paths(message, files, self._names[index])
+        message = _missing(message, files) or damage(error, message, files) or message
+        return _without_paths(message, files, self._names[index])
 
     def _named(self, indices: list[int]) -> dict[int, str]:
         return _names(self._dataset, indices)

@@ -21,7 +21,7 @@ from ..networks import SavedHeads
 from ..networks.parameters import has_digest
 from ..tensors import content_digest, contents, unpack
 
-__all__ = ["Prepared", "require"]
+__all__ = ["Prepared", "require", "without_command"]
 
 _HEADER = "grata_prepared"
 _FORMAT = 1
@@ -35,6 +35,11 @@ _WORDS = {
     "rotation": "a rotation head trained on the source set",
     "denoising": "a denoising head trained on the source set",
 }
+_PREPARE = (
+    "run `python -m grata prepare <bundle> --dataset_dir <source images>`, which writes models/prepared.safetensors of "
+    "a bundle with a configs/adapt.yaml, and give that file as `prepared`."
+)
+_NOT_PREPARED = "`grata prepare` makes this only for bundles with a configs/adapt.yaml, so choose another method."
 
 
 @dataclass(frozen=True)
@@ -197,11 +202,13 @@ def require(prepared: Prepared | None, what: str, method: str) -> Any:
     elif prepared is not None and prepared.heads is not None and what in prepared.heads.names:
         found = prepared.heads
     if found is None or (isinstance(found, Mapping) and not found):
-        raise GrataError(
-            f"method {method} needs {_WORDS[what]}: run `python -m grata prepare <bundle> --dataset_dir <source "
-            "images>`, which writes models/prepared.safetensors, and give that file as `prepared`."
-        )
+        raise GrataError(f"method {method} needs {_WORDS[what]}: {_PREPARE}")
     return found
+
+
+def without_command(message: str) -> str:
+    """Return the message of :func:`require` for a model that ``grata prepare`` cannot read; any other one as it is."""
+    return message.replace(_PREPARE, _NOT_PREPARED)
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

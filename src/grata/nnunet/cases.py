@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..data import Fault
+from ..data.walk import image_ending
 from ..data.whole import check_file
 from ..errors import GrataError
 from ..files import absence
@@ -15,9 +17,10 @@ from .model import TrainedModel
 __all__ = ["check_files", "find_cases", "other_channels"]
 
 
-def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]], list[Fault]]:
-    """Return the files of each case in the order of the channels, and the faults of other files.
+def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]], list[Fault], list[str]]:
+    """Return the files of each case in the order of the channels, the faults of other files, and a note or none.
 
+    The note says which images were passed over because their names end in another way than those of the training.
     How many channels a file has is known once nnU-Net's reader has read it: a colour picture has three, and volumes may
     have several.
 
@@ -29,19 +32,42 @@ def find_cases(folder: Path, model: TrainedModel) -> tuple[dict[str, list[Path]]
         GrataError: the folder cannot be read, or holds no such image.
     """
     ending = model.dataset["file_ending"]
-    found, faults = _by_case(_images(folder, ending), ending)
-    faults += [
-        Fault(case, other_channels(case, [given[number] for number in sorted(given)], model))
+    images, others = _images(folder, ending)
+    found, faults = _by_case(images, ending)
+    faults += _incomplete(found, model)
+    bad = {fault.case for fault in faults}
+    cases = {case: _in_order(given) for case, given in found.items() if case not in bad}
+    notes = _passed_over(others, ending)
+    if not cases and not faults:
+        there = " ".join([f"{folder} has no image named <case>_0000{ending}.", *notes])
+        raise GrataError(f"{there} Name the folder of the images.", key="input")
+    return cases, faults, notes
+
+
+def _passed_over(others: Sequence[Path], ending: str) -> list[str]:
+    """Return a sentence about the images that have another ending; none where there are none."""
+    endings = Counter(filter(None, map(image_ending, others)))
+    if not endings:
+        return []
+    count, listed = sum(endings.values()), ", ".join(f"{n} {name}" for name, n in sorted(endings.items()))
+    files = "1 file was" if count == 1 else f"{count} files were"
+    return [
+        f"{files} passed over ({listed}), because images of this model end in {ending}. Convert what you need to it."
+    ]
+
+
+def _incomplete(found: Mapping[str, Mapping[int, Path]], model: TrainedModel) -> list[Fault]:
+    """Return the faults of cases whose files cannot hold the channels of the model."""
+    return [
+        Fault(case, other_channels(case, _in_order(given), model))
         for case, given in found.items()
         if not _can_be_whole(given, model)
     ]
-    bad = {fault.case for fault in faults}
-    cases = {case: [given[n] for n in sorted(given)] for case, given in found.items() if case not in bad}
-    if not cases and not faults:
-        raise GrataError(
-            f"{folder} has no image named <case>_0000{ending}. Name the folder of the images.", key="input"
-        )
-    return cases, faults
+
+
+def _in_order(given: Mapping[int, Path]) -> list[Path]:
+    """Return files in the order of their channels."""
+    return [given[number] for number in sorted(given)]
 
 
 def check_files(files: Iterable[Path]) -> None:
@@ -62,9 +88,12 @@ def _can_be_whole(given: Mapping[int, Path], model: TrainedModel) -> bool:
     return len(given) <= model.channels and set(given) == set(range(len(given)))
 
 
-def _images(folder: Path, ending: str) -> list[Path]:
+def _images(folder: Path, ending: str) -> tuple[list[Path], list[Path]]:
+    """Return the files of a folder that end as the model's images do, and the others, without hidden ones."""
     try:
-        return sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != ".")
+        paths = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+        images = [path for path in paths if path.name.endswith(ending)]
+        return images, [path for path in paths if not path.name.endswith(ending) and path.is_file()]
     except OSError as error:
         reason = error.strerror if folder.exists() else f"it {absence(folder)}"
         raise GrataError(f"{folder} cannot be read ({reason}). Name the folder of the images.", key="input") from error

@@ -14,6 +14,7 @@ from ..errors import GrataError
 from ..files import expanded
 from ..methods import METHODS, Method, create
 from ..methods.gradient import GradientMethod
+from ..methods.prepared import without_command
 from ..quality import Judgement
 from ..session import Session, WindowSelection, judged_together, make_guard, together
 from ..views import VIEWS
@@ -109,7 +110,7 @@ class AdaptedPredictor:
             network = model.network(fold).to(self.device)
             own = _of_fold(prepared, fold, "prepared")
             self.sessions[fold] = Session(
-                create(method, network, settings, affine, prepared=own, **common),
+                _made(method, network, settings, affine, prepared=own, **common),
                 windows,
                 None if bank is None else str(expanded(bank) / f"fold_{fold}"),
                 _of_fold(start_from, fold, "start_from"),
@@ -241,6 +242,14 @@ def mirror_views(axes: Sequence[int] | None, spatial_dims: int) -> list[str]:
         if not view.quarter_turn and mirrored <= allowed:
             names.append(view.name)
     return names
+
+
+def _made(*given: Any, **common: Any) -> Method:
+    """Make the method of a fold; what it lacks is not said to be made by a command that is for bundles alone."""
+    try:
+        return create(*given, **common)
+    except GrataError as error:
+        raise type(error)(without_command(error.message), error.key) from error
 
 
 def _of_fold(path: str | Path | None, fold: str, key: str) -> Path | None:

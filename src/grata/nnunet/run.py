@@ -22,7 +22,17 @@ from ..console import say, say_beside_bar
 from ..data import MAX_VOXELS, Fault, check_max_voxels, check_voxels
 from ..data.dicom import error_reason
 from ..errors import GrataError, RunError
-from ..files import CASES, JOURNAL, atomic_write, check_output_dir, expanded, locked, remove_file, remove_leftovers
+from ..files import (
+    CASES,
+    JOURNAL,
+    atomic_write,
+    check_output_dir,
+    expanded,
+    locked,
+    plainly_named,
+    remove_file,
+    remove_leftovers,
+)
 from ..machine import check_device
 from ..quality import exit_status
 from ..report import format_summary, report_verdicts, write_summary
@@ -132,7 +142,7 @@ def predict(
     check_max_voxels(max_voxels)
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, folds, checkpoint_name)
-    cases, faults = find_cases(expanded(input), model)
+    cases, faults, notes = find_cases(expanded(input), model)
     sites = _sites(cases, site, bank)
     output = _output_folder(output, input)
     journal = Journal(output / JOURNAL)
@@ -181,7 +191,7 @@ def predict(
         say(format_summary(**summary, output_dir=output))
         judgements = next(iter(predictor.sessions.values())).judgements
         report_verdicts(judgements, output, sites, faults)
-        for remark in (remark for session in predictor.sessions.values() for remark in session.remarks()):
+        for remark in (*notes, *(remark for session in predictor.sessions.values() for remark in session.remarks())):
             say(f"note: {remark}")
         return exit_status(bool(faults), judgements.values())
 
@@ -330,9 +340,10 @@ class _Run:
         # between nnU-Net's reading and its resampling
         preprocessor.run_case_npy = bounded
         try:
-            data, _, properties = preprocessor.run_case(
-                [str(file) for file in files], None, model.plans, model.configuration, model.dataset
-            )
+            with plainly_named(files) as named:
+                data, _, properties = preprocessor.run_case(
+                    [str(file) for file in named], None, model.plans, model.configuration, model.dataset
+                )
         except GrataError:
             raise
         except Exception as error:
@@ -359,8 +370,8 @@ class _Run:
     def _channels_read(self, files: list[Path]) -> int | None:
         """Return the number of channels that nnU-Net reads from files; None: it cannot read them."""
         reader = self.model.plans.image_reader_writer_class()
-        with contextlib.suppress(Exception):
-            return len(reader.read_images([str(file) for file in files])[0])
+        with contextlib.suppress(Exception), plainly_named(files) as named:
+            return len(reader.read_images([str(file) for file in named])[0])
         return None
 
     def _export(self, case: str, logits: torch.Tensor, properties: dict[str, Any], temporary: Path) -> None:
@@ -370,15 +381,16 @@ class _Run:
         model = self.model
         truncated = str(temporary).removesuffix(self._ending)
         try:
-            export_prediction_from_logits(
-                logits,
-                properties,
-                model.configuration,
-                model.plans,
-                model.dataset,
-                truncated,
-                self.save_probabilities,
-            )
+            with plainly_named([temporary.parent]) as (folder,):
+                export_prediction_from_logits(
+                    logits,
+                    properties,
+                    model.configuration,
+                    model.plans,
+                    model.dataset,
+                    str(folder / Path(truncated).name),
+                    self.save_probabilities,
+                )
         except AssertionError as error:
             # nnU-Net's readers take volumes with several channels in a file, of which its writers know nothing
             raise GrataError(

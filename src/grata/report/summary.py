@@ -73,7 +73,8 @@ def write_summary(
     }
     text = json.dumps(_jsonable(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temporary:
-        temporary.write_text(f"{text}\n", encoding="utf-8")
+        # The bytes of a name that are not text become escapes of JSON.
+        temporary.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _jsonable(value: Any) -> Any:

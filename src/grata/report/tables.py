@@ -42,7 +42,7 @@ def read_table(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
         ValueError: it is not in UTF-8.
         csv.Error: it is not a table.
     """
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
         rows = [{key: _uncovered(value) for key, value in row.items()} for row in reader]
     return list(reader.fieldnames or ()), rows
@@ -68,7 +68,11 @@ def write_table(
     Raises:
         GrataError: the file cannot be written.
     """
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with (
+        atomic_write(path) as temporary,
+        # A name that is not UTF-8 is written as it is.
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         # Python leaves this one character without the quotes that it needs.

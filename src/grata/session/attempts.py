@@ -131,7 +131,7 @@ class Attempts:
         if not self.path.is_file():
             return {}
         counts: dict[str, int] = {}
-        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        for line in self.path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
             # the last release wrote the names alone
             count, case = re.fullmatch(r"(?:(\d{1,9})\t)?(.*)", line, re.DOTALL).groups()  # type: ignore[union-attr]
             if case:
@@ -141,4 +141,4 @@ class Attempts:
     def _write(self) -> None:
         with atomic_write(self.path) as temporary:
             lines = "".join(f"{count}\t{case}\n" for case, count in self.counts.items())
-            temporary.write_text(lines, encoding="utf-8", errors="replace")
+            temporary.write_text(lines, encoding="utf-8", errors="surrogateescape")

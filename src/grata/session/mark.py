@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import RunError
+from ..errors import GrataError, RunError
 from ..methods import Method
 from ..methods.owner import owners
 
-__all__ = ["Mark", "loosen", "mark_of", "release", "restore", "take"]
+__all__ = ["Mark", "is_marked", "loosen", "mark_of", "release", "restore", "take"]
 
 _KEY = "_adapted_by"
 
@@ -55,6 +55,11 @@ class Mark:
 def mark_of(network: nn.Module) -> Mark | None:
     """Return the mark of a network, of one inside it or of one around it; None: no method adapts it."""
     return next((mark for mark in _marks(network) if mark.method.active), None)
+
+
+def is_marked(method: Method) -> bool:
+    """Return whether the network of a method is taken by a session of any method, and was not restored since."""
+    return isinstance(vars(method.given).get(_KEY), Mark)
 
 
 def _marks(network: nn.Module) -> Iterator[Mark]:
@@ -137,15 +142,24 @@ def restore(network: nn.Module) -> bool:
 
     Other weights that were loaded into the adapted network stay as they are.
 
-    A stream, handler or session that goes on afterwards begins from the source again. Where parameters had been
-    attached to the network, it is refused: make a new one.
+    A stream of :func:`grata.adapt` that had begun is refused afterwards: make a new one. A handler or session that goes
+    on begins from the source again, or is refused where parameters had been attached to the network.
 
     Args:
         network: network that was given to :func:`grata.adapt`, to a handler, to a session or to a method.
 
     Returns:
         Whether the network was adapted.
+
+    Raises:
+        GrataError: it is not a network.
     """
+    if not isinstance(network, nn.Module):
+        raise GrataError(
+            "must be the network (a torch.nn.Module) that was given to grata.adapt, to a handler, to a session or to a "
+            f"method, got {type(network).__name__}.",
+            key="network",
+        )
     methods = list(dict.fromkeys([*(mark.method for mark in _marks(network)), *owners(network)]))
     adapted = any(method.active for method in methods)
     for method in methods:
