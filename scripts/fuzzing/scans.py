@@ -331,13 +331,18 @@ def _pair(rng: Random | None) -> tuple[dict[str, bytes], str]:
     image = nibabel.Nifti1Pair(_VALUES, _AFFINE)
     image.set_qform(_AFFINE, code=1)
     image.header.set_xyzt_units("mm")
-    header, pixels = image.header.binaryblock, _VALUES.tobytes("F")
+    files = image.make_file_map({"header": io.BytesIO(), "image": io.BytesIO()})
+    # The header says nothing of the scaling until it is written.
+    image.to_file_map(files)
+    header, pixels = (files[part].fileobj.getvalue() for part in ("header", "image"))
     if rng is None:
         return {"bad.hdr": header, "bad.img": pixels}, ""
     if rng.random() < 0.7:
         header, done = _change_header(header, rng, nibabel.Nifti1Pair)
     else:
         pixels, done = damage(pixels, rng)
+    if rng.random() < 0.3:
+        return {"bad.hdr": header, "bad.img.gz": gzip.compress(pixels, mtime=0)}, f"gzip, {done}"
     return {"bad.hdr": header, "bad.img": pixels}, done
 
 
@@ -399,7 +404,7 @@ SCANS = (
     Target("picture", _make_picture, _entrance(_PIXELS.astype(np.float32), 2), _good_pictures, 58),
     Target("folder", _unread, _entrance(_VALUES), lambda: _beside_nifti({"a.nii": good_nifti()}), 10),
     *(
-        Target(name, _make_itk(of), _entrance(_VALUES), lambda of=of: _beside_nifti(of(None)[0]), 15, True)
+        Target(name, _make_itk(of), _entrance(_VALUES), lambda of=of: _beside_nifti(of(None)[0]), 15)
         for name, of in (("mha", _mha), ("nrrd", _nrrd), ("pair", _pair))
     ),
 )
