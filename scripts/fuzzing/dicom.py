@@ -35,7 +35,16 @@ _SYNTAXES = (
 _VALUES = (
     *(b"", b" ", b"\\", b"\\\\\\\\\\", b"0", b"-1", b"1", b"nan", b"inf", b"1e400", b"1e-400", b"abc", b"\xff\xfe"),
     *(b"\0\0", b"\1\0", b"\xff\xff", b"0\\0", b"1\\0\\0\\1\\0\\0", b"nan\\nan\\nan", b"9" * 400, b"1.2.3", b"1\0"),
-    *(b"\x1b$)C\x0e", b"ISO_IR 192", b"ISO 2022 IR 87", b"nonsense", b"2026-13-45", b"s" * 60, bytes(4096)),
+    *(
+        b"\x1b$)C\x0e",
+        b"ISO_IR 192",
+        b"ISO 2022 IR 87",
+        b"nonsense",
+        b"undefined ",
+        b"2026-13-45",
+        b"s" * 60,
+        bytes(4096),
+    ),
     *(b"^^^^", b"=\\=", b"MR", b"CT\\MR", b"ORIGINAL\\PRIMARY", b"DERIVED\\SECONDARY\\MOSAIC", b"MONOCHROME1"),
     *(b"RGB", b"PALETTE COLOR", b"\x10\0", b"\x20\0", b"\x0c\0", b"\x07\0", struct.pack("<I", 2**32 - 1)),
 )
@@ -197,12 +206,25 @@ _ADDED = (
 )
 
 
-def _nested(depth: int) -> Element:
-    element = Element(0x00081140, b"SQ", b"")
+def _nested(rng: Random) -> Element:
+    """Return sequences within each other, around nothing or a value that is none, with their lengths or without."""
+    depth, whole = rng.choice((10, 30, 60, 400)), rng.random() < 0.5
+    odd = (
+        Element(0x00200032, b"DS", b"abc"),
+        Element(0x00080005, b"US", b"1\0"),
+        Element(0x00080005, b"CS", b"undefined "),
+    )
+    inner = rng.choice((b"", *(element.encode() + Element(0x00100010, b"PN", b"A^B ").encode() for element in odd)))
     for _ in range(depth):
+        item = struct.pack("<I", len(inner) if whole else 2**32 - 1) + inner + (b"" if whole else _end(0xFFFEE00D))
+        value = _tag(_ITEM) + item + (b"" if whole else _end(0xFFFEE0DD))
+        element = Element(0x00081140, b"SQ", value, None if whole else 2**32 - 1)
         inner = element.encode()
-        element = replace(element, value=_tag(_ITEM) + struct.pack("<I", len(inner)) + inner)
     return element
+
+
+def _end(tag: int) -> bytes:
+    return _tag(tag) + bytes(4)
 
 
 def _everywhere(elements: list[Element]) -> list[tuple[list[Element], int]]:
@@ -236,7 +258,7 @@ def _change(elements: list[Element], rng: Random) -> str:
     elif how == "last":
         holder.append(holder.pop(place))
     else:
-        added = rng.choice(_ADDED) if how == "add" else _nested(rng.choice((10, 90, 400)))
+        added = rng.choice(_ADDED) if how == "add" else _nested(rng)
         elements.insert(next((i for i, e in enumerate(elements) if e.tag >= added.tag), len(elements)), added)
         return f"added ({added.tag >> 16:04X},{added.tag & 0xFFFF:04X}), {how}"
     return f"{shown} {how}"
@@ -251,7 +273,7 @@ def _put(elements: list[Element], tag: int, value: bytes, **more: int) -> None:
 def _fragments(*fragments: bytes) -> bytes:
     """Return pixel data in fragments, after an empty table of offsets."""
     whole = [_tag(_ITEM) + struct.pack("<I", len(part)) + part for part in (b"", *fragments)]
-    return b"".join(whole) + _tag(0xFFFEE0DD) + bytes(4)
+    return b"".join(whole) + _end(0xFFFEE0DD)
 
 
 def _claim(elements: list[Element], rng: Random) -> tuple[bytes, str]:

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import math
+import os
 import re
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -42,6 +43,9 @@ _SEGMENTS = [{"value": 1, "label": "Structure", "category": ["1", "2", "3"], "ty
 _CASES = ("one", "two", "three")
 _OTHERS = ("outside.nii.gz", "out/mine.nii.gz", "out/sub/mine.txt")
 """Files beside and in the output folder that are not a run's, and that none may delete."""
+
+_ALTERED = "altered"
+"""File beside the output folder that says that the content of the state was altered, not its bytes damaged."""
 
 _QUALITY = Path(__file__).parents[2] / "bundles" / "retinal_vessel_segmentation" / "models" / "quality.json"
 
@@ -161,10 +165,14 @@ def _make_run(rng: Random) -> Input:
     else:
         name = rng.choice(("out/state.pt", "out/journal.jsonl", "out/.begun", "out/segmentations", "out/cases.csv"))
         files = {key: value for key, value in files.items() if not key.startswith(name)}
-        files[name], done = rng.choice(((None, "a folder"), ("nowhere", "a link to nothing"), (".", "a loop")))
+        places = ((None, "a folder"), ("nowhere", "a link to nothing"), (".", "a link to its folder"))
+        files[name], done = rng.choice((*places, (Path(name).name, "a link to itself")))
         done = f"{name} is {done}"
     how = rng.choice(("resume", "resume", "overwrite", ""))
-    return Input(files | dict.fromkeys(_OTHERS, b"mine") | {"how": how.encode()}, f"{how or 'start'}, {kind}: {done!r}")
+    files |= dict.fromkeys(_OTHERS, b"mine") | {"how": how.encode()}
+    if kind == "state content":
+        files[_ALTERED] = b""
+    return Input(files, f"{how or 'start'}, {kind}: {done!r}")
 
 
 def _good_run() -> dict[str, bytes]:
@@ -176,22 +184,52 @@ def _path(rng: Random) -> bytes:
 
 
 def _enter_run(folder: Path) -> bool:
-    """Resume, overwrite or start, to the end."""
+    """Resume, overwrite or start, to the end. What is refused loses nothing."""
     how = (folder / "how").read_text()
+    before = _contents(folder / "out")
     try:
-        run = _run(folder, **({how: True} if how else {}))
-        assert run.finished == list(_CASES[: len(run.finished)]), f"resumed after {run.finished}"
-        resumed = bool(run.finished)
-        run.run()
-        assert run.finished == list(_CASES), f"only {run.finished} were done"
-        if resumed:
-            assert _same(run.session.state_dict(), _ended().state), "the run ended otherwise than one that was whole"
+        try:
+            run = _run(folder, **({how: True} if how else {}))
+        except GrataError:
+            assert how == "overwrite" or before == _contents(folder / "out"), "a run that was refused changed a file"
+            raise
+        (_finish_altered if (folder / _ALTERED).exists() else _finish)(run)
         lines = Journal(folder / "out" / "journal.jsonl").lines()
         assert {*_CASES} >= {line["case"] for line in lines}, "the journal has other cases"
         return True
     finally:
         for name in _OTHERS:
             assert (folder / name).is_file(), f"{name} was deleted"
+
+
+def _finish(run: AdaptationRun) -> None:
+    """Run to the end, and check that it is that of a run which was whole."""
+    assert run.finished == list(_CASES[: len(run.finished)]), f"resumed after {run.finished}"
+    resumed = bool(run.finished)
+    run.run()
+    assert run.finished == list(_CASES), f"only {run.finished} were done"
+    if resumed:
+        assert _same(run.session.state_dict(), _ended().state), "the run ended otherwise than one that was whole"
+
+
+def _finish_altered(run: AdaptationRun) -> None:
+    """Run to the end from a state whose content was altered.
+
+    An altered content with a checksum of its own, or without one as the last release wrote it, is another valid state:
+    nothing else says what was finished and what was learned. So the results may be others, and a state that no case can
+    go on from makes each a fault. But each case must be finished or reported.
+    """
+    run.run()
+    assert {*run.finished, *(fault.case for fault in run.faults)} >= {*_CASES}, f"{run.finished}, {run.faults}"
+
+
+def _contents(folder: Path) -> dict[str, bytes | str | None]:
+    """Return what lies in a folder by path: bytes, where a link leads, or None for a folder; without locks."""
+    found: dict[str, bytes | str | None] = {}
+    for path in (path for path in folder.rglob("*") if not path.name.endswith(".lock")):
+        content = None if path.is_dir() else path.read_bytes() if path.is_file() else ""
+        found[str(path.relative_to(folder))] = os.readlink(path) if path.is_symlink() else content
+    return found
 
 
 # Journals

@@ -66,7 +66,6 @@ class Target:
             it in words, and AssertionError for a broken promise.
         good: function that returns the files of an input without a fault, which is accepted.
         gate: number of inputs in the gate.
-        optional: whether the format may be one that is not read yet; the target is passed over then.
     """
 
     name: str
@@ -74,11 +73,6 @@ class Target:
     enter: Callable[[Path], bool]
     good: Callable[[], dict[str, bytes]]
     gate: int
-    optional: bool = False
-
-    def is_read(self) -> bool:
-        """Return whether an input without a fault is accepted, as far as that is not sure."""
-        return not self.optional or self.reads_good()
 
     def reads_good(self) -> bool:
         """Return whether an input without a fault is accepted."""

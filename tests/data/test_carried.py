@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from pydicom import Dataset, dcmread
 
 from grata.data import discover, write_dicom_seg
-from grata.data.carried import clean_header, remove_unreadable
+from grata.data.carried import clean_header, decode_texts
 
 SPEC = importlib.util.spec_from_file_location(
     "seg_conformance", Path(__file__).resolve().parents[2] / "scripts" / "seg_conformance.py"
@@ -31,7 +32,7 @@ def read_back(**values):
     header.save_as(file, implicit_vr=True, little_endian=True)
     file.seek(0)
     read = dcmread(file, force=True)
-    remove_unreadable(read)
+    decode_texts(read)
     return read
 
 
@@ -215,3 +216,26 @@ def test_a_consent_says_to_what_or_is_left_out(given, kept):
 def test_bytes_that_are_no_value_do_not_keep_a_segmentation_from_being_written(carried):
     segmentation = carried(PatientWeight="heavy", SeriesNumber="3a", PregnancyStatus=b"\x01\x00\x00")
     assert "PatientWeight" not in segmentation and segmentation.SeriesNumber == 1000
+
+
+# Python takes these for codecs; the first is one that decodes nothing.
+@pytest.mark.parametrize("charset", ["undefined", "hex", "rot13"])
+def test_a_text_that_cannot_be_decoded_deep_in_sequences_takes_no_memory(charset):
+    inner = Dataset()
+    inner.SpecificCharacterSet, inner.PatientName, inner.InstanceNumber = "ISO_IR 100", "A^B", 12
+    for _ in range(11):
+        outer = Dataset()
+        outer.ReferencedImageSequence = [inner]
+        inner = outer
+    inner.PatientID = "KH-4711"
+    file = BytesIO()
+    inner.save_as(file, implicit_vr=False, little_endian=True)
+    header = dcmread(BytesIO(file.getvalue().replace(b"ISO_IR 100", charset.ljust(10).encode())), force=True)
+    tracemalloc.start()
+    decode_texts(header)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**23 and header.PatientID == "KH-4711"
+    for _ in range(11):
+        header = header.ReferencedImageSequence[0]
+    assert header.InstanceNumber == 12 and "PatientName" not in header

@@ -279,3 +279,31 @@ def test_whatever_a_library_raises_for_a_file_stays_with_it(tmp_path, scans, mon
     monkeypatch.setattr(pydicom, "dcmread", refuse)
     found = discover(tmp_path)
     assert len(found.cases) == 1 and len(found.faults) == 6
+
+
+def nested(depth, ended):
+    """Return a sequence of ``depth`` levels, with their lengths or with marks of their ends."""
+    inner = pydicom.Dataset()
+    for _ in range(depth):
+        outer = pydicom.Dataset()
+        outer.ReferencedImageSequence = [inner]
+        outer["ReferencedImageSequence"].is_undefined_length = inner.is_undefined_length_sequence_item = ended
+        inner = outer
+    return outer["ReferencedImageSequence"]
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("depth", [32, 33, 120])
+def test_sequences_are_followed_to_a_bounded_depth(tmp_path, scans, syntax, ended, depth):
+    datasets = scans.series("oblique")
+    datasets[2].add(nested(depth, ended))
+    for number, dataset in enumerate(datasets):
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.save_as(tmp_path / f"IM{number}", implicit_vr=syntax.is_implicit_VR, little_endian=True)
+    if depth <= 32:
+        is_read_and_written(tmp_path, scans)
+        return
+    found = discover(tmp_path)
+    assert not found.cases
+    assert any("its sequences are nested more than 32 deep" in fault.message for fault in found.faults)

@@ -195,6 +195,46 @@ def test_a_link_out_of_the_output_folder_is_refused(make_run, tmp_path, name):
     assert make_run("link").run() == 0
 
 
+def occupy(path, how):
+    path.unlink(missing_ok=True)
+    if how == "a folder":
+        path.mkdir()
+    elif how == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"nothing": "nowhere", "itself": path.name, "a folder": "."}[how.removeprefix("a link to ")])
+
+
+@pytest.mark.parametrize("how", ["a folder", "a pipe", "a link to nothing", "a link to itself", "a link to a folder"])
+@pytest.mark.parametrize("name", ["journal.jsonl", "state.pt", ".begun", "cases.csv", "summary.json"])
+def test_what_lies_where_a_file_of_the_run_belongs_is_named_at_the_start(make_run, tmp_path, name, how):
+    stopped = tmp_path / "out"
+    for folder in ("segmentations", "figures"):
+        (stopped / folder).mkdir(parents=True)
+        (stopped / folder / "case0.nii.gz").write_text("finished")
+    for file in ("journal.jsonl", "state.pt", "cases.csv"):
+        (stopped / file).write_text('{"case": "case0"}')
+    kept = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file() and path.name != name}
+    occupy(stopped / name, how)
+    found = "is a link that does not lead to one" if "link" in how else "is not a file"
+    for options in ({"resume": True}, {"overwrite": True}, {}):
+        with pytest.raises(GrataError, match=f"{name} {found}.* Remove it, or name another folder"):
+            make_run(**options)
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+@pytest.mark.parametrize("name", ["segmentations", "figures"])
+def test_a_file_where_a_folder_of_the_run_belongs_is_named_at_the_start(make_run, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(GrataError, match=f"{name} is not a folder.* Remove it, or name another folder"):
+        make_run()
+    (tmp_path / "out" / name).unlink()
+    (tmp_path / "out" / name).symlink_to("nowhere")
+    with pytest.raises(GrataError, match=f"{name} is a link that does not lead to one"):
+        make_run()
+
+
 def test_temporary_files_of_another_run_below_are_left_alone(make_run, tmp_path):
     folder = tmp_path / "out"
     (folder / "other" / "segmentations").mkdir(parents=True)

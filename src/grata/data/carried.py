@@ -1,11 +1,13 @@
 """What of a source's header may be carried over into a new DICOM object: what is valid by the standard."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypeAlias
 
 from pydicom import DataElement, Dataset
+from pydicom.charset import convert_encodings, decode_element
 from pydicom.config import RAISE
 from pydicom.datadict import dictionary_VM, dictionary_VR
 from pydicom.multival import MultiValue
@@ -13,7 +15,7 @@ from pydicom.valuerep import validate_value
 
 from ..private import attribute_types
 
-__all__ = ["carry_over", "clean_header", "is_valid", "remove_unreadable"]
+__all__ = ["carry_over", "clean_header", "decode_texts", "is_valid"]
 
 _Types: TypeAlias = Mapping[tuple[str, ...], Mapping[str, str]]
 
@@ -166,17 +168,30 @@ def is_valid(element: DataElement) -> bool:
     return all(value in (None, "") or _is_valid(element.keyword, vr, value) for value in values)
 
 
-def remove_unreadable(dataset: Dataset) -> None:
-    """Remove the elements of a data set, and of the items in it, whose bytes are no value of their kind."""
+def decode_texts(dataset: Dataset, encodings: Sequence[str] = ()) -> None:
+    """Decode the texts of a data set and of the items in it, and remove what has no value of its kind.
+
+    ``Dataset.decode`` does not serve: at each level its message repeats that of the level below more than twice, which
+    fills the memory where an element is damaged ten levels down.
+
+    Args:
+        dataset: header of an image, or an item; it is changed in place.
+        encodings: Python's names of the character sets around an item, which may have its own.
+    """
+    # One that cannot be read stands for nothing.
+    with suppress(Exception):
+        encodings = convert_encodings(dataset["SpecificCharacterSet"].value)
     for tag in list(dataset.keys()):
         try:
             element = dataset[tag]
+            if element.VR != "SQ":
+                decode_element(element, list(encodings))
         # pydicom raises any kind of exception for bytes that it cannot convert.
         except Exception:  # noqa: BLE001
             del dataset[tag]
             continue
         for item in element.value if element.VR == "SQ" else ():
-            remove_unreadable(item)
+            decode_texts(item, encodings)
 
 
 def _is_count(count: int, multiplicity: str) -> bool:

@@ -43,6 +43,9 @@ _LARGEST_HEADER = 2**26
 _DEFLATE_RATIO = 1032
 _PIXEL_TAGS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+# Images have sequences within sequences down to the sixth level or so; libraries go down by recursion.
+_DEEPEST = 32
+_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 
 class EmptyFileError(BrokenFileError):
@@ -77,7 +80,8 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Dataset, Pixels | None] |
         for a file that is not DICOM.
 
     Raises:
-        BrokenFileError: the file is DICOM by content or name, but empty or without a header.
+        BrokenFileError: the file is DICOM by content or name, but empty or without a header, or its sequences are
+            nested too deep.
         Exception: pydicom raises exceptions of any kind for a damaged header.
     """
     with quiet_libraries(), open(path, "rb") as file:
@@ -230,12 +234,14 @@ def _parse(file: BinaryIO, stop_before_pixels: bool) -> tuple[Dataset, BinaryIO]
         file.seek(0)
         header: Dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
         _complete_syntax(header)
+        _check_depth(header)
         return header, file
     stream = _Inflated(file, _LARGEST_HEADER)
     # No element of a data set has a group below 0008: zeros that are inflated without end would be read as such.
     header = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag in _PIXEL_TAGS or tag >> 16 < 8)
     header.set_original_encoding(False, True)
     header.file_meta = meta
+    _check_depth(header)
     return header, stream
 
 
@@ -261,6 +267,42 @@ def _pixels(stream: BinaryIO, left: int) -> Pixels | None:
     left = max(0, left - (12 if explicit else 8))
     encapsulated = length == _UNDEFINED_LENGTH
     return Pixels(left if encapsulated else min(length, left), encapsulated)
+
+
+def _check_depth(header: Dataset) -> None:
+    """Check that sequences lie in each other no deeper than recursion can follow.
+
+    Raises:
+        BrokenFileError: they do.
+    """
+    level = [header]
+    for depth in range(_DEEPEST + 1):
+        level = [item for dataset in level for item in _items(dataset, _DEEPEST - depth)]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _items(dataset: Dataset, levels: int) -> Iterator[Dataset]:
+    """Yield the items of all sequences in a data set, without those that cannot have more than ``levels`` levels."""
+    for tag in set(dataset.keys()).difference(_PIXEL_TAGS):
+        element = dataset.get_item(tag)
+        # Each level has an item's tag, so most sequences need not be converted.
+        if isinstance(element.value, bytes) and sum(map(element.value.count, _ITEM_TAGS)) <= levels:
+            continue
+        try:
+            element = dataset[tag]
+        except RecursionError as error:
+            raise _too_deep() from error
+        # An element that nobody needs may be malformed.
+        except Exception:  # noqa: BLE001
+            continue
+        if element.VR == "SQ":
+            yield from element.value
+
+
+def _too_deep() -> BrokenFileError:
+    return BrokenFileError(f"its sequences are nested more than {_DEEPEST} deep")
 
 
 def _drop_empty_sequences(dataset: Dataset) -> None:

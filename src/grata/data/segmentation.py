@@ -25,7 +25,7 @@ from pydicom.uid import generate_uid
 from .._version import __version__
 from ..errors import GrataError
 from ..files import atomic_write
-from .carried import carry_over, clean_header, is_valid, remove_unreadable
+from .carried import carry_over, clean_header, decode_texts, is_valid
 from .dicom import (
     Instance,
     align_header,
@@ -296,9 +296,8 @@ def _header(instance: Instance, plane: Plane, spacing: float) -> Dataset:
 
 def _prepare(header: Dataset) -> None:
     """Correct the header from which patient and study are taken, without a change to the image's content."""
-    remove_unreadable(header)
     # Japanese and Korean headers use several character sets.
-    header.decode()
+    decode_texts(header)
     header.SpecificCharacterSet = "ISO_IR 192"
     clean_header(header)
 

@@ -224,8 +224,12 @@ class AdaptationRun(EvaluatorRun):
             self._keep_lines(self.session.journal)
 
     def _check_folders(self) -> None:
-        """Remove what killed processes left, and check that the folders of the outputs do not lie elsewhere."""
+        """Remove what killed processes left, and check that nothing is in the way of what this run writes."""
         own = {*_TABLES, _BEGUN, _REMOVING}
+        for name in sorted(own):
+            _check_place(self.output_dir / name, "file", os.path.isfile)
+        for name in (SEGMENTATIONS, FIGURES):
+            _check_place(self.output_dir / name, "folder", os.path.isdir)
         remove_leftovers(self.output_dir, own.__contains__)
         for name in (SEGMENTATIONS, FIGURES):
             if not is_inside(self.output_dir, self.output_dir / name / JOURNAL):
@@ -492,6 +496,19 @@ def _check_evaluator(engine: SupervisedEvaluator, adaptation: AdaptationHandler,
                 f"{type(part).__name__} is not among the evaluator's handlers. Give @outputs and @adaptation.",
                 key="handlers",
             )
+
+
+def _check_place(path: Path, kind: str, is_kind: Callable[[Path], bool]) -> None:
+    """Check that nothing else lies where a run writes: found at the first case, or the last, it would cost all of them.
+
+    Raises:
+        GrataError: something does.
+    """
+    if os.path.lexists(path) and not is_kind(path):
+        found = "a link that does not lead to one" if path.is_symlink() else f"not a {kind}"
+        raise GrataError(
+            f"{path} is {found}, and a run writes a {kind} there. Remove it, or name another folder.", key="output_dir"
+        )
 
 
 def _calibration_of(session: Session) -> str:
