@@ -310,7 +310,7 @@ def check_dimensions(name: str, shape: Sequence[int], spatial_dims: int) -> None
         shown = " × ".join(str(size) for size in shape)
         kind = f"is {found}D" if found else "has no axis in space of more than one voxel"
         raise GrataError(
-            f"{name} {kind} ({shown}), but a {spatial_dims}D image is needed. Give one, or leave this file out."
+            f"{name} {kind} ({shown} voxels), but a {spatial_dims}D image is needed. Give one, or leave this file out."
         )
     if spatial_dims == 2 and 1 in shape[:2]:
         axis = "first" if shape[0] == 1 else "second"

@@ -13,7 +13,7 @@ from ..errors import GrataError, RunError
 from ..methods import Method
 from ..methods.owner import owners
 
-__all__ = ["Mark", "is_marked", "loosen", "mark_of", "release", "restore", "take"]
+__all__ = ["Mark", "loosen", "mark_of", "release", "restore", "take"]
 
 _KEY = "_adapted_by"
 
@@ -55,11 +55,6 @@ class Mark:
 def mark_of(network: nn.Module) -> Mark | None:
     """Return the mark of a network, of one inside it or of one around it; None: no method adapts it."""
     return next((mark for mark in _marks(network) if mark.method.active), None)
-
-
-def is_marked(method: Method) -> bool:
-    """Return whether the network of a method is taken by a session of any method, and was not restored since."""
-    return isinstance(vars(method.given).get(_KEY), Mark)
 
 
 def _marks(network: nn.Module) -> Iterator[Mark]:
@@ -142,8 +137,8 @@ def restore(network: nn.Module) -> bool:
 
     Other weights that were loaded into the adapted network stay as they are.
 
-    A stream of :func:`grata.adapt` that had begun is refused afterwards: make a new one. A handler or session that goes
-    on begins from the source again, or is refused where parameters had been attached to the network.
+    A stream, handler or session that goes on afterwards begins from the source again. Where parameters had been
+    attached to the network, it is refused: make a new one.
 
     Args:
         network: network that was given to :func:`grata.adapt`, to a handler, to a session or to a method.

@@ -16,7 +16,7 @@ from monai.utils.enums import PostFix
 from torch import nn
 
 from ..bank import AdapterBank
-from ..errors import GrataError, RunError
+from ..errors import GrataError
 from ..files import expanded
 from ..methods import Method, Prepared, create
 from ..methods.predictive import logits_in
@@ -27,7 +27,7 @@ from ..predictions import activate, check_activation
 from ..quality import UNEXPECTED, Judgement, worst
 from .guard import Guard
 from .judge import QualityGuard
-from .mark import is_marked, loosen, restore
+from .mark import loosen, restore
 from .resets import ResetPolicy
 from .session import Session, numbered
 from .windows import WindowSelection
@@ -77,8 +77,7 @@ class Adapted:
 class AdaptedStream(Iterator[Adapted]):
     """Stream of :func:`adapt`: each time it is asked it takes one batch, adapts to it and predicts it.
 
-    A batch that fails leaves no trace in the network; the next one can be asked for. Once :func:`grata.restore` has
-    ended the adaptation, none can.
+    A batch that fails leaves no trace in the network; the next one can be asked for.
 
     Attributes:
         session: session that adapts; its ``restore()`` brings the source network back, its ``state_dict()`` holds the
@@ -103,15 +102,8 @@ class AdaptedStream(Iterator[Adapted]):
         self._inferer = inferer
         self._activation = activation
         self._output = output
-        self._begun = False
 
     def __next__(self) -> Adapted:
-        if self._begun and not is_marked(self.method):
-            raise RunError(
-                "it was restored by grata.restore since this stream began, and the stream ended with that. Make a new "
-                "one with grata.adapt. To begin from the source at every batch, give reset='per-case'.",
-                key="network",
-            )
         try:
             return self._adapted(*next(self._items))
         except StopIteration:
@@ -127,7 +119,6 @@ class AdaptedStream(Iterator[Adapted]):
         network = self.session.network
         images = images.to(next((p.device for p in network.parameters()), images.device))
         with self.session.case(images, numbered(f"item-{index}", len(images)), sites, meta, unlike) as case:
-            self._begun = True
             case.adapt(self._inferer)
             with eval_mode(network):
                 prediction = case.judge(self._inferer(case.images, network))
@@ -193,7 +184,7 @@ def adapt(
         GrataError: the file is not a TorchScript network; or the method refuses the network, such as one that has
             nothing to adapt or was traced in evaluation mode. While iterating: an item holds no batch of images, or its
             prediction is not finite.
-        RunError: while iterating: another stream adapts the network, or it was restored since the stream began.
+        RunError: while iterating: another stream adapts the network.
 
     Example:
         >>> import torch
