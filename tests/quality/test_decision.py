@@ -54,6 +54,7 @@ HARM = {
     "three times as large": ({"adapted": signals(voxels=301)}, "organ has 3.0 times the size"),
     "a third": ({"adapted": signals(voxels=33)}, "organ has 0.3 times the size"),
     "gone": ({"adapted": signals(voxels=0)}, "organ is gone, though the source network is sure of it"),
+    "elsewhere": ({"agreement": 0.49, "views": 0.98}, "organ has a Dice of 0.49 with the source prediction"),
     "from nothing": ({"source": signals(voxels=0)}, "where the source network outlines nothing"),
 }
 
@@ -104,6 +105,8 @@ def test_a_source_that_is_not_sure_itself_may_be_changed_much():
     unsure = signals(self_dice=0.79)
     assert of(signals(voxels=500), unsure).used == "adapted"
     assert of(signals(voxels=500), signals(self_dice=0.81)).used == "source"
+    assert of(source=unsure, agreement=0.3, views=0.98).used == "adapted"
+    assert of(agreement=0.5, views=0.98).used == "adapted"
 
 
 def test_a_prediction_that_was_not_compared_with_views_is_not_held_against_it():

@@ -403,12 +403,13 @@ def test_a_stream_that_drifts_away_is_brought_back_to_the_source(make_matched):
         assert count < 30
         case, used = do(stream, hill())
         flags.append(case.record["flags"])
-        assert case.record["used"] == "adapted"
         if flags[-1]:
             break
+        assert case.record["used"] == "adapted"
     assert flags[-1] == ["drift_reset"] and count >= 5 and not any(flags[:-1])
-    # what is used of the case is still the adapted prediction; the next one starts from the source
-    assert not torch.equal(used, by_source(make_matched(), hill()))
+    # the case was predicted with what has led away: the source prediction is used, and the next one starts from there
+    assert case.record["used"] == "source" and torch.equal(used, by_source(make_matched(), hill()))
+    assert "led away from the source" in case.record["reasons"][-1]
     assert stream.method.batches == 0
     assert all(torch.equal(value, source[key]) for key, value in network.state_dict().items())
     again = Session(Widening(make_matched(), activation="softmax"), guard=True)

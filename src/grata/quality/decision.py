@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .calibration import Calibration, Expected
@@ -25,7 +25,8 @@ class Thresholds:
         least_agreement: agreement of weak views below which an adapted prediction is not used. Of one network that
             batch statistics destroy, every image had at most 0.71; of all sound ones at least 0.81.
         same: agreement with the source prediction from which on both are the same for all purposes.
-        greatest_ratio: how many times as large, or as small, as in the source prediction a segment may be.
+        greatest_ratio: how many times as large, or as small, as in the source prediction a segment may be. Its Dice
+            with that prediction may be as low as that of one mask in another, of which one is so many times as large.
         sure: self-Dice of a source prediction that is not given up for one of quite another volume.
         less_sure: how much lower the self-Dice of a segment may be than in the source prediction, for a network that is
             not calibrated.
@@ -88,6 +89,16 @@ class Decision:
     def keeps(self) -> bool:
         """Whether what was learnt from the image may be kept."""
         return not self.harmful and self.verdict != REJECT
+
+    def without_adaptation(self, reason: str) -> Decision:
+        """Return the decision for the source prediction; itself, if adaptation is not used anyway.
+
+        Args:
+            reason: why, a sentence.
+        """
+        if self.harmful or self.used != "adapted":
+            return self
+        return replace(self, used="source", reasons=(*self.reasons, reason), harmful=True)
 
     def described(self, quality: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keys of a journal: the signals, and what is expected by them.
@@ -206,7 +217,7 @@ def _destroyed(m: Measures, t: Thresholds, adapted: Expected | None, source: Exp
     if not any(m.source["voxels"]) and any(m.adapted["voxels"]):
         reasons.append("adaptation is not used: it outlines something where the source network outlines nothing")
         return reasons
-    reasons += _other_sizes(m, t)
+    reasons += _other_segments(m, t)
     mine, theirs = mean(m.adapted["self_dice"]), mean(m.source["self_dice"])
     if theirs - mine > t.far_less_sure:
         reasons.append(
@@ -216,11 +227,14 @@ def _destroyed(m: Measures, t: Thresholds, adapted: Expected | None, source: Exp
     return reasons
 
 
-def _other_sizes(m: Measures, t: Thresholds) -> list[str]:
+def _other_segments(m: Measures, t: Thresholds) -> list[str]:
+    """Return which segments are quite others than those that the source network is sure of."""
+    # two masks, one in the other, of which one is so many times as large, have this Dice
+    least = 2 / (1 + t.greatest_ratio)
     return [
-        f"adaptation is not used: {name} {_changed(ratio)}"
-        for name, ratio, sure in zip(m.segments, m.ratios, m.source["self_dice"])
-        if sure >= t.sure and not 1 / t.greatest_ratio <= ratio <= t.greatest_ratio
+        f"adaptation is not used: {name} {_changed(ratio, alike, t.greatest_ratio)}"
+        for name, ratio, alike, sure in zip(m.segments, m.ratios, m.agreement_source, m.source["self_dice"])
+        if sure >= t.sure and not (1 / t.greatest_ratio <= ratio <= t.greatest_ratio and alike >= least)
     ]
 
 
@@ -295,9 +309,11 @@ def _out_of_range(
     return found
 
 
-def _changed(ratio: float) -> str:
+def _changed(ratio: float, alike: float, greatest: float) -> str:
     if not ratio:
         return "is gone, though the source network is sure of it"
     if math.isinf(ratio):
         return "is there, though the source network is sure that it is not"
+    if 1 / greatest <= ratio <= greatest:
+        return f"has a Dice of {alike:.2f} with the source prediction, of which that network is sure"
     return f"has {ratio:.1f} times the size of the source prediction, of which that network is sure"

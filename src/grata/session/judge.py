@@ -57,6 +57,8 @@ SAID = {
 }
 """What is to be reviewed of a case that has a flag."""
 
+_DRIFTED = "adaptation is not used: what was learnt so far has led away from the source network, and is forgotten"
+
 _MOSTLY = 0.67
 """Moving share of harmed cases from which on adaptation is given up: that of five, one after the other."""
 
@@ -231,11 +233,14 @@ class QualityGuard(Settings):
         described, said = self.calibration is not None, _said(record)
         measured = _measured(plain, adapted, seen, distances, views, activation, names, described)
         decisions = [self._decide(measures, adapts, said, plain.ndim - 2, plain.shape[1]) for measures in measured]
-        judgements = [self._judgement(d, measures.as_dict(), method.name) for d, measures in zip(decisions, measured)]
         self._note(views, decisions, float(alike.min()))
-        used = self._used(decisions, prediction, source)
-        keep = all(decision.keeps for decision in decisions)
-        drifted = adapts and self._watch(decisions, float(alike.mean()), _has_learned(method))
+        bears = not self._given_up
+        drifted = self._watch(adapts, decisions, float(alike.mean()), _has_learned(method))
+        if drifted:
+            # this case was predicted with what is forgotten after it
+            decisions = _without_adaptation(decisions)
+        judgements = [self._judgement(d, m.as_dict(), method.name, bears) for d, m in zip(decisions, measured)]
+        used, keep = self._used(decisions, prediction, source), all(decision.keeps for decision in decisions)
         return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
 
     def _distances(
@@ -301,10 +306,10 @@ class QualityGuard(Settings):
             seen = logits_in(again(view(images), False), output)
         return float(soft_overlap(adapted, segmentation(view.inverse(seen), activation)).mean())
 
-    def _judgement(self, decision: Decision, quality: dict[str, Any], method: str) -> Judgement:
+    def _judgement(self, decision: Decision, quality: dict[str, Any], method: str, bears: bool) -> Judgement:
         rejected = decision.verdict == REJECT
         used, reasons = decision.used, decision.reasons
-        if self._given_up:
+        if not bears:
             used, reasons = "source", (*reasons, f"not adapted: this network does not bear {method}")
         if rejected and self.on_reject == "keep":
             used = "adapted"
@@ -335,8 +340,10 @@ class QualityGuard(Settings):
 
         return tree_map(mixed, prediction, source)
 
-    def _watch(self, decisions: Sequence[Decision], agreement: float, learned: bool) -> bool:
+    def _watch(self, adapts: bool, decisions: Sequence[Decision], agreement: float, learned: bool) -> bool:
         """Note a case of the stream; return whether what was learned in it leads away from the source."""
+        if not adapts:
+            return False
         if any(decision.verdict == REJECT for decision in decisions):
             # an image unlike those of the source shows nothing of network and method, and nothing is learned from it
             return False
@@ -470,6 +477,10 @@ def _read_source(
     if seen.masks.shape != adapted.masks.shape or not seen.probabilities.isfinite().all():
         raise _Unread("the prediction of the source network is not finite, or of another shape", source)
     return seen
+
+
+def _without_adaptation(decisions: Sequence[Decision]) -> list[Decision]:
+    return [decision.without_adaptation(_DRIFTED) for decision in decisions]
 
 
 def _plain(images: Any) -> torch.Tensor:
