@@ -230,13 +230,18 @@ class Session:
         words = {UNLIKE_TRAINING: f"{UNLIKE_TRAINING}: {self.unlike[name]}"} if name in self.unlike else {}
         return ", ".join(words.get(flag, flag) for flag in flags)
 
+    def _is_said(self, name: str, flags: Sequence[str]) -> bool:
+        """Return whether the verdict on an image has told already all that its flags say."""
+        reasons = self.judgements[name].reasons if name in self.judgements else ()
+        return set(flags) == {UNLIKE_TRAINING} and self.unlike.get(name) in reasons
+
     def remarks(self) -> list[str]:
-        """Return one line for each image with flags, in their order."""
+        """Return one line for each image with flags that its verdict has not told of, in their order."""
         where = "".join(f", {key} {value}" for key, value in self.about.items())
         lines = [
             f"{name}{where}: {self._remark(name, flags)}"
             for name, flags in self.flags.items()
-            if NOT_ADAPTED not in flags
+            if NOT_ADAPTED not in flags and not self._is_said(name, flags)
         ]
         if any(PROBABILITIES in flags for flags in self.flags.values()):
             lines.append(f"{SAID[PROBABILITIES]}{where}. Give the network without its last activation.")
