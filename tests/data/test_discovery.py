@@ -144,6 +144,11 @@ def shift_one(datasets):
     datasets[3].ImagePositionPatient = [*datasets[3].ImagePositionPatient[:2], 24.9]
 
 
+def shift_by_half(datasets):
+    x, y, z = datasets[3].ImagePositionPatient
+    datasets[3].ImagePositionPatient = [x, y, z + 1.25]
+
+
 def tilt(datasets):
     for k, dataset in enumerate(datasets):
         x, y, z = dataset.ImagePositionPatient
@@ -158,6 +163,7 @@ def tilt(datasets):
         (set_all("SpacingBetweenSlices", 1.25), "slices are missing: .* 2.50 mm apart, but the header says 1.25 mm"),
         (repeat, "duplicate slices: 1 of 7"),
         (shift_one, "spacing is not uniform"),
+        (shift_by_half, r"spacing is not uniform: 3\.75 mm between 22\.00 mm and 25\.75 mm .* instead of 2\.50 mm"),
         (tilt, "shifted against each other"),
         (set_one("ImageOrientationPatient", [0, 1, 0, 0, 0, -1]), r"mixed orientations \(5 like the first, 1 others\)"),
         (set_one("PixelSpacing", [1, 1]), "different pixel spacings"),

@@ -32,6 +32,13 @@ def test_what_would_become_too_large_is_a_fault_with_its_sizes(data, pixdim, wor
     assert CheckVoxelsd("image", pixdim, "null")(data)["image"] is data["image"]
 
 
+@pytest.mark.parametrize("spacing", [0.001, 0.02, 1e-12])
+@pytest.mark.parametrize("most", [100_000, None])
+def test_a_volume_of_which_nothing_would_be_left_is_a_fault(spacing, most):
+    with pytest.raises(GrataError, match=r"Case 'a' \(image\) has 35 × 51 × 35 voxels.*nothing of it would be left"):
+        CheckVoxelsd("image", 1.0, most)(item((35, 51, 35), spacing, spacing, spacing))
+
+
 def test_what_becomes_smaller_or_keeps_its_size_passes():
     for pixdim in ([2.0, 2.0, 2.0], [-1.0, 0.0, 0.0], 1.0, [2.0]):
         CheckVoxelsd("image", pixdim, 1000)(item((10, 10, 10), 1.0, 1.0, 1.0))

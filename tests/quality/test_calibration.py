@@ -12,7 +12,8 @@ from scipy.stats import spearmanr
 import grata
 from grata.errors import GrataError
 from grata.preparation.calibration import Sample, fit
-from grata.quality import Calibration, measure, segmentation
+from grata.quality import Calibration, decide, measure, segmentation
+from grata.quality import Thresholds as Bounds
 from grata.quality.features import features
 
 SEGMENTS = ("organ", "lesion")
@@ -91,6 +92,13 @@ def test_an_expected_dice_lies_in_its_interval_and_names_what_is_strange(fitted)
     assert home.dice > 0.8 > 0.5 > far.dice and far.familiarity < home.familiarity
     assert far.strange and far.strange[0].startswith("its ") and len(far.strange) <= 3
     assert far.as_dict().keys() == {"expected_dice", "expected_low", "expected_high", "familiarity"}
+
+
+def test_nothing_is_expected_of_an_image_whose_signals_are_no_numbers(fitted):
+    plain = measured(50)
+    found = decide(dataclasses.replace(plain, image=dict.fromkeys(plain.image, math.nan)), Bounds(), fitted)
+    assert found.verdict == "reject" and found.of_adapted.dice == found.of_adapted.familiarity == 0.0
+    assert 0 <= found.of_adapted.low <= found.of_adapted.high < 1
 
 
 def test_most_of_what_is_true_lies_in_the_interval(fitted):

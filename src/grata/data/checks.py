@@ -218,23 +218,29 @@ def check_voxels(
         most: greatest number of voxels; None: no bound.
 
     Raises:
-        GrataError: the image would become larger.
+        GrataError: the image would become larger, or less than two voxels would be left of it.
     """
-    if most is None:
-        return
     wanted = list(target) if len(target) > 1 else [*target] * len(shape)
     wanted += [0.0] * (len(shape) - len(wanted))
     sizes = [float(size) * old / new if new > 0 else float(size) for size, old, new in zip(shape, spacing, wanted)]
-    if math.prod(sizes) > most:
-        before, after, voxels, new_voxels = (
-            " × ".join(f"{value:.4g}" if value < 1000 else f"{value:.0f}" for value in values)
-            for values in (shape, sizes, spacing, wanted)
-        )
+    left = math.prod(sizes)
+    if left < 2:
         raise GrataError(
-            f"{name} has {before} voxels of {voxels} mm and would become {after} voxels of {new_voxels} mm, more than "
-            f"max_voxels ({most}), for which the memory may not be enough. Check its voxel size, crop it, or raise "
-            "max_voxels where the memory is."
+            f"{_change(name, shape, sizes, spacing, wanted)}: nothing of it would be left. Check its voxel size."
         )
+    if most is not None and left > most:
+        raise GrataError(
+            f"{_change(name, shape, sizes, spacing, wanted)}, more than max_voxels ({most}), for which the memory may "
+            "not be enough. Check its voxel size, crop it, or raise max_voxels where the memory is."
+        )
+
+
+def _change(name: str, *values: Sequence[float]) -> str:
+    """Return what resampling does, from numbers and sizes of voxels: numbers before and after, sizes likewise."""
+    before, after, voxels, new_voxels = (
+        " × ".join(f"{value:.4g}" if value < 1000 else f"{value:.0f}" for value in each) for each in values
+    )
+    return f"{name} has {before} voxels of {voxels} mm and would become {after} voxels of {new_voxels} mm"
 
 
 def _name(data: Mapping[Hashable, Any], key: Hashable) -> str:

@@ -54,8 +54,8 @@ class Discovery:
             only when one was found. ``site``: name of the site. ``format``: ``"nifti"``, ``"itk"`` (MetaImage, NRRD),
             ``"dicom"`` or ``"picture"``.
         faults: scans that cannot be used.
-        paths: path of each case below the folder, by its id, for a person to find it: the file, or the folder of a
-            series; what identifies the patient is left out.
+        paths: path of each case, and of each file with a fault, below the folder, by its id, for a person to find it:
+            the file, or the folder of a series; what identifies the patient is left out.
         notes: what was passed over because it is not a scan, a sentence for each kind with its count; empty where
             nothing was. They do not identify the patient.
         places: path of each case and fault as it is, by its id, the first file of a series. It may name the patient,
@@ -239,6 +239,7 @@ class _Search:
         self, path: Path, case: str, label: Path | None, identifiers: frozenset[str], site: str | None = None
     ) -> None:
         shown = printable(remove_identifiers(_relative(path, self.root), identifiers))
+        self.found.paths[case] = shown
         try:
             if len(case.encode()) > _LONGEST_ID:
                 raise GrataError(

@@ -159,10 +159,7 @@ def _check_distances(heights: np.ndarray, nominal_spacing: float | None, thickne
             f"(the first at {heights[first]:.2f} mm along the slice normal), as when a series holds copies of a file, "
             "several echoes or several time points"
         )
-    spacing = float(np.median(distances))
-    # Where most slices are missing, the median is a gap, and the smallest distance is the true spacing.
-    if distances.min() < spacing - spacing_tolerance(spacing):
-        spacing = float(distances.min())
+    spacing = _spacing_of(distances)
     irregular = np.flatnonzero(np.abs(distances - spacing) > spacing_tolerance(spacing))
     if irregular.size:
         _raise_irregular(heights, int(irregular[0]), spacing)
@@ -180,6 +177,23 @@ def _check_distances(heights: np.ndarray, nominal_spacing: float | None, thickne
             f"slices are missing: its slices lie {spacing:.2f} mm apart, but the header says "
             f"{nominal_spacing:.2f} mm (Spacing Between Slices)"
         )
+
+
+def _spacing_of(distances: np.ndarray) -> float:
+    """Return the distance of two slices between which none is missing."""
+    spacing = float(np.median(distances))
+    # Where most slices are missing, the median is a gap, and the smallest distance is the true spacing.
+    if distances.min() < spacing - spacing_tolerance(spacing) and not _is_displaced(distances, spacing):
+        return float(distances.min())
+    return spacing
+
+
+def _is_displaced(distances: np.ndarray, spacing: float) -> bool:
+    """Return whether the smallest distance is that of a slice which is not at its place between its neighbours."""
+    index = int(distances.argmin())
+    both = [distances[index] + distances[beside] for beside in (index - 1, index + 1) if 0 <= beside < len(distances)]
+    others = int((np.abs(distances - spacing) > spacing_tolerance(spacing)).sum())
+    return others == 2 and any(abs(gap - 2 * spacing) <= 2 * spacing_tolerance(spacing) for gap in both)
 
 
 def _raise_irregular(heights: np.ndarray, index: int, spacing: float) -> None:

@@ -136,11 +136,14 @@ class Calibration:
         return Expected(dice, _unit(dice + low), _unit(dice + high), by_segment, strange, familiarity)
 
     def strangeness(self, measures: Measures, source: bool = False) -> np.ndarray:
-        """Return what each feature adds to the strangeness of a prediction, at least 0."""
+        """Return what each feature adds to the strangeness of a prediction, at least 0.
+
+        What is not a number is infinitely strange.
+        """
         # an entrance may know other names of the segments, or none
         found = features(replace(measures, segments=self.segments), self.thumbnail, source)
         z = (np.array([found[name] for name in self.names]) - np.array(self.centre)) / np.array(self.spread)
-        return np.array(self.weights) * spread_out(z)
+        return np.where(np.isnan(z), math.inf, np.array(self.weights) * spread_out(z))
 
     def misfit(self, segments: int, channels: int, dims: int) -> str:
         """Return why this belongs to a network of other inputs or outputs; empty: it may be this one's.

@@ -257,7 +257,8 @@ class Session:
         listed = self._listed(name, flags)
         if SKIPPED in flags:
             return f"adaptation skipped ({listed}), predicted with the parameters before it"
-        return f"adapted ({listed})"
+        used = self.judgements[name].used if name in self.judgements else "adapted"
+        return f"{'adapted' if used == 'adapted' else 'adaptation is not used'} ({listed})"
 
 
 class Case:
