@@ -265,8 +265,9 @@ class AdaptationRun(EvaluatorRun):
         # the figure, the last of them, is no result
         lost = [case for case in kept if not any(map(os.path.exists, self.outputs.paths(case)[:-1]))]
         if lost:
+            shown = ", ".join(map(shortened, lost[:10]))
             self._notes.append(
-                f"finished cases without a segmentation, which was removed since: {', '.join(map(shortened, lost[:10]))}"
+                f"finished cases without a segmentation, which was removed since: {shown}"
                 f"{', …' * (len(lost) > 10)} ({len(lost)}). Start anew with --overwrite true to have them again."
             )
 

@@ -125,7 +125,8 @@ class OutputHandler:
         """
         if not is_file_name(case):
             raise GrataError(
-                f"must be a name for files, without folders and not too long, got {shortened(case)!r}. Rename the case.",
+                f"must be a name for files, without folders and not too long, got {shortened(case)!r}. Rename the "
+                "case.",
                 key="case",
             )
         segmentations, figures = self.output_dir / SEGMENTATIONS, self.output_dir / FIGURES

@@ -41,6 +41,7 @@ __all__ = [
 
 # Options of the bundles' `adapt`; other commands have other options.
 TRACEBACK_HINT = "--traceback true"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 STOPPED = "Finished cases are kept; --resume true goes on with the rest."
 
 _TRACEBACK = "Traceback (most recent call last):\n"
@@ -113,6 +114,12 @@ def _known(root: BaseException) -> str:
     """Return what is wrong where a library's message does not say what to do; empty for other causes."""
     if os.strerror(errno.ENAMETOOLONG) in str(root):
         return "A name would be too long for the disk. Give the scan a shorter file name."
+    # of a file that is known by its name, its writer says more
+    if isinstance(root, OSError) and root.errno in _FULL and root.filename is None:
+        return (
+            f"What is printed or a file could not be written ({root.strerror}). Free space where it goes, or send the "
+            "output elsewhere."
+        )
     weights = loaded_file(root)
     return "" if weights is None else undownloaded(weights)
 
