@@ -275,8 +275,8 @@ def check_voxels(
         padding = f", {filled} with the padding to the windows of the prediction" if filled != after else ""
         raise GrataError(
             f"{name} has {before} voxels of {voxels} mm and would become {after} voxels of {new_voxels} mm{padding}, "
-            f"more than max_voxels ({most}), for which the memory may not be enough. Check its voxel size, crop it, or raise "
-            "max_voxels where the memory is."
+            f"more than max_voxels ({most}), for which the memory may not be enough. Check its voxel size, crop it, or "
+            "raise max_voxels where the memory is."
         )
 
 
