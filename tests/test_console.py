@@ -83,3 +83,20 @@ def test_a_command_whose_reader_is_gone_ends_quietly(words):
     assert not error
     # click answers for --help itself
     assert process.returncode in ((1, CLOSED_PIPE) if words == ["--help"] else (CLOSED_PIPE,))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="devices of Linux")
+@pytest.mark.parametrize(
+    "ending, status, words",
+    [
+        (">&-", 0, "note: standard output is closed"),
+        ("> /dev/full", 1, "error: What is printed or a file could not be written (No space left on device). Free"),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_an_output_that_is_closed_or_full_is_named(ending, status, words):
+    done = subprocess.run(
+        f'"{sys.executable}" -m grata --version {ending}', shell=True, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status and done.stderr.startswith(words) and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == bool(words)

@@ -46,7 +46,7 @@ def test_only_own_temporary_files_are_removed(tmp_path):
     remove_leftovers(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "/etc/passwd", "../a", "a/", "a\0b", None, 7, ["a"]])
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "/etc/passwd", "../a", "a/", "a\0b", None, 7, ["a"], "x" * 256])
 def test_what_is_no_name_of_a_file(name):
     assert not is_file_name(name)
 

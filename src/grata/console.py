@@ -30,10 +30,22 @@ def printable(text: str) -> str:
 
 
 def fit_console() -> None:
-    """Let the consoles show what their encoding lacks as an escape, such as ``\\u60a3``, instead of raising."""
+    """Let the consoles show what their encoding lacks as an escape, such as ``\\u60a3``, instead of raising.
+
+    A standard output or error that is closed (``>&-``) is replaced by one that goes nowhere: libraries expect a stream,
+    and the next file that is opened would take its number.
+    """
+    closed = sys.stdout is None
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
+    if closed:
+        say("note: standard output is closed, so what is printed is lost. To keep it, add > FILE.", sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _nowhere() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
 
 
 def say(text: object = "", file: TextIO | None = None) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "plainly_named",
     "remove_file",
     "remove_leftovers",
+    "shortened",
     "undownloaded",
 ]
 
@@ -47,6 +48,9 @@ PLACES = "paths.csv"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _KEPT_OF_NAME = 48
 """Characters of a name that its temporary one has too, so that a name of the greatest length still has one."""
+
+_LONGEST_NAME = 255
+"""Bytes of the longest name that usual file systems have."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -223,6 +227,9 @@ def remove_file(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
+        # no file can have a name that is too long
+        if error.errno == errno.ENAMETOOLONG:
+            return
         raise OutputError(
             f"{path} cannot be removed ({error.strerror}). Check the permissions of its folder.", key="output_dir"
         ) from error
@@ -233,10 +240,15 @@ def is_file_name(name: object) -> bool:
     if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name:
         return False
     try:
-        on_disk(name)
+        size = len(os.fsencode(on_disk(name)))
     except UnicodeEncodeError:
         return False
-    return Path(name).name == name
+    return size <= _LONGEST_NAME and Path(name).name == name
+
+
+def shortened(name: str) -> str:
+    """Return a name as messages show it: one that no file can have is cut."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_KEPT_OF_NAME]}…"
 
 
 def is_inside(folder: Path, path: Path) -> bool:

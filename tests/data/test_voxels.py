@@ -3,10 +3,11 @@
 import pytest
 import torch
 from monai.data import Dataset, MetaTensor
+from monai.inferers import SimpleInferer, SliceInferer, SlidingWindowInferer
 from monai.transforms import Compose, Identityd, Spacingd
 
 from grata.bundles.sizes import check_sizes
-from grata.data import CheckVoxelsd
+from grata.data import CheckVoxelsd, count_windows
 from grata.errors import GrataError
 
 
@@ -68,3 +69,30 @@ def test_any_bundle_that_resamples_gets_the_check(data, pixdim, words, monkeypat
 def test_a_bundle_that_resamples_nothing_is_left_alone():
     for preprocessing in (None, Identityd("image"), Compose([Identityd("image")])):
         check_sizes(preprocessing, 1)
+
+
+LONG = item((12, 12, 12), 3000.0, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "inferer, words",
+    [
+        (SlidingWindowInferer([48, 64, 48]), "36000 × 6 × 6 voxels of 1 × 1 × 1 mm, 36000 × 64 × 48 with the padding"),
+        (SlidingWindowInferer(96), "36000 × 96 × 96 with the padding"),
+        (SlidingWindowInferer([-1, 64, 0]), ""),
+        (SliceInferer(roi_size=[96, 96], spatial_dim=0), "36000 × 96 × 96 with the padding"),
+        (SimpleInferer(), ""),
+    ],
+)
+def test_a_thin_volume_counts_as_wide_as_the_windows_to_which_it_is_padded(inferer, words):
+    check = CheckVoxelsd("image", 1.0, 100_000_000)
+    count_windows(Compose([Identityd("image"), Compose([check])]), inferer)
+    if not words:
+        assert check(LONG)["image"] is LONG["image"]
+        return
+    with pytest.raises(GrataError) as caught:
+        check(LONG)
+    assert words in str(caught.value)
+    own = CheckVoxelsd("image", 1.0, 100_000_000, window=[1, 1, 1])
+    count_windows(own, inferer)
+    assert own(LONG)["image"] is LONG["image"]

@@ -151,6 +151,7 @@ def test_a_note_of_the_last_release_counts_as_one_attempt(make_run, tmp_path):
 
 
 WAYS_OUT = ["../../victim", "x/../../../victim", "{tmp}/victim", "..", "", "victim\0", "figures/../../../victim"]
+WAYS_OUT += ["x" * 5000, "x" * 252]
 
 
 @pytest.mark.parametrize("place", ["journal", "begun", "removing", "state"])

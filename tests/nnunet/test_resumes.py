@@ -50,7 +50,9 @@ def make_run(tmp_path):
             channels=1,
             dataset={"file_ending": ".nii.gz"},
             plans=SimpleNamespace(plans={}, transpose_forward=order),
-            configuration=SimpleNamespace(preprocessor_class=Preprocessor, spacing=list(spacing)),
+            configuration=SimpleNamespace(
+                preprocessor_class=Preprocessor, spacing=list(spacing), patch_size=[8] * len(spacing)
+            ),
         )
         predictor = SimpleNamespace(model=model, sessions={"0": session}, case=predict, judgement=None)
         run = _Run(predictor, dict.fromkeys("abc"), journal, tmp_path, False, False, max_voxels)

@@ -24,6 +24,17 @@ def test_all_else_stays(value):
     assert cell(value) is value
 
 
+def test_what_would_steer_a_terminal_is_replaced(tmp_path):
+    site = "=cmd|\x1b[31mX\x07\x9b2J\0\x7f"
+    write_table([{"site": site}], ["site"], tmp_path / "t.csv")
+    text = (tmp_path / "t.csv").read_text(encoding="utf-8")
+    assert text == "site\n'=cmd|\ufffd[31mX\ufffd\ufffd2J\ufffd\ufffd\n"
+    for _ in range(2):
+        report_verdicts({"a\x1b": Judgement("ok")}, tmp_path, {})
+    assert [line["case"] for line in read_table(tmp_path / "cases.csv")[1]] == ["a\ufffd"]
+    assert cell("one\ttwo\r\nthree") == "one\ttwo\r\nthree"
+
+
 @pytest.mark.parametrize("decimals", [6, None])
 def test_what_is_read_is_what_was_written(decimals, tmp_path):
     rows = [{"case": text, "site": text, "dice": -0.25} for text in (*FORMULAS, *HARMLESS, *NESTED)]

@@ -211,6 +211,9 @@ def test_a_bad_item_is_told_by_its_number_and_the_stream_goes_on(make_network):
         ({"image": "scan.nii.gz"}, "item 0 .* got str"),
         (torch.zeros(1, 1, 16, 16, dtype=torch.bool), "images: must be real numbers"),
         (torch.zeros(0, 1, 16, 16), "images: must not be empty, got shape"),
+        (torch.zeros(1, 1, 0, 16), "images: must not be empty, got shape"),
+        (torch.rand(1, 1, 16, 16).to_sparse(), "images: must be a dense tensor.*to_dense"),
+        (torch.rand(1, 3, 16, 16), "takes 1 channel, and got 3. Give images"),
     ],
 )
 def test_what_is_no_batch_of_images_is_refused(make_network, item, message):

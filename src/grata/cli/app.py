@@ -107,13 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     fit_console()
     try:
-        status = _run(words)
-        sys.stdout.flush()
+        return _run(words)
     except BrokenPipeError:
         if not is_abandoned():
             raise
         return CLOSED_PIPE
-    return status
 
 
 def _run(words: list[str]) -> int:
@@ -122,7 +120,9 @@ def _run(words: list[str]) -> int:
         group = typer.main.get_command(_application())
         spelling, others = _spelled(words, group)
         work = group.main(spelling, prog_name="grata", standalone_mode=False, obj=others)
-        return int(work() if callable(work) else work or 0)
+        status = int(work() if callable(work) else work or 0)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         say(f"\n{command.stopped if command else 'stopped.'}", sys.stderr)
         return 130

@@ -1,6 +1,15 @@
 """Scans and segmentations: find, check, read and write NIfTI, MetaImage and NRRD files, DICOM series and pictures."""
 
-from .checks import MAX_VOXELS, CheckExtentd, CheckLabeld, CheckScand, CheckVoxelsd, check_max_voxels, check_voxels
+from .checks import (
+    MAX_VOXELS,
+    CheckExtentd,
+    CheckLabeld,
+    CheckScand,
+    CheckVoxelsd,
+    check_max_voxels,
+    check_voxels,
+    count_windows,
+)
 from .discovery import Discovery, Fault, discover
 from .expected import CompareScand
 from .reader import ScanReader
@@ -18,6 +27,7 @@ __all__ = [
     "ScanReader",
     "check_max_voxels",
     "check_voxels",
+    "count_windows",
     "discover",
     "write_dicom_seg",
     "write_itk",

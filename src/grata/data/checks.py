@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
-from monai.utils import ImageMetaKey
+from monai.inferers import SliceInferer, SlidingWindowInferer
+from monai.transforms import Compose, MapTransform
+from monai.utils import ImageMetaKey, ensure_tuple, ensure_tuple_rep
 
 from ..checks import check_count, checked, constant
 from ..errors import GrataError
@@ -25,6 +26,7 @@ __all__ = [
     "CheckVoxelsd",
     "check_max_voxels",
     "check_voxels",
+    "count_windows",
 ]
 
 MAX_VOXELS = 2**27
@@ -163,13 +165,15 @@ class CheckExtentd(MapTransform):
 class CheckVoxelsd(MapTransform):
     """Transform that checks how large an image would become by resampling, before any memory is taken for it.
 
-    A small file may have large voxels: 20 kB of voxels of 30 mm become gigabytes of voxels of 1 mm.
+    A small file may have large voxels: 20 kB of voxels of 30 mm become gigabytes of voxels of 1 mm. An axis that is
+    shorter than the windows of the prediction counts as long as they are, because the image is padded to them.
 
     Args:
         keys: keys of the images, each a ``MetaTensor`` of shape (C, H, W[, D]).
         pixdim: voxel size after resampling, as ``Spacingd`` takes it; an axis of 0 or less keeps its size.
         max_voxels: greatest number of voxels; None: no bound.
         allow_missing_keys: whether a key may be absent.
+        window: size of the windows along each axis; None: that of the inferer with which the images are predicted.
 
     Raises:
         GrataError: raised by the call. The image would become larger. The message names the case, or the file where
@@ -182,8 +186,10 @@ class CheckVoxelsd(MapTransform):
         pixdim: Sequence[float] | float,
         max_voxels: int | None = MAX_VOXELS,
         allow_missing_keys: bool = False,
+        window: Sequence[int] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.window = window
         self.pixdim = [float(size) for size in np.atleast_1d(np.asarray(pixdim, dtype=float))]
         self.max_voxels = check_max_voxels(max_voxels)
 
@@ -191,8 +197,36 @@ class CheckVoxelsd(MapTransform):
         for key in self.key_iterator(data):
             image = data[key]
             if isinstance(image, MetaTensor):
-                check_voxels(_name(data, key), image.shape[1:], image.pixdim.tolist(), self.pixdim, self.max_voxels)
+                spacing = image.pixdim.tolist()
+                check_voxels(
+                    _name(data, key), image.shape[1:], spacing, self.pixdim, self.max_voxels, self.window or ()
+                )
         return dict(data)
+
+
+def count_windows(transforms: Any, inferer: Any) -> None:
+    """Let the checks of the size that know no window count the windows of an inferer.
+
+    Args:
+        transforms: preprocessing of the images; the checks in a ``Compose`` are changed in place.
+        inferer: inferer with which the images are predicted; one without windows changes nothing.
+    """
+    if isinstance(transforms, Compose):
+        for transform in transforms.transforms:
+            count_windows(transform, inferer)
+    elif isinstance(transforms, CheckVoxelsd) and transforms.window is None:
+        transforms.window = _window(inferer)
+
+
+def _window(inferer: Any) -> list[int] | None:
+    if not isinstance(inferer, SlidingWindowInferer):
+        return None
+    if isinstance(inferer, SliceInferer):
+        # the inferer itself inserts the third axis only when it is called
+        size = list(ensure_tuple_rep(inferer.orig_roi_size, 2))
+        size.insert(inferer.spatial_dim, 1)
+        return size
+    return list(ensure_tuple(inferer.roi_size))
 
 
 def check_max_voxels(value: Any) -> int | None:
@@ -206,7 +240,12 @@ def check_max_voxels(value: Any) -> int | None:
 
 
 def check_voxels(
-    name: str, shape: Sequence[int], spacing: Sequence[float], target: Sequence[float], most: int | None
+    name: str,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    target: Sequence[float],
+    most: int | None,
+    window: Sequence[int] = (),
 ) -> None:
     """Check how large an image would become by resampling.
 
@@ -216,6 +255,8 @@ def check_voxels(
         spacing: its voxel size along each axis.
         target: voxel size after resampling; one that is missing, 0 or less keeps its axis.
         most: greatest number of voxels; None: no bound.
+        window: size of the windows to which the image is padded, of all axes or of the last ones; one value stands for
+            all axes, and one of 0 or less for the whole axis.
 
     Raises:
         GrataError: the image would become larger, or less than two voxels would be left of it.
@@ -223,24 +264,33 @@ def check_voxels(
     wanted = list(target) if len(target) > 1 else [*target] * len(shape)
     wanted += [0.0] * (len(shape) - len(wanted))
     sizes = [float(size) * old / new if new > 0 else float(size) for size, old, new in zip(shape, spacing, wanted)]
-    left = math.prod(sizes)
-    if left < 2:
+    if math.prod(sizes) < 2:
         raise GrataError(
             f"{_change(name, shape, sizes, spacing, wanted)}: nothing of it would be left. Check its voxel size."
         )
-    if most is not None and left > most:
+    padded = _padded(sizes, window)
+    if most is not None and math.prod(padded) > most:
+        filled = "" if padded == sizes else f", {_by(padded)} with the padding to the windows of the prediction"
         raise GrataError(
-            f"{_change(name, shape, sizes, spacing, wanted)}, more than max_voxels ({most}), for which the memory may "
-            "not be enough. Check its voxel size, crop it, or raise max_voxels where the memory is."
+            f"{_change(name, shape, sizes, spacing, wanted)}{filled}, more than max_voxels ({most}), for which the "
+            "memory may not be enough. Check its voxel size, crop it, or raise max_voxels where the memory is."
         )
 
 
 def _change(name: str, *values: Sequence[float]) -> str:
     """Return what resampling does, from numbers and sizes of voxels: numbers before and after, sizes likewise."""
-    before, after, voxels, new_voxels = (
-        " × ".join(f"{value:.4g}" if value < 1000 else f"{value:.0f}" for value in each) for each in values
-    )
+    before, after, voxels, new_voxels = map(_by, values)
     return f"{name} has {before} voxels of {voxels} mm and would become {after} voxels of {new_voxels} mm"
+
+
+def _by(values: Sequence[float]) -> str:
+    return " × ".join(f"{value:.4g}" if value < 1000 else f"{value:.0f}" for value in values)
+
+
+def _padded(sizes: Sequence[float], window: Sequence[int]) -> list[float]:
+    least = [*window] * len(sizes) if len(window) == 1 else [*window]
+    least = [0] * (len(sizes) - len(least)) + least
+    return [max(size, part or 0) for size, part in zip(sizes, least)]
 
 
 def _name(data: Mapping[Hashable, Any], key: Hashable) -> str:

@@ -21,7 +21,7 @@ from ..methods import GraTa, Method
 from ..private import is_last_handler, put_first
 from ..quality import UNEXPECTED, Judgement
 from ..session import Again, Case, Guard, Journal, QualityGuard, ResetPolicy, Session, WindowSelection
-from ..session.faults import too_small
+from ..session.faults import unfit
 from ..session.inputs import as_input
 
 __all__ = ["WITHHELD", "AdaptationHandler", "GraTaHandler"]
@@ -236,8 +236,8 @@ class AdaptationHandler:
         self.abandon(engine)
         # ignite raises an error itself only where nothing handles it
         if is_last_handler(engine, Events.EXCEPTION_RAISED, self.fail):
-            if small := too_small(error):
-                raise small from error
+            if words := unfit(error):
+                raise words from error
             raise error
 
     def abandon(self, engine: SupervisedEvaluator) -> None:

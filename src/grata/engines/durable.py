@@ -36,6 +36,7 @@ from ..files import (
     locked,
     remove_file,
     remove_leftovers,
+    shortened,
 )
 from ..quality import Judgement, exit_status
 from ..report import (
@@ -262,10 +263,11 @@ class AdaptationRun(EvaluatorRun):
         judged = self.session.judgements
         kept = [case for case in self.finished if case not in judged or not judged[case].withheld]
         # the figure, the last of them, is no result
-        lost = [case for case in kept if not any(path.exists() for path in self.outputs.paths(case)[:-1])]
+        lost = [case for case in kept if not any(map(os.path.exists, self.outputs.paths(case)[:-1]))]
         if lost:
+            shown = ", ".join(map(shortened, lost[:10]))
             self._notes.append(
-                f"finished cases without a segmentation, which was removed since: {', '.join(lost[:10])}"
+                f"finished cases without a segmentation, which was removed since: {shown}"
                 f"{', …' * (len(lost) > 10)} ({len(lost)}). Start anew with --overwrite true to have them again."
             )
 
@@ -344,7 +346,7 @@ class AdaptationRun(EvaluatorRun):
         if odd:
             self._notes.append(
                 f"{len(odd)} names of cases in {JOURNAL}, {_STATE} or {_BEGUN} are damaged: they lead out of the "
-                "folder of the outputs. Nothing was removed by them."
+                "folder of the outputs or are too long for a file. Nothing was removed by them."
             )
 
     def _store(self, case: Case, state: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from .._version import __version__
 from ..data import write_dicom_seg, write_itk, write_nifti, write_png
 from ..errors import GrataError
-from ..files import FIGURES, SEGMENTATIONS, expanded, is_file_name, on_disk, remove_file
+from ..files import FIGURES, SEGMENTATIONS, expanded, is_file_name, on_disk, remove_file, shortened
 from ..quality import Judgement, verdict_in_words
 from ..report import case_scores, case_volumes, contact_sheet
 
@@ -124,7 +124,11 @@ class OutputHandler:
             GrataError: the name of the case would lead out of the folders of the outputs.
         """
         if not is_file_name(case):
-            raise GrataError(f"must be a name for files, without folders, got {case!r}. Rename the case.", key="case")
+            raise GrataError(
+                f"must be a name for files, without folders and not too long, got {shortened(case)!r}. Rename the "
+                "case.",
+                key="case",
+            )
         segmentations, figures = self.output_dir / SEGMENTATIONS, self.output_dir / FIGURES
         ends = (*_ENDINGS.values(), ".seg.dcm", ".png")
         return [on_disk(path) for path in (*(segmentations / f"{case}{end}" for end in ends), figures / f"{case}.png")]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from tqdm import tqdm
 
 from ..console import say, say_beside_bar
-from ..data import Fault
+from ..data import Fault, count_windows
 from ..errors import GrataError, RunError
 from ..private import forget_run, silence
 from ..session import causes, explain
@@ -83,6 +83,7 @@ class EvaluatorRun:
         self._batches: list[list[int]] | None = None
         if isinstance(self._loader, DataLoader) and not isinstance(self._loader.dataset, IterableDataset):
             self._dataset = self._loader.dataset
+            count_windows(getattr(self._dataset, "transform", None), evaluator.inferer)
             self._workers = self._loader.num_workers
             self._batches = _batches(self._loader)
             self.images = sum(map(len, self._batches))

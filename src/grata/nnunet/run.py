@@ -361,7 +361,8 @@ class _Run:
         order = self.model.plans.transpose_forward
         target = list(self.model.configuration.spacing)
         target = [0.0] * (len(shape) - len(target)) + target
-        check_voxels(name, [shape[i] for i in order], [spacing[i] for i in order], target, self.max_voxels)
+        shape, spacing = [shape[i] for i in order], [spacing[i] for i in order]
+        check_voxels(name, shape, spacing, target, self.max_voxels, self.model.configuration.patch_size)
 
     def _check_channels(self, case: str, files: list[Path], read: int | None) -> None:
         if read not in (None, self.model.channels):

@@ -12,7 +12,7 @@ from ..console import say
 from ..files import CASES
 from ..quality import Judgement
 from .summary import Fault
-from .tables import read_table, write_table
+from .tables import legible, read_table, write_table
 
 __all__ = ["FAILED", "case_row", "case_rows", "report_verdicts", "verdict_lines", "write_cases"]
 
@@ -156,6 +156,7 @@ def report_verdicts(
 
 def _earlier(path: Path, present: Collection[str]) -> list[dict[str, str]]:
     """Return the lines of an earlier run, without those of the cases of this one."""
+    present = set(map(legible, present))
     try:
         lines = [line for line in read_table(path)[1] if line.get("case") and line["case"] not in present]
     except (OSError, ValueError, csv.Error):

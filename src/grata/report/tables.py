@@ -10,20 +10,33 @@ from typing import Any
 
 from ..files import atomic_write
 
-__all__ = ["cell", "read_table", "write_table"]
+__all__ = ["cell", "legible", "read_table", "write_table"]
 
 # A spreadsheet runs a cell that begins with one of these as a formula; a name may begin with any.
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+# A terminal obeys these when a table is shown there; tabs and line ends stand in the quotes of a cell.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def cell(value: Any) -> Any:
-    """Return a value as it stands in a table: a text that a spreadsheet would run as a formula begins with ``'``.
+    """Return a value as it stands in a table.
+
+    A text that a spreadsheet would run as a formula begins with ``'``. Control characters, apart from tabs and line
+    ends, are replaced.
 
     Example:
         >>> cell("=1+1"), cell("-0.5"), cell(-0.5), cell("'=1+1")
         ("'=1+1", '-0.5', -0.5, "''=1+1")
     """
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
+    if not isinstance(value, str):
+        return value
+    value = legible(value)
+    return f"'{value}" if _FORMULA.match(value) and not _is_number(value) else value
+
+
+def legible(text: str) -> str:
+    """Return a text as :func:`read_table` gives it back: without the control characters that are replaced."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _is_number(text: str) -> bool:

@@ -36,11 +36,12 @@ __all__ = [
     "plain_errors",
     "quiet",
     "tensors_in",
-    "too_small",
+    "unfit",
 ]
 
 # Options of the bundles' `adapt`; other commands have other options.
 TRACEBACK_HINT = "--traceback true"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 STOPPED = "Finished cases are kept; --resume true goes on with the rest."
 
 _TRACEBACK = "Traceback (most recent call last):\n"
@@ -50,6 +51,7 @@ _RAISED = re.compile(
 )
 # What torch says where a normalization layer has nothing to take statistics of.
 _TOO_SMALL = re.compile(r"Expected more than 1 (?:spatial element|value per channel)")
+_OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
 # Addresses differ between runs, and line numbers of a library do not help the user.
 _NOISE = re.compile(r"\S+\.[ch]xx:\d+:\s+|\(0x[0-9a-fA-F]+\)| at 0x[0-9a-fA-F]+")
 
@@ -105,7 +107,7 @@ def _explained(error: BaseException, hint: str | None) -> str:
 def _own_words(error: BaseException) -> str:
     """Return the message that this project has for an exception; empty where it has none."""
     own = (link for link in causes(error) if isinstance(link, GrataError) and _TRACEBACK not in str(link))
-    found = next(own, None) or too_small(error)
+    found = next(own, None) or unfit(error)
     return "" if found is None else str(found)
 
 
@@ -113,6 +115,12 @@ def _known(root: BaseException) -> str:
     """Return what is wrong where a library's message does not say what to do; empty for other causes."""
     if os.strerror(errno.ENAMETOOLONG) in str(root):
         return "A name would be too long for the disk. Give the scan a shorter file name."
+    # of a file that is known by its name, its writer says more
+    if isinstance(root, OSError) and root.errno in _FULL and root.filename is None:
+        return (
+            f"What is printed or a file could not be written ({root.strerror}). Free space where it goes, or send the "
+            "output elsewhere."
+        )
     weights = loaded_file(root)
     return "" if weights is None else undownloaded(weights)
 
@@ -153,24 +161,32 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
-def too_small(error: BaseException) -> GrataError | None:
-    """Return what to do about images in which a normalization layer sees a single voxel; None: it is another error."""
-    if isinstance(error, GrataError) or not any(_TOO_SMALL.search(str(link)) for link in causes(error)):
+def unfit(error: BaseException) -> GrataError | None:
+    """Return what to do about images of a size or with channels that the network cannot take; None: another error."""
+    if isinstance(error, GrataError):
         return None
-    return GrataError(
-        "The image is too small for this network: a normalization layer at its bottom sees a single voxel, which it "
-        "cannot normalize. Use larger images or windows (roi_size), or pad the images."
-    )
+    messages = [str(link) for link in causes(error)]
+    if any(map(_TOO_SMALL.search, messages)):
+        return GrataError(
+            "The image is too small for this network: a normalization layer at its bottom sees a single voxel, which "
+            "it cannot normalize. Use larger images or windows (roi_size), or pad the images."
+        )
+    if found := next(filter(None, map(_OTHER_CHANNELS.search, messages)), None):
+        return GrataError(
+            f"A layer of the network takes {found[1]} channel{'s' * (found[1] != '1')}, and got {found[2]}. Give images (B, C, ...) with the "
+            "channels that the network was trained on."
+        )
+    return None
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Raise in plain words what torch says of images that are too small, during a ``with`` block."""
+    """Raise in plain words what torch says of images that the network cannot take, during a ``with`` block."""
     try:
         yield
     except Exception as error:
-        if small := too_small(error):
-            raise small from error
+        if words := unfit(error):
+            raise words from error
         raise
 
 

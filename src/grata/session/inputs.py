@@ -22,7 +22,7 @@ def as_input(images: torch.Tensor, network: nn.Module) -> torch.Tensor:
         network: network that gets them.
 
     Raises:
-        GrataError: they are complex or truth values.
+        GrataError: they are complex or truth values, sparse, or empty.
     """
     import torch
 
@@ -34,5 +34,9 @@ def as_input(images: torch.Tensor, network: nn.Module) -> torch.Tensor:
             "of masks, scaled as in training.",
             key="images",
         )
+    if images.layout != torch.strided:
+        raise GrataError(f"must be a dense tensor, got one of layout {images.layout}. Give .to_dense().", key="images")
+    if not images.numel():
+        raise GrataError(f"must not be empty, got shape {tuple(images.shape)}. Leave such an image out.", key="images")
     dtype = network_dtype(network) or (images.dtype if images.is_floating_point() else torch.float32)
     return images if images.dtype == dtype else images.to(dtype)

@@ -19,7 +19,7 @@ from ..methods.predictive import logits_in
 from ..predictions import are_probabilities
 from ..quality import Judgement, LayerStatistics, layer_statistics
 from .familiar import ABSURD, evaluated, is_absurd
-from .faults import check_finite, explained, tensors_in, too_small
+from .faults import check_finite, explained, tensors_in, unfit
 from .guard import Again, Guard, Verdict
 from .inputs import as_input
 from .journal import Journal
@@ -455,8 +455,8 @@ class Case:
     ) -> None:
         if kind is not None:
             self.roll_back()
-            if error is not None and (small := too_small(error)):
-                raise small from error
+            if error is not None and (words := unfit(error)):
+                raise words from error
             return
         if not self._judged:
             self.roll_back()
