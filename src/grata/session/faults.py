@@ -173,8 +173,8 @@ def unfit(error: BaseException) -> GrataError | None:
         )
     if found := next(filter(None, map(_OTHER_CHANNELS.search, messages)), None):
         return GrataError(
-            f"A layer of the network takes {found[1]} channel{'s' * (found[1] != '1')}, and got {found[2]}. Give images (B, C, ...) with the "
-            "channels that the network was trained on."
+            f"A layer of the network takes {found[1]} channel{'s' * (found[1] != '1')}, and got {found[2]}. Give "
+            "images (B, C, ...) with the channels that the network was trained on."
         )
     return None
 
