@@ -285,6 +285,9 @@ def _passed_over(files: Files, spatial_dims: int) -> list[str]:
     if files.dangling:
         links = "1 link leads" if files.dangling == 1 else f"{files.dangling} links lead"
         notes.append(f"{links} to a file that does not exist.")
+    if files.special:
+        are = "is 1 pipe, socket or device" if files.special == 1 else f"are {files.special} pipes, sockets or devices"
+        notes.append(f"There {are} with the name of a scan, which a run does not read. Copy the scan there as a file.")
     return notes
 
 
