@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -147,3 +148,29 @@ def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
     north, south, written = capsys.readouterr().out.splitlines()
     assert north.startswith("{'site': 'North'} 3 ") and south.startswith("{'site': 'South'} 2 ")
     assert float(south.split()[-1]) > 0 and written == "48 numbers written"
+
+
+def occupy(path, kind):
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and links of POSIX")
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_what_lies_in_the_place_of_an_entry_is_named(kind, tmp_path, capsys):
+    entry = "north-0123456789ab"
+    occupy(AdapterBank(tmp_path).file(entry), kind)
+    assert run_bank("list", tmp_path) == 1
+    out = capsys.readouterr().out
+    assert f"{entry}.safetensors is a {kind}" in out and "Remove it or move it away" in out and "no entry" not in out
+    with pytest.raises(GrataError, match=f"is a {kind}"):
+        run_bank("inspect", tmp_path, "north")
+    if kind == "folder":
+        with pytest.raises(GrataError, match="is a folder"):
+            run_bank("reset", tmp_path, entry)
+    else:
+        assert run_bank("reset", tmp_path, entry) == 0 and not AdapterBank(tmp_path).entries()

@@ -320,7 +320,16 @@ def test_a_truncated_header_that_names_the_patient_hides_the_name(tmp_path, scan
 def test_what_is_neither_file_nor_folder_is_ignored(tmp_path, scans):
     os.mkfifo(tmp_path / "pipe")
     scans.nifti(tmp_path / "a.nii.gz")
-    assert [case["case"] for case in discover(tmp_path).cases] == ["a"]
+    found = discover(tmp_path)
+    assert [case["case"] for case in found.cases] == ["a"] and not found.notes
+    os.mkfifo(tmp_path / "b.nii.gz")
+    (tmp_path / "c.dcm").symlink_to("/dev/null")
+    found = discover(tmp_path)
+    assert [case["case"] for case in found.cases] == ["a"]
+    assert found.notes == [
+        "There are 2 pipes, sockets or devices with the name of a scan, which a run does not read. Copy the scan there "
+        "as a file."
+    ]
 
 
 def test_segmentations_of_an_earlier_run_are_not_scans(tmp_path, scans):

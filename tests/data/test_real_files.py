@@ -92,6 +92,17 @@ def test_kinds_that_are_not_read_are_said_once(tmp_path, scans):
         discover(tmp_path)
 
 
+def test_packed_files_and_rarer_formats_are_named(tmp_path, scans):
+    scans.nifti(tmp_path / "a.nii.gz")
+    names = ("b.nii.Z", "c.dcm.gz", "d+orig.BRIK.gz", "e+orig.HEAD", "f+orig.BRIK", "g.mif", "h.minc", "i.mat", "j.gz")
+    for name in names:
+        (tmp_path / name).write_bytes(b"something")
+    assert discover(tmp_path).notes == [
+        "9 files of kinds that are not read: 1 .brik, 1 .brik.gz, 1 .dcm.gz, 1 .gz, 1 .head, 1 .mat, 1 .mif, 1 .minc, "
+        "1 .nii.z. Convert what you need to NIfTI."
+    ]
+
+
 def test_a_gif_that_is_no_label_is_named_among_pictures(tmp_path):
     for name in ("a.png", "a_mask.gif", "b.gif", "c.GIF"):
         Image.new("L", (8, 9)).save(tmp_path / name)

@@ -121,6 +121,7 @@ class AdapterBank:
     def _read(self, entry: str, read: Callable[[Path], T]) -> T:
         path = self.file(entry)
         if not path.is_file():
+            self._check_place(path)
             raise GrataError(f"there is no entry {entry!r} in {self.path}; there are {self._listed()}.", key="bank")
         try:
             return read(path)
@@ -155,6 +156,8 @@ class AdapterBank:
         path = self.file(entry)
         if entry not in self.entries():
             raise GrataError(f"there is no entry {entry!r} in {self.path}; there are {self._listed()}.", key="bank")
+        if path.is_dir() and not path.is_symlink():
+            self._check_place(path)
         try:
             with self._locked():
                 path.unlink()
@@ -163,6 +166,21 @@ class AdapterBank:
             raise OutputError(
                 f"{path} cannot be removed ({error.strerror}). Check the permissions of its folder.", key="bank"
             ) from error
+
+    @staticmethod
+    def _check_place(path: Path) -> None:
+        """Check that nothing lies in the place of an entry that has no file.
+
+        Raises:
+            GrataError: something does.
+        """
+        if not os.path.lexists(path):
+            return
+        if not path.exists():
+            found = absence(path)
+        else:
+            found = "is a folder" if path.is_dir() else "is a pipe, socket or device"
+        raise GrataError(f"{path} {found}, and no saved adaptation. Remove it or move it away.", key="bank")
 
     def _listed(self) -> str:
         return ", ".join(self.entries()) or "none"

@@ -283,9 +283,18 @@ def _passed_over(files: Files, spatial_dims: int) -> list[str]:
         )
         kinds = "1 file of a kind that is not read" if total == 1 else f"{total} files of kinds that are not read"
         notes.append(f"{kinds}: {listed}. Convert what you need to {'PNG' if spatial_dims == 2 else 'NIfTI'}.")
+    return [*notes, *_not_there(files)]
+
+
+def _not_there(files: Files) -> list[str]:
+    """Return a sentence for each kind of names in the folder behind which there is no file."""
+    notes = []
     if files.dangling:
         links = "1 link leads" if files.dangling == 1 else f"{files.dangling} links lead"
         notes.append(f"{links} to a file that does not exist.")
+    if files.special:
+        are = "is 1 pipe, socket or device" if files.special == 1 else f"are {files.special} pipes, sockets or devices"
+        notes.append(f"There {are} with the name of a scan, which a run does not read. Copy the scan there as a file.")
     return notes
 
 

@@ -23,7 +23,10 @@ _EARLIER_FOLDERS = {SEGMENTATIONS, FIGURES}
 _UNREAD = (
     ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".hdr", ".hdr.gz", ".img.gz", ".mgz", ".mgh", ".mnc", ".par", ".rec",
     ".gipl", ".vtk", ".vti", ".v", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar", ".npy", ".npz", ".h5",
-    ".webp", ".heic", ".jp2",
+    ".webp", ".heic", ".jp2", ".nii.z", ".dcm.gz", ".dcm.bz2", ".dcm.xz", ".brik", ".brik.gz", ".brik.bz2", ".head",
+    ".mif", ".mif.gz", ".minc", ".mat",
+    # what is packed cannot be known by its name; last, so that longer endings are named
+    ".gz", ".xz", ".bz2",
 )  # fmt: skip
 
 # What a DICOM file may be called as well.
@@ -42,6 +45,7 @@ class Files:
         unreadable: folders that cannot be read.
         unread: number of files that are images of a kind that is not read, by how their names end.
         dangling: number of links that lead nowhere, apart from those that are named as a scan.
+        special: number of pipes, sockets and devices, or links to one, that are named as a scan.
     """
 
     volumes: list[Path] = field(default_factory=list)
@@ -51,6 +55,7 @@ class Files:
     unreadable: list[Path] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
     dangling: int = 0
+    special: int = 0
 
     def count_unread(self, others: Iterable[Path], unused: Iterable[Path]) -> None:
         """Count what is an image of a kind that is not read, though its name did not say so.
@@ -125,7 +130,8 @@ def _extend_beside_images(beside_images: set[Path], folder: Path, children: Sequ
 
 
 def _sort_files(files: Files, folder: Path, names: Iterable[str], pictures: bool, beside_images: bool) -> None:
-    paths = _regular_files(folder, names)
+    paths, special = _regular_files(folder, names)
+    files.special += sum(map(bool, map(image_ending, special)))
     volumes = list(filter(_is_volume, paths))
     files.volumes += volumes
     sorted_apart = {*volumes, *(pair_image(path) for path in volumes if _is_header(path))}
@@ -138,10 +144,12 @@ def _sort_files(files: Files, folder: Path, names: Iterable[str], pictures: bool
             _sort_other(files, path, pictures)
 
 
-def _regular_files(folder: Path, names: Iterable[str]) -> list[Path]:
+def _regular_files(folder: Path, names: Iterable[str]) -> tuple[list[Path], list[Path]]:
+    """Return the files of a folder, and apart from them pipes and the like."""
     results = {OVERVIEW} if JOURNAL in names else set()
     paths = [folder / name for name in sorted(names) if not name.startswith(".") and name not in results]
-    return [path for path in paths if _is_regular(path)]
+    regular = list(filter(_is_regular, paths))
+    return regular, sorted({*paths}.difference(regular))
 
 
 def _sort_other(files: Files, path: Path, pictures: bool) -> None:

@@ -172,9 +172,10 @@ def unfit(error: BaseException) -> GrataError | None:
             "it cannot normalize. Use larger images or windows (roi_size), or pad the images."
         )
     if found := next(filter(None, map(_OTHER_CHANNELS.search, messages)), None):
+        taken = f"{found[1]} channel{'s' * (found[1] != '1')}"
         return GrataError(
-            f"A layer of the network takes {found[1]} channel{'s' * (found[1] != '1')}, and got {found[2]}. Give "
-            "images (B, C, ...) with the channels that the network was trained on."
+            f"A layer of the network takes {taken}, and got {found[2]}. Give images (B, C, ...) with the channels that "
+            "the network was trained on."
         )
     return None
 
