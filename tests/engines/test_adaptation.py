@@ -375,7 +375,7 @@ def test_a_run_after_one_that_failed_at_its_first_case_goes_well(make_network, e
     network = make_network(3)
     handler = GraTaHandler(network, activation="sigmoid", lr=1e-2, reset="per-case" if episodic else "never")
     broken = [{"image": torch.rand(3, *ROI), "case": "three channels"}]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(GrataError, match="takes 1 channel, and got 3"):
         evaluator(network, broken, [handler]).run()
     seen = predictions(evaluator(network, volumes(1), [handler]))
     fresh = make_network(3)
