@@ -97,6 +97,7 @@ def read_series(paths: Sequence[str | os.PathLike[str]]) -> list[Instance]:
         raise GrataError(f"{name} cannot be used: {error}. {remedy}.") from error
 
 
+@quiet_libraries()
 def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
     """Read a series as one volume, with the modality's rescaling (slope and intercept, or lookup table) applied.
 
@@ -114,9 +115,8 @@ def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
     identifiers = series_identifiers(ordered)
     geometry = series_geometry(ordered)
     try:
-        with quiet_libraries():
-            read = _read_multiframe if ordered[0].multiframe else _read_slices
-            volume = read(ordered, identifiers, geometry.spacing[2])
+        read = _read_multiframe if ordered[0].multiframe else _read_slices
+        volume = read(ordered, identifiers, geometry.spacing[2])
     except GrataError:
         raise
     # Decoders and highdicom raise exceptions of any kind.

@@ -128,7 +128,11 @@ def claimed_bytes(header: Dataset, frames: int) -> int:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Suppress the warnings and log messages of pydicom and highdicom, whose paths and values may name the patient."""
+    """Suppress the warnings and log messages of pydicom and highdicom, whose paths and values may name the patient.
+
+    It must hold as long as elements are accessed, not only while a file is read: pydicom decodes an element, and tells
+    of its value, when it is accessed first. As ``@quiet_libraries()`` it holds for a whole function.
+    """
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     levels = [logger.level for logger in loggers]
     try:

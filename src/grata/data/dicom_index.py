@@ -13,7 +13,7 @@ from pydicom import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import generate_uid
 
-from .dicom_file import BrokenFileError, Pixels, read_header
+from .dicom_file import BrokenFileError, Pixels, quiet_libraries, read_header
 from .dicom_kinds import Defect, NoScan, find_defect, no_scan, sop_class
 from .geometry import Plane, perpendicular
 from .identifiers import patient_identifiers
@@ -86,6 +86,7 @@ class Instance:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
+@quiet_libraries()
 def read_instance(path: str | os.PathLike[str]) -> Instance | NoScan | None:
     """Index one file by its header.
 
