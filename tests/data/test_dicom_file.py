@@ -124,6 +124,7 @@ def test_a_frame_of_reference_of_an_enhanced_object_is_derived(tmp_path, scans):
     "empty",
     [
         {"ModalityLUTSequence": []},
+        {"ModalityLUTSequence": [pydicom.Dataset()], "VOILUTSequence": [pydicom.Dataset(), pydicom.Dataset()]},
         {"VOILUTSequence": [], "RealWorldValueMappingSequence": []},
         {"RescaleSlope": None, "RescaleIntercept": None, "RescaleType": None},
     ],

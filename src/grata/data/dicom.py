@@ -126,6 +126,11 @@ def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
             f"{name} cannot be read ({error_reason(error, identifiers)}). Export the series again, uncompressed if "
             "necessary."
         ) from error
+    if not np.isfinite(volume.array).all():
+        raise GrataError(
+            f"{describe_series(paths, identifiers)} has values that are not finite numbers after its scaling (Rescale "
+            "Slope and Intercept, or a lookup table). Export the series again, or leave it out."
+        )
     # Slices may be rounded differently. The geometry comes from the headers, as it does for what is written.
     return geometry.with_array(_column_row_slice(volume).array)
 
