@@ -1,5 +1,6 @@
 import copy
 import re
+import struct
 
 import numpy as np
 import pydicom
@@ -600,3 +601,166 @@ def test_values_that_a_viewer_inverts_are_used_as_stored_and_said_once(tmp_path,
     assert sum(case["case"] in note for case in found.cases) == count
     arrays = [ScanReader().get_data(case["image"])[0] for case in found.cases]
     assert all(np.array_equal(array, arrays[0]) for array in arrays)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "first", "second", "shown", "choice"),
+    [
+        ("AcquisitionTime", "101112.5", "101122.5", "Acquisition Time in order 1, 2", "AcquisitionTime=2"),
+        ("ContentTime", "235958", "101122", "Content Time in order 1, 2", "ContentTime=1"),
+        ("AcquisitionDateTime", "20170503101112", "20170503101113", "DateTime in order 1, 2", "AcquisitionDateTime=2"),
+        ("NominalPercentageOfCardiacPhase", 10, 50, "Cardiac Phase 10, 50", "NominalPercentageOfCardiacPhase=50"),
+        ("ContrastBolusAgent", "Gadolinium, 5 ml", "", "none, Gadolinium 5 ml", "ContrastBolusAgent=none"),
+        ("SequenceName", "fl3d/a", "fl3d/b", "fl3d/a, fl3d/b", "SequenceName=fl3d/b"),
+    ],
+)
+def test_the_volumes_of_a_series_are_told_apart_and_can_be_chosen(
+    tmp_path, scans, keyword, first, second, shown, choice
+):
+    scans.save([*volume(scans, 1, **{keyword: first}), *volume(scans, 2, **{keyword: second})], tmp_path)
+    found = discover(tmp_path)
+    (note,) = found.notes
+    assert len(found.cases) == 2 and not found.faults and shown in note
+    example = note.split("as in '")[1].removesuffix("'.")
+    for select, number in ((example, None), (choice, 2)):
+        (case,) = discover(tmp_path, select=select).cases
+        if number:
+            array, _ = ScanReader().get_data(case["image"])
+            np.testing.assert_array_equal(array, scans.voxels().transpose(2, 1, 0) + number)
+    said = " ".join([*found.notes, *(case["case"] for case in found.cases)])
+    assert not any(time in said for time in ("1011", "2359", "20170503"))
+
+
+@pytest.mark.parametrize(("keyword", "values"), [("EchoTime", (11, 92)), ("InversionTime", (200, 2500))])
+def test_noise_in_what_scanners_measure_tells_nothing(tmp_path, scans, keyword, values):
+    for number, value in enumerate(values):
+        datasets = volume(scans, number)
+        for index, dataset in enumerate(datasets):
+            setattr(dataset, keyword, str(value + index * 1e-4))
+        scans.save(datasets, tmp_path)
+    found = discover(tmp_path)
+    assert [case["case"].partition(keyword)[2] for case in found.cases] == sorted(map(str, values))
+    assert len(discover(tmp_path, select=f"{keyword}={values[0]}").cases) == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "keyword", "values", "shown"),
+    [
+        ("CTReconstructionSequence", "ConvolutionKernel", ("B30", "B70"), "Convolution Kernel B30, B70"),
+        ("MRModifierSequence", "InversionTimes", ([200], [900]), "Inversion Times 200, 900"),
+        ("FrameContentSequence", "FrameAcquisitionDateTime", ("20170503101112", "20170503101122"), "in order 1, 2"),
+    ],
+)
+def test_what_the_frames_of_an_enhanced_object_differ_in_is_named(tmp_path, scans, group, keyword, values, shown):
+    dataset = scans.enhanced()
+    frames = list(dataset.PerFrameFunctionalGroupsSequence)
+    both = []
+    for value in values:
+        for frame in copy.deepcopy(frames):
+            item = frame[group][0] if group in frame else pydicom.Dataset()
+            setattr(item, keyword, value)
+            setattr(frame, group, [item])
+            both.append(frame)
+    dataset.PerFrameFunctionalGroupsSequence = both
+    dataset.NumberOfFrames, dataset.PixelData = 12, dataset.PixelData * 2
+    scans.save([dataset], tmp_path)
+    (fault,) = discover(tmp_path).faults
+    assert shown in fault.message and "20170503" not in fault.message
+
+
+@pytest.mark.parametrize(
+    "orientation", [[1, 0.05, 0, -0.05, 1, 0], [1, 0, 0, 0, 2, 0], [0] * 6, ["nan", 0, 0, 0, 1, 0]]
+)
+@pytest.mark.parametrize("select", [None, "Orientation=axial"])
+def test_damaged_orientations_never_make_a_volume_of_the_other_slices(tmp_path, scans, orientation, select):
+    datasets = scans.series(slices=5)
+    for dataset in datasets[2:]:
+        dataset["ImageOrientationPatient"]._value = [str(value) for value in orientation]
+    scans.save(datasets, tmp_path)
+    found = discover(tmp_path, select=select)
+    assert not found.cases and len(found.faults) == 1
+    assert "5 files" in found.faults[0].message and "select," not in found.faults[0].message
+
+
+@pytest.mark.parametrize(
+    "keywords", [["PhotometricInterpretation"], ["SamplesPerPixel"], ["BitsStored", "HighBit"], ["PixelRepresentation"]]
+)
+def test_what_gives_pixels_their_meaning_is_missed_at_indexing(tmp_path, scans, keywords):
+    datasets = scans.series()
+    for keyword in keywords:
+        delattr(datasets[3], keyword)
+    scans.save(datasets, tmp_path)
+    (fault,) = discover(tmp_path).faults
+    assert f"its header lacks {pydicom.datadict.dictionary_description(keywords[0])}" in fault.message
+    assert "uncompressed" not in fault.message
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"RescaleSlope": "0", "RescaleIntercept": "0"}, "Rescale Slope is 0"),
+        ({"RescaleSlope": "1e38", "RescaleIntercept": "0"}, "values would be infinite"),
+        ({"RescaleSlope": "1", "RescaleIntercept": "-1e39"}, "values would be infinite"),
+        ({"RescaleSlope": "inf", "RescaleIntercept": "0"}, "not a finite number"),
+    ],
+)
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_a_scaling_that_leaves_no_values_is_refused(tmp_path, scans, values, message, enhanced):
+    datasets = [scans.enhanced()] if enhanced else scans.series()
+    scaled = datasets[0].PerFrameFunctionalGroupsSequence[2].PixelValueTransformationSequence[0] if enhanced else None
+    for dataset in datasets if scaled is None else [scaled]:
+        for keyword, value in values.items():
+            setattr(dataset, keyword, value)
+    scans.save(datasets, tmp_path)
+    found = discover(tmp_path)
+    assert not found.cases and message in found.faults[0].message
+
+
+def csa(images):
+    """Return Siemens's list of values with one entry, the number of images in a mosaic."""
+    entry = b"NumberOfImagesInMosaic".ljust(64, b"\0") + struct.pack("<I4s3I", 1, b"US", 6, 6, 77)
+    return b"SV10\4\3\2\1" + struct.pack("<2I", 1, 77) + entry + struct.pack("<4I", 8, 8, 77, 8) + images.ljust(8)
+
+
+@pytest.mark.parametrize(
+    ("number", "creator", "vr", "value", "mosaic"),
+    [
+        (0x0A, "SIEMENS MR HEADER", "US", 16, True),
+        (0x0A, "SIEMENS MR HEADER", "US", 1, False),
+        (0x0A, "ACME", "US", 16, False),
+        (0x10, "SIEMENS CSA HEADER", "OB", csa(b"36\0"), True),
+        (0x10, "SIEMENS CSA HEADER", "OB", csa(b"1\0"), False),
+        (0x10, "SIEMENS CSA HEADER", "OB", csa(b"\0"), False),
+        (0x10, "SIEMENS CSA HEADER", "OB", b"SV10", False),
+    ],
+)
+def test_a_mosaic_is_known_by_the_elements_of_its_maker(tmp_path, scans, number, creator, vr, value, mosaic):
+    datasets = scans.series()
+    for dataset in datasets:
+        block = dataset.private_block(0x0019 if vr == "US" else 0x0029, creator, create=True)
+        block.add_new(number, vr, value)
+    scans.save(datasets, tmp_path)
+    found = discover(tmp_path)
+    assert bool(found.faults) == mosaic != bool(found.cases)
+    assert not mosaic or "it is a mosaic" in found.faults[0].message
+
+
+@pytest.mark.parametrize(
+    ("description", "protocol", "passed"),
+    [
+        ("3-pl Loc", "", True),
+        ("T1", "AAHead_Scout", True),
+        ("3 Pl", "", True),
+        ("Local shim", "", False),
+        ("", "", False),
+    ],
+)
+def test_three_planes_that_are_named_as_a_localizer_are_passed_over(tmp_path, scans, description, protocol, passed):
+    planes = [copy.deepcopy(scans.series(name)[0]) for name in ("axial", "sagittal", "coronal")]
+    for image in planes:
+        image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), "1.2.3"
+        image.SeriesDescription, image.ProtocolName = description, protocol
+    scans.save([*planes, *scans.series()], tmp_path)
+    found = discover(tmp_path)
+    assert len(found.cases) == 1 and bool(found.faults) != passed
+    assert found.notes == (["3 localizers were passed over."] if passed else [])

@@ -2,11 +2,13 @@ import io
 import os
 import struct
 import tracemalloc
+import warnings
 import zlib
 
 import numpy as np
 import pydicom
 import pytest
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -18,6 +20,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from grata.bank import scanner_tags
 from grata.data import ScanReader, discover, write_dicom_seg
 from grata.data.dicom_file import read_header
 from grata.errors import GrataError
@@ -121,6 +124,7 @@ def test_a_frame_of_reference_of_an_enhanced_object_is_derived(tmp_path, scans):
     "empty",
     [
         {"ModalityLUTSequence": []},
+        {"ModalityLUTSequence": [pydicom.Dataset()], "VOILUTSequence": [pydicom.Dataset(), pydicom.Dataset()]},
         {"VOILUTSequence": [], "RealWorldValueMappingSequence": []},
         {"RescaleSlope": None, "RescaleIntercept": None, "RescaleType": None},
     ],
@@ -242,6 +246,89 @@ def test_a_constant_image_may_take_next_to_nothing(tmp_path, scans):
         scans.save(datasets, tmp_path / syntax)
         (case,) = discover(tmp_path / syntax).cases
         assert not ScanReader().get_data(case["image"])[0].any()
+
+
+@pytest.mark.parametrize("changes", [
+    {b"IS\2\0001 ": b"IS\2\0J!", b"20170503": b"SECRETIV"},
+    {b"101112": b"SECRET", b"19610824": b"SECRETXX", b"CS\2\0F ": b"CS\2\0?!"},
+    {b"DS\4\0002.5 ": b"DS\4\0SECR", b"ACC998877 ": b"SECRET\\\x1b!!"},
+])  # fmt: skip
+def test_no_value_of_a_header_reaches_the_log(tmp_path, scans, caplog, recwarn, changes):
+    datasets = scans.series("oblique")
+    with warnings.catch_warnings(action="ignore"):
+        for dataset in datasets:
+            dataset.StudyID = dataset.StationName = "SECRET" * 5
+        paths = scans.save(datasets, tmp_path)
+    caplog.clear()
+    for path in paths:
+        content = path.read_bytes()
+        for value, other in changes.items():
+            content = content.replace(value, other)
+        path.write_bytes(content)
+    (case,) = discover(tmp_path).cases
+    ScanReader().get_data(case["image"])
+    write_dicom_seg(np.ones((10, 8, 6), np.uint8), case, SEGMENTS, tmp_path / "seg.dcm")
+    with pytest.raises(GrataError, match="no DICOM image has the attributes"):
+        discover(tmp_path, select="EchoTime=1")
+    scanner_tags({"filename_or_obj": paths[0]}, ["StationName", "SliceThickness", "AccessionNumber"])
+    assert not caplog.records and not recwarn.list
+
+
+RUN = b"\x81\0"
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        ([RUN * 200_000, RUN * 200_000], "holds more, but its header announces 80 pixels"),
+        ([b"\xb1\0", RUN], "holds more"),
+        ([b"\xb1\0", b"\xc1\0"], "holds 64 bytes, but its header announces 80"),
+        ([b"\xb1\0"] * 15, "other segments than one for each byte"),
+        ([b"\xb1\0"], "other segments than one for each byte"),
+    ],
+)
+def test_run_lengths_are_counted_before_they_are_inflated(tmp_path, scans, segments, message):
+    scans.save(run_lengths(scans, [[b"\xb1\0"] * 2, segments]), tmp_path)
+    (case,) = discover(tmp_path).cases
+
+    def read():
+        with pytest.raises(GrataError, match=message):
+            ScanReader().get_data(case["image"])
+
+    assert peak(read)[1] < 4
+
+
+@pytest.mark.parametrize("padding", [b"", b"\0", b"\x80", b"\0\0", RUN[:1]])
+def test_what_pads_run_lengths_is_not_counted(tmp_path, scans, padding):
+    scans.save(run_lengths(scans, [[b"\xb1\5" + padding] * 2] * 2), tmp_path)
+    (case,) = discover(tmp_path).cases
+    assert (ScanReader().get_data(case["image"])[0] == 5 * 257).all()
+
+
+def test_run_lengths_of_every_frame_are_counted(tmp_path, scans):
+    dataset = scans.enhanced()
+    dataset.compress(RLELossless)
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=6))
+    dataset.PixelData = encapsulate([*frames[:5], rle_frame([RUN * 20_000] * 2)])
+    scans.save([dataset], tmp_path)
+    (case,) = discover(tmp_path).cases
+    with pytest.raises(GrataError, match="holds more, but its header announces 80 pixels"):
+        ScanReader().get_data(case["image"])
+
+
+def rle_frame(segments):
+    """Return a frame of RLE with these segments, packed."""
+    starts = 64 + np.cumsum([0, *map(len, segments)])[:-1]
+    return struct.pack("<16I", len(segments), *starts, *[0] * (15 - len(segments))) + b"".join(segments)
+
+
+def run_lengths(scans, frames):
+    """Return slices of 8 x 10 pixels of 16 bits that are stored with these segments."""
+    datasets = scans.series(slices=len(frames))
+    for dataset, segments in zip(datasets, frames, strict=True):
+        dataset.compress(RLELossless)
+        dataset.PixelData = encapsulate([rle_frame(segments)])
+    return datasets
 
 
 @pytest.mark.parametrize("kept", [140, 400, 700])

@@ -77,8 +77,7 @@ def scanner_tags(meta: Mapping[str, Any], tags: Sequence[str], item: int | None 
 
     found = {keyword: _text(keyword, _in_meta(meta, keyword, item)) for keyword in tags}
     if not any(found.values()):
-        header = _header(_at(meta.get(ImageMetaKey.FILENAME_OR_OBJ), item), tags)
-        found = {keyword: _text(keyword, header.get(keyword)) for keyword in tags}
+        found = _in_header(_at(meta.get(ImageMetaKey.FILENAME_OR_OBJ), item), tags)
     return {keyword: value for keyword, value in found.items() if value}
 
 
@@ -119,11 +118,18 @@ def _at(value: Any, item: int | None) -> Any:
     return value[item] if item is not None and isinstance(value, list | tuple) else value
 
 
+def _in_header(path: Any, tags: Sequence[str]) -> dict[str, str]:
+    from ..data.dicom import quiet_libraries
+
+    # pydicom decodes a value, and tells the log of it, when it is accessed.
+    with quiet_libraries():
+        header = _header(path, tags)
+        return {keyword: _text(keyword, header.get(keyword)) for keyword in tags}
+
+
 def _header(path: Any, tags: Sequence[str]) -> Mapping[str, Any] | pydicom.Dataset:
     """Return the header of a DICOM file, or of the first DICOM file in a folder; empty if there is none."""
     import pydicom
-
-    from ..data.dicom import quiet_libraries
 
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         return {}
@@ -131,7 +137,7 @@ def _header(path: Any, tags: Sequence[str]) -> Mapping[str, Any] | pydicom.Datas
     files = sorted(child for child in path.iterdir() if child.is_file()) if path.is_dir() else [path]
     for file in files:
         # A damaged file is reported where it is read as an image.
-        with contextlib.suppress(Exception), quiet_libraries():
+        with contextlib.suppress(Exception):
             return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
     return {}
 

@@ -97,6 +97,7 @@ def read_series(paths: Sequence[str | os.PathLike[str]]) -> list[Instance]:
         raise GrataError(f"{name} cannot be used: {error}. {remedy}.") from error
 
 
+@quiet_libraries()
 def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
     """Read a series as one volume, with the modality's rescaling (slope and intercept, or lookup table) applied.
 
@@ -114,9 +115,8 @@ def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
     identifiers = series_identifiers(ordered)
     geometry = series_geometry(ordered)
     try:
-        with quiet_libraries():
-            read = _read_multiframe if ordered[0].multiframe else _read_slices
-            volume = read(ordered, identifiers, geometry.spacing[2])
+        read = _read_multiframe if ordered[0].multiframe else _read_slices
+        volume = read(ordered, identifiers, geometry.spacing[2])
     except GrataError:
         raise
     # Decoders and highdicom raise exceptions of any kind.
@@ -126,6 +126,11 @@ def read_volume(paths: Sequence[str | os.PathLike[str]]) -> highdicom.Volume:
             f"{name} cannot be read ({error_reason(error, identifiers)}). Export the series again, uncompressed if "
             "necessary."
         ) from error
+    if not np.isfinite(volume.array).all():
+        raise GrataError(
+            f"{describe_series(paths, identifiers)} has values that are not finite numbers after its scaling (Rescale "
+            "Slope and Intercept, or a lookup table). Export the series again, or leave it out."
+        )
     # Slices may be rounded differently. The geometry comes from the headers, as it does for what is written.
     return geometry.with_array(_column_row_slice(volume).array)
 

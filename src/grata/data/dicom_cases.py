@@ -21,6 +21,7 @@ from .dicom_kinds import Kind, NoScan
 from .dicom_parts import (
     Chosen,
     Part,
+    comparable,
     differences,
     example_choice,
     frame_differences,
@@ -46,6 +47,9 @@ _REMEDY = f"Export the series again, complete and without other series, {_LEAVE_
 _REMEDY_FRAMES = "Export each of its volumes as a series of its own, or convert it to NIfTI, for example with dcm2niix"
 _REMEDY_PARTS = f"Choose one of its volumes with select, as in {{}}, export each as a series of its own, {_LEAVE_OUT}"
 _LOCALIZER_NAME = re.compile(r"locali[sz]er|scout|survey|surview|topogram|\b(3|three)[- ]?plane", re.IGNORECASE)
+# Shorter names, which say it only of three planes that are turned against each other, and most slices of these.
+_LOCALIZER_WORD = re.compile(r"(?<![a-z])(loc|(3|tri|three)[- _]?pl(an(e|ar))?|pilot)(?![a-z])", re.IGNORECASE)
+_LOCALIZER_SLICES = 60
 
 Report = Callable[[str, str, Path], None]
 """Takes the id of a case, the message of its fault, and the file."""
@@ -284,7 +288,7 @@ class _ScanSearch:
             if standard and len(standard) < len(group):
                 self.files.passed[NoScan(Kind.PICTURE, "private SOP class")] += len(group) - len(standard)
                 series[uid] = standard
-        return dict(series)
+        return {uid: comparable(group) for uid, group in series.items()}
 
     def _broken(self, by_folder: dict[Path, set[str]]) -> dict[str, str]:
         """Return the message on a broken file by the series that it belongs to; other broken files become faults."""
@@ -397,7 +401,7 @@ class _ScanSearch:
 
     def _is_localizer(self, group: Sequence[Instance]) -> bool:
         """Return whether a series is a localizer by its name, and no volume."""
-        if any(instance.defect for instance in group) or not _LOCALIZER_NAME.search(group[0].description):
+        if any(instance.defect for instance in group) or not _is_named_localizer(group):
             return False
         try:
             sort_series(group)
@@ -425,6 +429,15 @@ def _height(instance: Instance) -> float:
         return 0.0
     plane = instance.planes[0]
     return float(np.dot(plane.position, np.cross(plane.orientation[:3], plane.orientation[3:])))
+
+
+def _is_named_localizer(group: Sequence[Instance]) -> bool:
+    if _LOCALIZER_NAME.search(group[0].description):
+        return True
+    text = f"{group[0].description} {group[0].attributes.get('ProtocolName', '')}"
+    named = _LOCALIZER_NAME.search(text) or _LOCALIZER_WORD.search(text)
+    planes = {instance.attributes.get("Orientation") for instance in group}
+    return bool(named) and planes == {"axial", "coronal", "sagittal"} and len(group) <= _LOCALIZER_SLICES
 
 
 def _shape(name: str) -> str:

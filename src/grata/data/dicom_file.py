@@ -8,7 +8,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -17,6 +17,7 @@ from pydicom import Dataset
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -45,6 +46,10 @@ _PIXEL_TAGS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 # Images have sequences within sequences down to the sixth level or so; libraries go down by recursion.
 _DEEPEST = 32
+# Where all is said frame by frame, what is shared may be an empty item, which must be there.
+_FUNCTIONAL_GROUPS = {0x52009229, 0x52009230}
+# Bytes that the empty items of a sequence may take.
+_EMPTY_ITEMS = 64
 _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 
@@ -95,7 +100,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Dataset, Pixels | None] |
 
 
 def read_file(path: str | os.PathLike[str], stop_before_pixels: bool = False) -> Dataset:
-    """Read a DICOM image file, without sequences that have no items, which mean nothing.
+    """Read a DICOM image file, without sequences that have no items or empty ones, which mean nothing.
 
     Args:
         path: path of the file.
@@ -128,7 +133,11 @@ def claimed_bytes(header: Dataset, frames: int) -> int:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Suppress the warnings and log messages of pydicom and highdicom, whose paths and values may name the patient."""
+    """Suppress the warnings and log messages of pydicom and highdicom, whose paths and values may name the patient.
+
+    It must hold as long as elements are accessed, not only while a file is read: pydicom decodes an element, and tells
+    of its value, when it is accessed first. As ``@quiet_libraries()`` it holds for a whole function.
+    """
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     levels = [logger.level for logger in loggers]
     try:
@@ -310,8 +319,19 @@ def _drop_empty_sequences(dataset: Dataset) -> None:
         # Elements are not decoded here: one that nobody needs may be malformed.
         element = dataset.get_item(tag)
         known = dictionary_VR(tag) if dictionary_has_tag(tag) else None
-        if "SQ" in (element.VR, known) and not element.value:
+        if "SQ" in (element.VR, known) and (not element.value or _has_empty_items(dataset, tag)):
             del dataset[tag]
+
+
+def _has_empty_items(dataset: Dataset, tag: BaseTag) -> bool:
+    """Return whether all items of a sequence are empty."""
+    value = dataset.get_item(tag).value
+    if tag in _FUNCTIONAL_GROUPS or (isinstance(value, bytes) and len(value) > _EMPTY_ITEMS):
+        return False
+    # A sequence that nobody needs may be malformed.
+    with suppress(Exception):
+        return not any(len(item) for item in dataset[tag].value)
+    return False
 
 
 def _complete_syntax(header: Dataset) -> None:

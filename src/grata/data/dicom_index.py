@@ -13,15 +13,16 @@ from pydicom import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import generate_uid
 
-from .dicom_file import BrokenFileError, Pixels, read_header
+from .dicom_file import BrokenFileError, Pixels, quiet_libraries, read_header
 from .dicom_kinds import Defect, NoScan, find_defect, no_scan, sop_class
-from .geometry import Plane, perpendicular
+from .geometry import Plane, is_perpendicular, perpendicular
 from .identifiers import patient_identifiers
 
 __all__ = [
     "ATTRIBUTES",
     "Instance",
     "NO_MODALITY",
+    "TIMES",
     "frame_of_reference",
     "number_or_text",
     "read_instance",
@@ -29,11 +30,15 @@ __all__ = [
     "slice_length",
 ]
 
+TIMES = ("AcquisitionDateTime", "AcquisitionTime", "ContentTime")
+"""Times of day, which may identify the patient: only their order is shown."""
+
 ATTRIBUTES = (
     "EchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionGradientOrientation", "ComplexImageComponent", "ImageType",
     "TemporalPositionIdentifier", "TemporalPositionIndex", "TriggerTime", "NominalCardiacTriggerDelayTime",
-    "FrameReferenceTime", "FlipAngle", "InversionTime", "RepetitionTime", "SequenceName", "KVP", "ConvolutionKernel",
-    "StackID", "AcquisitionNumber", "Orientation", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
+    "NominalPercentageOfCardiacPhase", "CardiacCyclePosition", "FrameReferenceTime", "FlipAngle", "InversionTime",
+    "RepetitionTime", "SequenceName", "KVP", "ConvolutionKernel", "ContrastBolusAgent", "StackID", "AcquisitionNumber",
+    "Orientation", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", *TIMES,
 )  # fmt: skip
 """Attributes that tell the volumes of one series from each other, those that say most about a volume first."""
 
@@ -42,6 +47,8 @@ NO_MODALITY = "DICOM"
 
 # Letters of a value that is shown.
 _LONGEST_TEXT = 64
+# Letters of a number by the standard.
+_LONGEST_NUMBER = 16
 # Series Numbers are 32 bits; a larger one leaves no room for that of the segmentation.
 _LARGEST_NUMBER = 2**31 - 2000
 
@@ -65,8 +72,8 @@ class Instance:
         defect: why the file cannot be part of a volume; None when no reason is known.
         private: whether the SOP class is a maker's own.
         identifiers: strings that identify the patient and must not be shown.
-        attributes: values of :data:`ATTRIBUTES` and of Photometric Interpretation, as text; without those that are
-            absent.
+        attributes: values of :data:`ATTRIBUTES`, Photometric Interpretation and Protocol Name, as text; without those
+            that are absent.
     """
 
     path: str
@@ -86,6 +93,7 @@ class Instance:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
+@quiet_libraries()
 def read_instance(path: str | os.PathLike[str]) -> Instance | NoScan | None:
     """Index one file by its header.
 
@@ -215,11 +223,12 @@ def slice_length(header: Dataset, keyword: str) -> float | None:
 
 
 def _attributes(header: Dataset, planes: Sequence[Plane]) -> dict[str, str]:
-    values = {keyword: _text(_standard(keyword), header) for keyword in (*ATTRIBUTES, "PhotometricInterpretation")}
+    keywords = (*ATTRIBUTES, "PhotometricInterpretation", "ProtocolName")
+    values = {keyword: _text(_standard(keyword), header) for keyword in keywords}
     for keyword, readers in _PRIVATE.items():
         found = (_text(read, header) for read in readers)
         values[keyword] = values[keyword] or next(filter(None, found), "")
-    if planes and np.isfinite(planes[0].orientation).all():
+    if planes and is_perpendicular(planes[0].orientation):
         cosines = np.asarray(planes[0].orientation)
         axis = int(np.abs(np.cross(cosines[:3], cosines[3:])).argmax())
         values["Orientation"] = ("sagittal", "coronal", "axial")[axis]
@@ -244,10 +253,13 @@ def _text(read: Callable[[Dataset], Any], header: Dataset) -> str:
 
 def number_or_text(value: Any) -> str:
     """Return a value as text, a number in its shortest form."""
-    try:
-        return f"{float(value):.10g}"
-    except (TypeError, ValueError):
-        return "".join(letter for letter in str(value).strip() if letter.isprintable())[:_LONGEST_TEXT]
+    text = " ".join(str(value).replace(",", " ").split())
+    with suppress(TypeError, ValueError):
+        # A date with a time, which is text, has more digits than any number that is compared.
+        if len(text) <= _LONGEST_NUMBER or not isinstance(value, str):
+            return f"{float(value):.{16 if isinstance(value, str) else 10}g}"
+    # Without commas, which stand between the choices of a user.
+    return "".join(letter for letter in text if letter.isprintable())[:_LONGEST_TEXT]
 
 
 def _standard(keyword: str) -> Callable[[Dataset], Any]:

@@ -3,15 +3,18 @@
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from pydicom import Dataset
+from pydicom.datadict import dictionary_description
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, MediaStorageDirectoryStorage, RLELossless
 
 from .dicom_file import BrokenFileError, Pixels, claimed_bytes
-from .geometry import Plane
+from .geometry import Plane, is_perpendicular
 
 __all__ = ["Defect", "Kind", "NoScan", "find_defect", "image_type", "no_scan", "sop_class"]
 
@@ -21,6 +24,11 @@ _VOLUMETRIC = re.compile(r"(Legacy Converted )?(Enhanced )?(CT|MR|PET|Positron E
 # What makers write into Image Type of screenshots, dose reports and protocols.
 _PICTURE_TYPE = re.compile(r"SCREEN[ _]?S|DOSE|PROTOCOL|CT_SOM\d+ PROT")
 _LOCALIZER_TYPE = re.compile(r"LOCALI[SZ]ER|SCOUT|TOPOGRAM")
+# Siemens's number of the slices in one image, in an element of its own and in its list of values.
+_MOSAIC, _MOSAIC_NAME = (0x0019, "SIEMENS MR HEADER", 0x0A), b"NumberOfImagesInMosaic"
+_CSA = (0x0029, "SIEMENS CSA HEADER", 0x10)
+# Bytes from the name of an entry of that list to its first value, and letters of a value.
+_CSA_ENTRY, _CSA_VALUE = 100, 12
 # United Imaging's sequence of the frames of one image.
 _UIH_FRAMES = (0x0065, 0x1051)
 
@@ -36,6 +44,13 @@ _PLACES = (
     ("ImageOrientationPatient", "Image Orientation", 6),
     ("PixelSpacing", "Pixel Spacing", 2),
 )
+
+# Elements without which pixels have no meaning, and those of them that floating-point pixels do without.
+_PIXEL_ELEMENTS = ("PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
+_INTEGER_ELEMENTS, _LARGEST_INTEGER = {"BitsStored", "PixelRepresentation"}, 16
+
+# Largest number in single precision.
+_LARGEST_VALUE = 3.4e38
 
 _NO_PLACE = "its headers lack the position in the patient, or it is garbled"
 _CONVERT = "Convert it to NIfTI, for example with dcm2niix, or export it as one image for each slice"
@@ -148,6 +163,7 @@ def find_defect(header: Dataset, planes: Sequence[Plane], pixels: Pixels | None)
         or _picture_defect(header, planes)
         or (_frames_defect(header) if "SharedFunctionalGroupsSequence" in header else _slice_defect(header))
         or _size_defect(header, planes)
+        or _scaling_defect(header)
         or _pixel_defect(header, planes, pixels)
     )
 
@@ -155,7 +171,7 @@ def find_defect(header: Dataset, planes: Sequence[Plane], pixels: Pixels | None)
 def _form_defect(header: Dataset) -> Defect | None:
     """Return in which form of its maker a volume is stored."""
     kinds = image_type(header)
-    if any("MOSAIC" in value for value in kinds):
+    if any("MOSAIC" in value for value in kinds) or _mosaic_slices(header) > 1:
         return Defect("it is a mosaic, which holds the slices of a volume side by side in one image", _CONVERT)
     if _UIH_FRAMES in header or any("VFRAME" in value for value in kinds):
         return Defect("each of its images holds all slices of a volume in a form of its maker's (VFRAME)", _CONVERT)
@@ -165,6 +181,22 @@ def _form_defect(header: Dataset) -> Defect | None:
             "Export it in a standard form, such as MR Image Storage",
         )
     return None
+
+
+def _mosaic_slices(header: Dataset) -> int:
+    """Return how many slices an image holds by its maker's own elements; 0 where these say nothing."""
+    # An element that is absent or malformed says nothing.
+    with suppress(Exception):
+        return int(_private(header, *_MOSAIC))
+    with suppress(Exception):
+        values = bytes(_private(header, *_CSA))
+        place = values.index(_MOSAIC_NAME) + _CSA_ENTRY
+        return int(values[place : place + _CSA_VALUE].split(b"\0")[0])
+    return 0
+
+
+def _private(header: Dataset, group: int, creator: str, element: int) -> Any:
+    return header.private_block(group, creator)[element].value
 
 
 def _picture_defect(header: Dataset, planes: Sequence[Plane]) -> Defect | None:
@@ -191,9 +223,34 @@ def _slice_defect(header: Dataset) -> Defect | None:
     wrong = [text for keyword, text, count in _PLACES if not _has_numbers(header, keyword, count)]
     if wrong:
         return Defect(f"{_NO_PLACE} ({', '.join(wrong)})")
-    if not all(math.isfinite(float(header.get(keyword) or 0)) for keyword in ("RescaleSlope", "RescaleIntercept")):
-        return Defect("its Rescale Slope or Rescale Intercept is not a finite number")
     return None
+
+
+def _scaling_defect(header: Dataset) -> Defect | None:
+    """Return what is wrong with the scaling of an image or of one of its frames."""
+    groups = [
+        *(header.get("SharedFunctionalGroupsSequence") or ()),
+        *(header.get("PerFrameFunctionalGroupsSequence") or ()),
+    ]
+    scalings = [item for group in groups for item in group.get("PixelValueTransformationSequence") or ()]
+    bits = int(header.get("BitsStored") or _LARGEST_INTEGER)
+    return next(filter(None, (_defect_of_scaling(scaling, bits) for scaling in (header, *scalings))), None)
+
+
+def _defect_of_scaling(scaling: Dataset, bits: int) -> Defect | None:
+    slope, intercept = _number(scaling, "RescaleSlope", 1.0), _number(scaling, "RescaleIntercept", 0.0)
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        return Defect("its Rescale Slope or Rescale Intercept is not a finite number")
+    if slope == 0:
+        return Defect("its Rescale Slope is 0, which would make all values equal")
+    if abs(slope) * 2.0**bits + abs(intercept) > _LARGEST_VALUE:
+        return Defect("its Rescale Slope or Rescale Intercept is larger than any scan's: values would be infinite")
+    return None
+
+
+def _number(dataset: Dataset, keyword: str, default: float) -> float:
+    value = dataset.get(keyword)
+    return default if value is None or value == "" else float(value)
 
 
 def _frames_defect(header: Dataset) -> Defect | None:
@@ -207,6 +264,9 @@ def _size_defect(header: Dataset, planes: Sequence[Plane]) -> Defect | None:
         return Defect(f"{_NO_PLACE} ({', '.join(text for _, text, _ in _PLACES)})")
     if min(planes[0].size) < 1:
         return Defect("its header announces an image without rows or columns")
+    orientations = np.asarray([plane.orientation for plane in planes])
+    if np.isfinite(orientations).all() and not all(map(is_perpendicular, orientations)):
+        return Defect("its Image Orientation (Patient) is not a pair of perpendicular unit vectors")
     return None
 
 
@@ -218,7 +278,24 @@ def _has_numbers(header: Dataset, keyword: str, count: int) -> bool:
         return False
 
 
+def _missing_defect(header: Dataset) -> Defect | None:
+    """Return which elements are missing that give pixels their meaning."""
+    is_large = int(header.get("BitsAllocated") or 0) > _LARGEST_INTEGER
+    missing = [
+        dictionary_description(keyword)
+        for keyword in _PIXEL_ELEMENTS
+        if header.get(keyword) in (None, "") and not (is_large and keyword in _INTEGER_ELEMENTS)
+    ]
+    return (
+        Defect(f"its header lacks {' and '.join(missing)}, without which its pixels have no meaning")
+        if missing
+        else None
+    )
+
+
 def _pixel_defect(header: Dataset, planes: Sequence[Plane], pixels: Pixels) -> Defect | None:
+    if missing := _missing_defect(header):
+        return missing
     if header.get("BitsAllocated", 16) not in _BITS:
         return Defect(f"its header announces {header.BitsAllocated} bits for each pixel")
     syntax = header.file_meta.TransferSyntaxUID

@@ -3,8 +3,9 @@
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,18 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydicom import Dataset
 from pydicom.datadict import dictionary_description
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 
 from ..errors import GrataError
 from .dicom import sort_series
 from .dicom_file import quiet_libraries, read_file
-from .dicom_index import ATTRIBUTES, Instance, number_or_text
-from .geometry import GeometryError
+from .dicom_index import ATTRIBUTES, TIMES, Instance, number_or_text
+from .geometry import GeometryError, Plane, is_perpendicular
 from .identifiers import short_digest
 
 __all__ = [
     "Chosen",
     "Part",
+    "comparable",
     "differences",
     "example_choice",
     "frame_differences",
@@ -45,12 +48,24 @@ _PIXELS = 0x7FE0
 # Attributes that tell the volumes of one multi-frame object from each other, with their functional groups.
 _FRAME_ATTRIBUTES = (
     ("MREchoSequence", "EffectiveEchoTime"), ("MRDiffusionSequence", "DiffusionBValue"),
+    ("CTReconstructionSequence", "ConvolutionKernel"), ("CTReconstructionSequence", "ReconstructionAlgorithm"),
+    ("CTXRayDetailsSequence", "KVP"), ("MRTimingAndRelatedParametersSequence", "FlipAngle"),
+    ("MRTimingAndRelatedParametersSequence", "RepetitionTime"), ("MRModifierSequence", "InversionTimes"),
     ("MRImageFrameTypeSequence", "ComplexImageComponent"), ("MRImageFrameTypeSequence", "FrameType"),
     ("CTImageFrameTypeSequence", "FrameType"), ("FrameContentSequence", "TemporalPositionIndex"),
+    ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase"),
     ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"), ("FrameContentSequence", "StackID"),
+    ("ContrastBolusUsageSequence", "ContrastBolusAgentNumber"), ("FrameContentSequence", "FrameAcquisitionNumber"),
+    ("FrameContentSequence", "FrameAcquisitionDateTime"),
 )  # fmt: skip
+_ORIENTATIONS = ("Orientation", "ImageOrientationPatient")
+_FRAME_TIMES = {"FrameAcquisitionDateTime"}
 # Values that a message lists, and letters of a value that a case id shows.
 _LISTED, _SHOWN = 8, 24
+# What an absent value is called, in messages and in choices.
+_NONE = "none"
+# Attributes that scanners measure, and how far (as a share of the value) the slices of one volume may differ in them.
+_MEASURED, _NOISE = ("EchoTime", "RepetitionTime", "InversionTime", "FlipAngle"), 1e-3
 
 
 class Part(NamedTuple):
@@ -77,7 +92,7 @@ class Part(NamedTuple):
     @property
     def choice(self) -> str:
         """The part as :func:`parse_chosen` reads it."""
-        return ",".join(f"{keyword}={value}" for keyword, value in self.values.items()).replace("\\", "/")
+        return ",".join(f"{keyword}={value or _NONE}" for keyword, value in self.values.items()).replace("\\", "/")
 
     @property
     def suffix(self) -> str:
@@ -89,7 +104,7 @@ class Part(NamedTuple):
         kept = [
             instance
             for instance in self.instances
-            if all(_is_one_of(instance.attributes.get(key, ""), values) for key, values in chosen.items())
+            if all(_is_chosen(instance, key, values) for key, values in chosen.items())
         ]
         if len(kept) == len(self.instances):
             return self
@@ -117,6 +132,50 @@ def without_copies(instances: Sequence[Instance]) -> list[Instance]:
                     "Remove the wrong file, or export the series again",
                 )
     return [first for first, *_ in by_uid.values()]
+
+
+def comparable(instances: Sequence[Instance]) -> list[Instance]:
+    """Return the instances of a series with attributes by which its volumes can be told from each other.
+
+    Times become their number in order, because they may identify the patient. Values that were measured become one
+    value where they differ by their noise.
+
+    Args:
+        instances: instances of one series, in any order.
+    """
+    found = list(instances)
+    for keyword, name_values in (*dict.fromkeys(TIMES, _numbered).items(), *dict.fromkeys(_MEASURED, _rounded).items()):
+        values = {instance.attributes[keyword] for instance in found if keyword in instance.attributes}
+        names = name_values(values)
+        found = [
+            replace(instance, attributes={**instance.attributes, keyword: names[instance.attributes[keyword]]})
+            if keyword in instance.attributes
+            else instance
+            for instance in found
+        ]
+    return found
+
+
+def _numbered(values: Iterable[str]) -> dict[str, str]:
+    return {value: str(number) for number, value in enumerate(sorted(values, key=_in_order), 1)}
+
+
+def _rounded(values: Iterable[str]) -> dict[str, str]:
+    """Return for each value the shortest number that stands for all values that differ from it by noise alone."""
+    names = {value: value for value in values}
+    numbers = sorted((number, value) for value in names if np.isfinite(number := _in_order(value)[0]))
+    while numbers:
+        lowest = numbers[0][0]
+        alike = [(number, value) for number, value in numbers if number - lowest <= _NOISE * abs(number)]
+        numbers = numbers[len(alike) :]
+        if len(alike) > 1:
+            names.update(dict.fromkeys((value for _, value in alike), _shortest((lowest + alike[-1][0]) / 2)))
+    return names
+
+
+def _shortest(number: float) -> str:
+    texts = (f"{float(f'{number:.{digits}g}'):.10g}" for digits in range(1, 10))
+    return next((text for text in texts if abs(float(text) - number) <= _NOISE * abs(number)), f"{number:.10g}")
 
 
 def split(instances: Sequence[Instance]) -> list[Part]:
@@ -158,21 +217,18 @@ def most_slices(parts: Sequence[Part], part: Part) -> int:
 
 def hold_several(instances: Sequence[Instance]) -> bool:
     """Return whether images cannot be one volume because some lie at one place or are turned against each other."""
-    if any(instance.defect for instance in instances):
+    planes = [plane for instance in instances for plane in instance.planes]
+    if any(instance.defect for instance in instances) or not _are_perpendicular(planes):
         return False
-    places = {
-        (plane.position, tuple(np.round(plane.orientation, 2)), plane.size)
-        for instance in instances
-        for plane in instance.planes
-    }
+    places = {(plane.position, tuple(np.round(plane.orientation, 2)), plane.size) for plane in planes}
     turned = {(orientation, size) for _, orientation, size in places}
-    return len(turned) > 1 or len(places) < sum(len(instance.planes) for instance in instances)
+    return len(turned) > 1 or len(places) < len(planes)
 
 
 def differences(instances: Sequence[Instance]) -> str:
     """Return in what the images of a series differ, such as ``"Echo Time 11, 92"``; empty where nothing shows."""
     return "; ".join(
-        f"{_name(key)} {_listed(_tokens(values))}" for key, values in list(_telling(instances).items())[:3]
+        f"{_shown_name(key)} {_listed(_tokens(values))}" for key, values in list(_telling(instances).items())[:3]
     )
 
 
@@ -180,7 +236,7 @@ def example_choice(instances: Sequence[Instance]) -> str:
     """Return the most frequent value of the first of these differences, as :func:`parse_chosen` reads it."""
     for keyword in _telling(instances):
         (value, _), *_ = Counter(instance.attributes.get(keyword, "") for instance in instances).most_common(1)
-        return f"{keyword}={value}".replace("\\", "/")
+        return f"{keyword}={value or _NONE}".replace("\\", "/")
     return ""
 
 
@@ -199,10 +255,22 @@ def frame_differences(instance: Instance) -> str:
     with suppress(Exception), quiet_libraries():
         frames = read_file(instance.path, stop_before_pixels=True).PerFrameFunctionalGroupsSequence
         for group, keyword in _FRAME_ATTRIBUTES:
-            values = {number_or_text(frame[group][0].get(keyword, "")) for frame in frames if group in frame}
+            values = {_frame_value(frame[group][0].get(keyword)) for frame in frames if group in frame}
             if 1 < len(values) <= len(frames) / 2:
-                found.append(f"{_name(keyword)} {_listed(sorted(values, key=_in_order))}")
+                shown = sorted(values, key=_in_order)
+                found.append(f"{_shown_name(keyword)} {_listed(_order(shown) if keyword in _FRAME_TIMES else shown)}")
     return "; ".join(found[:3])
+
+
+def _frame_value(value: Any) -> str:
+    if value is None:
+        return ""
+    parts = value if isinstance(value, MultiValue | list | tuple) else [value]
+    return "\\".join(map(number_or_text, parts))
+
+
+def _order(values: Sequence[str]) -> list[str]:
+    return [str(number) for number in range(1, len(values) + 1)]
 
 
 def parse_chosen(select: Any) -> dict[str, list[str]]:
@@ -249,10 +317,18 @@ def _as_list(values: Any) -> list[Any]:
     return list(values) if isinstance(values, list | tuple) else [values]
 
 
+def _is_chosen(instance: Instance, keyword: str, values: Sequence[str]) -> bool:
+    value = instance.attributes.get(keyword, "")
+    # A damaged orientation is no choice: without its slices, what is left would look like a volume.
+    return (not value and keyword in _ORIENTATIONS) or _is_one_of(value, values)
+
+
 def _is_one_of(value: str, wanted: Sequence[str]) -> bool:
+    value = value or _NONE
     components = value.split("\\")
     return any(
-        all(any(_is_same(component, word) for component in components) for word in re.split(r"[\\/]", other))
+        value.replace("\\", "/").lower() == other.replace("\\", "/").lower()
+        or all(any(_is_same(component, word) for component in components) for word in re.split(r"[\\/]", other))
         for other in wanted
     )
 
@@ -293,7 +369,7 @@ def _partitions(instances: Sequence[Instance]) -> Iterator[list[Part]]:
     most = len(instances) if any(instance.multiframe for instance in instances) else len(instances) // 2
     varying = {keyword: values for keyword, values in _varying(instances).items() if len(values) <= most}
     seen = set()
-    for keywords in _combinations(list(varying)[:_TRIED]):
+    for keywords in _combinations(list(varying)):
         groups = _grouped(instances, keywords)
         parts = _named(groups, {keyword: varying[keyword] for keyword in keywords})
         signature = _signature(parts)
@@ -303,8 +379,12 @@ def _partitions(instances: Sequence[Instance]) -> Iterator[list[Part]]:
 
 
 def _combinations(keywords: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    # What says something about a volume comes before the times, by which all can be told apart.
+    times = [(keyword,) for keyword in keywords if keyword in TIMES]
+    saying = [keyword for keyword in keywords if keyword not in TIMES][:_TRIED]
     for number in range(1, _TOGETHER + 1):
-        yield from itertools.combinations(keywords, number)
+        yield from itertools.combinations(saying, number)
+    yield from times
 
 
 def _signature(parts: Sequence[Part]) -> frozenset[frozenset[str]]:
@@ -333,11 +413,17 @@ def _lie_together(parts: Sequence[Part]) -> bool:
     """Return whether parts of one orientation lie at the same places, more than half of the slices of the smaller."""
     by_orientation: dict[str, list[np.ndarray]] = defaultdict(list)
     for part in parts:
-        positions = np.asarray([plane.position for instance in part.instances for plane in instance.planes])
-        if not len(positions) or not np.isfinite(positions).all():
+        planes = [plane for instance in part.instances for plane in instance.planes]
+        positions = np.asarray([plane.position for plane in planes])
+        # Damaged slices are no volume of their own, and what is left without them is not whole.
+        if not planes or not np.isfinite(positions).all() or not _are_perpendicular(planes):
             return False
         by_orientation[part.orientation].append(positions)
     return all(_share(places, other) > 0.5 for places, *others in by_orientation.values() for other in others)
+
+
+def _are_perpendicular(planes: Sequence[Plane]) -> bool:
+    return all(is_perpendicular(plane.orientation) for plane in planes)
 
 
 def _share(places: np.ndarray, other: np.ndarray) -> float:
@@ -367,8 +453,12 @@ def _name(keyword: str) -> str:
     return "Orientation" if keyword == "Orientation" else dictionary_description(keyword)
 
 
+def _shown_name(keyword: str) -> str:
+    return f"{_name(keyword)}{' in order' * (keyword in TIMES or keyword in _FRAME_TIMES)}"
+
+
 def _listed(values: Sequence[str]) -> str:
-    shown = ", ".join(value.replace("\\", "/") or "none" for value in values[:_LISTED])
+    shown = ", ".join(value.replace("\\", "/") or _NONE for value in values[:_LISTED])
     return shown if len(values) <= _LISTED else f"{shown}, …"
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "ORIENTATION_TOLERANCE",
     "GeometryError",
     "Plane",
+    "is_perpendicular",
     "order_planes",
     "perpendicular",
     "spacing_tolerance",
@@ -73,12 +74,17 @@ def perpendicular(orientation: Sequence[float]) -> tuple[float, ...]:
         rounding to three digits explains.
     """
     vectors = np.asarray(orientation, dtype=float).reshape(2, 3)
-    if not np.isfinite(vectors).all() or not np.allclose(
-        vectors @ vectors.T, np.eye(2), atol=2 * ORIENTATION_TOLERANCE
-    ):
+    if not is_perpendicular(orientation):
         return tuple(float(value) for value in orientation)
     left, _, right = np.linalg.svd(vectors, full_matrices=False)
     return tuple((left @ right).ravel().tolist())
+
+
+def is_perpendicular(orientation: Sequence[float]) -> bool:
+    """Return whether direction cosines, (6,), are a pair of perpendicular unit vectors but for their rounding."""
+    vectors = np.asarray(orientation, dtype=float).reshape(2, 3)
+    close = np.allclose(vectors @ vectors.T, np.eye(2), atol=2 * ORIENTATION_TOLERANCE)
+    return bool(np.isfinite(vectors).all()) and close
 
 
 def order_planes(
@@ -131,8 +137,7 @@ def _check_alike(planes: Sequence[Plane]) -> None:
     if min(spacings[0]) <= 0:
         raise GeometryError(f"its pixel spacing is not positive (mm): {_listed(spacings, ' × ')}")
     orientations = np.asarray([plane.orientation for plane in planes], dtype=float)
-    gram = orientations[0].reshape(2, 3) @ orientations[0].reshape(2, 3).T
-    if not np.allclose(gram, np.eye(2), atol=2 * ORIENTATION_TOLERANCE):
+    if not all(is_perpendicular(plane.orientation) for plane in planes):
         raise GeometryError("its Image Orientation (Patient) is not a pair of perpendicular unit vectors")
     deviating = int((np.abs(orientations - orientations[0]).max(axis=1) > ORIENTATION_TOLERANCE).sum())
     if deviating:
