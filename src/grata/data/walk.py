@@ -171,7 +171,17 @@ def _is_header(path: Path) -> bool:
 
 
 def _unread_ending(path: Path) -> str | None:
+    if _is_packed_raw(path):
+        return None
     return next((ending for ending in _UNREAD if path.name.lower().endswith(ending)), None)
+
+
+def _is_packed_raw(path: Path) -> bool:
+    """Return whether a packed file holds the voxels of a header beside it, as NRRD and MetaImage have it."""
+    stem, *endings = path.name.lower().split(".")
+    return endings[-2:] == ["raw", "gz"] or (
+        endings == ["gz"] and any(path.with_name(path.name[: len(stem)] + end).is_file() for end in (".nhdr", ".mhd"))
+    )
 
 
 def _leads_nowhere(path: Path) -> bool:
