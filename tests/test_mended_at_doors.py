@@ -286,12 +286,17 @@ def labelled(folder, name, affine=AFFINE):
     nibabel.save(nibabel.Nifti1Image(np.zeros(SIZE, np.uint8), affine), path)
 
 
-@each_file_door
-def test_a_bad_file_is_one_fault_and_the_others_are_done(ground, tmp_path, door):
-    folder, output = tmp_path / "images", tmp_path / "out"
+def write_good(door, folder):
+    """Write a good image in front of the others, by name, and one behind them."""
     for name in ("first", "last"):
         nifti(place(door, folder, name))
         labelled(folder, name)
+
+
+@each_file_door
+def test_a_bad_file_is_one_fault_and_the_others_are_done(ground, tmp_path, door):
+    folder, output = tmp_path / "images", tmp_path / "out"
+    write_good(door, folder)
     for write in BAD:
         write(place(door, folder, f"k_{write.__name__}"))
     FILE_DOORS[door](ground, folder, output)
@@ -352,9 +357,7 @@ def edited(ground, folder, **keys):
 @each_file_door
 def test_a_file_of_other_channels_is_one_fault(ground, tmp_path, door):
     folder, output = tmp_path / "images", tmp_path / "out"
-    for name in ("first", "last"):
-        nifti(place(door, folder, name))
-        labelled(folder, name)
+    write_good(door, folder)
     path = place(door, folder, "k_colours")
     nibabel.save(nibabel.Nifti1Image(np.ones((*SIZE, 3), np.float32), AFFINE), path)
     FILE_DOORS[door](ground, folder, output)

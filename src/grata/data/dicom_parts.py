@@ -257,8 +257,9 @@ def frame_differences(instance: Instance) -> str:
         for group, keyword in _FRAME_ATTRIBUTES:
             values = {_frame_value(frame[group][0].get(keyword)) for frame in frames if group in frame}
             if 1 < len(values) <= len(frames) / 2:
-                shown = sorted(values, key=_in_order)
-                found.append(f"{_shown_name(keyword)} {_listed(_order(shown) if keyword in _FRAME_TIMES else shown)}")
+                numbers = list(_numbered(values).values())
+                shown = numbers if keyword in _FRAME_TIMES else sorted(values, key=_in_order)
+                found.append(f"{_shown_name(keyword)} {_listed(shown)}")
     return "; ".join(found[:3])
 
 
@@ -267,10 +268,6 @@ def _frame_value(value: Any) -> str:
         return ""
     parts = value if isinstance(value, MultiValue | list | tuple) else [value]
     return "\\".join(map(number_or_text, parts))
-
-
-def _order(values: Sequence[str]) -> list[str]:
-    return [str(number) for number in range(1, len(values) + 1)]
 
 
 def parse_chosen(select: Any) -> dict[str, list[str]]:

@@ -20,9 +20,11 @@ from ..files import absence, atomic_write, plainly_named
 from .geometry import ORIENTATION_TOLERANCE
 from .sizes import check_volume_size, read_to_end
 
-__all__ = ["ItkFile", "check_whole_itk", "is_itk", "load_itk", "read_itk", "save_itk"]
+__all__ = ["ITK_ENDINGS", "ItkFile", "check_whole_itk", "is_itk", "load_itk", "read_itk", "save_itk"]
 
-_EXTENSIONS = (".mha", ".mhd", ".nrrd", ".nhdr")
+ITK_ENDINGS = (".mha", ".mhd", ".nrrd", ".nhdr")
+"""How the names of MetaImage and NRRD files end, or of their headers."""
+
 _LONGEST_HEADER = 2**20
 
 _META_TYPES = {
@@ -85,7 +87,7 @@ class _AxesError(_HeaderError):
 
 def is_itk(path: str | os.PathLike[str]) -> bool:
     """Return whether a file's name ends in ``.mha``, ``.mhd``, ``.nrrd`` or ``.nhdr``."""
-    return os.fspath(path).lower().endswith(_EXTENSIONS)
+    return os.fspath(path).lower().endswith(ITK_ENDINGS)
 
 
 def load_itk(path: str | os.PathLike[str]) -> ItkFile:

@@ -17,6 +17,7 @@ from ..files import absence, atomic_write
 from .sizes import check_volume_size, read_to_end
 
 __all__ = [
+    "NIFTI_ENDINGS",
     "check_dimensions",
     "check_nifti",
     "check_whole_nifti",
@@ -31,7 +32,10 @@ __all__ = [
 ]
 
 _PAIRS = (".hdr.gz", ".hdr")
-_EXTENSIONS = (".nii.gz", ".nii", *_PAIRS)
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+"""How the names of NIfTI volumes in one file end."""
+
+_EXTENSIONS = (*NIFTI_ENDINGS, *_PAIRS)
 # By their lengths; that of NIfTI-1 is ANALYZE's too.
 _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _MAGIC = {True: (b"n+1", b"n+2"), False: (b"ni1", b"ni2")}

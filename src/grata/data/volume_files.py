@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .itk_files import check_whole_itk, is_itk, load_itk, read_itk
+from .itk_files import ITK_ENDINGS, check_whole_itk, is_itk, load_itk, read_itk
 from .nifti import (
+    NIFTI_ENDINGS,
     check_dimensions,
     check_nifti,
     check_whole_nifti,
@@ -18,9 +19,9 @@ from .nifti import (
 )
 
 __all__ = [
+    "VOLUME_ENDINGS",
     "check_volume_file",
     "check_whole",
-    "VOLUME_ENDINGS",
     "is_volume_file",
     "read_volume_file",
     "volume_format",
@@ -28,7 +29,7 @@ __all__ = [
     "volume_stem",
 ]
 
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
+VOLUME_ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
 """How the names of volumes in one file end, or of their headers."""
 
 
