@@ -119,15 +119,19 @@ class BenchmarkBundle(Bundle):
                 self.value("start_from"),
                 save_to,
                 reset=self.value("reset") if row.reset is None else row.reset,
-                guard=self._guard(),
+                guard=self._guard(row),
             )
 
-    def _guard(self) -> Any:
+    def _guard(self, row: MethodRow) -> Any:
         common = {"on_reject": self.value("on_reject"), "calibration": self.value("quality")}
         segments = self.resolve("segments")
         return make_guard(
-            self.value("guard", True), activation=self.activation, output=self.output, segments=segments, **common
+            self._guarded(row), activation=self.activation, output=self.output, segments=segments, **common
         )
+
+    def _guarded(self, row: MethodRow) -> Any:
+        """Return the settings of a row's guard, or whether there is one."""
+        return self.value("guard", True) if row.guard is None else row.guard
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what results depend on: the configuration with its overrides, and digests of the weights."""
@@ -158,6 +162,9 @@ class BenchmarkBundle(Bundle):
             settings |= {} if row.reset is None else {"reset": row.reset}
         # What is not at its default is younger than they are.
         later = {"affine": row.affine or self.value("affine"), "start_from": _digest(self._start_from())}
+        if row.guard not in (None, False):
+            later["quality"] = _digest(self.value("quality"))
+        later["guard"] = row.guard
         return found | {key: value for key, value in later.items() if value not in (None, "auto")}
 
 

@@ -16,10 +16,11 @@ from ..errors import GrataError
 from ..files import expanded
 from ..methods import METHODS, check_settings, settings_of
 from ..settings import MISSING
+from .groups import Groups, make_groups
 from .keys import BenchmarkKeys, MetricSettings, check_known, check_name, check_unique, list_of_names, take
 from .protocols import Protocol, make_protocol
 
-__all__ = ["BenchmarkConfig", "MethodRow", "MetricSettings", "load_config"]
+__all__ = ["BenchmarkConfig", "MethodRow", "MetricSettings", "load_config", "make_config"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class MethodRow:
         settings: settings of the method, which take precedence over the bundle's.
         reset: reset policy; None: the bundle's.
         affine: treatment of normalization layers without affine parameters; None: the bundle's.
+        guard: settings of the guard, or whether there is one; None: as in the source network's overrides.
+        stride: step between the images of each site that the row is run on: 1 for all that the others are run on.
     """
 
     name: str
@@ -39,9 +42,11 @@ class MethodRow:
     settings: dict[str, Any] = field(default_factory=dict)
     reset: Any = None
     affine: str | None = None
+    guard: Any = None
+    stride: int = 1
 
 
-OF_ROWS = ("reset", "affine")
+OF_ROWS = ("reset", "affine", "guard", "stride")
 """Keys of a row that are no settings of its method."""
 
 
@@ -49,8 +54,8 @@ OF_ROWS = ("reset", "affine")
 class BenchmarkConfig:
     """A checked configuration.
 
-    The attributes ``bundle``, ``output_dir``, ``exclude_same_site``, ``reference_method``, ``seeds``, ``shuffle``,
-    ``limit``, ``metrics``, ``workers`` and ``threads`` are the values of the keys of the same names, see
+    The attributes ``bundle``, ``output_dir``, ``home``, ``exclude_same_site``, ``reference_method``, ``seeds``,
+    ``shuffle``, ``limit``, ``metrics``, ``workers`` and ``threads`` are the values of the keys of the same names, see
     :class:`~grata.benchmark.keys.BenchmarkKeys`.
 
     Attributes:
@@ -59,6 +64,8 @@ class BenchmarkConfig:
         scored: labels of the segments that are scored, by site.
         source_scored: labels of the segments that are scored, by source network, for sites without labels of their own.
             Without either, the bundle's key ``scored`` counts, and without that all segments are scored.
+        groups: what tells which images of a site belong together, such as those of one patient, by site; see
+            :func:`grata.benchmark.groups.make_groups`.
         strides: step between the images that are used, by site, counted from the first image. With the stride of a
             bundle's training these are the source's held-out images.
         methods: rows of the tables in order, each with the settings in ``common`` that its method has.
@@ -72,6 +79,8 @@ class BenchmarkConfig:
     targets: dict[str, dict[str, Any]]
     scored: dict[str, list[str]]
     source_scored: dict[str, list[str]]
+    groups: dict[str, Groups]
+    home: str | None
     strides: dict[str, int]
     exclude_same_site: bool
     methods: tuple[MethodRow, ...]
@@ -110,18 +119,34 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             where it stands, an override belongs to a source, target or method that is not in the file, or a value is of
             the wrong kind.
     """
-    given = read_config(expanded(str(path)), as_yaml=True)
+    return make_config(read_config(expanded(str(path)), as_yaml=True), overrides)
+
+
+def make_config(given: dict[str, Any], overrides: Mapping[str, Any] | None = None) -> BenchmarkConfig:
+    """Check what a file holds, see :func:`load_config`.
+
+    Args:
+        given: content of the file, which is changed.
+        overrides: values by key.
+    """
     _expand_all(given)
     # The whole first: otherwise it would undo what is given for its parts.
     for key, value in sorted((overrides or {}).items(), key=lambda item: item[0].count("#")):
         _override(given, key, value)
         _expand_all(given)
     keys = _checked(given)
+    if keys.home is not None and keys.home not in keys.targets:
+        raise GrataError(f"{keys.home!r} is not among the targets, which are {', '.join(keys.targets)}.", key="home")
     methods = _rows(keys)
     # These three are the benchmark's, not the bundle's, so they are taken out of its overrides.
     strides = take(keys.targets, "stride", check_count, "targets")
+    groups = take(keys.targets, "groups", make_groups, "targets")
     scored = take(keys.targets, "scored", list_of_names, "targets")
     source_scored = take(keys.sources, "scored", list_of_names, "sources")
+    protocols = _protocols(keys.protocol, list(keys.targets))
+    for protocol in protocols:
+        _check_names(protocol.rows, [row.name for row in methods], f"protocol#{protocol.name}#rows")
+        _check_names(protocol.sources, list(keys.sources), f"protocol#{protocol.name}#sources")
     config = BenchmarkConfig(
         bundle=keys.bundle,
         output_dir=keys.output_dir,
@@ -129,11 +154,13 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         targets=keys.targets,
         scored=scored,
         source_scored=source_scored,
+        groups=groups,
+        home=keys.home,
         strides=dict.fromkeys(keys.targets, 1) | strides,
         exclude_same_site=keys.exclude_same_site,
         methods=methods,
         reference_method=keys.reference_method,
-        protocols=_protocols(keys.protocol, list(keys.targets)),
+        protocols=protocols,
         seeds=keys.seeds,
         shuffle=keys.shuffle,
         limit=keys.limit,
@@ -178,6 +205,10 @@ def _row(name: str, settings: dict[str, Any], common: Mapping[str, Any]) -> Meth
         hint = did_you_mean(method, METHODS, f"The methods are {', '.join(METHODS)}.")
         raise GrataError(f"there is no method {method!r}. {hint}", key=f"methods#{name}")
     of_row = {key: settings.pop(key, common.get(key)) for key in OF_ROWS}
+    try:
+        of_row["stride"] = check_count(of_row["stride"] or 1)
+    except GrataError as error:
+        raise GrataError(error.message, key=f"methods#{name}#stride") from error
     check_settings(method, settings, f"methods#{name}")
     if "seed" in settings:
         raise GrataError("the benchmark sets it. See seeds.", key=f"methods#{name}#seed")
@@ -195,6 +226,13 @@ def _protocols(given: object, targets: Sequence[str]) -> tuple[Protocol, ...]:
     except GrataError as error:
         raise error.under("protocol") from error
     return protocols
+
+
+def _check_names(names: Sequence[str] | None, known: Sequence[str], key: str) -> None:
+    for name in names or ():
+        if name not in known:
+            hint = did_you_mean(name, known, f"There are {', '.join(known)}.")
+            raise GrataError(f"there is no {name!r}. {hint}", key=key)
 
 
 def _expand_all(given: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,6 +116,8 @@ def _jobs_of(config: BenchmarkConfig, source: str, cases: dict[str, list[dict[st
     }
     with_maps = {config.reference_method, *(row.name for row in config.methods if row.method == "source")}
     for protocol in config.protocols:
+        if not protocol.takes_source(source):
+            continue
         for row, seed, stream in _streams(config, protocol, sites):
             used = {item.site: sites[item.site] for item in stream.items}
             scored = {name: site.scored for name, site in used.items() if site.scored is not None}
@@ -200,14 +203,23 @@ def _streams(
 ) -> Iterator[tuple[MethodRow, int, Stream]]:
     """Yield each stream for each row and each seed that makes a difference."""
     ids = {target: [case["case"] for case in site.cases] for target, site in sites.items()}
-    streams = {seed: protocol.streams(ids, seed, config.shuffle) for seed in config.seeds}
-    for index in range(len(streams[config.seeds[0]])):
-        for row in config.methods:
-            for seed in config.seeds:
-                stream = streams[seed][index]
-                # Without a random generator and a random order every seed would give the same rows again.
-                if seed == config.seeds[0] or stream.drawn or is_random(row):
-                    yield row, seed, stream
+    rows = [row for row in config.methods if protocol.takes(row.name)]
+    streams = {
+        (row.stride, seed): protocol.streams(_every(ids, row.stride), seed, config.shuffle)
+        for row in rows
+        for seed in config.seeds
+    }
+    count = len(next(iter(streams.values()), ()))
+    for index, row, seed in itertools.product(range(count), rows, config.seeds):
+        stream = streams[row.stride, seed][index]
+        # Without a random generator and a random order every seed would give the same rows again.
+        if seed == config.seeds[0] or stream.drawn or is_random(row):
+            yield row, seed, stream
+
+
+def _every(ids: Mapping[str, Sequence[str]], stride: int) -> dict[str, Sequence[str]]:
+    """Return every ``stride``-th id of each site."""
+    return {site: found[::stride] for site, found in ids.items()}
 
 
 def _check_methods(config: BenchmarkConfig, source: str) -> None:

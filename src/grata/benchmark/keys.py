@@ -174,6 +174,10 @@ def _heads(named: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, s
     return ((name, key, str(key).partition("#")[0]) for name, settings in named.items() for key in settings)
 
 
+def _name_or_null(value: object) -> str | None:
+    return None if value is None else check_name(value)
+
+
 def _settings_of_methods(value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise GrataError(f"must hold settings of methods, got {value!r}.")
@@ -228,8 +232,8 @@ class BenchmarkKeys(KeywordSettings):
     targets: dict[str, dict[str, Any]] = setting(
         check=_targets,
         range="mapping",
-        help="name of each site, with overrides of the bundle's configuration, scored, and stride: 1 for all images, "
-        "n for every n-th from the first on",
+        help="name of each site, with overrides of the bundle's configuration, scored, groups, and stride: 1 for all "
+        "images, n for every n-th from the first on",
     )
     exclude_same_site: bool = flag(default=True, help="whether a source is not tested on the target of its own name")
     methods: dict[str, dict[str, Any]] = setting(
@@ -239,6 +243,12 @@ class BenchmarkKeys(KeywordSettings):
     )
     common: dict[str, Any] = setting(
         default={}, check=_settings_of_methods, range="mapping", help="settings for every method that has them"
+    )
+    home: str | None = setting(
+        default=None,
+        check=_name_or_null,
+        range="name of a target or null",
+        help="target that holds images of the source's own site; it is left out of what is said of all targets",
     )
     reference_method: str = setting(
         default="grata", range="name of a row", help="row that the other methods are compared with"

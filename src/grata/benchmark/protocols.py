@@ -57,6 +57,15 @@ class Stream:
     drawn: bool = False
 
 
+def _names(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple):
+        raise GrataError(f"must be a list of names, got {value!r}.")
+    # YAML reads an unquoted site name that looks like a number as a number.
+    return tuple(map(str, value))
+
+
 class Protocol(Settings):
     """A rule that puts the images of several sites into streams.
 
@@ -72,8 +81,29 @@ class Protocol(Settings):
 
     label: str = setting(default="", range="text", help="name of the protocol in the tables; empty: its own name")
 
+    rows: tuple[str, ...] | None = setting(
+        default=None,
+        check=_names,
+        range="list of names or null",
+        help="rows of the tables that the protocol is run for; null: all",
+    )
+    sources: tuple[str, ...] | None = setting(
+        default=None,
+        check=_names,
+        range="list of names or null",
+        help="source networks that the protocol is run for; null: all",
+    )
+
     def _setup(self) -> None:
         self.label = str(self.label or self.name)
+
+    def takes(self, row: str) -> bool:
+        """Return whether the protocol is run for a row of the tables."""
+        return self.rows is None or row in self.rows
+
+    def takes_source(self, source: str) -> bool:
+        """Return whether the protocol is run for a source network."""
+        return self.sources is None or source in self.sources
 
     def streams(self, sites: Mapping[str, Sequence[str]], seed: int, shuffle: bool = False) -> list[Stream]:
         """Return the streams over the cases of all sites.
@@ -119,15 +149,6 @@ class Episodic(PerTarget):
             dataclasses.replace(stream, items=tuple(dataclasses.replace(item, reset=True) for item in stream.items))
             for stream in super().streams(sites, seed, shuffle)
         ]
-
-
-def _names(value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list | tuple):
-        raise GrataError(f"must be a list of names, got {value!r}.")
-    # YAML reads an unquoted site name that looks like a number as a number.
-    return tuple(map(str, value))
 
 
 class Continual(Protocol):

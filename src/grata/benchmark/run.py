@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,19 +15,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..config_files import read_config
 from ..console import say, say_beside_bar
 from ..errors import GrataError
-from ..files import check_output_dir, locked, remove_leftovers
+from ..files import check_output_dir, expanded, locked, remove_leftovers
 from ..private import restore_seed
 from ..report.tables import write_table
 from ..session.faults import quiet
-from .config import BenchmarkConfig, load_config
+from .cases import case_table, write_cases
+from .config import BenchmarkConfig, make_config
 from .figures import draw_figures
 from .jobs import Job, plan, threads_each
 from .metrics import METRICS
 from .part import Part
 from .pool import run_jobs
 from .stream import MEASURED
+from .suite import Suite, load_suite
+from .suite_page import Task, write_page
 from .summary import write_summary
 
 __all__ = ["run_benchmark"]
@@ -50,29 +55,68 @@ def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
         GrataError: the configuration or something that it names is refused, or the output folder is in use or holds
             another benchmark.
     """
-    started = time.perf_counter()
     quiet()
-    config = load_config(config_file, overrides)
+    given = read_config(expanded(str(config_file)), as_yaml=True)
+    if "tasks" in given:
+        return _run_suite(load_suite(given, overrides), config_file)
+    status, _ = _run(make_config(given, overrides))
+    return status
+
+
+def _run_suite(suite: Suite, config_file: str | Path) -> int:
+    """Run one benchmark after the other; the page over all of them is written anew after each."""
+    folder = check_output_dir(suite.output_dir)
+    status, tasks = 0, []
+    started = time.perf_counter()
+    for name, config in suite.tasks.items():
+        say(f"{name}:")
+        try:
+            failed, rows = _run(config)
+        # What is wrong with one task, such as a folder that is missing, says nothing about the next one.
+        except GrataError as error:
+            say(f"  {error.under(f'tasks#{name}')}", sys.stderr)
+            failed, rows = 1, []
+        status |= failed
+        table = case_table(config, rows)
+        if table.empty:
+            continue
+        (folder / "cases").mkdir(exist_ok=True)
+        write_cases(table, folder / "cases" / f"{name}.csv.gz")
+        tasks.append(Task(name, config, table))
+        made = {
+            "seeds": ", ".join(map(str, config.seeds)),
+            "worker processes": config.workers,
+            "threads each": threads_each(config),
+            "minutes of this run": f"{(time.perf_counter() - started) / 60:.0f}",
+        }
+        write_page(tasks, folder, f"grata benchmark {_shown(config_file)}", made)
+    if tasks:
+        say(f"The page of all tasks: {folder / 'suite.md'}")
+    return status
+
+
+def _shown(config_file: str | Path) -> str:
+    """Return a path for a page; an absolute one would name the machine's folders."""
+    path = Path(config_file)
+    return path.name if path.is_absolute() else path.as_posix()
+
+
+def _run(config: BenchmarkConfig) -> tuple[int, list[dict[str, Any]]]:
+    """Run a benchmark, and return its exit status and all its finished rows."""
+    started = time.perf_counter()
     folder = check_output_dir(config.output_dir)
     with locked(folder), _process_as_it_was():
-        return _run(config, folder, started)
+        return _run_locked(config, folder, started)
 
 
-def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
+def _run_locked(config: BenchmarkConfig, folder: Path, started: float) -> tuple[int, list[dict[str, Any]]]:
     jobs = plan(config)
     parts = {job.name: Part(folder / "parts", job.name, job.fingerprint) for job in jobs}
     _check_unchanged(folder, parts)
     remove_leftovers(folder)
     remove_leftovers(folder / "figures")
     broken = _compute(config, jobs, parts, folder)
-    rows: list[dict[str, Any]] = []
-    for job in jobs:
-        done = parts[job.name].rows()
-        rows += done
-        if len(done) < len(job.items):
-            # A library may end the process with exit status 0.
-            ended = f"its process ended after {len(done)} of {len(job.items)} images"
-            broken.setdefault(job.name, f"its images are the first ones of {job.begins}" if job.begins else ended)
+    rows = _finished(jobs, parts, broken)
     total = sum(len(job.items) for job in jobs)
     minutes = (time.perf_counter() - started) / 60
     if rows:
@@ -85,7 +129,20 @@ def _run(config: BenchmarkConfig, folder: Path, started: float) -> int:
         say(f"  {row['protocol']}, {row['source']}, {row['target']}, {row['method']}, {row['case']}: {row['error']}")
     for name, message in broken.items():
         say(f"  {name}: stopped: {message.rstrip('.')}. Run the same command again to continue.")
-    return 1 if errors or broken else 0
+    return (1 if errors or broken else 0), rows
+
+
+def _finished(jobs: Sequence[Job], parts: Mapping[str, Part], broken: dict[str, str]) -> list[dict[str, Any]]:
+    """Return all finished rows, and add the jobs that are not complete to the broken ones."""
+    rows: list[dict[str, Any]] = []
+    for job in jobs:
+        done = parts[job.name].rows()
+        rows += done
+        if len(done) < len(job.items):
+            # A library may end the process with exit status 0.
+            ended = f"its process ended after {len(done)} of {len(job.items)} images"
+            broken.setdefault(job.name, f"its images are the first ones of {job.begins}" if job.begins else ended)
+    return rows
 
 
 def _compute(config: BenchmarkConfig, jobs: Sequence[Job], parts: Mapping[str, Part], folder: Path) -> dict[str, str]:

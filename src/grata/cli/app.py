@@ -90,7 +90,7 @@ _COMMANDS = {
         benchmark,
         "Compare methods over sites.",
         "stopped. What is finished is kept; the same command goes on with the rest.",
-        nested=("sources", "targets", "methods", "common", "protocol", "metrics"),
+        nested=("tasks", "sources", "targets", "methods", "common", "protocol", "metrics"),
     ),
 }
 

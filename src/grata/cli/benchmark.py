@@ -20,6 +20,10 @@ def benchmark(
     config_file: Annotated[str, argument("YAML or JSON file with the keys below.", PATH)],
     bundle: Annotated[Any, _option("bundle", PATH, "Folder of the bundle.")] = None,
     output_dir: Annotated[Any, _option("output_dir", PATH, "Folder for the results.")] = None,
+    tasks: Annotated[
+        Any, _option("tasks", VALUE, "Several benchmarks by name, each with keys like these: --tasks#polyps#limit 10.")
+    ] = None,
+    data: Annotated[Any, _option("data", PATH, "With tasks: folder that the targets' folders are in.")] = None,
     sources: Annotated[
         Any, _option("sources", VALUE, "Source networks by name, each with keys of the bundle's configuration.")
     ] = None,
@@ -30,6 +34,7 @@ def benchmark(
         Any,
         _option("exclude_same_site", VALUE, "Leave out the site of a source's own name.", default="true"),
     ] = None,
+    home: Annotated[Any, _option("home", VALUE, "Target that holds images of the source's own site.")] = None,
     methods: Annotated[
         Any, _option("methods", VALUE, "Rows by name, or all; one by one as --methods#grata#lr 0.001.")
     ] = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from monai.networks.blocks import BaseEncoder
 from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE, FlexibleUNet
 from torch import nn
 
@@ -14,7 +15,7 @@ from .branches import BRANCHES, make_branch
 __all__ = ["EfficientNetLite0", "EfficientUNet"]
 
 _STEM = 32
-# One row for each stage: expansion, kernel size, stride of its first block, channels, blocks (Tan and Le 2019, table 1).
+# Each stage: expansion, kernel size, stride of its first block, channels, blocks (Tan and Le 2019, table 1).
 _STAGES = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -55,7 +56,7 @@ class _Block(nn.Module):
         return y + x if self.residual else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(nn.Module, BaseEncoder):
     """EfficientNet-Lite0 without its classifier: five feature maps of an image.
 
     EfficientNet-B0 (Tan and Le, ICML 2019) without squeeze-and-excitation and with ReLU6, as its authors published it
@@ -110,13 +111,7 @@ class EfficientNetLite0(nn.Module):
         Returns:
             State dict with this network's keys, and unknown keys as they are.
         """
-        modules = {"_conv_stem": "stem.0", "_bn0": "stem.1"}
-        blocks = [f"levels.{level}.{place}" for level, blocks in enumerate(self.levels) for place in range(len(blocks))]
-        for number, block in enumerate(blocks):
-            # The first block has no expansion.
-            layers = _LAYERS if number else _LAYERS[2:]
-            places = [place for place in range(8) if place % 3 < 2]
-            modules |= {f"_blocks.{number}.{layer}": f"{block}.layers.{place}" for layer, place in zip(layers, places)}
+        modules = self._published()
         renamed = {}
         for key, value in state.items():
             module, _, name = key.rpartition(".")
@@ -126,6 +121,16 @@ class EfficientNetLite0(nn.Module):
             renamed["stem.0.weight"] = kernel * (255 / 128)
             renamed["stem.1.running_mean"] = mean + kernel.sum((1, 2, 3)) * (127 / 128)
         return renamed
+
+    def _published(self) -> dict[str, str]:
+        """Return this network's names of layers by their published ones."""
+        modules = {"_conv_stem": "stem.0", "_bn0": "stem.1"}
+        blocks = [f"levels.{name}" for name, module in self.levels.named_modules() if isinstance(module, _Block)]
+        for number, block in enumerate(blocks):
+            # The first block has no expansion. Every third layer is an activation.
+            layers = _LAYERS if number else _LAYERS[2:]
+            modules |= {f"_blocks.{number}.{layer}": f"{block}.layers.{n + n // 2}" for n, layer in enumerate(layers)}
+        return modules
 
     @classmethod
     def get_encoder_parameters(cls) -> list[dict[str, object]]:

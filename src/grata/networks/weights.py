@@ -116,8 +116,8 @@ def load_encoder(network: nn.Module, path: str | Path) -> list[str]:
     encoder = getattr(network, "encoder", None)
     if not isinstance(encoder, EfficientNetLite0 | ResNet):
         raise GrataError(
-            f"{type(network).__name__} has no encoder that ImageNet weights are read for. Use grata.networks.ResUNet or "
-            "grata.networks.EfficientUNet."
+            f"{type(network).__name__} has no encoder that ImageNet weights are read for. Use grata.networks.ResUNet "
+            "or grata.networks.EfficientUNet."
         )
     first = next(module for module in encoder.modules() if isinstance(module, nn.Conv2d))
     if first.in_channels != 3:
@@ -132,11 +132,14 @@ def load_encoder(network: nn.Module, path: str | Path) -> list[str]:
     state = {key: value for key, value in state.items() if key not in ignored}
     if isinstance(encoder, EfficientNetLite0):
         state = encoder.from_imagenet(state)
-    counters = {key: value for key, value in encoder.state_dict().items() if key.endswith(COUNTER)}
-    state = {**counters, **state}
+    state = _counters(encoder) | state
     check_fit(state, encoder, str(path))
     encoder.load_state_dict(state)
     return ignored
+
+
+def _counters(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in module.state_dict().items() if key.endswith(COUNTER)}
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
