@@ -10,41 +10,12 @@ from pathlib import Path
 
 import fire
 import numpy as np
+from drawing import as_bytes, blend, vessels
 from PIL import Image
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import gaussian_filter
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 RETINA, DISC, CUP, BLOOD = ([0.62, 0.26, 0.12], [0.92, 0.62, 0.34], [0.98, 0.83, 0.60], [0.42, 0.10, 0.06])
-
-
-def vessels(size: int, centre: tuple[float, float], width: float, rng: np.random.Generator) -> np.ndarray:
-    """Return the share of blood in each pixel, 0 to 1: arcades that start at a point, curve and branch.
-
-    Args:
-        size: number of pixels on a side.
-        centre: point where the arcades start, (x, y), in pixels.
-        width: width of the largest vessels, in pixels.
-        rng: generator of directions and branches.
-    """
-    radius = np.zeros((size, size))
-    # Position, direction, curvature, width and generation.
-    tips = [(centre, a + rng.normal(0, 0.15), rng.choice([-1, 1]) * 0.004, width, 0) for a in np.arange(6) * np.pi / 3]
-    while tips:
-        (x, y), angle, curvature, w, generation = tips.pop()
-        for _ in range(int(size * 0.6)):
-            x, y = x + np.cos(angle), y + np.sin(angle)
-            angle += curvature + rng.normal(0, 0.03)
-            w *= 0.998
-            if not (0 <= x < size and 0 <= y < size) or w < 0.6:
-                break
-            radius[int(y), int(x)] = max(radius[int(y), int(x)], w / 2)
-            if generation < 2 and rng.random() < 0.007:
-                turn = rng.choice([-1, 1]) * rng.uniform(0.4, 0.9)
-                tips.append(((x, y), angle + turn, curvature, 0.75 * w, generation + 1))
-    blood = np.zeros((size, size))
-    for level in np.linspace(0.3, radius.max() * 0.99, 12):
-        blood = np.maximum(blood, np.clip(level - distance_transform_edt(radius < level) + 0.5, 0, 1))
-    return blood
 
 
 def ellipse(size: int, centre: tuple[float, float], axes: tuple[float, float]) -> np.ndarray:
@@ -74,12 +45,10 @@ def phantom(size: int, disc: float, offset: float, width: float, light: float, n
     picture *= (1.1 - 0.9 * np.hypot(x, y))[..., None]
     picture *= 1 + 0.5 * gaussian_filter(rng.normal(0, 1, (size, size)), size / 25)[..., None] * size / 50
     for colour, axes in ((DISC, (radius * 0.92, radius)), (CUP, (radius * 0.5, radius * 0.55))):
-        weight = ellipse(size, centre, axes)[..., None]
-        picture = (1 - weight) * picture + weight * np.array(colour)
-    blood = 0.75 * gaussian_filter(vessels(size, centre, width, rng), 0.7)[..., None]
-    picture = (1 - blood) * picture + blood * np.array(BLOOD)
+        picture = blend(picture, ellipse(size, centre, axes), colour)
+    picture = blend(picture, 0.75 * gaussian_filter(vessels(size, centre, width, rng), 0.7), BLOOD)
     picture = gaussian_filter(picture, (1, 1, 0)) * light + rng.normal(0, noise, picture.shape)
-    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+    return as_bytes(picture)
 
 
 def main(output_dir: str = str(BUNDLES)) -> None:

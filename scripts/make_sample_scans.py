@@ -14,7 +14,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pydicom
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from mr_image import mr_image
+from pydicom.uid import generate_uid
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "hippocampus_mri_segmentation"
 TEMPLATE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
@@ -84,35 +85,35 @@ def save_dicom(region: nibabel.Nifti1Image, folder: Path) -> None:
 
 
 def mr_slice(pixels: np.ndarray, position: np.ndarray, index: int, voxels: np.ndarray) -> pydicom.Dataset:
-    """Return one MR Image Storage object with all attributes of type 1 and 2."""
-    dataset = pydicom.Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = MRImageStorage
-    dataset.SOPInstanceUID = uid("instance", str(index))
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = uid("study"), uid("series")
-    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = uid("frame of reference"), ""
-    dataset.PatientName, dataset.PatientID = "Template^ICBM152", "ICBM152"
-    dataset.PatientBirthDate, dataset.PatientSex = "", "O"
-    dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = "20090101"
-    dataset.StudyTime = dataset.SeriesTime = dataset.ContentTime = "120000"
-    dataset.AccessionNumber, dataset.ReferringPhysicianName, dataset.StudyID = "", "", "1"
-    dataset.Modality, dataset.SeriesNumber, dataset.InstanceNumber = "MR", 1, index + 1
-    dataset.SeriesDescription = "T1 template right hippocampus COR"
-    dataset.BodyPartExamined, dataset.PatientPosition, dataset.Laterality = "BRAIN", "HFS", "R"
-    dataset.Manufacturer = "McConnell Brain Imaging Centre"
-    dataset.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "RM", "NONE", ""
-    dataset.MRAcquisitionType, dataset.EchoTime, dataset.EchoTrainLength, dataset.RepetitionTime = "3D", "", "", ""
-    dataset.PixelSpacing, dataset.SliceThickness, dataset.SpacingBetweenSlices = [1, 1], 1, 1
-    dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
-    dataset.ImagePositionPatient = [float(value) for value in position]
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
-    dataset.WindowCenter, dataset.WindowWidth = int(voxels.max()) // 2, int(voxels.max())
-    dataset.PixelData = pixels.tobytes()
-    return dataset
+    """Return one coronal slice of the template as an MR image of an invented patient."""
+    return mr_image(
+        pixels,
+        int(voxels.max()),
+        SOPInstanceUID=uid("instance", str(index)),
+        StudyInstanceUID=uid("study"),
+        SeriesInstanceUID=uid("series"),
+        FrameOfReferenceUID=uid("frame of reference"),
+        PatientName="Template^ICBM152",
+        PatientID="ICBM152",
+        **dict.fromkeys(("StudyDate", "SeriesDate", "ContentDate"), "20090101"),
+        **dict.fromkeys(("StudyTime", "SeriesTime", "ContentTime"), "120000"),
+        InstanceNumber=index + 1,
+        SeriesDescription="T1 template right hippocampus COR",
+        BodyPartExamined="BRAIN",
+        Laterality="R",
+        Manufacturer="McConnell Brain Imaging Centre",
+        ImageType=["DERIVED", "SECONDARY", "OTHER"],
+        ScanningSequence="RM",
+        SequenceVariant="NONE",
+        ScanOptions="",
+        MRAcquisitionType="3D",
+        **dict.fromkeys(("EchoTime", "EchoTrainLength", "RepetitionTime"), ""),
+        PixelSpacing=[1, 1],
+        SliceThickness=1,
+        SpacingBetweenSlices=1,
+        ImageOrientationPatient=[1, 0, 0, 0, 0, -1],
+        ImagePositionPatient=[float(value) for value in position],
+    )
 
 
 def uid(*names: str) -> str:
