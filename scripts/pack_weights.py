@@ -71,21 +71,22 @@ def save(state: dict[str, torch.Tensor], path: Path) -> None:
         torch.save(state, file)
 
 
-def main(checkpoint: str, output_dir: str) -> None:
+def main(checkpoint: str, output_dir: str, name: str = "model.pt") -> None:
     """Write the files and print their sizes.
 
     Args:
         checkpoint: file of a state dict, which may be nested as MONAI's CheckpointSaver does.
-        output_dir: models folder of the bundle; its model.pt and branches.pt are replaced.
+        output_dir: models folder of the bundle; its file of that name and branches.pt are replaced.
+        name: name of the file, such as model_strong.pt for a second source network.
     """
     try:
         state = read_state(str(checkpoint))
         folder = check_output_dir(str(output_dir))
         branches = {key: value for key, value in state.items() if key.startswith("branches.")}
-        parts = {folder / "model.pt": {key: value for key, value in state.items() if key not in branches}}
+        parts = {folder / name: {key: value for key, value in state.items() if key not in branches}}
         if branches:
             parts[folder / "branches.pt"] = branches
-        elif (folder / "branches.pt").exists():
+        elif (folder / "branches.pt").exists() and name == "model.pt":
             raise GrataError(
                 f"{folder / 'branches.pt'} belongs to another network: this checkpoint has no branches. Remove it, or "
                 "pack a checkpoint with branches."
@@ -100,7 +101,7 @@ def main(checkpoint: str, output_dir: str) -> None:
         if large:
             raise GrataError(
                 f"{', '.join(path.name for path in large)}: written, but larger than the {LIMIT / 1e6:.0f} MB that the "
-                "Model Zoo allows for a file. Train a smaller encoder (network_def#depth), or host the file elsewhere "
+                "Model Zoo allows for a file. Train a smaller encoder, or host the file elsewhere "
                 "and list it in the bundle's large_files.yml:\n" + "\n".join(map(large_file, large))
             )
     except (GrataError, OSError) as error:

@@ -11,12 +11,12 @@ import pandas as pd
 
 from ..files import atomic_write
 from .config import BenchmarkConfig
-from .stream import MEASURED
 
 __all__ = ["case_table", "write_cases"]
 
 _SCORES = ("dice", "hd95", "assd")
-_JUDGED = ("verdict", "used", "expected_dice")
+_IDENTITY = ["protocol", "source", "target", "home", "case", "group", "method", "seed", "round", "position"]
+_OTHERS = ("seconds", "expected_dice", "verdict", "used")
 _DECIMALS = {"dice": 4, "hd95": 2, "assd": 2, "seconds": 3, "expected_dice": 3}
 
 
@@ -37,25 +37,18 @@ def case_table(config: BenchmarkConfig, rows: Sequence[Mapping[str, Any]]) -> pd
     frame = pd.DataFrame([row for row in rows if not row["error"]])
     if frame.empty:
         return frame
-    table = frame[["protocol", "source", "target"]].copy()
-    table["home"] = (frame["target"] == config.home).astype(int)
-    table["case"] = frame["case"]
-    table["group"] = [
-        config.groups[target](case) if target in config.groups else case
-        for target, case in zip(frame["target"], frame["case"], strict=True)
-    ]
-    for column in ("method", "seed", "round", "position"):
-        table[column] = frame[column]
-    for column in (c for c in frame if c.split("/")[0] in _SCORES):
-        table[column] = frame[column]
-    if set(MEASURED) <= set(frame):
-        seconds = frame["seconds"] + frame["seconds_predict"]
-        table["seconds"] = seconds.where(~frame["cold"].eq(True))
-    for column in (c for c in _JUDGED if c in frame):
-        table[column] = frame[column]
-    decimals = {c: _DECIMALS[c.split("/")[0]] for c in table if c.split("/")[0] in _DECIMALS}
+    frame["home"] = (frame["target"] == config.home).astype(int)
+    frame["group"] = [_group(config, *pair) for pair in zip(frame["target"], frame["case"], strict=True)]
+    scores = [column for column in frame if column.split("/")[0] in _SCORES]
+    if "seconds" in frame:
+        frame["seconds"] = (frame["seconds"] + frame["seconds_predict"]).where(~frame["cold"].eq(True))
+    table = frame[[*_IDENTITY, *scores, *(column for column in _OTHERS if column in frame)]]
     # The table is what is published: whoever computes with it gets the same numbers as this program.
-    return table.round(decimals)
+    return table.round({column: _DECIMALS[column.split("/")[0]] for column in (*scores, *_OTHERS[:2])})
+
+
+def _group(config: BenchmarkConfig, target: str, case: str) -> str:
+    return config.groups[target](case) if target in config.groups else case
 
 
 def write_cases(table: pd.DataFrame, path: str | Path) -> None:

@@ -98,6 +98,14 @@ class BenchmarkConfig:
         """Return the names of the sites that a source is tested on."""
         return [target for target in self.targets if not (self.exclude_same_site and target == source)]
 
+    def protocols_of(self, source: str) -> list[Protocol]:
+        """Return the protocols that are run for a source network."""
+        return [protocol for protocol in self.protocols if protocol.sources is None or source in protocol.sources]
+
+    def rows_of(self, protocol: Protocol) -> list[MethodRow]:
+        """Return the rows that a protocol is run for."""
+        return [row for row in self.methods if protocol.rows is None or row.name in protocol.rows]
+
 
 _KEYS = BenchmarkKeys.settings()
 _NAMED = ("sources", "targets", "methods")
@@ -135,18 +143,12 @@ def make_config(given: dict[str, Any], overrides: Mapping[str, Any] | None = Non
         _override(given, key, value)
         _expand_all(given)
     keys = _checked(given)
-    if keys.home is not None and keys.home not in keys.targets:
-        raise GrataError(f"{keys.home!r} is not among the targets, which are {', '.join(keys.targets)}.", key="home")
     methods = _rows(keys)
     # These three are the benchmark's, not the bundle's, so they are taken out of its overrides.
     strides = take(keys.targets, "stride", check_count, "targets")
     groups = take(keys.targets, "groups", make_groups, "targets")
     scored = take(keys.targets, "scored", list_of_names, "targets")
     source_scored = take(keys.sources, "scored", list_of_names, "sources")
-    protocols = _protocols(keys.protocol, list(keys.targets))
-    for protocol in protocols:
-        _check_names(protocol.rows, [row.name for row in methods], f"protocol#{protocol.name}#rows")
-        _check_names(protocol.sources, list(keys.sources), f"protocol#{protocol.name}#sources")
     config = BenchmarkConfig(
         bundle=keys.bundle,
         output_dir=keys.output_dir,
@@ -160,7 +162,7 @@ def make_config(given: dict[str, Any], overrides: Mapping[str, Any] | None = Non
         exclude_same_site=keys.exclude_same_site,
         methods=methods,
         reference_method=keys.reference_method,
-        protocols=protocols,
+        protocols=_protocols(keys, [row.name for row in methods]),
         seeds=keys.seeds,
         shuffle=keys.shuffle,
         limit=keys.limit,
@@ -182,7 +184,10 @@ def _checked(given: Mapping[str, Any]) -> BenchmarkKeys:
     for key, declared in _KEYS.items():
         if declared.default is MISSING and key not in values:
             raise GrataError("is missing from the configuration.", key=key)
-    return BenchmarkKeys(**values)
+    keys = BenchmarkKeys(**values)
+    if keys.home is not None and keys.home not in keys.targets:
+        raise GrataError(f"{keys.home!r} is not among the targets, which are {', '.join(keys.targets)}.", key="home")
+    return keys
 
 
 def _rows(keys: BenchmarkKeys) -> tuple[MethodRow, ...]:
@@ -216,19 +221,23 @@ def _row(name: str, settings: dict[str, Any], common: Mapping[str, Any]) -> Meth
     return MethodRow(name, method, settings, **of_row)
 
 
-def _protocols(given: object, targets: Sequence[str]) -> tuple[Protocol, ...]:
-    protocols = tuple(make_protocol(item, targets) for item in (given if isinstance(given, list | tuple) else [given]))
+def _protocols(keys: BenchmarkKeys, rows: Sequence[str]) -> tuple[Protocol, ...]:
+    given = keys.protocol if isinstance(keys.protocol, list | tuple) else [keys.protocol]
+    protocols = tuple(make_protocol(item, list(keys.targets)) for item in given)
     labels = [protocol.label for protocol in protocols]
     try:
         check_unique(labels, "Give one of them another label.")
         for label in labels:
             check_name(label)
+        for protocol in protocols:
+            _check_names("rows", protocol.rows, rows)
+            _check_names("sources", protocol.sources, list(keys.sources))
     except GrataError as error:
         raise error.under("protocol") from error
     return protocols
 
 
-def _check_names(names: Sequence[str] | None, known: Sequence[str], key: str) -> None:
+def _check_names(key: str, names: Sequence[str] | None, known: Sequence[str]) -> None:
     for name in names or ():
         if name not in known:
             hint = did_you_mean(name, known, f"There are {', '.join(known)}.")

@@ -115,9 +115,7 @@ def _jobs_of(config: BenchmarkConfig, source: str, cases: dict[str, list[dict[st
         "versions": (__version__, version("torch"), version("monai")),
     }
     with_maps = {config.reference_method, *(row.name for row in config.methods if row.method == "source")}
-    for protocol in config.protocols:
-        if not protocol.takes_source(source):
-            continue
+    for protocol in config.protocols_of(source):
         for row, seed, stream in _streams(config, protocol, sites):
             used = {item.site: sites[item.site] for item in stream.items}
             scored = {name: site.scored for name, site in used.items() if site.scored is not None}
@@ -203,7 +201,7 @@ def _streams(
 ) -> Iterator[tuple[MethodRow, int, Stream]]:
     """Yield each stream for each row and each seed that makes a difference."""
     ids = {target: [case["case"] for case in site.cases] for target, site in sites.items()}
-    rows = [row for row in config.methods if protocol.takes(row.name)]
+    rows = config.rows_of(protocol)
     streams = {
         (row.stride, seed): protocol.streams(_every(ids, row.stride), seed, config.shuffle)
         for row in rows

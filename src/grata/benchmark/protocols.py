@@ -97,14 +97,6 @@ class Protocol(Settings):
     def _setup(self) -> None:
         self.label = str(self.label or self.name)
 
-    def takes(self, row: str) -> bool:
-        """Return whether the protocol is run for a row of the tables."""
-        return self.rows is None or row in self.rows
-
-    def takes_source(self, source: str) -> bool:
-        """Return whether the protocol is run for a source network."""
-        return self.sources is None or source in self.sources
-
     def streams(self, sites: Mapping[str, Sequence[str]], seed: int, shuffle: bool = False) -> list[Stream]:
         """Return the streams over the cases of all sites.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -39,7 +40,7 @@ def mean_and_interval(
     if not samples or any(len(values) == 0 for values in samples):
         return math.nan, math.nan, math.nan
     mean = float(np.mean([values.mean() for values in samples]))
-    sites = [_sums(values, None if groups is None else groups[n]) for n, values in enumerate(samples)]
+    sites = [_sums(values, names) for values, names in zip(samples, groups or itertools.repeat(None))]
     if any(len(sums) < 2 for sums, _ in sites):
         return mean, math.nan, math.nan
     generator = np.random.default_rng(seed)

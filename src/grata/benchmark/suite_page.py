@@ -63,6 +63,11 @@ class Task:
         return table[kept]
 
     @property
+    def compared(self) -> list[MethodRow]:
+        """Rows that are compared with the source network."""
+        return [row for row in self.rows(guarded=False) if row.method != "source"]
+
+    @property
     def first(self) -> str:
         """Label of the protocol of the main tables."""
         return self.config.protocols[0].label
@@ -125,8 +130,7 @@ def _overview(tasks: Sequence[Task]) -> Iterator[str]:
 
 def _overview_lines(tasks: Sequence[Task], source: str) -> list[dict[str, str]]:
     """Return the lines of all methods, the largest mean gain first."""
-    bases = {task.base("source") for task in tasks}
-    names = dict.fromkeys(row.name for task in tasks for row in task.rows(guarded=False) if row.name not in bases)
+    names = dict.fromkeys(row.name for task in tasks for row in task.compared)
     gains = {name: {task.name: _gain(task, source, name, "source") for task in tasks} for name in names}
     means = {name: _mean_gain(by_task.values()) for name, by_task in gains.items()}
     order = sorted((name for name, mean in means.items() if math.isfinite(mean)), key=lambda name: -means[name])
@@ -347,8 +351,8 @@ def _panel(tasks: Sequence[Task], source: str) -> pd.DataFrame:
         for target in plain["target"].unique():
             columns[f"{task.name}\n{target}"] = {
                 row.name: gain(mine[mine["target"] == target], plain[plain["target"] == target]).difference.mean
-                for row in task.rows(guarded=False)
-                if row.method != "source" and len(mine := task.chosen(task.first, source, row.name))
+                for row in task.compared
+                if len(mine := task.chosen(task.first, source, row.name))
             }
     frame = pd.DataFrame(columns)
     return frame.loc[frame.mean(axis=1).sort_values().index]

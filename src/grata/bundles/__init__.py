@@ -2,10 +2,12 @@
 
 from .adaptation import ZooAdaptation
 from .checks import begin, overlay
+from .cleaning import CleanRegionsd
 from .configuration import effective_settings, keep_paths, start
 from .head import Head, find_head, is_unit_range
 
 __all__ = [
+    "CleanRegionsd",
     "Head",
     "ZooAdaptation",
     "begin",
