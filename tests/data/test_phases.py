@@ -30,7 +30,7 @@ def cine(scans, phases=3, keyword="TriggerTime", steps=STEPS):
     for index, step in enumerate(steps):
         for phase in range(phases):
             dataset = scans.series(slices=len(steps))[index]
-            dataset.SOPInstanceUID = generate_uid(entropy_srcs=["cine", str(index), str(phase)])
+            dataset.SOPInstanceUID = generate_uid(entropy_srcs=["cine", f"{index} {phase}"])
             dataset.PixelData = (scans.voxels(len(steps))[index] + phase).tobytes()
             setattr(dataset, keyword, round(phase * step, 1))
             datasets.append(dataset)
@@ -70,7 +70,7 @@ def test_each_phase_of_a_series_is_a_case_although_trigger_times_differ_from_sli
     assert not re.search(r"\d\.\d", note)
     write_dicom_seg(np.ones(array.shape, np.uint8), found.cases[-1], SEGMENTS, tmp_path / "seg.dcm")
     referenced = pydicom.dcmread(tmp_path / "seg.dcm").ReferencedSeriesSequence[0].ReferencedInstanceSequence
-    uids = {generate_uid(entropy_srcs=["cine", str(index), str(phases - 1)]) for index in range(4)}
+    uids = {generate_uid(entropy_srcs=["cine", f"{index} {phases - 1}"]) for index in range(4)}
     assert {item.ReferencedSOPInstanceUID for item in referenced} == uids
 
 
@@ -92,6 +92,15 @@ def test_phases_are_selected_by_their_numbers_in_series_and_in_files(tmp_path, s
     assert {case["case"] for case in found.cases} <= {
         case["case"] for case in discover(tmp_path, fourth_axis="phases").cases
     }
+
+
+def test_the_heart_may_beat_faster_in_another_breath_hold_and_phases_may_have_been_left_out(tmp_path, scans):
+    datasets = cine(scans, 20, steps=(50.0, 37.5, 62.5, 41.3))
+    scans.save(datasets, tmp_path / "all")
+    assert endings(discover(tmp_path / "all")) == [f"CardiacPhase{number:02d}" for number in range(1, 21)]
+    pixels = {(scans.voxels(4)[k] + p).tobytes() for k in range(4) for p in (0, 3, 4, 19)}
+    scans.save([dataset for dataset in datasets if dataset.PixelData in pixels], tmp_path / "some")
+    assert endings(discover(tmp_path / "some")) == [f"CardiacPhase0{number}" for number in range(1, 5)]
 
 
 def test_phases_whose_times_are_the_same_at_every_place_keep_their_ids_and_can_be_selected(tmp_path, scans):
@@ -133,9 +142,11 @@ def repeated(datasets):
         dataset.TriggerTime = round(random.normal(300, 5), 1)
 
 
-@pytest.mark.parametrize("change", [without_one, without_one_time, repeated])
-def test_what_is_no_cine_of_all_slices_is_refused_as_a_whole(tmp_path, scans, change):
-    datasets = cine(scans, 5)
+@pytest.mark.parametrize(
+    ("change", "phases"), [(without_one, 5), (without_one_time, 5), (repeated, 2), (repeated, 3), (repeated, 5)]
+)
+def test_what_is_no_cine_of_all_slices_is_refused_as_a_whole(tmp_path, scans, change, phases):
+    datasets = cine(scans, phases)
     change(datasets)
     scans.save(datasets, tmp_path)
     found = discover(tmp_path)

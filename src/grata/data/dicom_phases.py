@@ -17,6 +17,9 @@ CARDIAC_PHASE = "CardiacPhase"
 TRIGGER_TIMES = ("TriggerTime", "NominalCardiacTriggerDelayTime")
 """Attributes for the time since the heartbeat, the one that is preferred first."""
 
+# How many times as long the phases may last at one place as at another: the heart rate changes between breath-holds.
+_SPANS = 2
+
 
 def phase_numbers(count: int) -> list[str]:
     """Return the numbers of all phases, from 1 on, with leading zeros, so that names sort in their order."""
@@ -29,8 +32,10 @@ def with_phases(instances: Sequence[Instance]) -> list[Instance]:
 
     The trigger times of one phase differ from breath-hold to breath-hold, and so from slice to slice. The rank is
     given only where every slice place holds as many trigger times, each as often, and where they follow each other in
-    the same rhythm: as shares of the time from the first to the last, those of two ranks do not overlap. So the ranks
-    of repetitions, whose trigger times scatter around one value, are not taken for phases.
+    the same rhythm: from the first to the last they take at one place less than twice the time that they take at
+    another; the first ones differ by less than half of that time; and as shares of it, those of one rank differ by less
+    than half of the smallest step between two ranks. So repetitions, whose trigger times scatter around one value, are
+    not taken for phases.
 
     Args:
         instances: instances of one series, in any order; those with one SOP Instance UID count once.
@@ -89,5 +94,8 @@ def _places(instances: Sequence[Instance]) -> list[list[str]]:
 
 def _have_one_rhythm(places: Sequence[Iterable[float]]) -> bool:
     times = np.asarray([sorted(place) for place in places])
-    shares = (times - times[:, :1]) / np.ptp(times, axis=1, keepdims=True)
-    return bool((shares.max(axis=0)[:-1] < shares.min(axis=0)[1:]).all())
+    spans = np.ptp(times, axis=1, keepdims=True)
+    shares = (times - times[:, :1]) / spans
+    step = np.diff(shares.mean(axis=0)).min()
+    alike = spans.max() < _SPANS * spans.min() and np.ptp(times[:, 0]) < spans.min() / 2
+    return bool(alike and np.ptp(shares, axis=0).max() < step / 2)

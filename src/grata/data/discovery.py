@@ -118,7 +118,7 @@ def discover(
             sites. Not for DICOM series.
         select: values that DICOM images must have, to take one of several volumes of a series: ``"EchoTime=11"``,
             several with commas between them or in a list, or a mapping. Values of one attribute are alternatives.
-            ``"CardiacPhase=1"`` also holds for files with ``fourth_axis="phases"``.
+            ``"CardiacPhase=1"`` holds for files too, with ``fourth_axis="phases"``.
         fourth_axis: meaning of the fourth axis of a volume file: ``"channels"`` of one image, or ``"phases"`` of the
             heart. Each phase is a case, with the id ``<file>-CardiacPhase01`` and so on. Its label map is the same
             phase of the file's, or a volume of three axes that has the name of the file with that ending.
