@@ -127,6 +127,38 @@ def test_a_copied_image_is_no_further_phase(tmp_path, scans):
     assert endings(discover(tmp_path)) == ["CardiacPhase01", "CardiacPhase02", "CardiacPhase03"]
 
 
+def slice_after_slice(place, phase):
+    return 1 + 4 * place + phase
+
+
+def phase_after_phase(place, phase):
+    return 1 + 4 * phase + (3 - place)
+
+
+@pytest.mark.parametrize("scheme", [slice_after_slice, phase_after_phase])
+@pytest.mark.parametrize("spoil", [None, "exchanged", "uncounted", "timed"])
+def test_instance_numbers_tell_the_phases_where_no_image_has_a_trigger_time(tmp_path, scans, scheme, spoil):
+    datasets = cine(scans, 4)
+    for dataset in datasets:
+        place = round((dataset.ImagePositionPatient[2] - 17) / 2.5)
+        phase = round(dataset.TriggerTime / STEPS[place])
+        dataset.InstanceNumber, dataset.CardiacNumberOfImages = scheme(place, phase), 4
+        del dataset.TriggerTime
+    if spoil == "exchanged":
+        datasets[0].InstanceNumber, datasets[1].InstanceNumber = 50, 51
+    elif spoil == "uncounted":
+        del datasets[0].CardiacNumberOfImages
+    elif spoil == "timed":
+        datasets[0].TriggerTime = 0
+    scans.save(datasets, tmp_path)
+    found = discover(tmp_path)
+    assert bool(found.faults) == bool(spoil)
+    assert endings(found) == [f"CardiacPhase0{number}" for number in range(1, 5)] * (not spoil)
+    for phase, case in enumerate(found.cases):
+        array, _ = ScanReader().get_data(case["image"])
+        np.testing.assert_array_equal(array, scans.voxels(4).transpose(2, 1, 0) + phase)
+
+
 def without_one(datasets):
     del datasets[5]
 
