@@ -12,6 +12,7 @@ from .checks import (
 )
 from .discovery import Discovery, Fault, discover
 from .expected import CompareScand
+from .phases import TakePhased
 from .reader import ScanReader
 from .segmentation import write_dicom_seg, write_itk, write_nifti, write_png
 
@@ -25,6 +26,7 @@ __all__ = [
     "Discovery",
     "Fault",
     "ScanReader",
+    "TakePhased",
     "check_max_voxels",
     "check_voxels",
     "count_windows",

@@ -72,8 +72,9 @@ class Instance:
         defect: why the file cannot be part of a volume; None when no reason is known.
         private: whether the SOP class is a maker's own.
         identifiers: strings that identify the patient and must not be shown.
-        attributes: values of :data:`ATTRIBUTES`, Photometric Interpretation and Protocol Name, as text; without those
-            that are absent.
+        order: Instance Number; empty when absent.
+        attributes: values of :data:`ATTRIBUTES`, Photometric Interpretation, Protocol Name and Cardiac Number of
+            Images, as text; without those that are absent.
     """
 
     path: str
@@ -90,6 +91,7 @@ class Instance:
     defect: Defect | None
     private: bool
     identifiers: frozenset[str]
+    order: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -161,6 +163,7 @@ def _instance(path: str, header: Dataset, planes: tuple[Plane, ...], defect: Def
         defect=defect,
         private=sop_class(header).is_private,
         identifiers=patient_identifiers(header),
+        order=_text(_standard("InstanceNumber"), header),
         attributes=_attributes(header, planes),
     )
 
@@ -223,7 +226,7 @@ def slice_length(header: Dataset, keyword: str) -> float | None:
 
 
 def _attributes(header: Dataset, planes: Sequence[Plane]) -> dict[str, str]:
-    keywords = (*ATTRIBUTES, "PhotometricInterpretation", "ProtocolName")
+    keywords = (*ATTRIBUTES, "PhotometricInterpretation", "ProtocolName", "CardiacNumberOfImages")
     values = {keyword: _text(_standard(keyword), header) for keyword in keywords}
     for keyword, readers in _PRIVATE.items():
         found = (_text(read, header) for read in readers)

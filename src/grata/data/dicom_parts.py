@@ -20,7 +20,8 @@ from ..errors import GrataError
 from .dicom import sort_series
 from .dicom_file import quiet_libraries, read_file
 from .dicom_index import ATTRIBUTES, TIMES, Instance, number_or_text
-from .geometry import GeometryError, Plane, is_perpendicular
+from .dicom_phases import CARDIAC_PHASE, TRIGGER_TIMES, with_phases
+from .geometry import SAME_PLACE, GeometryError, Plane, is_perpendicular
 from .identifiers import short_digest
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "example_choice",
     "frame_differences",
     "hold_several",
+    "is_one_of",
     "most_slices",
     "parse_chosen",
     "split",
@@ -40,8 +42,6 @@ __all__ = [
 Chosen = Mapping[str, Sequence[str]]
 """Values that attributes may have, by keyword."""
 
-# Distance (mm) up to which two slices lie at one place.
-_SAME_PLACE = 0.1
 # Attributes that are looked at together, and how many may be needed to tell volumes from each other.
 _TRIED, _TOGETHER = 8, 3
 _PIXELS = 0x7FE0
@@ -62,6 +62,8 @@ _ORIENTATIONS = ("Orientation", "ImageOrientationPatient")
 _FRAME_TIMES = {"FrameAcquisitionDateTime"}
 # Values that a message lists, and letters of a value that a case id shows.
 _LISTED, _SHOWN = 8, 24
+# Names of the attributes that are derived, and that the standard does not have.
+_OWN_NAMES = {"Orientation": "Orientation", CARDIAC_PHASE: "Cardiac Phase"}
 # What an absent value is called, in messages and in choices.
 _NONE = "none"
 # Attributes that scanners measure, and how far (as a share of the value) the slices of one volume may differ in them.
@@ -138,7 +140,7 @@ def comparable(instances: Sequence[Instance]) -> list[Instance]:
     """Return the instances of a series with attributes by which its volumes can be told from each other.
 
     Times become their number in order, because they may identify the patient. Values that were measured become one
-    value where they differ by their noise.
+    value where they differ by their noise. The phase of the heart is added, as :func:`with_phases` finds it.
 
     Args:
         instances: instances of one series, in any order.
@@ -153,7 +155,7 @@ def comparable(instances: Sequence[Instance]) -> list[Instance]:
             else instance
             for instance in found
         ]
-    return found
+    return with_phases(found)
 
 
 def _numbered(values: Iterable[str]) -> dict[str, str]:
@@ -182,7 +184,8 @@ def split(instances: Sequence[Instance]) -> list[Part]:
     """Tell the volumes of a series from each other.
 
     Volumes lie at the same places, or are turned against each other, and differ in one to three of
-    :data:`grata.data.dicom_index.ATTRIBUTES`. So a series in which slices are missing is never taken for several.
+    :data:`grata.data.dicom_index.ATTRIBUTES`, or where these do not tell them apart, in their phase of the heart. So a
+    series in which slices are missing is never taken for several.
 
     Args:
         instances: instances of one series, in any order, without copies.
@@ -245,6 +248,10 @@ def _telling(instances: Sequence[Instance]) -> dict[str, list[str]]:
     varying = _varying(instances)
     if "Orientation" in varying:
         varying.pop("ImageOrientationPatient", None)
+    for keyword in TRIGGER_TIMES:
+        # Where the times of one phase differ, its number says more.
+        if CARDIAC_PHASE in varying and len(varying.get(keyword, ())) > len(varying[CARDIAC_PHASE]):
+            del varying[keyword]
     return {keyword: values for keyword, values in varying.items() if len(values) <= len(instances) / 2}
 
 
@@ -295,7 +302,18 @@ def parse_chosen(select: Any) -> dict[str, list[str]]:
     return dict(chosen)
 
 
-_KEYWORDS = (*ATTRIBUTES, "InstanceNumber")
+def is_one_of(value: str, wanted: Sequence[str]) -> bool:
+    """Return whether the value of an attribute is one of those that were chosen; numbers may be written otherwise."""
+    value = value or _NONE
+    components = value.split("\\")
+    return any(
+        value.replace("\\", "/").lower() == other.replace("\\", "/").lower()
+        or all(any(_is_same(component, word) for component in components) for word in re.split(r"[\\/]", other))
+        for other in wanted
+    )
+
+
+_KEYWORDS = (CARDIAC_PHASE, *ATTRIBUTES, "InstanceNumber")
 
 
 def _choices(select: Any) -> Iterator[tuple[str, str]]:
@@ -317,17 +335,7 @@ def _as_list(values: Any) -> list[Any]:
 def _is_chosen(instance: Instance, keyword: str, values: Sequence[str]) -> bool:
     value = instance.attributes.get(keyword, "")
     # A damaged orientation is no choice: without its slices, what is left would look like a volume.
-    return (not value and keyword in _ORIENTATIONS) or _is_one_of(value, values)
-
-
-def _is_one_of(value: str, wanted: Sequence[str]) -> bool:
-    value = value or _NONE
-    components = value.split("\\")
-    return any(
-        value.replace("\\", "/").lower() == other.replace("\\", "/").lower()
-        or all(any(_is_same(component, word) for component in components) for word in re.split(r"[\\/]", other))
-        for other in wanted
-    )
+    return (not value and keyword in _ORIENTATIONS) or is_one_of(value, values)
 
 
 def _is_same(text: str, other: str) -> bool:
@@ -378,10 +386,14 @@ def _partitions(instances: Sequence[Instance]) -> Iterator[list[Part]]:
 def _combinations(keywords: Sequence[str]) -> Iterator[tuple[str, ...]]:
     # What says something about a volume comes before the times, by which all can be told apart.
     times = [(keyword,) for keyword in keywords if keyword in TIMES]
-    saying = [keyword for keyword in keywords if keyword not in TIMES][:_TRIED]
+    saying = [keyword for keyword in keywords if keyword not in (*TIMES, CARDIAC_PHASE)][:_TRIED]
     for number in range(1, _TOGETHER + 1):
         yield from itertools.combinations(saying, number)
     yield from times
+    # What is derived comes after what the headers say.
+    if CARDIAC_PHASE in keywords:
+        for number in range(_TOGETHER):
+            yield from ((*others, CARDIAC_PHASE) for others in itertools.combinations(saying, number))
 
 
 def _signature(parts: Sequence[Part]) -> frozenset[frozenset[str]]:
@@ -426,7 +438,7 @@ def _are_perpendicular(planes: Sequence[Plane]) -> bool:
 def _share(places: np.ndarray, other: np.ndarray) -> float:
     few, many = sorted((places, other), key=len)
     nearest = [np.abs(many - place).max(axis=1).min() for place in few]
-    return float(np.mean(np.asarray(nearest) < _SAME_PLACE))
+    return float(np.mean(np.asarray(nearest) < SAME_PLACE))
 
 
 def _tokens(values: Sequence[str]) -> list[str]:
@@ -447,7 +459,7 @@ def _word(value: str) -> str:
 
 
 def _name(keyword: str) -> str:
-    return "Orientation" if keyword == "Orientation" else dictionary_description(keyword)
+    return _OWN_NAMES.get(keyword) or dictionary_description(keyword)
 
 
 def _shown_name(keyword: str) -> str:

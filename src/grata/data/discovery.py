@@ -4,23 +4,28 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..checks import check_choice, checked
 from ..errors import GrataError
 from ..files import absence, expanded
 from .case_list import read_case_lists
 from .dicom import error_reason
 from .dicom_cases import DicomFiles, Selection, find_scans, index_dicom
 from .dicom_index import series_identifiers
+from .dicom_phases import CARDIAC_PHASE
 from .identifiers import anonymous_id, printable, remove_identifiers, safe_path, short_digest
 from .labels import LabelIndex, is_image_folder, scan_stem
 from .nifti import grid_difference
+from .phases import FileVolume, volumes_of
 from .pictures import is_label_picture, is_picture, picture_size
-from .volume_files import check_volume_file, is_volume_file, volume_format, volume_grid
+from .volume_files import check_volume_file, fourth_axis_size, is_volume_file, volume_format, volume_grid
 from .walk import Files, walk
 
 __all__ = ["Discovery", "Fault", "discover"]
@@ -52,7 +57,8 @@ class Discovery:
         cases: one dictionary per usable scan, sorted by id. ``case``: unique id. ``image``: path of the volume file or
             picture, or list of the files of a DICOM series along its slice normal. ``label``: path of the label map,
             only when one was found. ``site``: name of the site. ``format``: ``"nifti"``, ``"itk"`` (MetaImage, NRRD),
-            ``"dicom"`` or ``"picture"``.
+            ``"dicom"`` or ``"picture"``. ``phase``: index of the phase in a file that holds several, from 0 on, for
+            :class:`grata.data.TakePhased`.
         faults: scans that cannot be used.
         paths: path of each case, and of each file with a fault, below the folder, by its id, for a person to find it:
             the file, or the folder of a series; what identifies the patient is left out.
@@ -78,6 +84,7 @@ def discover(
     spatial_dims: int = 3,
     cases_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     select: str | Sequence[str] | Mapping[str, Any] | None = None,
+    fourth_axis: str = "channels",
 ) -> Discovery:
     """Index the NIfTI, MetaImage and NRRD files, DICOM series and pictures of a folder and its subfolders.
 
@@ -111,6 +118,10 @@ def discover(
             sites. Not for DICOM series.
         select: values that DICOM images must have, to take one of several volumes of a series: ``"EchoTime=11"``,
             several with commas between them or in a list, or a mapping. Values of one attribute are alternatives.
+            ``"CardiacPhase=1"`` holds for files too, with ``fourth_axis="phases"``.
+        fourth_axis: meaning of the fourth axis of a volume file: ``"channels"`` of one image, or ``"phases"`` of the
+            heart. Each phase is a case, with the id ``<file>-CardiacPhase01`` and so on. Its label map is the same
+            phase of the file's, or a volume of three axes that has the name of the file with that ending.
 
     Returns:
         The usable cases and the faults. Slice distances may differ by 1 % or 0.01 mm, whichever is larger, direction
@@ -119,13 +130,16 @@ def discover(
 
     Raises:
         GrataError: a folder is missing, unreadable or holds no scans; nothing matches the selection or ``labels_dir``;
-            or a list of cases cannot be used.
+            a list of cases cannot be used; or ``fourth_axis`` is another word.
     """
+    holds_phases = checked(partial(check_choice, of=("channels", "phases")), fourth_axis, "fourth_axis") == "phases"
     root = _existing_folder(dataset_dir, "dataset_dir")
     labels_root = None if labels_dir is None else _existing_folder(labels_dir, "labels_dir")
-    search = _Search(root, spatial_dims, site or "unknown")
+    selection = Selection.of(modality, description, select)
+    phases = selection.chosen.get(CARDIAC_PHASE, ()) if holds_phases else None
+    search = _Search(root, spatial_dims, site or "unknown", phases)
     if cases_file is None:
-        search.add_folder(Selection.of(modality, description, select), labels_root)
+        search.add_folder(selection, labels_root)
     elif labels_root is None:
         search.add_listed(cases_file)
     else:
@@ -144,13 +158,17 @@ class _Search:
         root: folder of the data set.
         spatial_dims: number of spatial dimensions that the images must have.
         site: name of the site of images that no list names another site for.
+        phases: phases to take of files that hold several; nothing: all of them; None: files hold none.
         found: cases and faults found so far.
+        passed: number of phases of each file of which none was chosen.
     """
 
     root: Path
     spatial_dims: int
     site: str
+    phases: Sequence[str] | None = None
     found: Discovery = field(default_factory=Discovery)
+    passed: list[int] = field(default_factory=list)
 
     def sorted(self) -> Discovery:
         self.found.cases.sort(key=lambda case: case["case"])
@@ -160,8 +178,9 @@ class _Search:
     def add_listed(self, cases_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
         """Add the images that lists of cases name."""
         listed = read_case_lists(cases_file, self.root)
-        for path, case in _file_ids(list(listed), self.root, frozenset()):
-            mask, site = listed[path]
+        named = _file_ids(list(listed), self.root, frozenset())
+        for volume in self._volumes([(path, case, listed[path].mask) for path, case in named]):
+            path, mask = volume.path, volume.label
             # Unlike a path's own method, it takes names that are too long.
             missing = [file for file in (path, mask) if file is not None and not os.path.isfile(file)]
             if missing:
@@ -169,9 +188,10 @@ class _Search:
                 message = (
                     f"File '{shown}' is in the list of cases but does not exist. Put it back, or correct the list."
                 )
-                self._fail(case, message, missing[0])
+                self._fail(volume.case, message, missing[0])
             else:
-                self._add_file(path, case, mask, frozenset(), site)
+                self._add_file(volume, frozenset(), listed[path].site)
+        self._check_chosen()
 
     def add_folder(self, chosen: Selection, labels_root: Path | None) -> None:
         """Add the scans that lie in the folder and its subfolders.
@@ -191,10 +211,9 @@ class _Search:
         images += [path for path in files.pictures if is_picture(path) and not picture_labels.is_label(path)]
         named = _file_ids(images, self.root, identifiers)
         for index, is_format in ((volume_labels, is_volume_file), (picture_labels, is_picture)):
-            group = [(path, case) for path, case in named if is_format(path)]
-            for (path, case), label in zip(group, index.assign(group, self.root), strict=True):
-                self._add_file(path, case, label, identifiers)
+            self._add_labelled([(path, case) for path, case in named if is_format(path)], index, identifiers)
         self._add_dicom(dicom, chosen, volume_labels)
+        self._check_chosen()
         files.count_unread(dicom.others, self._unused(files.pictures, picture_labels))
         self.found.notes.extend(_passed_over(files, self.spatial_dims))
 
@@ -208,6 +227,64 @@ class _Search:
                 f"example '{first['case']}{extension}', or leave labels_dir out.",
                 key="labels_dir",
             )
+
+    def _add_labelled(self, named: Sequence[tuple[Path, str]], index: LabelIndex, identifiers: frozenset[str]) -> None:
+        """Add files, each with the id of its case, and the label maps that belong to them."""
+        labels = index.assign(named, self.root)
+        volumes = self._volumes([(path, case, label) for (path, case), label in zip(named, labels, strict=True)])
+        own = index.assign([(volume.named, volume.case) for volume in volumes], self.root)
+        for volume, label in zip(volumes, own, strict=True):
+            self._add_file(volume._replace(label=label or volume.label), identifiers)
+
+    def _volumes(self, files: Sequence[tuple[Path, str, Path | None]]) -> list[FileVolume]:
+        """Return the volumes that files hold, each file with its id and its label map, without those not chosen."""
+        taken = {case for _, case, _ in files}
+        found: list[FileVolume] = []
+        several = 0
+        for path, case, label in files:
+            count = self._count_phases(path, label)
+            if count > 1 and not taken.isdisjoint(volume.case for volume in volumes_of(path, case, label, count)):
+                case = f"{case}-{short_digest(_relative(path, self.root))}"
+            chosen = list(volumes_of(path, case, label, count, self.phases or ()))
+            found += chosen
+            several += len(chosen) > 1
+            self.passed += [count] * (not chosen)
+        if several:
+            held = "1 file holds" if several == 1 else f"{several} files hold"
+            self.found.notes.append(
+                f"{held} several phases of the heart, each of which is a case of its own. Take some of them alone with "
+                f"select, as in '{CARDIAC_PHASE}=1'."
+            )
+        return found
+
+    def _count_phases(self, path: Path, label: Path | None) -> int:
+        """Return how many phases a file holds; 1 where it cannot be used, which is reported when it is added."""
+        if self.phases is None or not is_volume_file(path):
+            return 1
+        # Whatever a library raises is the fault of this file.
+        with suppress(Exception):
+            check_volume_file(path, self.spatial_dims)
+            _check_label_phases(path, label)
+            return fourth_axis_size(path)
+        return 1
+
+    def _check_chosen(self) -> None:
+        """Check that phases were found among those that were chosen, and note the files without them.
+
+        Raises:
+            GrataError: there is nothing else.
+        """
+        if not self.passed:
+            return
+        most = max(self.passed)
+        if not self.found.cases and not self.found.faults:
+            raise GrataError(
+                f"no file has the phases that were selected. They have up to {most} phases: choose from CardiacPhase=1 "
+                f"to CardiacPhase={most}.",
+                key="select",
+            )
+        files = "1 file that holds" if len(self.passed) == 1 else f"{len(self.passed)} files that hold"
+        self.found.notes.append(f"{files} up to {most} phases and none of the selected ones was passed over.")
 
     def _unused(self, pictures: Sequence[Path], labels: LabelIndex) -> list[Path]:
         """Return the files that could only be label maps, and of which no image has one."""
@@ -226,18 +303,16 @@ class _Search:
         file_format: str,
         site: str | None,
         shown: str,
-        **about: str,
+        **about: str | int,
     ) -> None:
         labelled = {} if label is None else {"label": str(label)}
-        found = {"case": case, "image": image, **labelled, "site": site or self.site, "format": file_format}
-        found |= about
+        found = {"case": case, "image": image, **labelled, "site": site or self.site, "format": file_format, **about}
         self.found.paths[case] = shown
         self.found.places[case] = image if isinstance(image, str) else image[0]
         self.found.cases.append(found)
 
-    def _add_file(
-        self, path: Path, case: str, label: Path | None, identifiers: frozenset[str], site: str | None = None
-    ) -> None:
+    def _add_file(self, volume: FileVolume, identifiers: frozenset[str], site: str | None = None) -> None:
+        path, case = volume.path, volume.case
         shown = printable(remove_identifiers(_relative(path, self.root), identifiers))
         self.found.paths[case] = shown
         try:
@@ -247,7 +322,9 @@ class _Search:
                     "Give it a shorter one, and the folders too where several files share a name."
                 )
             check = _check_volume if is_volume_file(path) else _check_picture
-            check(path, label, self.root, self.spatial_dims)
+            check(path, volume.label, self.root, self.spatial_dims)
+            if self.phases is not None and is_volume_file(path):
+                _check_label_phases(path, volume.label, [1] if "phase" in volume.about else [])
         except GrataError as error:
             parent = _relative(path.parent, self.root)
             message = str(error).replace(f"{self.root}{os.sep}", "")
@@ -256,7 +333,8 @@ class _Search:
         except Exception as error:  # noqa: BLE001
             self._fail(case, f"File '{shown}' cannot be used ({_reason(error, identifiers)}). {_EXPORT}", path)
         else:
-            self._keep(case, str(path), label, volume_format(path) if is_volume_file(path) else "picture", site, shown)
+            file_format = volume_format(path) if is_volume_file(path) else "picture"
+            self._keep(case, str(path), volume.label, file_format, site, shown, **volume.about)
 
     def _add_dicom(self, files: DicomFiles, chosen: Selection, labels: LabelIndex) -> None:
         scans, notes = find_scans(files, chosen, self.root, self.spatial_dims, self._fail)
@@ -359,6 +437,21 @@ def _check_volume(path: Path, label: Path | None, root: Path, spatial_dims: int)
     shape, affine = check_volume_file(path, spatial_dims)
     if label is not None:
         _check_label(label, str(label), shape, affine, f"file '{_relative(path, root)}'")
+
+
+def _check_label_phases(path: Path, label: Path | None, others: Sequence[int] = ()) -> None:
+    """Check that a label map has as many phases as its image, or another number that is allowed.
+
+    Raises:
+        GrataError: it has not; or one of the files has more than four axes.
+    """
+    phases = fourth_axis_size(path)
+    found = phases if label is None else fourth_axis_size(label)
+    if found not in (phases, *others):
+        raise GrataError(
+            f"Label '{label}' has {found} phase{'s' * (found > 1)}, but its image has {phases}. Give a label map with "
+            f"as many, or one of each phase, named like '{scan_stem(path)}-{CARDIAC_PHASE}01', or none."
+        )
 
 
 def _check_picture(path: Path, label: Path | None, root: Path, spatial_dims: int) -> None:

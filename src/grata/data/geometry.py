@@ -9,6 +9,7 @@ from .sizes import LARGEST_VOLUME
 
 __all__ = [
     "ORIENTATION_TOLERANCE",
+    "SAME_PLACE",
     "GeometryError",
     "Plane",
     "is_perpendicular",
@@ -19,6 +20,9 @@ __all__ = [
 
 ORIENTATION_TOLERANCE = 1e-3
 """Difference of two direction cosines that counts as rounding: headers give as few as four digits."""
+
+SAME_PLACE = 0.1
+"""Distance (mm) up to which two slices lie at one place."""
 
 # Distance (mm) from the origin beyond which a position is damaged.
 _FARTHEST = 1e6

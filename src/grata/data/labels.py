@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from .dicom_phases import CARDIAC_PHASE
 from .volume_files import is_volume_file, volume_stem
 
 __all__ = ["LabelIndex", "is_image_folder", "is_label_folder", "scan_stem"]
 
 _SUFFIX = re.compile(r"[-_.](seg|segmentation|labels?|mask)$")
+_PHASE = re.compile(rf"-{CARDIAC_PHASE}\d+$", re.IGNORECASE)
 # nnU-Net's number of the first channel of an image.
 _CHANNEL = re.compile(r"_0000$")
 _IMAGE_FOLDER = re.compile(r"image(|s\w*)")
@@ -137,7 +139,8 @@ class LabelIndex:
     def is_label(self, path: Path) -> bool:
         """Return whether a file is the label map of an image beside it."""
         name = scan_stem(path).lower()
-        return _label_stem(path) != name and (path.parent, _label_stem(path)) in self._images
+        stem = _label_stem(path)
+        return stem != name and any((path.parent, image) in self._images for image in (stem, _PHASE.sub("", stem)))
 
 
 def _folded(folder: Path) -> Path:

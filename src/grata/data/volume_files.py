@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import GrataError
 from .itk_files import ITK_ENDINGS, check_whole_itk, is_itk, load_itk, read_itk
 from .nifti import (
     NIFTI_ENDINGS,
@@ -22,6 +23,7 @@ __all__ = [
     "VOLUME_ENDINGS",
     "check_volume_file",
     "check_whole",
+    "fourth_axis_size",
     "is_volume_file",
     "read_volume_file",
     "volume_format",
@@ -56,6 +58,22 @@ def volume_grid(path: str | os.PathLike[str]) -> tuple[Sequence[int], np.ndarray
     """
     image = load_nifti(path) if is_nifti(path) else load_itk(path)
     return image.shape, np.asarray(image.affine)
+
+
+def fourth_axis_size(path: str | os.PathLike[str]) -> int:
+    """Return the number of channels, or of phases of the heart, along the fourth axis; 1 for a volume of three axes.
+
+    Raises:
+        GrataError: the header cannot be read, or there are more than four axes.
+    """
+    if not is_nifti(path):
+        return load_itk(path).channels
+    shape = load_nifti(path).shape
+    if len(shape) > 4:
+        raise GrataError(
+            f"NIfTI file '{path}' has {len(shape)} axes, and can have four here. Save what it holds as files of four."
+        )
+    return shape[3] if len(shape) == 4 else 1
 
 
 def check_volume_file(path: str | os.PathLike[str], spatial_dims: int) -> tuple[Sequence[int], np.ndarray]:
