@@ -40,12 +40,12 @@ def mean_and_interval(
     if not samples or any(len(values) == 0 for values in samples):
         return math.nan, math.nan, math.nan
     mean = float(np.mean([values.mean() for values in samples]))
-    sites = [_sums(values, names) for values, names in zip(samples, groups or itertools.repeat(None))]
-    if any(len(sums) < 2 for sums, _ in sites):
+    sites = list(map(_sums, samples, groups or itertools.repeat(None)))
+    if min(len(sums) for sums, _ in sites) < 2:
         return mean, math.nan, math.nan
-    generator = np.random.default_rng(seed)
     over_sites = resample_sites and len(sites) > 1
-    return mean, *(_interval_over_sites if over_sites else _interval_within_sites)(sites, generator)
+    interval = _interval_over_sites if over_sites else _interval_within_sites
+    return mean, *interval(sites, np.random.default_rng(seed))
 
 
 def _interval_within_sites(sites: Sequence[_Sums], generator: np.random.Generator) -> tuple[float, float]:
