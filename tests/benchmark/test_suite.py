@@ -13,8 +13,8 @@ from grata.benchmark import run_benchmark, stream
 from grata.benchmark.cases import case_table, write_cases
 from grata.benchmark.comparison import gain
 from grata.benchmark.config import make_config
-from grata.benchmark.groups import make_groups
 from grata.benchmark.suite import load_suite
+from grata.bundles.groups import every_group, make_groups
 
 
 def make_suite(ground, folder):
@@ -206,6 +206,12 @@ def test_groups_by_pattern_and_by_file(tmp_path):
     ):
         with pytest.raises(GrataError, match=message):
             make_groups(wrong)
+
+
+def test_every_group_from_the_first_on():
+    cases = [{"case": f"{patient}_{phase}"} for patient in "ABCDE" for phase in ("ED", "ES")]
+    assert every_group(cases, 3) == [cases[0], cases[3], cases[6], cases[9]]
+    assert every_group(cases, 2, make_groups("(.)_")) == [*cases[:2], *cases[4:6], *cases[8:]]
 
 
 def test_gains_by_patient_against_an_independent_computation(settings):

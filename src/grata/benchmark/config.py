@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..bundles.groups import Groups, make_groups
 from ..checks import check_count, did_you_mean, option_constant
 from ..config_files import read_config
 from ..errors import GrataError
 from ..files import expanded
 from ..methods import METHODS, check_settings, settings_of
 from ..settings import MISSING
-from .groups import Groups, make_groups
 from .keys import BenchmarkKeys, MetricSettings, check_known, check_name, check_unique, list_of_names, take
 from .protocols import Protocol, make_protocol
 
@@ -65,8 +65,9 @@ class BenchmarkConfig:
         source_scored: labels of the segments that are scored, by source network, for sites without labels of their own.
             Without either, the bundle's key ``scored`` counts, and without that all segments are scored.
         groups: what tells which images of a site belong together, such as those of one patient, by site; see
-            :func:`grata.benchmark.groups.make_groups`.
-        strides: step between the images that are used, by site, counted from the first image. With the stride of a
+            :func:`grata.bundles.groups.make_groups`.
+        strides: step between the images that are used, by site, counted from the first image; with groups the step
+            between these. With the stride of a
             bundle's training these are the source's held-out images.
         methods: rows of the tables in order, each with the settings in ``common`` that its method has.
         protocols: protocols in order, one block of the tables each.

@@ -160,7 +160,7 @@ def _site(config: BenchmarkConfig, source: str, target: str, cases: dict[str, li
     bundle.refuse_idle(config.targets[target], of_a_site=True)
     scored = _scored(config, source, target, bundle)
     if target not in cases:
-        cases[target] = bundle.cases(config.limit, stride=config.strides[target])
+        cases[target] = bundle.cases(config.limit, stride=config.strides[target], groups=config.groups.get(target))
     return _Site(cases[target], scored, bundle.fingerprint())
 
 

@@ -23,6 +23,7 @@ from ..machine import check_device
 from ..predictions import ACTIVATIONS
 from ..session import WindowSelection, window_selection
 from .configuration import check_keys, check_method_settings
+from .groups import Groups, every_group
 from .paths import as_given, keep_texts, verbatim
 from .reader import Configuration, parser_of
 from .regions import Region, make_regions
@@ -195,13 +196,16 @@ class Bundle(Configuration):
     def _preprocessing(self) -> Compose:
         return self.resolve("preprocessing")
 
-    def cases(self, limit: int | None, labelled: bool = True, stride: int = 1) -> list[dict[str, Any]]:
+    def cases(
+        self, limit: int | None, labelled: bool = True, stride: int = 1, groups: Groups | None = None
+    ) -> list[dict[str, Any]]:
         """Return the first cases of the site, sorted by id, with those that cannot be used.
 
         Args:
             limit: maximum number of cases; None: all.
             labelled: whether a site without any label is refused.
-            stride: step between the cases, from the first on.
+            stride: step between the cases, or between their groups, from the first on.
+            groups: what gives the group of a case, such as its patient.
 
         Raises:
             GrataError: ``discovery`` is something else, the folder cannot be read, or no case has a label.
@@ -213,7 +217,8 @@ class Bundle(Configuration):
                 key=f"{self.name}#discovery",
             )
         faults = [{"case": fault.case, "fault": fault.message} for fault in discovery.faults]
-        cases = sorted([*map(dict, discovery.cases), *faults], key=lambda case: case["case"])[::stride][:limit]
+        cases = sorted([*map(dict, discovery.cases), *faults], key=lambda case: case["case"])
+        cases = every_group(cases, stride, groups)[:limit]
         if labelled and not any("label" in case for case in cases):
             raise GrataError("no image has a label. Name their folder by labels_dir.", key=self.name)
         return cases

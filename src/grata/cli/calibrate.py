@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import PATH, SWITCH, LabelsDir, Work, argument, check_bundle, count, given, option
+from .options import PATH, SWITCH, TEXT, LabelsDir, Work, argument, check_bundle, count, given, option
 
 __all__ = ["calibrate"]
 
@@ -31,6 +31,15 @@ def calibrate(
             count(1),
             "Every so-many-th of the sorted cases was held out of the network's training, and is used; 1: all are.",
             default="5",
+        ),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        option(
+            "groups",
+            TEXT,
+            "Regular expression for the patient in a case's name, or CSV file: the stride then counts patients.",
+            default="each case by itself",
         ),
     ] = None,
     seed: Annotated[int | None, option("seed", count(0), "Seed of the simulations.", default="0")] = None,

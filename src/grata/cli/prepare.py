@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import PATH, VALUE, LabelsDir, Work, argument, check_bundle, count, given, option
+from .options import PATH, TEXT, VALUE, LabelsDir, Work, argument, check_bundle, count, given, option
 
 __all__ = ["prepare"]
 
@@ -31,6 +31,15 @@ def prepare(
             count(0),
             "Every so-many-th of the sorted cases was held out of the network's training, and is left out.",
             default="0: none was",
+        ),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        option(
+            "groups",
+            TEXT,
+            "Regular expression for the patient in a case's name, or CSV file: the stride then counts patients.",
+            default="each case by itself",
         ),
     ] = None,
     heads: Annotated[

@@ -16,6 +16,8 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from ..bundles.bundle import Bundle, Case
+from ..bundles.groups import Groups, every_group, optional_groups
+from ..checks import checked
 from ..console import say, say_beside_bar
 from ..errors import GrataError
 from ..files import expanded
@@ -80,6 +82,7 @@ def calibrate(
     output: str | Path = "models/quality.json",
     images: int | None = 20,
     val_stride: int = 5,
+    groups: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
     **overrides: Any,
@@ -99,6 +102,8 @@ def calibrate(
         images: maximum number of images, evenly spaced; None: all.
         val_stride: step between the sorted cases, from the first on, that were held out of the network's training, as
             in ``configs/train.yaml``: these are used. 1: all cases.
+        groups: what tells which cases belong together, such as those of one patient, see
+            :func:`grata.bundles.groups.make_groups`: the step is one between groups then; None: each is by itself.
         seed: seed of the simulations.
         overwrite: whether to replace a file that is there already.
         overrides: values for keys of ``configs/adapt.yaml``, nested keys joined by ``#``.
@@ -113,6 +118,7 @@ def calibrate(
     quiet()
     images = None if images is None else _whole("images", images, 1)
     val_stride, seed = _whole("val_stride", val_stride, 1), _whole("seed", seed, 0)
+    of_groups = checked(optional_groups, groups, "groups")
     opened = _opened(Path(bundle), {**given_folders(dataset_dir, labels_dir), **overrides}, calibrate)
     path = opened.root / expanded(str(output))
     if path.exists() and not overwrite:
@@ -120,7 +126,7 @@ def calibrate(
             f"{path} exists. Add --overwrite true to replace it, or name another file by --output.", key="output"
         )
     with writing(path):
-        cases = _held_out_cases(opened, val_stride, images)
+        cases = _held_out_cases(opened, val_stride, of_groups, images)
         samples, faults = _Probe(opened).all_samples(cases, seed)
         used = len({sample.case for sample in samples})
         if used < _LEAST:
@@ -138,9 +144,11 @@ def calibrate(
         return 1 if faults else 0
 
 
-def _held_out_cases(opened: Bundle, val_stride: int, images: int | None) -> Sequence[Case]:
+def _held_out_cases(opened: Bundle, val_stride: int, groups: Groups | None, images: int | None) -> Sequence[Case]:
     found = opened.cases(None)
-    cases = _evenly([case for case in found[::val_stride] if {"label", "fault"} & case.keys()], images)
+    cases = _evenly(
+        [case for case in every_group(found, val_stride, groups) if {"label", "fault"} & case.keys()], images
+    )
     if len(cases) < _LEAST:
         options = f"--val_stride {val_stride}" + ("" if images is None else f" and --images {images}")
         raise GrataError(

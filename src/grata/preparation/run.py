@@ -17,8 +17,9 @@ from torch import nn
 from tqdm import tqdm
 
 from ..bundles.bundle import Bundle, Case
+from ..bundles.groups import Groups, every_group, optional_groups
 from ..bundles.paths import verbatim
-from ..checks import did_you_mean
+from ..checks import checked, did_you_mean
 from ..console import say, say_beside_bar
 from ..errors import GrataError
 from ..files import check_output_dir, expanded, locked, remove_leftovers
@@ -43,6 +44,7 @@ def prepare(
     output: str | Path = "models/prepared.safetensors",
     images: int | None = None,
     val_stride: int = 0,
+    groups: str | None = None,
     heads: str | Sequence[str] | None = HEADS,
     epochs: int = 20,
     seed: int = 0,
@@ -60,6 +62,8 @@ def prepare(
         images: maximum number of images, evenly spaced over the sorted cases; None: all.
         val_stride: step between the sorted cases, from the first on, that were held out of the network's training and
             are left out here too, as ``val_stride`` in ``configs/train.yaml``; 0: none.
+        groups: what tells which cases belong together, such as those of one patient, see
+            :func:`grata.bundles.groups.make_groups`: the step is one between groups then; None: each is by itself.
         heads: names of the auxiliary heads to train, ``rotation`` and ``denoising``, as a list or separated by commas;
             or ``none``.
         epochs: number of epochs of the heads' training.
@@ -76,11 +80,11 @@ def prepare(
     names = _head_names(heads)
     images = None if images is None else _whole("images", images, 1)
     val_stride, epochs, seed = _whole("val_stride", val_stride, 0), _whole("epochs", epochs, 1), _whole("seed", seed, 0)
+    of_groups = checked(optional_groups, groups, "groups")
     opened = _opened(Path(bundle), {**given_folders(dataset_dir, labels_dir), **overrides}, prepare)
     path = opened.root / expanded(str(output))
     with writing(path):
-        cases = opened.cases(None, labelled=False)
-        cases = _evenly([case for n, case in enumerate(cases) if not val_stride or n % val_stride], images)
+        cases = _evenly(_trained_with(opened.cases(None, labelled=False), val_stride, of_groups), images)
         if not cases:
             raise GrataError(
                 f"{val_stride} leaves no image. Give the value from the network's training, or 0.", key="val_stride"
@@ -116,6 +120,12 @@ def writing(path: Path) -> Iterator[None]:
     with locked(path, key="output"):
         remove_leftovers(path.parent, path.name.__eq__)
         yield
+
+
+def _trained_with(cases: Sequence[Case], val_stride: int, groups: Groups | None) -> list[Case]:
+    """Return the cases that were not held out."""
+    held_out = [case["case"] for case in every_group(cases, val_stride, groups)] if val_stride else []
+    return [case for case in cases if case["case"] not in held_out]
 
 
 def given_folders(dataset_dir: str | Path, labels_dir: str | Path | None) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import GrataError
 from ..files import expanded
 
-__all__ = ["Groups", "make_groups"]
+__all__ = ["Groups", "every_group", "make_groups", "optional_groups"]
 
 Groups = Callable[[str], str]
 """The name of an image's group from its case id."""
@@ -37,6 +38,24 @@ def make_groups(given: object) -> Groups:
     except re.error as error:
         raise GrataError(f"{given!r} is not a regular expression: {error}.") from error
     return lambda case: _matched(pattern, case)
+
+
+def optional_groups(given: object) -> Groups | None:
+    """Return :func:`make_groups` of what is given; None of None."""
+    return None if given is None else make_groups(given)
+
+
+def every_group(cases: Sequence[Mapping[str, Any]], stride: int, groups: Groups | None = None) -> list[Any]:
+    """Return every so-many-th case from the first on, or all cases of every so-many-th group.
+
+    Args:
+        cases: cases in order, with their id as ``case``.
+        stride: step between the cases, or between the groups in the order of their first cases.
+        groups: what gives the group of a case; None: each is a group of its own.
+    """
+    names = [case["case"] if groups is None else groups(case["case"]) for case in cases]
+    chosen = set(list(dict.fromkeys(names))[::stride])
+    return [case for case, name in zip(cases, names, strict=True) if name in chosen]
 
 
 def _matched(pattern: re.Pattern[str], case: str) -> str:
