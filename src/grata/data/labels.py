@@ -11,7 +11,7 @@ from .volume_files import is_volume_file, volume_stem
 
 __all__ = ["LabelIndex", "is_image_folder", "is_label_folder", "scan_stem"]
 
-_SUFFIX = re.compile(r"[-_.](seg|segmentation|labels?|mask)$")
+_SUFFIX = re.compile(r"[-_.](seg|segmentation|labels?|mask|gt)$")
 _PHASE = re.compile(rf"-{CARDIAC_PHASE}\d+$", re.IGNORECASE)
 # nnU-Net's number of the first channel of an image.
 _CHANNEL = re.compile(r"_0000$")

@@ -122,7 +122,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
 
 
-def _trained_with(cases: Sequence[Case], val_stride: int, groups: Groups | None) -> list[Case]:
+def _trained_with(cases: list[dict[str, Any]], val_stride: int, groups: Groups | None) -> list[dict[str, Any]]:
     """Return the cases that were not held out."""
     held_out = [case["case"] for case in every_group(cases, val_stride, groups)] if val_stride else []
     return [case for case in cases if case["case"] not in held_out]
