@@ -156,7 +156,7 @@ def test_encoder_refuses_weights_of_another_network(make_resunet, make_network, 
         load_encoder(ResUNet(depth=34), path)
     with pytest.raises(GrataError, match="3 channels, this network takes 1"):
         load_encoder(ResUNet(in_channels=1, depth=18), path)
-    with pytest.raises(GrataError, match="UNet has no ResNet encoder"):
+    with pytest.raises(GrataError, match="UNet has no encoder that ImageNet weights"):
         load_encoder(make_network(2), path)
     with pytest.raises(GrataError, match="absent.pth is not a file"):
         load_encoder(ResUNet(depth=18), tmp_path / "absent.pth")

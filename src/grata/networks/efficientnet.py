@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import GrataError
 from .branches import BRANCHES, make_branch
+from .sides import check_sides
 
 __all__ = ["EfficientNetLite0", "EfficientUNet"]
 
@@ -164,7 +165,7 @@ class EfficientUNet(FlexibleUNet):
     """U-Net with an EfficientNet-Lite0 encoder: 3.7 M parameters, batch normalization throughout.
 
     The decoder is that of MONAI's ``FlexibleUNet``: bilinear upsampling, concatenation of the encoder's map, two 3×3
-    convolutions. Sides of the image that are no multiples of 32 are padded inside.
+    convolutions.
 
     Args:
         out_channels: number of segmentation channels.
@@ -195,8 +196,15 @@ class EfficientUNet(FlexibleUNet):
             "efficientnet-lite0",
             decoder_channels=tuple(decoder_channels),
             interp_mode="bilinear",
+            is_pad=False,
         )
         self.branches = nn.ModuleDict({name: make_branch(name, _FEATURES[-1], in_channels) for name in branches})
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map images ``(B, in_channels, H, W)``, H and W multiples of 32, to logits ``(B, out_channels, H, W)``."""
+        if not torch.jit.is_scripting():
+            check_sides(inputs, "EfficientUNet")
+        return self.segmentation_head(self.decoder(self.encoder(inputs), self.skip_connect))
 
     def branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Return the output of an auxiliary branch: the logits of an image, or the logits of the rotation.

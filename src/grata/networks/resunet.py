@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..errors import GrataError
 from .branches import BRANCHES, make_branch
 from .folding import can_fold, decode
+from .sides import check_sides
 
 __all__ = ["ResUNet"]
 
@@ -79,7 +80,7 @@ class ResUNet(nn.Module):
             GrataError: a side is not a multiple of 32.
         """
         if not torch.jit.is_scripting():
-            _check_size(x)
+            check_sides(x, "ResUNet")
         encoder = self.encoder
         first = encoder.act(encoder.bn1(encoder.conv1(x)))
         maps = [first, encoder.layer1(encoder.maxpool(first))]
@@ -117,14 +118,6 @@ class ResUNet(nn.Module):
                 f"network_def#branches and train it; there are {', '.join(BRANCHES)}."
             )
         return self.branches[name](self.features(x)[-1])
-
-
-def _check_size(x: torch.Tensor) -> None:
-    height, width = x.shape[-2:]
-    if height % 32 or width % 32 or not height or not width:
-        raise GrataError(
-            f"ResUNet takes images whose sides are multiples of 32, got {height}×{width}. Choose another image_size."
-        )
 
 
 class DecoderBlock(nn.Module):
