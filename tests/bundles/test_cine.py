@@ -111,3 +111,15 @@ def test_a_run_goes_on_with_the_phases_that_are_left(adapted, finished, tmp_path
     for case in IDS:
         name = Path("segmentations", f"{case}.nii.gz")
         assert (output / name).read_bytes() == (finished[0] / name).read_bytes()
+
+
+def test_a_phase_that_nobody_has_outlined_has_no_score(adapted, dataset, tmp_path):
+    partly = labels()
+    partly[..., 1] = 0
+    save(partly, tmp_path / "partly" / "patient001_4d.nii.gz")
+    output = tmp_path / "output"
+    select = "CardiacPhase=1,CardiacPhase=2"
+    assert "3 of 3 cases finished" in adapted(output, "--labels_dir", tmp_path / "partly", "--select", select)
+    with open(output / "scores.csv", newline="") as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {IDS[0]}
+    assert (output / "segmentations" / f"{IDS[1]}.nii.gz").is_file()

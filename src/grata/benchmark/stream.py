@@ -15,6 +15,7 @@ from monai.networks import eval_mode
 from monai.utils import set_determinism
 
 from ..bundles.bundle import Case
+from ..data.phases import is_unlabelled
 from ..errors import GrataError, RunError
 from ..machine import keep_pages
 from ..quality import UNEXPECTED
@@ -212,6 +213,8 @@ class _Runner:
             return {}
         site, metrics = self.sites[item.site], self.job.metrics
         label = site.read_label(case, image, metrics.space)
+        if is_unlabelled(case, label):
+            return {}
         spacing = site.spacing(case, image, metrics.space)
         scored = self.job.scored.get(item.site)
         return score(labels, probabilities, label, site.regions, spacing, metrics.empty, scored)

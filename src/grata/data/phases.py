@@ -4,6 +4,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
@@ -14,7 +15,7 @@ from .dicom_parts import is_one_of
 from .dicom_phases import CARDIAC_PHASE, phase_numbers
 from .labels import scan_stem
 
-__all__ = ["FileVolume", "TakePhased", "volumes_of"]
+__all__ = ["FileVolume", "TakePhased", "is_unlabelled", "volumes_of"]
 
 
 class FileVolume(NamedTuple):
@@ -55,6 +56,19 @@ def volumes_of(
             ending = f"-{CARDIAC_PHASE}{number}"
             named = path.with_name(f"{scan_stem(path)}{ending}.nii.gz")
             yield FileVolume(path, f"{case}{ending}", label, named, {"phase": phase})
+
+
+def is_unlabelled(case: Mapping[str, Any], label: np.ndarray) -> bool:
+    """Return whether a label map of a cine says nothing of this phase.
+
+    The public sets have labels of four axes that are filled at end-diastole and end-systole alone. No stack of a heart
+    is without one, so an empty phase of such a label is one that nobody has outlined.
+
+    Args:
+        case: case, with ``phase`` where its file holds several.
+        label: label map of the case.
+    """
+    return "phase" in case and not label.any()
 
 
 class TakePhased(MapTransform):

@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 
 from .._version import __version__
 from ..data import write_dicom_seg, write_itk, write_nifti, write_png
+from ..data.phases import is_unlabelled
 from ..errors import GrataError
 from ..files import FIGURES, SEGMENTATIONS, expanded, is_file_name, on_disk, remove_file, shortened
 from ..quality import Judgement, verdict_in_words
@@ -138,7 +139,7 @@ class OutputHandler:
         source = item.get(self.source_key)
         maps = {} if source is None else {"source": _label_map(source)}
         maps[self.variant] = prediction
-        label = _label_map(item[self.label_key]) if case.get("label") else None
+        label = _label(case, item, self.label_key)
         affine = np.asarray(image.affine, dtype=float)
         is_picture = case["format"] == "picture"
         spacing = None if is_picture else np.linalg.norm(affine[:-1, :-1], axis=0)[: prediction.ndim].tolist()
@@ -247,6 +248,12 @@ def _check_scored(scored: Any, labels: list[str]) -> set[str]:
             f"must be a list of labels of the segments ({', '.join(labels)}), got {scored!r}.", key="scored"
         )
     return set(scored)
+
+
+def _label(case: Mapping[str, Any], item: Mapping[str, Any], key: str) -> np.ndarray | None:
+    """Return the label map of a case; None where it has none."""
+    label = _label_map(item[key]) if case.get("label") else None
+    return None if label is None or is_unlabelled(case, label) else label
 
 
 def _label_map(tensor: torch.Tensor) -> np.ndarray:
