@@ -1,8 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from grata.benchmark import load_config
+from grata.benchmark.suite import load_suite
 from grata.errors import GrataError
 from grata.methods import METHODS
 
@@ -155,3 +158,12 @@ def test_a_file_that_is_not_a_configuration(tmp_path, text, message):
         load_config(tmp_path / "x.yaml")
     with pytest.raises(GrataError, match="cannot be read"):
         load_config(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_the_configurations_of_this_repository_are_right(path):
+    given = yaml.safe_load(path.read_text())
+    configs = load_suite(given).tasks.values() if "tasks" in given else [load_config(path)]
+    assert all(config.methods and config.targets for config in configs)

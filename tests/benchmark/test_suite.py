@@ -147,15 +147,20 @@ def test_what_a_suite_writes(finished):
     assert set(pd.read_csv(finished / "cases" / "cups.csv.gz").filter(like="dice/")) == {"dice/Cup", "dice/mean"}
 
 
-def test_a_reader_can_compute_the_table(finished):
-    cases = pd.read_csv(finished / "cases" / "discs.csv.gz")
-    first = cases[(cases["protocol"] == "per-target") & (cases["source"] == "plain")]
-    means = first.groupby(["method", "target"])["dice/mean"].mean().unstack()
+def test_the_lines_on_the_page_compute_its_table(finished, monkeypatch):
     page = (finished / "suite.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(finished)
+    found: dict[str, pd.DataFrame] = {}
+    exec(lines, found)
+    assert len(lines.split("\n")) <= 11
     shown = page[page.index("### discs: source network `plain`") :]
-    for method, row in means.drop("judged").iterrows():
+    for method, row in found["dice"].groupby("target").mean().T.drop("judged").iterrows():
         line = re.search(rf"^\| `{method}` .*$", shown, re.M)[0]
         assert [float(cell.split()[0]) for cell in line.split("|")[3:5]] == pytest.approx(list(row), abs=6e-4)
+    grata = re.search(r"^\| `grata` .*$", shown[shown.index("to source") :], re.M)[0]
+    gain = found["gain"]["grata"].xs("south").mean()
+    assert re.search(r" ([+-]0\.\d{3}) \[", grata)[1] == f"{gain:+.3f}"
 
 
 def test_stopped_and_started_again_it_gives_the_same_cases(suite, write, tmp_path, finished, monkeypatch):

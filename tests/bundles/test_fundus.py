@@ -1,4 +1,4 @@
-"""The bundles for fundus photographs through MONAI's own command line."""
+"""The bundles for pictures, of the eye and of the colon, through MONAI's own command line."""
 
 import json
 import sys
@@ -16,9 +16,10 @@ from grata.networks import ResUNet, convert_checkpoint, load_source, to_referenc
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 DISC, VESSEL = "fundus_optic_disc_cup_segmentation", "retinal_vessel_segmentation"
-VALUES = {DISC: {0, 1, 2}, VESSEL: {0, 1}}
+POLYP = "polyp_endoscopy_segmentation"
+VALUES = {DISC: {0, 1, 2}, VESSEL: {0, 1}, POLYP: {0, 1}}
 # Where a test does not ask how good a prediction is, the network is given small pictures: a fifth of the time.
-SMALL = {DISC: {"image_size": [192, 192]}, VESSEL: {"field_of_view": 20}}
+SMALL = {DISC: {"image_size": [192, 192]}, VESSEL: {"field_of_view": 20}, POLYP: {"image_size": [192, 192]}}
 
 
 def small(fundus):
@@ -30,7 +31,7 @@ def journal(folder):
     return [json.loads(line) for line in (Path(folder) / "journal.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module", params=[DISC, VESSEL])
+@pytest.fixture(scope="module", params=[DISC, VESSEL, POLYP])
 def fundus(request):
     return BUNDLES / request.param
 
@@ -170,7 +171,8 @@ def test_plain_inference_and_evaluation(run, fundus, adapted, dataset, tmp_path)
 
 
 def test_training_runs_from_the_bundles_own_workflow(run, fundus, dataset, tmp_path):
-    small = ["--image_size", "[64,64]"] if fundus.name == DISC else ["--crop_size", "[64,64]", "--pixels_per_degree", 4]
+    of_vessels = ["--crop_size", "[64,64]", "--pixels_per_degree", 4]
+    small = of_vessels if fundus.name == VESSEL else ["--image_size", "[64,64]"]
     arguments = ["--max_epochs", 1, "--val_interval", 1, "--batch_size", 2, "--val_stride", 2, *small]
     command = ["--bundle_root", fundus, "--dataset_dir", dataset, "--ckpt_dir", tmp_path, *arguments]
     run("run", "training", "--config_file", fundus / "configs" / "train.yaml", *command, cwd=tmp_path)
@@ -178,6 +180,17 @@ def test_training_runs_from_the_bundles_own_workflow(run, fundus, dataset, tmp_p
     trained = torch.load(tmp_path / name, weights_only=True)
     shipped = torch.load(fundus / "models" / "model.pt", weights_only=True)
     assert {k: v.shape for k, v in trained.items()} == {k: v.shape for k, v in shipped.items()}
+    strong = fundus / "configs" / "train_strong.yaml"
+    if strong.is_file():
+        run(
+            "run",
+            "training",
+            "--config_file",
+            str([str(strong.with_name("train.yaml")), str(strong)]),
+            *command,
+            cwd=tmp_path,
+        )
+        assert torch.load(tmp_path / "model_strong.pt", weights_only=True).keys() == trained.keys()
     if fundus.name == DISC:
         overlay = str([str(fundus / "configs" / name) for name in ("train.yaml", "train_branches.yaml")])
         run("run", "training", "--config_file", overlay, *command, cwd=tmp_path)

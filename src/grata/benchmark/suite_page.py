@@ -91,6 +91,7 @@ def write_page(tasks: Sequence[Task], folder: Path, command: str, made: Mapping[
         lines += _of_task(task)
     lines += _streams(tasks)
     lines += _verdicts(tasks)
+    lines += _by_hand(tasks[0])
     with atomic_write(folder / "suite.md") as temporary:
         temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     figure = _figure(tasks)
@@ -302,6 +303,23 @@ def _verdicts(tasks: Sequence[Task]) -> Iterator[str]:
             "labels, beside the true one."
         )
         yield from ("", _table(lines), "")
+
+
+def _by_hand(task: Task) -> Iterator[str]:
+    """Yield ten lines of pandas that compute a table of this page from the published cases."""
+    source = next(source for source in task.config.sources if len(task.chosen(task.first, source, home=None)))
+    yield from ("## Check it yourself", "")
+    yield f"These lines compute the Dice of {task.name}, and the gain over the source network, from the table of cases:"
+    yield from ("", "<!-- not run: a test runs it on a table of its own -->", "```python", "import pandas as pd", "")
+    yield f'cases = pd.read_csv("cases/{task.name}.csv.gz")'
+    yield f'first = cases[(cases["protocol"] == "{task.first}") & (cases["source"] == "{source}")]'
+    yield 'dice = first.pivot_table(index=["target", "case"], columns="method", values="dice/mean")'
+    yield 'print(dice.groupby("target").mean().T.round(3))'
+    base = task.base("source") or task.config.reference_method
+    yield f'gain = dice.sub(dice["{base}"], axis=0)'
+    yield 'print(gain.groupby("target").mean().T.round(3))'
+    yield f'print((gain < -{HARM}).groupby("target").mean().T.round(3))'
+    yield from ("```", "")
 
 
 def _judged(task: Task, source: str, row: MethodRow, target: str, mine: pd.DataFrame) -> dict[str, Any]:
