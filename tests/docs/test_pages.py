@@ -21,6 +21,7 @@ import yaml
 
 from grata.bank import save
 from grata.benchmark.config import load_config
+from grata.benchmark.suite import load_suite
 from grata.methods import create
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +173,9 @@ def test_configurations_of_a_page_can_be_read(block, tmp_path):
         found = pydoc.locate(node["_target_"])
         assert found is not None, node["_target_"]
         inspect.signature(found).bind_partial(**{k: v for k, v in node.items() if not k.startswith("_")})
-    if isinstance(content, dict) and ("targets" in content or block.page == "docs/benchmark.md"):
+    if isinstance(content, dict) and "tasks" in content:
+        assert all(config.methods for config in load_suite(content).tasks.values())
+    elif isinstance(content, dict) and ("targets" in content or block.page == "docs/benchmark.md"):
         # A page may show some keys alone: they change its first configuration, which is whole.
         whole = yaml.safe_load(next(b for b in BLOCKS if b.page == block.page and b.language == "yaml").text)
         (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(whole | content))
