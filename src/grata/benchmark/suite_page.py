@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from tabulate import tabulate
 
 from .._version import __version__
@@ -350,15 +352,21 @@ def _figure(tasks: Sequence[Task]) -> Figure | None:
     FigureCanvasAgg(figure)
     grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=[len(f.columns) for f in panels.values()])[0]
     for (source, frame), axes in zip(panels.items(), grid, strict=True):
-        shown = axes.imshow(frame, cmap="RdBu", norm=TwoSlopeNorm(0, -_SCALE, _SCALE), aspect="auto", origin="lower")
-        for place, value in np.ndenumerate(frame.to_numpy(float)):
-            if math.isfinite(value):
-                axes.text(place[1], place[0], f"{value:+.3f}", ha="center", va="center", fontsize=6.5)
-        axes.set_xticks(range(len(frame.columns)), list(frame.columns), rotation=90, fontsize=7, parse_math=False)
-        axes.set_yticks(range(len(frame)), list(frame.index), fontsize=8, parse_math=False)
-        axes.set_title(f"source network: {source}", fontsize=10, parse_math=False)
+        shown = _draw(axes, source, frame)
     figure.colorbar(shown, ax=list(grid), label="gain in Dice over the source network", shrink=0.6, extend="both")
     return figure
+
+
+def _draw(axes: Axes, source: str, frame: pd.DataFrame) -> AxesImage:
+    shown = axes.imshow(frame, cmap="RdBu", norm=TwoSlopeNorm(0, -_SCALE, _SCALE), aspect="auto", origin="lower")
+    for (row, column), value in np.ndenumerate(frame.to_numpy(float)):
+        if math.isfinite(value):
+            colour = "white" if abs(value) > 0.6 * _SCALE else "black"
+            axes.text(column, row, f"{value:+.3f}", ha="center", va="center", fontsize=6.5, color=colour)
+    axes.set_xticks(range(len(frame.columns)), list(frame.columns), rotation=90, fontsize=7, parse_math=False)
+    axes.set_yticks(range(len(frame)), list(frame.index), fontsize=8, parse_math=False)
+    axes.set_title(f"source network: {source}", fontsize=10, parse_math=False)
+    return shown
 
 
 def _panel(tasks: Sequence[Task], source: str) -> pd.DataFrame:
