@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from grata.benchmark.bundle import Bundle
+from grata.cli.app import main
 from grata.errors import GrataError
-from grata.preparation import calibrate
+from grata.preparation import calibrate, prepare
 from grata.preparation.calibration import _Probe, fit
 from grata.preparation.simulated import SHIFTS, WRONG
 from grata.quality import Calibration
@@ -184,3 +185,19 @@ def test_errors_are_those_of_changes_that_the_fit_never_saw(samples):
     plain = [dataclasses.replace(s, dice=[0.9, 0.9]) for s in samples]
     lowest = {name: min(low for low, _ in fit(given).errors) for name, given in (("told", told), ("plain", plain))}
     assert lowest["told"] < lowest["plain"] - 0.1
+
+
+def test_the_command_replaces_a_file_that_is_there_as_its_message_says(tmp_path, capsys):
+    for spelling in (["--overwrite", "true"], ["--overwrite=true"], ["--overwrite"]):
+        assert main(["calibrate", str(tmp_path / "absent"), "--dataset_dir", str(tmp_path), *spelling]) == 1
+        assert "absent" in capsys.readouterr().err
+
+
+def test_cases_of_one_patient_are_held_out_together(config, write_bundle, source, capsys):
+    bundle = write_bundle(config)
+    assert calibrate(bundle, source, val_stride=2, groups="case", output="together.json") == 0
+    assert "Calibrated on 5 of 5 images" in capsys.readouterr().out
+    with pytest.raises(GrataError, match="val_stride: 2 leaves no image"):
+        prepare(bundle, source, val_stride=2, groups="case")
+    with pytest.raises(GrataError, match="groups: '\\(' is not a regular expression"):
+        calibrate(bundle, source, groups="(", output="wrong.json")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY
 
-from ..checks import check_count, check_flag, check_number, checked, constant, did_you_mean
+from ..checks import check_choice, check_count, check_flag, check_number, checked, constant, did_you_mean
 from ..errors import GrataError
 from ..methods import METHODS, check_settings
 from ..private import running_workflow
@@ -67,6 +68,7 @@ def start(
     numbers: Mapping[str, Any] | None = None,
     sizes: Mapping[str, Any] | None = None,
     paths: Mapping[str, Any] | None = None,
+    choices: Mapping[str, tuple[Any, Sequence[str]]] | None = None,
 ) -> None:
     """Check the running configuration, as the first line of a bundle's ``initialize``, and set plain messages.
 
@@ -79,6 +81,7 @@ def start(
         numbers: values that must be numbers above 0 and of at most 1000, by key.
         sizes: values that must be a list of two sides in pixels, 1 to 8192, by key.
         paths: values that must name a file or a folder, by key; null is left to what reads them.
+        choices: values that must be one of some names, with these, by key.
 
     Raises:
         GrataError: nothing uses a key of the configuration or of the command line (it may be mistyped), a reference
@@ -95,6 +98,8 @@ def start(
     for values, check in groups:
         for key, value in (values or {}).items():
             checked(check, value, key)
+    for key, (value, names) in (choices or {}).items():
+        checked(partial(check_choice, of=names), value, key)
     workflow = running_workflow()
     if workflow is not None:
         if "keep_paths" not in str(workflow.parser.get(workflow.init_id)):

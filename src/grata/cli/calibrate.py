@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,7 +44,7 @@ def calibrate(
     ] = None,
     seed: Annotated[int | None, option("seed", count(0), "Seed of the simulations.", default="0")] = None,
     overwrite: Annotated[
-        bool | None, option("overwrite", SWITCH, "Replace a file that is there already.", default="false")
+        Any, option("overwrite", SWITCH, "Replace a file that is there already.", default="false")
     ] = None,
 ) -> Work:
     """Learn from held-out source images, simulated shifts and wrong inputs what Dice to expect of the network.
