@@ -59,6 +59,17 @@ def test_holes_are_background_or_the_outer_structure():
     assert clean(["111", "101", "101"], NESTED, fill_holes=True) == ["111", "101", "101"]
 
 
+def test_what_lies_in_a_hole_and_is_left_out_is_filled_too():
+    picture = ["1111111", "1000001", "1022001", "1000001", "1111111", "1111111"]
+    assert clean(picture, NESTED, keep_largest=True, fill_holes=True) == [
+        "1111111",
+        "1111111",
+        "1122111",
+        *["1111111"] * 3,
+    ]
+    assert clean(picture, NESTED, keep_largest=["Disc"], fill_holes=["Disc"])[1] == "1111111"
+
+
 def test_a_ring_does_not_fill_what_it_encloses():
     picture = ["22222", "21112", "21012", "21112", "22222"]
     assert clean(picture, BESIDE, fill_holes=True) == ["22222", "21112", "21112", "21112", "22222"]

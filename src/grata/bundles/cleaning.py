@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,8 +71,9 @@ class CleanRegionsd(MapTransform):
         masks: dict[Region, torch.Tensor] = {}
         for region in self.regions:
             outer = [other for other in masks if set(region.values) < set(other.values)]
-            fillable = torch.isin(values, torch.tensor([0, *(other.values[0] for other in outer)]).to(values))
-            mask = self._cleaned(torch.isin(values, torch.tensor(region.values).to(values)), region, fillable)
+            # Also pieces of the structure itself, and of those in it, that were left out just now.
+            fillable = {0, *region.values, *(other.values[0] for other in outer)}
+            mask = self._cleaned(_is_in(values, region.values), region, _is_in(values, fillable))
             for other in outer:
                 mask &= masks[other]
             masks[region] = mask
@@ -87,6 +88,10 @@ class CleanRegionsd(MapTransform):
         if region.label in self.fill_holes:
             mask = mask | _holes(mask, fillable)
         return mask
+
+
+def _is_in(values: torch.Tensor, chosen: Iterable[int]) -> torch.Tensor:
+    return torch.isin(values, torch.tensor(sorted(chosen)).to(values))
 
 
 def _without_small(mask: torch.Tensor, smallest: int) -> torch.Tensor:
