@@ -32,7 +32,7 @@ from .pool import run_jobs
 from .stream import MEASURED
 from .suite import Suite, load_suite
 from .suite_page import Task, write_page
-from .summary import write_summary
+from .summary import without_places, write_summary
 
 __all__ = ["run_benchmark"]
 
@@ -89,16 +89,10 @@ def _run_suite(suite: Suite, config_file: str | Path) -> int:
             "threads each": threads_each(config),
             "minutes of this run": f"{(time.perf_counter() - started) / 60:.0f}",
         }
-        write_page(tasks, folder, f"grata benchmark {_shown(config_file)}", made)
+        write_page(tasks, folder, f"grata benchmark {without_places(Path(config_file).as_posix())}", made)
     if tasks:
         say(f"The page of all tasks: {folder / 'suite.md'}")
     return status
-
-
-def _shown(config_file: str | Path) -> str:
-    """Return a path for a page; an absolute one would name the machine's folders."""
-    path = Path(config_file)
-    return path.name if path.is_absolute() else path.as_posix()
 
 
 def _run(config: BenchmarkConfig) -> tuple[int, list[dict[str, Any]]]:

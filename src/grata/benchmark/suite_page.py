@@ -21,6 +21,7 @@ from tabulate import tabulate
 
 from .._version import __version__
 from ..files import atomic_write
+from .cells import NONE, estimate, number, p_value
 from .comparison import HARM, Estimate, Gain, by_image, cost, dice, gain
 from .config import BenchmarkConfig, MethodRow
 from .statistics import holm
@@ -33,7 +34,6 @@ _BASES = ("source", "ptbn")
 _DPI = 150
 _SCALE = 0.1
 """Gain or loss of Dice at which the colours of the figure end."""
-_NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ def _header(tasks: Sequence[Task], command: str, made: Mapping[str, Any]) -> Ite
         "together; of a task with several targets the targets are resampled, too, as the intervals then say what to "
         "expect at a further one. Differences are paired by image; p: two-sided Wilcoxon signed-rank test, each "
         "patient or sequence counted once, by Holm's procedure for the methods of a table. *harmed*: share of the "
-        "images whose "
-        f"Dice is lower than the source network's by more than {HARM}. *worst*: the largest loss of an image. *cost*: "
-        "seconds relative to a plain forward of the source network on the same images. *every*: the method was run on "
-        "every so-many-th image, and is compared on these. HD95 is in pixels, over the images where it is finite."
+        f"images whose Dice is lower than the source network's by more than {HARM}. *worst*: the largest loss of an "
+        "image. *cost*: seconds relative to a plain forward of the source network on the same images. *every*: the "
+        "method was run on every so-many-th image, and is compared on these. HD95 is in pixels, over the images where "
+        "it is finite."
     )
     yield ""
 
@@ -165,10 +165,9 @@ def _overview_line(name: str, gains: Mapping[str, Gain]) -> dict[str, str]:
     }
 
 
-def _gain(task: Task, source: str, method: str, base: str, protocol: str = "") -> Gain:
-    protocol = protocol or task.first
-    mine = task.chosen(protocol, source, method)
-    return gain(mine, task.chosen(protocol, source, task.base(base)), resample_sites=True)
+def _gain(task: Task, source: str, method: str, base: str) -> Gain:
+    mine = task.chosen(task.first, source, method)
+    return gain(mine, task.chosen(task.first, source, task.base(base)), resample_sites=True)
 
 
 def _of_task(task: Task) -> Iterator[str]:
@@ -193,7 +192,7 @@ def _targets_line(task: Task, source: str, row: MethodRow, mine: pd.DataFrame) -
     line: dict[str, Any] = {"method": f"`{row.name}`", "every": row.stride}
     for target in task.config.targets_of(source):
         of_target = mine[mine["target"] == target]
-        line[_named(task, target)] = _shown(dice(of_target)) if len(of_target) else _NONE
+        line[_named(task, target)] = _shown(dice(of_target)) if len(of_target) else NONE
     return line
 
 
@@ -216,9 +215,9 @@ def _against(task: Task, source: str, rows: Sequence[MethodRow], base: str) -> l
     adjusted = holm([math.nan if own else one.p for own, one in zip(itself, gains, strict=True)])
     lines = []
     for own, one, p in zip(itself, gains, adjusted, strict=True):
-        line = {f"to {base}": _shown(one.difference, "+.3f"), f"p ({base})": _p(p)}
+        line = {f"to {base}": _shown(one.difference, "+.3f"), f"p ({base})": p_value(p)}
         line |= _harm(one) if base == _BASES[0] else {}
-        lines.append(dict.fromkeys(line, _NONE) if own else line)
+        lines.append(dict.fromkeys(line, NONE) if own else line)
     return lines
 
 
@@ -228,8 +227,8 @@ def _dice_line(task: Task, source: str, row: MethodRow) -> dict[str, Any]:
         "method": f"`{row.name}`",
         "images": len(by_image(mine)),
         "Dice": _shown(dice(mine, resample_sites=True)),
-        "HD95": _number(_distance(mine), ".1f"),
-        "cost": _number(cost(mine, task.chosen(task.first, source, task.base("source"))), ".1f"),
+        "HD95": number(_distance(mine), ".1f"),
+        "cost": number(cost(mine, task.chosen(task.first, source, task.base("source"))), ".1f"),
     }
 
 
@@ -337,7 +336,7 @@ def _judged(task: Task, source: str, row: MethodRow, target: str, mine: pd.DataF
         "Dice": _shown(dice(mine)),
     }
     if "expected_dice" in mine:
-        line["expected"] = _number(float(mine["expected_dice"].mean()))
+        line["expected"] = number(float(mine["expected_dice"].mean()), ".3f")
     return line | _to_source(task, source, mine)
 
 
@@ -353,7 +352,7 @@ def _figure(tasks: Sequence[Task]) -> Figure | None:
     grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=[len(f.columns) for f in panels.values()])[0]
     for (source, frame), axes in zip(panels.items(), grid, strict=True):
         shown = _draw(axes, source, frame)
-    figure.colorbar(shown, ax=list(grid), label="gain in Dice over the source network", shrink=0.6, extend="both")
+    figure.colorbar(shown, ax=list(grid), label="gain in Dice", shrink=0.6, extend="both")
     return figure
 
 
@@ -365,7 +364,7 @@ def _draw(axes: Axes, source: str, frame: pd.DataFrame) -> AxesImage:
             axes.text(column, row, f"{value:+.3f}", ha="center", va="center", fontsize=6.5, color=colour)
     axes.set_xticks(range(len(frame.columns)), list(frame.columns), rotation=90, fontsize=7, parse_math=False)
     axes.set_yticks(range(len(frame)), list(frame.index), fontsize=8, parse_math=False)
-    axes.set_title(f"source network: {source}", fontsize=10, parse_math=False)
+    axes.set_title(f"over the source network: {source}", fontsize=10, parse_math=False)
     return shown
 
 
@@ -384,18 +383,9 @@ def _panel(tasks: Sequence[Task], source: str) -> pd.DataFrame:
     return frame.loc[frame.mean(axis=1).sort_values().index]
 
 
-def _shown(estimate: Estimate, form: str = ".3f") -> str:
-    interval = f" [{estimate.low:{form}}, {estimate.high:{form}}]" if math.isfinite(estimate.low) else ""
-    return _number(estimate.mean, form) + interval
-
-
-def _number(value: float, form: str = ".3f") -> str:
-    return format(value, form) if math.isfinite(value) else _NONE
-
-
-def _p(value: float) -> str:
-    return _NONE if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+def _shown(found: Estimate, form: str = ".3f") -> str:
+    return estimate(*found, form)
 
 
 def _table(lines: Sequence[Mapping[str, Any]]) -> str:
-    return tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, missingval=_NONE)
+    return tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, missingval=NONE)

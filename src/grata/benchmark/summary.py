@@ -18,12 +18,13 @@ from .._version import __version__
 from ..files import atomic_write
 from ..methods.base import SKIPPED
 from ..report.tables import cell
+from .cells import estimate, number, p_value
 from .config import BenchmarkConfig
 from .metrics import DISTANCES, METRICS
 from .protocols import Protocol
 from .statistics import holm, mean_and_interval, rank_correlation, signed_rank
 
-__all__ = ["ALL", "per_image", "summarise", "write_summary"]
+__all__ = ["ALL", "per_image", "summarise", "without_places", "write_summary"]
 
 ALL = "all"
 """Name of all targets, or all sources, together."""
@@ -296,18 +297,18 @@ def _header(
         "the peak of the whole process (CPU, Linux) or of its tensors (CUDA)."
     )
     protocols = [f"- `{protocol.label}`: {protocol.summary}." for protocol in config.protocols]
-    given = yaml.safe_dump(_without_places(config.given), sort_keys=False, allow_unicode=True).rstrip()
+    given = yaml.safe_dump(without_places(config.given), sort_keys=False, allow_unicode=True).rstrip()
     title = f"# Benchmark of {config.bundle.name}"
     parts = [title, made, statistics, scores, cost, "\n".join(protocols), f"```yaml\n{given}\n```"]
     return [line for part in parts for line in (part, "")]
 
 
-def _without_places(given: Any) -> Any:
-    """Return the configuration with absolute paths cut to their last part, which names neither machine nor user."""
+def without_places(given: Any) -> Any:
+    """Return a configuration or a part of it without the folders of absolute paths, which name machine or user."""
     if isinstance(given, Mapping):
-        return {key: _without_places(value) for key, value in given.items()}
+        return {key: without_places(value) for key, value in given.items()}
     if isinstance(given, list):
-        return [_without_places(value) for value in given]
+        return [without_places(value) for value in given]
     is_place = isinstance(given, str) and Path(given).is_absolute()
     return Path(given).name if is_place else given
 
@@ -345,7 +346,7 @@ def _rounds(config: BenchmarkConfig, protocol: str, rows: Sequence[Mapping[str, 
                 yield {
                     "source": source,
                     "method": row.name,
-                    **{f"round {r + 1}": _number(v) for r, v in rounds.items()},
+                    **{f"round {r + 1}": number(v, ".4f") for r, v in rounds.items()},
                 }
 
 
@@ -366,7 +367,7 @@ def _dice_line(row: pd.Series, segments: Sequence[str], unlabelled: bool) -> dic
     return {
         **line,
         "difference": _estimate(row, "difference", "+.4f"),
-        "p (Holm)": _p(row["p_holm"]),
+        "p (Holm)": p_value(row["p_holm"]),
     }
 
 
@@ -376,32 +377,22 @@ def _other_lines(row: pd.Series, segments: Sequence[str]) -> Iterator[dict[str, 
         for metric, title, digits in zip(
             METRICS[1:], ("ASSD", "HD95", "ASD prediction to label", "ECE"), (2, 2, 2, 4), strict=True
         ):
-            line[title] = _number(row[f"{metric}/{segment}"], f".{digits}f")
+            line[title] = number(row[f"{metric}/{segment}"], f".{digits}f")
         yield {**line, "undefined": int(row[f"undefined/{segment}"])}
 
 
 def _cost_line(row: pd.Series) -> dict[str, Any]:
     return {
         "method": row["method"],
-        "s adapt": _number(row["seconds_adapt"], ".3f"),
-        "s predict": _number(row["seconds_predict"], ".3f"),
-        "s image": _number(row["seconds"], ".3f"),
-        "ratio to source": _number(row["ratio"], ".2f"),
-        "peak MiB": _number(row["peak_memory_mib"], ".0f"),
+        "s adapt": number(row["seconds_adapt"], ".3f"),
+        "s predict": number(row["seconds_predict"], ".3f"),
+        "s image": number(row["seconds"], ".3f"),
+        "ratio to source": number(row["ratio"], ".2f"),
+        "peak MiB": number(row["peak_memory_mib"], ".0f"),
         "skipped steps": int(row["skipped"]),
-        "agreement to Dice (Spearman)": _number(row["agreement_spearman"], "+.2f"),
+        "agreement to Dice (Spearman)": number(row["agreement_spearman"], "+.2f"),
     }
 
 
-def _estimate(row: pd.Series, column: str, spec: str) -> str:
-    low, high = row[f"{column}:low"], row[f"{column}:high"]
-    interval = f" [{low:{spec}}, {high:{spec}}]" if math.isfinite(low) else ""
-    return _number(row[column], spec) + interval
-
-
-def _p(value: float) -> str:
-    return "-" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _number(value: float, spec: str = ".4f") -> str:
-    return format(value, spec) if math.isfinite(value) else "-"
+def _estimate(row: pd.Series, column: str, form: str) -> str:
+    return estimate(row[column], row[f"{column}:low"], row[f"{column}:high"], form)

