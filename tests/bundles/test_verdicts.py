@@ -136,6 +136,13 @@ def test_of_a_rejected_scan_the_source_prediction_is_written(runs):
     assert not np.array_equal(labels(output, GOOD), labels(source, GOOD))
 
 
+def test_the_method_that_adapts_nothing_is_judged_too(runs):
+    output, outcome = runs(method=("--method", "source"))
+    assert outcome.returncode == REJECTED and "error:" not in outcome.stdout
+    for row in table(output).values():
+        assert row["Anterior hippocampus, adapted"] == row["Anterior hippocampus, source"] != ""
+
+
 def test_withhold_writes_no_segmentation(runs):
     output, outcome = runs("--on_reject", "withhold")
     assert outcome.returncode == REJECTED

@@ -55,6 +55,12 @@ def test_sizes_have_the_unit_of_the_volumes_and_without_them_are_voxels(key):
     assert (plain["Disc, adapted"], plain["Disc, source"]) == (120, 100)
 
 
+def test_the_method_that_adapts_nothing_has_one_size():
+    alone = [row for row in volumes("volume_ml", 2.4, 2.0) if row["variant"] == "source"]
+    row = case_row("scan", OK, volumes=alone)
+    assert (row["Disc, adapted"], row["Disc, source"]) == (2.0, 2.0)
+
+
 def test_where_the_source_prediction_is_used_the_adapted_size_follows_from_the_ratio():
     """The prediction that is written is the source's, so both volumes that were measured are its."""
     row = case_row("scan", SOURCE, volumes=volumes("volume_ml", 2.0, 2.0))

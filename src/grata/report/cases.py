@@ -61,7 +61,8 @@ def case_row(
             # where the source prediction stands in its place, or none, the source's alone was measured: the other size
             # follows, or is not known
             followed = theirs * ratio if math.isfinite(ratio) else math.nan
-            mine = sizes[segment, False] if judgement.used == "adapted" else followed
+            # the method source adapts nothing: its prediction is the source network's
+            mine = sizes.get((segment, False), theirs) if judgement.used == "adapted" else followed
         row |= {f"{segment}, adapted": mine, f"{segment}, source": theirs, f"{segment}, ratio": ratio}
     row["reasons"] = "; ".join(judgement.reasons)
     return row
