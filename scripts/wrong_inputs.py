@@ -8,9 +8,9 @@ wrong input gets a folder `output_dir/<kind>`, which the bundle's `adapt.yaml` r
 
 Kinds from other data sets, where the task has them:
 
-- `other_organ`: heart MRI for the hippocampus, colonoscopy for the eye
-- `other_organ_region`: the heart, cut to the size of a hippocampus region
-- `other_modality`: T2 and FLAIR regions for the hippocampus, MRI slices for the eye
+- `other_organ`: heart MRI for the hippocampus, colonoscopy for the eye, eyes for the colon, heads for the heart
+- `other_organ_region`: the heart, cut to the size of a hippocampus region; hippocampus regions for the heart
+- `other_modality`: T2 and FLAIR regions for the hippocampus, MRI slices for eye and colon
 - `video`: frames of a colonoscopy as the slices of a volume
 - `whole_image`: the whole head or fundus instead of the region
 - `disc_region`: the region around the disc instead of the whole fundus
@@ -19,8 +19,10 @@ Kinds from other data sets, where the task has them:
 Kinds that alter right images: held-out images of the source site, every fifth, as in the bundle's `train.yaml`. DRIVE
 has 8 of them, so these kinds have 8 files for vessels.
 
-- `upside_down`, `sideways`: turned by 180° or 90° under an unchanged header
-- `half_scale`, `double_scale`: zoomed out or in by two under an unchanged header
+- `upside_down`, `sideways`: turned by 180° or 90° under an unchanged header (not of colon and heart, which lie
+  in any way)
+- `half_scale`, `double_scale`: zoomed out or in by two under an unchanged header (not of the colon: a polyp has
+  any size)
 - `inverted`, `swapped_channels` (pictures)
 - faults of intensity: `dark` (multiplied by 0.05), `bright` (saturated), `times_100` (volumes)
 
@@ -88,6 +90,12 @@ def paths_of(folder: Path) -> list[Path]:
     return paths
 
 
+def held_out(data: Path, task: "Task") -> list[Path]:
+    """Return the images of the source site that were held out of the training: those of every fifth patient."""
+    paths = paths_of(data / task.source)
+    return [path for number, path in enumerate(paths) if not number // task.images_of_patient % 5]
+
+
 def draw(data: Path, sites: tuple[str, ...], count: int, rng: np.random.Generator) -> list[Path]:
     """Return up to `count` images, one from each site in turn."""
     shuffled = [rng.permutation(paths_of(data / site)) for site in sites]
@@ -127,15 +135,14 @@ def unchanged(*sites: str) -> Maker:
     return make
 
 
-def region_shapes(data: Path, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Return the shapes of the held-out hippocampus regions, in random order."""
-    paths = paths_of(data / TASKS["hippocampus"].source)[::5]
-    return [nibabel.load(path).shape for path in rng.permutation(paths)]
+def source_shapes(data: Path, task: str, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """Return the shapes of a task's held-out source images, in random order."""
+    return [nibabel.load(path).shape for path in rng.permutation(held_out(data, TASKS[task]))]
 
 
 def heart_regions(data: Path, count: int, rng: np.random.Generator) -> Iterator[Case]:
     """Yield the middle of heart volumes in the size of hippocampus regions, at 1 mm for slices that are 8 mm apart."""
-    shapes = region_shapes(data, rng)
+    shapes = source_shapes(data, "hippocampus", rng)
     for number, path in enumerate(draw(data, HEARTS, count, rng)):
         case = read(path, data)
         *plane, depth = case.values.shape[1:]
@@ -182,7 +189,7 @@ def head_regions(pattern: str, depth: float) -> Maker:
     """
 
     def make(data: Path, count: int, rng: np.random.Generator) -> Iterator[Case]:
-        sources, shapes = list(heads(data, pattern, (1, 1, 1))), region_shapes(data, rng)
+        sources, shapes = list(heads(data, pattern, (1, 1, 1))), source_shapes(data, "hippocampus", rng)
         for number in range(count):
             case, shape = sources[number % len(sources)], np.asarray(shapes[number % len(shapes)])
             first = place(case.values[0], shape, depth, rng)
@@ -213,17 +220,21 @@ def place(head: np.ndarray, shape: np.ndarray, depth: float, rng: np.random.Gene
     raise SystemExit("No region is filled by the head.")
 
 
-def videos(data: Path, count: int, rng: np.random.Generator) -> Iterator[Case]:
-    """Yield frames of a colonoscopy as the slices of a volume, in the size of hippocampus regions."""
-    shapes, sites = region_shapes(data, rng), COLONOSCOPY[1:]
-    for number in range(count):
-        *plane, depth = shapes[number % len(shapes)]
-        paths = paths_of(data / sites[number % len(sites)])
-        first = rng.integers(len(paths) - depth)
-        frames = [Image.open(path).convert("L").resize(plane) for path in paths[first : first + depth]]
-        name = f"{sites[number % len(sites)].split('/')[1]}_{number:02d}"
-        origin = paths[first].relative_to(data).as_posix()
-        yield Case(name, origin, np.stack([np.asarray(frame, np.float32).T for frame in frames], -1)[None], np.eye(4))
+def videos(task: str) -> Maker:
+    """Return a maker of volumes whose slices are frames of a colonoscopy, in the size of a task's source images."""
+
+    def make(data: Path, count: int, rng: np.random.Generator) -> Iterator[Case]:
+        shapes, sites = source_shapes(data, task, rng), COLONOSCOPY[1:]
+        for number in range(count):
+            *plane, depth = shapes[number % len(shapes)]
+            paths = paths_of(data / sites[number % len(sites)])
+            first = rng.integers(len(paths) - depth)
+            frames = [Image.open(path).convert("L").resize(plane) for path in paths[first : first + depth]]
+            volume = np.stack([np.asarray(frame, np.float32).T for frame in frames], -1)[None]
+            name = f"{sites[number % len(sites)].split('/')[1]}_{number:02d}"
+            yield Case(name, paths[first].relative_to(data).as_posix(), volume, np.eye(4))
+
+    return make
 
 
 def slices(data: Path, count: int, rng: np.random.Generator) -> Iterator[Case]:
@@ -345,17 +356,23 @@ class Task(NamedTuple):
     """What is wrong for a bundle.
 
     Attributes:
-        source: source site, of which every fifth image is altered.
+        source: source site, of which the images of every fifth patient are altered.
         foreign: kind to maker of images from other data sets.
         alterations: kind to function of a right image's values, besides those of every bundle.
+        harmless: those of every bundle that leave a right image right.
+        images_of_patient: number of images of each patient, one after the other.
     """
 
     source: str
     foreign: dict[str, Maker]
     alterations: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]]
+    harmless: tuple[str, ...] = ()
+    images_of_patient: int = 1
 
 
 SWAPPED = {"swapped_channels": lambda values, rng: values[::-1]}
+HUNDREDFOLD = {"times_100": lambda values, rng: 100 * values}
+TURNED, SCALED = ("upside_down", "sideways"), ("half_scale", "double_scale")
 TASKS = {
     "hippocampus": Task(
         "hippocampus_mri/source",
@@ -363,11 +380,11 @@ TASKS = {
             "other_organ": unchanged(*HEARTS),
             "other_organ_region": heart_regions,
             "other_modality": head_regions("*reg-*", depth=160),
-            "video": videos,
+            "video": videos("hippocampus"),
             "whole_image": whole_heads,
             "no_structure": head_regions("*T1*", depth=UPPER_BRAIN),
         },
-        {"times_100": lambda values, rng: 100 * values},
+        HUNDREDFOLD,
     ),
     "fundus": Task(
         "fundus_optic/drishti_gs",
@@ -384,6 +401,23 @@ TASKS = {
         {"other_organ": unchanged(*COLONOSCOPY), "other_modality": slices, "disc_region": unchanged(*DISC_REGIONS)},
         SWAPPED,
     ),
+    "polyp": Task(
+        "polyp/kvasir_seg",
+        {"other_organ": unchanged(*PHOTOGRAPHS, *DISC_REGIONS), "other_modality": slices},
+        SWAPPED,
+        TURNED + SCALED,
+    ),
+    "cardiac": Task(
+        "cardiac_cine/mms_vendor_a",
+        {
+            "other_organ": whole_heads,
+            "other_organ_region": unchanged("hippocampus_mri/source", "hippocampus_mri/target"),
+            "video": videos("cardiac"),
+        },
+        HUNDREDFOLD,
+        TURNED,
+        images_of_patient=2,
+    ),
 }
 
 
@@ -391,7 +425,7 @@ def altered(task: Task, alteration: Callable) -> Maker:
     """Return a maker of held-out source images that are altered."""
 
     def make(data: Path, count: int, rng: np.random.Generator) -> Iterator[Case]:
-        for path in sorted(rng.permutation(paths_of(data / task.source)[::5])[:count]):
+        for path in sorted(rng.permutation(held_out(data, task))[:count]):
             case = read(path, data)
             yield case._replace(values=alteration(case.values, rng))
 
@@ -402,7 +436,7 @@ def drawn(task: Task, kind: str) -> Maker:
     """Return a maker of drawn images in the size of held-out source images."""
 
     def make(data: Path, count: int, rng: np.random.Generator) -> Iterator[Case]:
-        paths = rng.permutation(paths_of(data / task.source)[::5])
+        paths = rng.permutation(held_out(data, task))
         for number in range(count):
             case = read(paths[number % len(paths)], data)
             values = DRAWINGS[kind](case.values.shape, number, rng)
@@ -414,7 +448,8 @@ def drawn(task: Task, kind: str) -> Maker:
 
 def makers(task: Task) -> dict[str, Maker]:
     """Return the maker of each kind."""
-    alterations = ALTERATIONS | task.alterations
+    of_every = {kind: alteration for kind, alteration in ALTERATIONS.items() if kind not in task.harmless}
+    alterations = of_every | task.alterations
     return (
         task.foreign
         | {kind: altered(task, alteration) for kind, alteration in alterations.items()}
