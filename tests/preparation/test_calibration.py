@@ -97,6 +97,16 @@ def test_what_is_expected_follows_the_dice(samples):
     assert expected[False] > expected[True] + 0.2
 
 
+@pytest.mark.parametrize(("of_adapted", "used"), [(0.8, False), (0.9, True), (0.95, True)])
+def test_adaptation_is_used_as_far_as_it_was_a_gain_on_source_images(samples, of_adapted, used):
+    """Samples of which adaptation changes the Dice by as much for every image, and something of the prediction."""
+    told = [dataclasses.replace(sample, dice=[of_adapted if sample.adapted else 0.9] * 2) for sample in samples]
+    made = fit(told)
+    right = [s for s in told if s.adapted and s.simulation in {simulation.name for simulation in SHIFTS}]
+    gains = [made.expected(s.measures).dice - made.expected(s.measures, source=True).dice for s in right]
+    assert np.mean([gain >= made.least_gain for gain in gains]) == pytest.approx(float(used), abs=0.1)
+
+
 def test_a_network_of_which_always_the_same_is_expected_is_calibrated(samples):
     same = [dataclasses.replace(sample, measures=samples[0].measures, dice=[0.5, 0.5]) for sample in samples]
     made = fit(same)

@@ -133,7 +133,7 @@ def test_what_is_reviewed_and_what_is_rejected(given, verdict):
 class Known:
     """A calibration that expects what it is told."""
 
-    typical, ranges = 0.9, ((0.05, 0.2),)
+    typical, ranges, least_gain = 0.9, ((0.05, 0.2),), -0.01
 
     def __init__(self, adapted, source=0.9, familiarity=1.0):
         self.adapted, self.source, self.familiarity = adapted, source, familiarity
@@ -162,6 +162,15 @@ def test_of_a_network_that_is_known_the_better_expectation_counts(adapted, sourc
     assert (found.used, found.verdict) == (used, verdict)
     assert found.expected.dice == (source if found.harmful else adapted)
     assert found.harmful is (source - adapted > 0.01)
+
+
+@pytest.mark.parametrize(("adapted", "used"), [(0.93, "adapted"), (0.91, "source"), (0.9, "source"), (0.85, "source")])
+def test_a_gain_counts_from_what_was_a_gain_on_source_images(adapted, used):
+    known = Known(adapted)
+    known.least_gain = 0.02
+    found = decide(measures(), Thresholds(), known)
+    assert found.used == used and not found.grave
+    assert used == "adapted" or ("too little to be relied on" in found.reasons[0]) == (adapted >= 0.9)
 
 
 @pytest.mark.parametrize(

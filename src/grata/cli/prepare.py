@@ -43,7 +43,7 @@ def prepare(
 ) -> Work:
     """Take from the source set what methods need beyond images: class sizes, moments, Fisher information, heads.
 
-    Any key of the bundle's configs/adapt.yaml can be given too, such as --device cuda or --network_def#depth 34.
+    Any key of the bundle's configs/adapt.yaml can be given too, such as --device cuda or --affine attach.
     """
 
     def run() -> int:

@@ -9,7 +9,7 @@ import torch
 from monai.inferers import Inferer
 
 from ..errors import GrataError
-from ..networks import ResUNet
+from ..networks import EfficientUNet, ResUNet
 from ..objectives import BRANCH_LOSSES
 
 __all__ = ["JointInferer"]
@@ -49,10 +49,10 @@ class JointInferer(Inferer):
 
         Args:
             inputs: images ``(B, C, H, W)`` in 0..1.
-            network: :class:`grata.networks.ResUNet` with the branches that have a weight.
+            network: :class:`grata.networks.EfficientUNet` or ``ResUNet`` with the branches that have a weight.
         """
         x = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
-        with_branches = cast(ResUNet, network)
+        with_branches = cast(EfficientUNet | ResUNet, network)
 
         def branch(name: str, x: torch.Tensor) -> torch.Tensor:
             return with_branches.branch(name, x).float()

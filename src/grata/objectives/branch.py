@@ -13,7 +13,7 @@ __all__ = ["Branch", "check_branch"]
 
 Branch = Callable[[str, torch.Tensor], torch.Tensor]
 """Function ``branch(name, x)`` that returns the output of the auxiliary branch ``name`` for the images ``x``, such as
-:meth:`grata.networks.ResUNet.branch`."""
+:meth:`grata.networks.EfficientUNet.branch`."""
 
 
 def check_branch(network: nn.Module, name: str) -> None:
@@ -30,7 +30,7 @@ def check_branch(network: nn.Module, name: str) -> None:
     if branches is None or not callable(getattr(network, "branch", None)):
         raise GrataError(
             f"objective {name} needs a network with a {name} branch, and {type(network).__name__} is not made for "
-            "branches. Use grata.networks.ResUNet with branches, or an objective without one: entropy, consistency."
+            "branches. Use grata.networks.EfficientUNet with branches, or another objective: entropy, consistency."
         )
     if name not in branches:
         raise GrataError(

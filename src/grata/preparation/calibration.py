@@ -49,6 +49,12 @@ _LINE = 3
 
 _LINE_BOUNDS = [(None, None), (0, None), (0, None)]
 
+_LOSS = 2.0
+"""How much more a loss of Dice counts than a gain in deciding from which expected gain on adaptation is used."""
+
+_NEVER = 1.0
+"""Expected gain that no adaptation can have."""
+
 _ADAPTING = ("ptbn", "bn_alpha")
 """Methods of the adapted predictions: all statistics are the image's, or a tenth of them is."""
 
@@ -255,7 +261,8 @@ def fit(samples: Sequence[Sample]) -> Calibration:
     change = np.array([changed(float(np.mean(_agreements(s)))) for s in samples])
     known = strange, sure, change
     parameters = _fitted(known, dice)
-    steps, errors = _intervals(_held_out(samples, known, dice), dice)
+    expected = _held_out(samples, known, dice)
+    steps, errors = _intervals(expected, dice)
     shares = np.array([s.measures.source["share"] for s in home])
     return Calibration(
         segments=samples[0].measures.segments,
@@ -272,6 +279,7 @@ def fit(samples: Sequence[Sample]) -> Calibration:
         errors=tuple(errors),
         ranges=tuple(zip(shares.min(0).tolist(), shares.max(0).tolist())),
         cases=len(home),
+        least_gain=_least_gain(samples, expected, dice),
     )
 
 
@@ -378,6 +386,30 @@ def _held_out(samples: Sequence[Sample], known: Known, dice: np.ndarray) -> np.n
 def _part(known: Known, where: np.ndarray) -> Known:
     strange, sure, change = known
     return strange[where], sure[where], change[where]
+
+
+def _least_gain(samples: Sequence[Sample], expected: np.ndarray, dice: np.ndarray) -> float:
+    """Return how much more must be expected of an adapted prediction for it to be used: what would have been best.
+
+    Source images as they are count as much as all their shifts together, and a loss counts twice, because a user who
+    adapts nothing has none.
+    """
+    source = {(s.case, s.simulation): number for number, s in enumerate(samples) if not s.adapted}
+    wrong = {simulation.name for simulation in WRONG}
+    pairs = [
+        (number, source[s.case, s.simulation])
+        for number, s in enumerate(samples)
+        if s.adapted and s.simulation not in wrong
+    ]
+    if not pairs:
+        return Calibration.least_gain
+    adapted, plain = np.array(pairs).T
+    gain, true = expected[adapted] - expected[plain], dice[adapted] - dice[plain]
+    home = np.array([samples[number].simulation == "none" for number in adapted])
+    worth = np.where(true < 0, _LOSS * true, true) / np.where(home, home.sum(), max(1, (~home).sum()))
+    bounds = np.unique(np.r_[gain[gain > Calibration.least_gain], Calibration.least_gain, _NEVER])
+    # the lowest of several that are as good: what adaptation might do for other images is not thrown away
+    return float(bounds[np.argmax([worth[gain >= bound].sum() for bound in bounds])])
 
 
 def _intervals(expected: np.ndarray, dice: np.ndarray) -> tuple[list[float], list[tuple[float, float]]]:

@@ -99,6 +99,8 @@ class Calibration:
         errors: lowest and highest error of each step, true minus expected, 5 % and 95 % of the cases.
         ranges: least and greatest share of the voxels that each segment has in the source images.
         cases: number of source images.
+        least_gain: how much more, or if negative less, than of the source prediction must be expected of an adapted one
+            for it to be used. Files of the last release do not have it.
     """
 
     segments: tuple[str, ...]
@@ -115,6 +117,7 @@ class Calibration:
     errors: tuple[tuple[float, float], ...]
     ranges: tuple[tuple[float, float], ...]
     cases: int
+    least_gain: float = -0.01
 
     def expected(self, measures: Measures, source: bool = False) -> Expected:
         """Return what is expected of a prediction.
@@ -216,6 +219,7 @@ class Calibration:
             "errors": (len(self.steps) + 1, 2),
             "ranges": (len(self.segments), 2),
             "cases": (),
+            "least_gain": (),
         }
         sound = all(np.shape(getattr(self, key)) == shape for key, shape in shapes.items())
         return sound and self._numbers_are_sound() and self._names_are_known()

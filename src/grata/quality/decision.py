@@ -35,7 +35,6 @@ class Thresholds:
         trusted: agreement of weak views from which on a change as large as that is trusted, for a network that is not
             calibrated: the median of sound networks.
         far_less_sure: how much lower the mean self-Dice is where the network does not bear adaptation.
-        worse: how much lower the expected Dice may be than that of the source prediction, for one that is.
         doubtful: self-Dice below which a prediction is reviewed, for a network that is not calibrated.
         absurd: mean distance of the image's statistics from the source's from which on it is rejected: grey values a
             hundred times as high have 10 and more.
@@ -51,7 +50,6 @@ class Thresholds:
     much_changed: float = 0.8
     trusted: float = 0.9
     far_less_sure: float = 0.1
-    worse: float = 0.01
     doubtful: float = 0.75
     absurd: float = 8.0
     review: float = 0.85
@@ -149,7 +147,7 @@ def decide(
     destroyed = _destroyed(measures, t, of_adapted, of_source) if changed else []
     harm = destroyed
     if changed and not destroyed:
-        harm = _less_sure(measures, t, of_adapted, of_source, suspect)
+        harm = _less_sure(measures, t, of_adapted, of_source, calibration, suspect)
     used, expected, signals = ("adapted", of_adapted, measures.adapted)
     if harm:
         used, expected, signals = ("source", of_source, measures.source)
@@ -239,14 +237,24 @@ def _other_segments(m: Measures, t: Thresholds) -> list[str]:
 
 
 def _less_sure(
-    m: Measures, t: Thresholds, adapted: Expected | None, source: Expected | None, suspect: bool
+    m: Measures,
+    t: Thresholds,
+    adapted: Expected | None,
+    source: Expected | None,
+    calibration: Calibration | None,
+    suspect: bool,
 ) -> list[str]:
     """Return why the source prediction is to be trusted more than the adapted one."""
     reasons = []
-    if adapted is not None and source is not None:
-        if source.dice - adapted.dice > t.worse:
+    if calibration is not None and adapted is not None and source is not None:
+        gain = adapted.dice - source.dice
+        if gain < calibration.least_gain:
+            both = f"from {source.dice:.3f} to {adapted.dice:.3f}"
             reasons.append(
-                f"adaptation is not used: it lowers the expected Dice from {source.dice:.2f} to {adapted.dice:.2f}"
+                f"adaptation is not used: it lowers the expected Dice {both}"
+                if gain < 0
+                else f"adaptation is not used: it raises the expected Dice {both} alone, which is too little to be "
+                f"relied on with this network ({calibration.least_gain:.3f} and more were a gain on source images)"
             )
         return reasons
     reasons += _distrusted(m, t, suspect)
