@@ -5,13 +5,16 @@
         --wrong <folder of scripts/wrong_inputs.py> --output <rows.jsonl> [--methods ptbn,source] [--limit 40]
     python scripts/verdict_study.py table <rows.jsonl> --quality bundles/<bundle>/models/quality.json \
         --samples <samples.json> [--scored <segment>]
+    python scripts/verdict_study.py bounds <samples.json>
     python scripts/verdict_study.py poison bundles/<bundle> --dataset_dir <site> --methods dua,tent [--limit 8]
 
 The first command measures what ``grata calibrate`` measures. The second adapts to each image by itself (per case) and
 writes a line for each; lines that are there already are not computed again. Images of home are those held out of the
 network's training. The third judges the lines and prints the tables; images of home are judged by calibrations that
-were fitted without them. The last command puts an image a hundred times as bright first in a stream, and prints the
-Dice of the images after it, by the source network, and by each method without and with the guard.
+were fitted without them. The fourth shows what adaptation gains and harms on source images and their simulated shifts,
+by the expected gain from which on it is used. The last command puts an image a hundred times as bright first in a
+stream, and prints the Dice of the images after it, by the source network, and by each method without and with the
+guard.
 """
 
 import argparse
@@ -33,7 +36,7 @@ from tqdm import tqdm
 
 from grata.bundles.bundle import Bundle
 from grata.methods import create
-from grata.preparation.calibration import Sample, _Probe, fit
+from grata.preparation.calibration import Sample, _Probe, fit, held_out_gains
 from grata.quality import (
     Calibration,
     Decision,
@@ -170,6 +173,23 @@ def read_samples(path: Path) -> list[Sample]:
     """Return the samples of a file that :func:`sample` wrote."""
     made = [(values.pop("measures"), values) for values in json.loads(path.read_text())]
     return [Sample(**values, measures=Measures(**measures)) for measures, values in made]
+
+
+def bounds(arguments: argparse.Namespace) -> None:
+    """Print what adaptation gains and harms, by the bound of the expected gain: -1 uses it always."""
+    samples = read_samples(arguments.samples)
+    gains = held_out_gains(samples)
+    learned = fit(samples).least_gain
+    lines = []
+    for bound in sorted({-1.0, Calibration.least_gain, 0.0, 0.01, 0.02, 0.05, learned}):
+        line: list = [f"{bound:.3f}{' (learned)' if bound == learned else ''}"]
+        for where in (gains.home, ~gains.home):
+            used, true = gains.expected[where] >= bound, gains.true[where]
+            kept = np.where(used, true, 0.0)
+            line += [f"{used.mean():.0%}", f"{kept.mean():+.4f}", f"{(kept < -0.05).mean():.1%}", f"{kept.min():.2f}"]
+        lines.append(line)
+    columns = [f"{name}, {place}" for place in ("home", "shifts") for name in ("used", "gain", "harmed", "worst")]
+    print_table("Bounds of the expected gain", lines, ["bound", *columns])
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -345,6 +365,9 @@ def main() -> None:
     known.add_argument("--dataset_dir", type=Path, required=True)
     known.add_argument("--output", type=Path, required=True)
     known.set_defaults(do=sample)
+    gained = commands.add_parser("bounds")
+    gained.add_argument("samples", type=Path, help="what the command sample wrote")
+    gained.set_defaults(do=bounds)
     bright = commands.add_parser("poison")
     bright.add_argument("bundle", type=Path)
     bright.add_argument("--dataset_dir", type=Path, required=True)

@@ -163,6 +163,26 @@ def test_the_lines_on_the_page_compute_its_table(finished, monkeypatch):
     assert re.search(r" ([+-]0\.\d{3}) \[", grata)[1] == f"{gain:+.3f}"
 
 
+def test_the_page_says_what_another_training_gives_and_what_adaptation_adds_to_it(finished):
+    page = (finished / "suite.md").read_text()
+    table = page[page.index("## Adapt, or train otherwise?") :].split("\n\n")[2].splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    # of a task with one source network there is nothing to say
+    assert [row[:2] for row in rows] == [["discs", "north (home)"], ["discs", "south"]]
+    south = dict(zip(head, rows[1], strict=True))
+    cases = pd.read_csv(finished / "cases" / "discs.csv.gz")
+    here = cases[(cases["protocol"] == "per-target") & (cases["target"] == "south")]
+    mean = here.groupby(["source", "method"])["dice/mean"].mean()
+    expected = {
+        "`plain`": mean["plain", "source"],
+        "`plain` + `grata`": mean["plain", "grata"] - mean["plain", "source"],
+        "`strong` + `ptbn`": mean["strong", "ptbn"] - mean["strong", "source"],
+        "`strong` to `plain`": mean["strong", "source"] - mean["plain", "source"],
+    }
+    for column, value in expected.items():
+        assert float(south[column].split()[0]) == pytest.approx(value, abs=6e-4)
+
+
 def test_stopped_and_started_again_it_gives_the_same_cases(suite, write, tmp_path, finished, monkeypatch):
     whole = {path.name: _without_seconds(path) for path in (finished / "cases").iterdir()}
     step, done = stream._Runner.step, []

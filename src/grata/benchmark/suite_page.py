@@ -31,6 +31,9 @@ __all__ = ["write_page"]
 _BASES = ("source", "ptbn")
 """Methods that all others are compared with: the network as it is, and the statistics of the batch alone."""
 
+_ADAPTED = ("ptbn", "grata")
+"""Methods that stand beside another training of the source network."""
+
 _DPI = 150
 _SCALE = 0.1
 """Gain or loss of Dice at which the colours of the figure end."""
@@ -88,7 +91,7 @@ def write_page(tasks: Sequence[Task], folder: Path, command: str, made: Mapping[
         command: command line that gives this page.
         made: what else stands at the top of it, by name.
     """
-    lines = [*_header(tasks, command, made), *_overview(tasks)]
+    lines = [*_header(tasks, command, made), *_overview(tasks), *_trainings(tasks)]
     for task in tasks:
         lines += _of_task(task)
     lines += _streams(tasks)
@@ -138,6 +141,42 @@ def _overview_lines(tasks: Sequence[Task], source: str) -> list[dict[str, str]]:
     means = {name: _mean_gain(by_task.values()) for name, by_task in gains.items()}
     order = sorted((name for name, mean in means.items() if math.isfinite(mean)), key=lambda name: -means[name])
     return [_overview_line(name, gains[name]) for name in order]
+
+
+def _trainings(tasks: Sequence[Task]) -> Iterator[str]:
+    """Yield what another training of the source network gives by itself, and what adaptation adds to each."""
+    lines = [line for task in tasks for line in _trainings_of_task(task)]
+    if lines:
+        yield from ("## Adapt, or train otherwise?", "")
+        yield (
+            "Each source network as it is, what methods add to it (+), and how the source networks differ from the "
+            "first one, all without adaptation."
+        )
+        columns = dict.fromkeys(key for line in lines for key in line)
+        yield from ("", _table([dict.fromkeys(columns, NONE) | line for line in lines]), "")
+
+
+def _trainings_of_task(task: Task) -> Iterator[dict[str, str]]:
+    """Yield a line for each target of a task with several source networks."""
+    base = task.base("source")
+    trained = [source for source in task.config.sources if base and len(task.chosen(task.first, source, base, None))]
+    for target in task.config.targets_of(trained[0]) if len(trained) > 1 else ():
+        line = {"task": task.name, "target": _named(task, target)}
+        for source in trained:
+            plain = _on(task, source, base, target)
+            line[f"`{source}`"] = _shown(dice(plain))
+            for row in filter(None, map(task.base, _ADAPTED)):
+                added = gain(_on(task, source, row, target), plain).difference
+                line[f"`{source}` + `{row}`"] = _shown(added, "+.3f")
+        for source in trained[1:]:
+            other = gain(_on(task, source, base, target), _on(task, trained[0], base, target)).difference
+            line[f"`{source}` to `{trained[0]}`"] = _shown(other, "+.3f")
+        yield line
+
+
+def _on(task: Task, source: str, row: str, target: str) -> pd.DataFrame:
+    chosen = task.chosen(task.first, source, row, home=None)
+    return chosen[chosen["target"] == target]
 
 
 def _sources(tasks: Sequence[Task]) -> list[str]:
@@ -292,8 +331,7 @@ def _verdicts(tasks: Sequence[Task]) -> Iterator[str]:
         for source in task.config.sources:
             for row in task.rows(guarded=True):
                 for target in task.config.targets_of(source):
-                    mine = task.chosen(task.first, source, row.name, home=None)
-                    mine = mine[mine["target"] == target]
+                    mine = _on(task, source, row.name, target)
                     if len(mine):
                         lines.append(_judged(task, source, row, target, mine))
     if lines:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from ..session.faults import explain, quiet
 from .run import _evenly, _opened, _whole, given_folders, writing
 from .simulated import SHIFTS, WRONG, Simulation
 
-__all__ = ["Sample", "calibrate", "fit"]
+__all__ = ["Gains", "Sample", "calibrate", "fit", "held_out_gains"]
 
 _NO_TRUTH = ("constant", "only_noise", "texture", "phantom", "shuffled")
 """Simulations that leave nothing of what the label shows: every segmentation of them is wrong."""
@@ -60,6 +60,20 @@ _ADAPTING = ("ptbn", "bn_alpha")
 
 Known = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Of each sample: how far out its features are ``(N, features)``, how sure the network is, and how much was changed."""
+
+
+class Gains(NamedTuple):
+    """What adaptation gains over the source network.
+
+    Attributes:
+        expected: difference of the expected Dice of each adapted prediction.
+        true: difference of its Dice.
+        home: whether it is one of a source image as it is, not of a shift.
+    """
+
+    expected: np.ndarray
+    true: np.ndarray
+    home: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -247,40 +261,79 @@ def _dice(prediction: Segmentation, label: torch.Tensor) -> list[float]:
     return found
 
 
+class _Table(NamedTuple):
+    """What is known of samples.
+
+    Attributes:
+        thumbnail: mean thumbnail of the source images.
+        names: names of the features.
+        centre, spread: median and deviation of each feature at home.
+        known: of each sample what its Dice is expected from.
+        dice: mean Dice of each sample.
+    """
+
+    thumbnail: list[float]
+    names: tuple[str, ...]
+    centre: np.ndarray
+    spread: np.ndarray
+    known: Known
+    dice: np.ndarray
+
+
+def _tabulated(samples: Sequence[Sample]) -> _Table:
+    thumbnail = np.mean([sample.measures.thumbnail for sample in _home(samples)], 0).tolist()
+    names, centre, spread, strange = _strangeness(samples, thumbnail)
+    sure = np.array([logit(float(np.mean(_sure(s)))) for s in samples])
+    change = np.array([changed(float(np.mean(_agreements(s)))) for s in samples])
+    dice = np.array([float(np.mean(s.dice)) for s in samples])
+    return _Table(thumbnail, names, centre, spread, (strange, sure, change), dice)
+
+
+def _home(samples: Sequence[Sample]) -> list[Sample]:
+    return [sample for sample in samples if sample.simulation == "none" and not sample.adapted]
+
+
 def fit(samples: Sequence[Sample]) -> Calibration:
     """Fit what is to be expected of a network to predictions whose Dice is known.
 
     Args:
         samples: predictions of at least four source images, among them unchanged ones (simulation ``none``).
     """
-    home = [sample for sample in samples if sample.simulation == "none" and not sample.adapted]
-    thumbnail = np.mean([sample.measures.thumbnail for sample in home], 0)
-    names, centre, spread, strange = _strangeness(samples, thumbnail.tolist())
-    sure = np.array([logit(float(np.mean(_sure(s)))) for s in samples])
-    dice = np.array([float(np.mean(s.dice)) for s in samples])
-    change = np.array([changed(float(np.mean(_agreements(s)))) for s in samples])
-    known = strange, sure, change
-    parameters = _fitted(known, dice)
-    expected = _held_out(samples, known, dice)
-    steps, errors = _intervals(expected, dice)
+    table, home = _tabulated(samples), _home(samples)
+    parameters = _fitted(table.known, table.dice)
+    expected = _held_out(samples, table.known, table.dice)
+    steps, errors = _intervals(expected, table.dice)
     shares = np.array([s.measures.source["share"] for s in home])
     return Calibration(
         segments=samples[0].measures.segments,
-        names=names,
-        centre=tuple(centre.tolist()),
-        spread=tuple(spread.tolist()),
+        names=table.names,
+        centre=tuple(table.centre.tolist()),
+        spread=tuple(table.spread.tolist()),
         weights=tuple(parameters[_LINE + 1 :].tolist()),
         margin=float(parameters[_LINE]),
         sureness=_line(parameters),
-        of_segments=_of_segments(samples, _familiarity(parameters, strange)),
-        thumbnail=tuple(thumbnail.tolist()),
+        of_segments=_of_segments(samples, _familiarity(parameters, table.known[0])),
+        thumbnail=tuple(table.thumbnail),
         typical=float(np.mean([np.mean(s.dice) for s in home])),
         steps=tuple(steps),
         errors=tuple(errors),
         ranges=tuple(zip(shares.min(0).tolist(), shares.max(0).tolist())),
         cases=len(home),
-        least_gain=_least_gain(samples, expected, dice),
+        least_gain=_least_gain(_gains(samples, expected, table.dice)),
     )
+
+
+def held_out_gains(samples: Sequence[Sample]) -> Gains:
+    """Return what adaptation is expected to gain on source images and their shifts, and what it does gain.
+
+    Args:
+        samples: as for :func:`fit`.
+
+    Returns:
+        Gains of all adapted predictions, by fits that know neither their source image nor their kind of change.
+    """
+    table = _tabulated(samples)
+    return _gains(samples, _held_out(samples, table.known, table.dice), table.dice)
 
 
 def _strangeness(
@@ -388,28 +441,28 @@ def _part(known: Known, where: np.ndarray) -> Known:
     return strange[where], sure[where], change[where]
 
 
-def _least_gain(samples: Sequence[Sample], expected: np.ndarray, dice: np.ndarray) -> float:
+def _gains(samples: Sequence[Sample], expected: np.ndarray, dice: np.ndarray) -> Gains:
+    source = {(s.case, s.simulation): number for number, s in enumerate(samples) if not s.adapted}
+    wrong = {simulation.name for simulation in WRONG}
+    adapted = [number for number, s in enumerate(samples) if s.adapted and s.simulation not in wrong]
+    plain = [source[samples[number].case, samples[number].simulation] for number in adapted]
+    home = np.array([samples[number].simulation == "none" for number in adapted], bool)
+    return Gains(expected[adapted] - expected[plain], dice[adapted] - dice[plain], home)
+
+
+def _least_gain(gains: Gains) -> float:
     """Return how much more must be expected of an adapted prediction for it to be used: what would have been best.
 
     Source images as they are count as much as all their shifts together, and a loss counts twice, because a user who
     adapts nothing has none.
     """
-    source = {(s.case, s.simulation): number for number, s in enumerate(samples) if not s.adapted}
-    wrong = {simulation.name for simulation in WRONG}
-    pairs = [
-        (number, source[s.case, s.simulation])
-        for number, s in enumerate(samples)
-        if s.adapted and s.simulation not in wrong
-    ]
-    if not pairs:
+    expected, true, home = gains
+    if not len(expected):
         return Calibration.least_gain
-    adapted, plain = np.array(pairs).T
-    gain, true = expected[adapted] - expected[plain], dice[adapted] - dice[plain]
-    home = np.array([samples[number].simulation == "none" for number in adapted])
     worth = np.where(true < 0, _LOSS * true, true) / np.where(home, home.sum(), max(1, (~home).sum()))
-    bounds = np.unique(np.r_[gain[gain > Calibration.least_gain], Calibration.least_gain, _NEVER])
+    bounds = np.unique(np.r_[expected[expected > Calibration.least_gain], Calibration.least_gain, _NEVER])
     # the lowest of several that are as good: what adaptation might do for other images is not thrown away
-    return float(bounds[np.argmax([worth[gain >= bound].sum() for bound in bounds])])
+    return float(bounds[np.argmax([worth[expected >= bound].sum() for bound in bounds])])
 
 
 def _intervals(expected: np.ndarray, dice: np.ndarray) -> tuple[list[float], list[tuple[float, float]]]:
