@@ -68,7 +68,7 @@ class Gains(NamedTuple):
     Attributes:
         expected: difference of the expected Dice of each adapted prediction.
         true: difference of its Dice.
-        home: whether it is one of a source image as it is, not of a shift.
+        home: true for a prediction of a source image as it is, false for one under a shift.
     """
 
     expected: np.ndarray
@@ -268,7 +268,7 @@ class _Table(NamedTuple):
         thumbnail: mean thumbnail of the source images.
         names: names of the features.
         centre, spread: median and deviation of each feature at home.
-        known: of each sample what its Dice is expected from.
+        known: what the Dice of each sample is expected from.
         dice: mean Dice of each sample.
     """
 
@@ -327,7 +327,7 @@ def held_out_gains(samples: Sequence[Sample]) -> Gains:
     """Return what adaptation is expected to gain on source images and their shifts, and what it does gain.
 
     Args:
-        samples: as for :func:`fit`.
+        samples: predictions, see :func:`fit`.
 
     Returns:
         Gains of all adapted predictions, by fits that know neither their source image nor their kind of change.
