@@ -253,8 +253,8 @@ def _less_sure(
             reasons.append(
                 f"adaptation is not used: it lowers the expected Dice {both}"
                 if gain < 0
-                else f"adaptation is not used: it raises the expected Dice {both} alone, which is too little to be "
-                f"relied on with this network ({calibration.least_gain:.3f} and more were a gain on source images)"
+                else f"adaptation is not used: it raises the expected Dice only {both}, too little to be relied on "
+                f"(with this network from {calibration.least_gain:.3f} on)"
             )
         return reasons
     reasons += _distrusted(m, t, suspect)
