@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from grata.bundles.bundle import Bundle
 from grata.methods import create
-from grata.preparation.calibration import Sample, _Probe, fit, held_out_gains
+from grata.preparation.calibration import Sample, _Probe, fit, held_out_gains, least_gain
 from grata.quality import (
     Calibration,
     Decision,
@@ -177,16 +177,15 @@ def read_samples(path: Path) -> list[Sample]:
 
 def bounds(arguments: argparse.Namespace) -> None:
     """Print what adaptation gains and harms, by the bound of the expected gain: -1 uses it always."""
-    samples = read_samples(arguments.samples)
-    gains = held_out_gains(samples)
-    learned = fit(samples).least_gain
+    gains = held_out_gains(read_samples(arguments.samples))
+    learned = least_gain(gains)
     lines = []
     for bound in sorted({-1.0, Calibration.least_gain, 0.0, 0.01, 0.02, 0.05, learned}):
         line: list = [f"{bound:.3f}{' (learned)' if bound == learned else ''}"]
         for where in (gains.home, ~gains.home):
             used, true = gains.expected[where] >= bound, gains.true[where]
             kept = np.where(used, true, 0.0)
-            line += [f"{used.mean():.0%}", f"{kept.mean():+.4f}", f"{(kept < -0.05).mean():.1%}", f"{kept.min():.2f}"]
+            line += [f"{used.mean():.0%}", f"{kept.mean():+.4f}", f"{(kept < -HARMED).mean():.1%}", f"{kept.min():.2f}"]
         lines.append(line)
     columns = [f"{name}, {place}" for place in ("home", "shifts") for name in ("used", "gain", "harmed", "worst")]
     print_table("Bounds of the expected gain", lines, ["bound", *columns])

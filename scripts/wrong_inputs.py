@@ -54,6 +54,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
+from grata.bundles.groups import every_group, optional_groups
+
 
 class Case(NamedTuple):
     """Image to write.
@@ -92,8 +94,8 @@ def paths_of(folder: Path) -> list[Path]:
 
 def held_out(data: Path, task: "Task") -> list[Path]:
     """Return the images of the source site that were held out of the training: those of every fifth patient."""
-    paths = paths_of(data / task.source)
-    return [path for number, path in enumerate(paths) if not number // task.images_of_patient % 5]
+    cases = [{"case": path.name.split(".")[0], "path": path} for path in paths_of(data / task.source)]
+    return [case["path"] for case in every_group(cases, 5, optional_groups(task.groups))]
 
 
 def draw(data: Path, sites: tuple[str, ...], count: int, rng: np.random.Generator) -> list[Path]:
@@ -360,14 +362,14 @@ class Task(NamedTuple):
         foreign: kind to maker of images from other data sets.
         alterations: kind to function of a right image's values, besides those of every bundle.
         harmless: those of every bundle that leave a right image right.
-        images_of_patient: number of images of each patient, one after the other.
+        groups: pattern of an image's name that gives its patient; None: each image is of another one.
     """
 
     source: str
     foreign: dict[str, Maker]
     alterations: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]]
     harmless: tuple[str, ...] = ()
-    images_of_patient: int = 1
+    groups: str | None = None
 
 
 SWAPPED = {"swapped_channels": lambda values, rng: values[::-1]}
@@ -416,7 +418,7 @@ TASKS = {
         },
         HUNDREDFOLD,
         TURNED,
-        images_of_patient=2,
+        groups="(.*)_E[DS]",
     ),
 }
 

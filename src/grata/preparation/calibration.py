@@ -31,7 +31,7 @@ from ..session.faults import explain, quiet
 from .run import _evenly, _opened, _whole, given_folders, writing
 from .simulated import SHIFTS, WRONG, Simulation
 
-__all__ = ["Gains", "Sample", "calibrate", "fit", "held_out_gains"]
+__all__ = ["Gains", "Sample", "calibrate", "fit", "held_out_gains", "least_gain"]
 
 _NO_TRUTH = ("constant", "only_noise", "texture", "phantom", "shuffled")
 """Simulations that leave nothing of what the label shows: every segmentation of them is wrong."""
@@ -319,7 +319,7 @@ def fit(samples: Sequence[Sample]) -> Calibration:
         errors=tuple(errors),
         ranges=tuple(zip(shares.min(0).tolist(), shares.max(0).tolist())),
         cases=len(home),
-        least_gain=_least_gain(_gains(samples, expected, table.dice)),
+        least_gain=least_gain(_gains(samples, expected, table.dice)),
     )
 
 
@@ -450,11 +450,14 @@ def _gains(samples: Sequence[Sample], expected: np.ndarray, dice: np.ndarray) ->
     return Gains(expected[adapted] - expected[plain], dice[adapted] - dice[plain], home)
 
 
-def _least_gain(gains: Gains) -> float:
+def least_gain(gains: Gains) -> float:
     """Return how much more must be expected of an adapted prediction for it to be used: what would have been best.
 
     Source images as they are count as much as all their shifts together, and a loss counts twice, because a user who
     adapts nothing has none.
+
+    Args:
+        gains: gains on source images and their shifts, see :func:`held_out_gains`.
     """
     expected, true, home = gains
     if not len(expected):
