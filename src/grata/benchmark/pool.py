@@ -5,18 +5,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
+
+import torch
 
 from ..session.faults import explain, quiet
 from .jobs import Job
 from .stream import run_job
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 __all__ = ["run_jobs"]
 
@@ -48,7 +54,7 @@ def run_jobs(
                 failed(job, explain(error))
         return
     waiting = deque(jobs)
-    running: dict[Connection, tuple[SpawnProcess, Job]] = {}
+    running: dict[Connection, tuple[BaseProcess, Job]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -65,8 +71,21 @@ def run_jobs(
             process.join()
 
 
-def _start(job: Job, parts: Path, running: dict[Connection, tuple[SpawnProcess, Job]]) -> None:
-    context = multiprocessing.get_context("spawn")
+def _context() -> ForkServerContext | SpawnContext:
+    """Return how processes begin: with what this module imports, or as new ones.
+
+    Imports take longer than many a job. But a process whose parent has asked for a CUDA device can't use it, and some
+    libraries of macOS don't outlive a fork.
+    """
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _start(job: Job, parts: Path, running: dict[Connection, tuple[BaseProcess, Job]]) -> None:
+    context = _context()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, parts, theirs), daemon=True)
     process.start()
@@ -76,7 +95,7 @@ def _start(job: Job, parts: Path, running: dict[Connection, tuple[SpawnProcess, 
 
 def _receive(
     connection: Connection,
-    running: dict[Connection, tuple[SpawnProcess, Job]],
+    running: dict[Connection, tuple[BaseProcess, Job]],
     advance: Callable[[], None],
     failed: Callable[[Job, str], None],
 ) -> None:
