@@ -175,7 +175,7 @@ def _modules_of(root: Path | None) -> Iterator[None]:
     if root is None:
         yield
         return
-    aside = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "scripts"}
+    aside = {name: module for name, module in sys.modules.items() if name == "scripts" or name.startswith("scripts.")}
     for name in aside:
         del sys.modules[name]
     before = set(sys.modules)
