@@ -135,7 +135,9 @@ def test_what_a_suite_writes(finished):
         "## discs, stream `mixed`, source network `plain`" in page
         and "stream `mixed`, source network `strong`" not in page
     )
-    assert "| north (home)" in page and "## What the guard says" in page and "| `judged`" not in page
+    assert "| north (home)" in page and "## What the guard says" in page
+    # rows with a guard stand in tables of their own
+    assert "| `judged`" not in page[page.index("## discs") : page.index("## What the guard says")]
     assert re.search(r"\| `slow` +\| 2 ", page)
     assert str(finished) not in page
     assert (finished / "suite-gain.png").stat().st_size > 5000
@@ -181,6 +183,24 @@ def test_the_page_says_what_another_training_gives_and_what_adaptation_adds_to_i
     }
     for column, value in expected.items():
         assert float(south[column].split()[0]) == pytest.approx(value, abs=6e-4)
+
+
+def test_the_overview_counts_the_targets_that_are_better_or_worse_beyond_chance(finished):
+    page = (finished / "suite.md").read_text()
+    table = page[page.index("## Gain over the source network `plain`") :].split("\n\n")[1].splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    shown = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert set(shown) == {"`ptbn`", "`grata`", "`judged`", "`slow`"}
+    generator = np.random.default_rng(5)
+    better = worse = 0
+    for task in ("discs", "cups"):
+        cases = pd.read_csv(finished / "cases" / f"{task}.csv.gz")
+        first = cases[(cases["protocol"] == "per-target") & (cases["source"] == "plain") & (cases["target"] == "south")]
+        dice = first.pivot_table(index="case", columns="method", values="dice/mean")
+        gains = (dice["grata"] - dice["source"]).dropna().to_numpy()
+        low, high = np.quantile(gains[generator.integers(len(gains), size=(20000, len(gains)))].mean(1), [0.025, 0.975])
+        better, worse = better + (low > 0), worse + (high < 0)
+    assert (shown["`grata`"]["better on"], shown["`grata`"]["worse on"]) == (f"{better} of 2", f"{worse} of 2")
 
 
 def test_stopped_and_started_again_it_gives_the_same_cases(suite, write, tmp_path, finished, monkeypatch):

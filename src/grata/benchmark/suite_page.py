@@ -121,7 +121,8 @@ def _header(tasks: Sequence[Task], command: str, made: Mapping[str, Any]) -> Ite
         f"images whose Dice is lower than the source network's by more than {HARM}. *worst*: the largest loss of an "
         "image. *cost*: seconds relative to a plain forward of the source network on the same images. *every*: the "
         "method was run on every so-many-th image, and is compared on these. HD95 is in pixels, over the images where "
-        "it is finite."
+        "it is finite. *better on*, *worse on*: number of targets on which the interval of the gain over the source "
+        "network lies above or below zero."
     )
     yield ""
 
@@ -135,12 +136,27 @@ def _overview(tasks: Sequence[Task]) -> Iterator[str]:
 
 
 def _overview_lines(tasks: Sequence[Task], source: str) -> list[dict[str, str]]:
-    """Return the lines of all methods, the largest mean gain first."""
-    names = dict.fromkeys(row.name for task in tasks for row in task.compared)
-    gains = {name: {task.name: _gain(task, source, name, "source") for task in tasks} for name in names}
+    """Return the lines of all methods, also of those with a guard, the largest mean gain first."""
+    rows = (row.name for task in tasks for row in (*task.compared, *task.rows(guarded=True)))
+    gains = {name: {task.name: _gain(task, source, name, "source") for task in tasks} for name in dict.fromkeys(rows)}
     means = {name: _mean_gain(by_task.values()) for name, by_task in gains.items()}
     order = sorted((name for name, mean in means.items() if math.isfinite(mean)), key=lambda name: -means[name])
-    return [_overview_line(name, gains[name]) for name in order]
+    return [_overview_line(name, gains[name]) | _beyond_chance(tasks, source, name) for name in order]
+
+
+def _beyond_chance(tasks: Sequence[Task], source: str, name: str) -> dict[str, str]:
+    """Return on how many targets the interval of a method's gain lies above zero, and on how many below."""
+    gains = [
+        gain(_on(task, source, name, target), _on(task, source, task.base("source"), target))
+        for task in tasks
+        for target in task.config.targets_of(source)
+        if target != task.config.home
+    ]
+    found = [one.difference for one in gains if one.images]
+    return {
+        "better on": f"{sum(one.low > 0 for one in found)} of {len(found)}",
+        "worse on": f"{sum(one.high < 0 for one in found)} of {len(found)}",
+    }
 
 
 def _trainings(tasks: Sequence[Task]) -> Iterator[str]:
