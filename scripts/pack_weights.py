@@ -37,13 +37,20 @@ def pack(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], float
         GrataError: a weight is not finite, or beyond the range of half precision.
     """
     packed, worst = {}, 0.0
+    seen: dict[tuple[object, ...], torch.Tensor] = {}
     for key, value in state.items():
+        # MONAI's DynUNet lists most of its layers twice; the file holds them once.
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        if value.numel() and place in seen:
+            packed[key] = seen[place]
+            continue
         packed[key] = value.clone(memory_format=torch.contiguous_format)
         if not value.isfinite().all():
             raise GrataError(f"{key} holds NaN or infinite values. Use an earlier checkpoint.")
         if value.ndim < 2 or value.numel() == 0 or not value.is_floating_point():
+            seen[place] = packed[key]
             continue
-        packed[key] = packed[key].half()
+        packed[key] = seen[place] = packed[key].half()
         if not packed[key].isfinite().all():
             raise GrataError(
                 f"{key} holds {value.abs().max():.3g}, which is beyond the range of half precision. Ship the "

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from monai.networks.nets import DynUNet
 
 from grata.networks import ResUNet, load_source, to_reference_names
 
@@ -68,6 +69,21 @@ def test_pack_weights_splits_and_rounds_what_may_be_rounded(trained, tmp_path, c
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(loaded(x).sigmoid(), network(x).sigmoid(), rtol=0, atol=0.02)
+
+
+def test_pack_weights_writes_once_what_a_network_lists_twice(tmp_path):
+    shape = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 8, 16]}
+    network = DynUNet(2, 1, 2, **shape)
+    torch.save(network.state_dict(), tmp_path / "trained.pt")
+    script("pack_weights").main(tmp_path / "trained.pt", tmp_path / "models")
+    packed = torch.load(tmp_path / "models" / "model.pt")
+    assert packed.keys() == network.state_dict().keys()
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(packed[key].float(), value, rtol=1e-3, atol=1e-6)
+    listed = sum(value.numel() for value in packed.values())
+    assert listed > 1.5 * sum(value.numel() for value in network.parameters())
+    stored = {value.untyped_storage().data_ptr(): value.nbytes for value in packed.values()}
+    assert sum(stored.values()) == sum(value.numel() * (2 if value.ndim > 1 else 4) for value in network.parameters())
 
 
 def test_pack_weights_names_a_file_that_the_model_zoo_does_not_take(trained, tmp_path, monkeypatch):
