@@ -41,7 +41,7 @@ def pack(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], float
     for key, value in state.items():
         # MONAI's DynUNet lists most of its layers twice; the file holds them once.
         place = (value.data_ptr(), value.dtype, value.shape, value.stride())
-        if value.numel() and place in seen:
+        if place in seen:
             packed[key] = seen[place]
             continue
         packed[key] = value.clone(memory_format=torch.contiguous_format)

@@ -136,7 +136,7 @@ def test_what_a_suite_writes(finished):
         and "stream `mixed`, source network `strong`" not in page
     )
     assert "| north (home)" in page and "## What the guard says" in page
-    # rows with a guard stand in tables of their own
+    # the tables of a task have no rows with a guard
     assert "| `judged`" not in page[page.index("## discs") : page.index("## What the guard says")]
     assert re.search(r"\| `slow` +\| 2 ", page)
     assert str(finished) not in page

@@ -53,12 +53,12 @@ def run_jobs(
             except Exception as error:  # noqa: BLE001
                 failed(job, explain(error))
         return
-    waiting = deque(jobs)
+    context, waiting = _context(), deque(jobs)
     running: dict[Connection, tuple[BaseProcess, Job]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                _start(waiting.popleft(), parts, running)
+                _start(context, waiting.popleft(), parts, running)
             for connection in cast(list[Connection], wait(list(running))):
                 _receive(connection, running, advance, failed)
     finally:
@@ -72,10 +72,10 @@ def run_jobs(
 
 
 def _context() -> ForkServerContext | SpawnContext:
-    """Return how processes begin: with what this module imports, or as new ones.
+    """Return the context that starts worker processes.
 
-    Imports take longer than many a job. But a process whose parent has asked for a CUDA device can't use it, and some
-    libraries of macOS don't outlive a fork.
+    Imports take longer than many jobs, so where it is safe a worker is a fork of a process that has imported this
+    module. It is not safe with CUDA, which a fork cannot use, nor on macOS, where some libraries crash after a fork.
     """
     if sys.platform != "linux" or torch.cuda.is_available():
         return multiprocessing.get_context("spawn")
@@ -84,8 +84,12 @@ def _context() -> ForkServerContext | SpawnContext:
     return context
 
 
-def _start(job: Job, parts: Path, running: dict[Connection, tuple[BaseProcess, Job]]) -> None:
-    context = _context()
+def _start(
+    context: ForkServerContext | SpawnContext,
+    job: Job,
+    parts: Path,
+    running: dict[Connection, tuple[BaseProcess, Job]],
+) -> None:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, parts, theirs), daemon=True)
     process.start()
