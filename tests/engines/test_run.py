@@ -1,6 +1,7 @@
 """A run of a bundle's evaluator: a fault affects only its image; the rest is as if the faulty image did not exist."""
 
 import json
+import multiprocessing
 
 import nibabel
 import numpy as np
@@ -94,6 +95,14 @@ def test_a_batch_with_a_faulty_image_is_taken_apart(scans, make_evaluator, worke
     (fault,) = outcome.faults
     assert fault.case == "broken-a" and outcome.done == 3
     assert str(data[1]["image"]) not in fault.message and "Traceback" not in fault.message
+
+
+def test_after_a_fault_the_loaders_processes_end_by_themselves(scans, make_evaluator, monkeypatch):
+    """One that does not end is waited for, five seconds, and then killed."""
+    killed = []
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "terminate", lambda process: killed.append(process.pid))
+    outcome, _ = run(make_evaluator(scans("one", "broken-a", "two", "broken-b"), num_workers=2))
+    assert len(outcome.faults) == 2 and not killed
 
 
 def test_images_come_in_the_order_of_the_list(scans, make_evaluator):

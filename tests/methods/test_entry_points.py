@@ -33,12 +33,13 @@ class Sharpen(GradientMethod):
 def installed(tmp_path):
     """A folder with an installed distribution, as ``pip install --target`` leaves it."""
 
-    def install(entry, module=PACKAGE):
-        (tmp_path / "sharpening.py").write_text(module)
+    def install(*entries, **modules):
+        for name, text in modules.items():
+            (tmp_path / f"{name}.py").write_text(text)
         info = tmp_path / "sharpening-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sharpening\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[grata.methods]\n{entry}\n")
+        (info / "entry_points.txt").write_text("\n".join(["[grata.methods]", *entries]))
         return tmp_path
 
     return install
@@ -55,7 +56,7 @@ def run(folder, code):
 
 
 def test_a_method_of_another_package_is_there_under_its_name(installed):
-    folder = installed("sharpen = sharpening:Sharpen")
+    folder = installed("sharpen = sharpening:Sharpen", sharpening=PACKAGE)
     code = """
         import torch
         from monai.networks.nets import UNet
@@ -76,17 +77,21 @@ def test_a_method_of_another_package_is_there_under_its_name(installed):
     assert out == "settings#strenght: method sharpen has no such setting; did you mean settings#strength?\n"
 
 
-@pytest.mark.parametrize(
-    ("entry", "module", "why"),
-    [
-        ("sharpen = sharpening:Sharpen", "import no_such_module", "its import fails"),
-        ("sharpen = sharpening:torch", PACKAGE, "not a subclass of grata.methods.Method"),
-        ("sharper = sharpening:Sharpen", PACKAGE, "named sharpen, the entry point sharper"),
-        ("grata = sharpening:Grata", PACKAGE.replace("Sharpen(", "Grata(").replace('"sharpen"', '"grata"'), "already"),
-    ],
-)
-def test_what_is_not_a_method_is_left_out_with_a_warning(installed, entry, module, why):
+# An entry point each, its module, and what is wrong with it.
+LEFT_OUT = {
+    "sharpen = broken:Sharpen": ("import no_such_module", "its import fails"),
+    "sharpest = foreign:torch": (PACKAGE, "not a subclass of grata.methods.Method"),
+    "sharper = renamed:Sharpen": (PACKAGE, "named sharpen, the entry point sharper"),
+    "grata = double:Grata": (PACKAGE.replace("Sharpen(", "Grata(").replace('"sharpen"', '"grata"'), "already"),
+}
+
+
+def test_what_is_not_a_method_is_left_out_with_a_warning(installed):
+    modules = {entry.split(" = ")[1].split(":")[0]: text for entry, (text, _) in LEFT_OUT.items()}
     code = "from grata.methods import METHODS; print(len(METHODS), METHODS['grata'].__module__)"
-    result = run(installed(entry, module), code)
+    result = run(installed(*LEFT_OUT, **modules), code)
     assert result.stdout == "21 grata.methods.grata\n"
-    assert why in result.stderr and "sharpening is left out" in result.stderr
+    warned = [line for line in result.stderr.splitlines() if "sharpening is left out" in line]
+    assert len(warned) == len(LEFT_OUT)
+    for _, why in LEFT_OUT.values():
+        assert sum(why in line for line in warned) == 1

@@ -149,6 +149,9 @@ class EvaluatorRun:
             if not left and not finished:
                 raise
             left = self._after_fault(left, error, finished)
+            # The frames hold the loader's iterator, which ends its workers at once while it is whole. Once the
+            # collector has taken their queues apart, PyTorch waits five seconds for each worker and kills it.
+            tracebacks.clear_frames(error.__traceback__)
         if not left:
             # The bundle writes its results on these events, also when the last image failed.
             engine.fire_event(Events.EPOCH_COMPLETED)
