@@ -22,12 +22,13 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from monai.networks import eval_mode
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
@@ -35,6 +36,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from grata.bundles.bundle import Bundle
+from grata.bundles.groups import optional_groups
 from grata.methods import create
 from grata.preparation.calibration import Sample, _Probe, fit, held_out_gains, least_gain
 from grata.quality import (
@@ -60,24 +62,39 @@ def dice(prediction: torch.Tensor, activation: str, label: torch.Tensor) -> list
     return overlap(segmentation(prediction, activation), truth)[0].tolist()
 
 
-def groups(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
+def keys(given: Iterable[str]) -> dict[str, Any]:
+    """Return the keys of a bundle that are written as ``<key>=<value>``, the value in YAML."""
+    pairs = (text.partition("=") for text in given)
+    return {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
+def image_groups(arguments: argparse.Namespace) -> Iterator[tuple[str, dict]]:
     """Yield the name of each group of images, and the keys of the bundle that it needs."""
+    common = keys(arguments.key)
     for given in arguments.group:
         name, _, rest = given.partition("=")
         folder, *others = rest.split(",")
-        yield name, {"dataset_dir": folder, **{key: float(value) for key, value in (o.split("=") for o in others)}}
+        yield name, {"dataset_dir": folder, **common, **keys(others)}
     for folder in sorted(arguments.wrong.iterdir()) if arguments.wrong else ():
         if folder.is_dir():
-            yield f"wrong/{folder.name}", {"dataset_dir": str(folder)}
+            yield f"wrong/{folder.name}", {"dataset_dir": str(folder), **common}
+
+
+def held_out(bundle: Bundle, arguments: argparse.Namespace, labelled: bool = True) -> list[dict]:
+    """Return the cases of the source set that were held out of the network's training."""
+    return bundle.cases(None, labelled, arguments.val_stride, optional_groups(arguments.groups))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure each image of each group, and write its line."""
     torch.set_num_threads(arguments.threads)
-    for group, keys in groups(arguments):
-        bundle = Bundle(arguments.bundle, keys, "study")
-        cases = bundle.cases(None, labelled=False)
-        cases = cases[:: arguments.val_stride if group == HOME else max(1, len(cases) // arguments.limit)]
+    for group, needed in image_groups(arguments):
+        bundle = Bundle(arguments.bundle, needed, "study")
+        if group == HOME:
+            cases = held_out(bundle, arguments, labelled=False)
+        else:
+            cases = bundle.cases(None, labelled=False)
+            cases = cases[:: max(1, len(cases) // arguments.limit)]
         for method in arguments.methods.split(","):
             write(arguments.output, group, bundle, cases[: arguments.limit], method)
 
@@ -131,11 +148,16 @@ def measured(session: Session, bundle: Bundle, case: dict) -> dict:
     return row
 
 
+def source_set(arguments: argparse.Namespace) -> Bundle:
+    """Return the bundle with its source set."""
+    return Bundle(arguments.bundle, {"dataset_dir": str(arguments.dataset_dir), **keys(arguments.key)}, "study")
+
+
 def poison(arguments: argparse.Namespace) -> None:
     """Print what is left of a stream after an image that is far too bright."""
     torch.set_num_threads(arguments.threads)
-    bundle = Bundle(arguments.bundle, {"dataset_dir": str(arguments.dataset_dir)}, "study")
-    cases = bundle.cases(None)[:: arguments.val_stride][: arguments.limit]
+    bundle = source_set(arguments)
+    cases = held_out(bundle, arguments)[: arguments.limit]
     known = {"calibration": bundle.value("quality"), "segments": bundle.value("segments")}
     source, lines = after_poison(bundle, cases, "source", False, 1.0), []
     for method in arguments.methods.split(","):
@@ -163,8 +185,9 @@ def after_poison(bundle: Bundle, cases: list[dict], method: str, guard: bool | d
 def sample(arguments: argparse.Namespace) -> None:
     """Measure what ``grata calibrate`` measures, and write it, so that home can be judged by what does not know it."""
     torch.set_num_threads(arguments.threads)
-    bundle = Bundle(arguments.bundle, {"dataset_dir": str(arguments.dataset_dir)}, "study")
-    samples, faults = _Probe(bundle).all_samples(bundle.cases(None)[:: arguments.val_stride], seed=0)
+    bundle = source_set(arguments)
+    cases = held_out(bundle, arguments)
+    samples, faults = _Probe(bundle).all_samples(cases[:: -(-len(cases) // arguments.limit)], seed=0)
     print("\n".join(faults))
     arguments.output.write_text(json.dumps([dataclasses.asdict(found) for found in samples]))
 
@@ -363,6 +386,7 @@ def main() -> None:
     known.add_argument("bundle", type=Path)
     known.add_argument("--dataset_dir", type=Path, required=True)
     known.add_argument("--output", type=Path, required=True)
+    known.add_argument("--limit", type=int, default=60, help="most images, evenly spaced")
     known.set_defaults(do=sample)
     gained = commands.add_parser("bounds")
     gained.add_argument("samples", type=Path, help="what the command sample wrote")
@@ -376,6 +400,8 @@ def main() -> None:
     bright.set_defaults(do=poison)
     for command in (first, known, bright):
         command.add_argument("--val_stride", type=int, default=5, help="step between the images held out of training")
+        command.add_argument("--groups", help="images that were held out together, as in grata calibrate")
+        command.add_argument("--key", action="append", default=[], help="key of the bundle, as in pixdim=null")
         command.add_argument("--threads", type=int, default=1)
     second = commands.add_parser("table")
     second.add_argument("rows", type=Path)

@@ -99,6 +99,24 @@ def test_orientation_of_the_file_does_not_change_the_picture(tmp_path):
     assert (mirrored != expected).any(axis=-1).mean() > 0.5
 
 
+def test_a_stack_whose_header_has_lost_its_thickness_is_shown_slice_by_slice(tmp_path):
+    image = np.zeros((96, 96, 6))
+    image[24:72, 24:72] = 1
+    outline = (image > 0).astype(np.uint8)
+    pixels = draw(tmp_path / "stack.png", image, {"adapted": outline}, (1.0, 1.0, 1.0), axcodes="LPS")
+    # the whole slice bare and with its outline, then six cropped ones: in each a white square
+    white = (pixels[BELOW_LEGEND:-60] > 250).all(axis=-1)
+    filled = white.any(axis=1)
+    starts, stops = (np.flatnonzero(np.diff(np.pad(filled.astype(int), 1)) == step) for step in (1, -1))
+    rows = [(start, stop) for start, stop in zip(starts, stops, strict=True) if stop - start > 20]
+    assert len(rows) == 2
+    for (start, stop), squares in zip(rows, (2, 6), strict=True):
+        line = white[(start + stop) // 2]
+        edges = np.flatnonzero(np.diff(np.pad(line.astype(int), 1)))
+        widths = np.diff(edges)[::2]
+        assert len(widths) == squares and np.allclose(widths, stop - start, rtol=0.1)
+
+
 def test_panels_keep_the_anatomical_aspect(tmp_path):
     thin = draw(tmp_path / "thin.png", volume((20, 20)), {}, (1.0, 1.0))
     tall = draw(tmp_path / "tall.png", volume((20, 20)), {}, (1.0, 2.0))

@@ -43,9 +43,11 @@ _DPI = 150
 _WIDTH = 12.0
 _GAP, _CAPTION, _HEADER, _FOOTER = 0.06, 0.2, 0.72, 0.3
 _TALLEST_ROW = 6.0
+_LETTER = 0.07
 _LONGEST_TITLE = 90
 _COLUMNS_3D, _SLICES = 6, 12
 _ANISOTROPIC = 1.5
+_FEW_SLICES = 1 / 6
 _CONTEXT = 0.25
 _ALMOST_ALL = 0.75
 
@@ -65,8 +67,9 @@ def contact_sheet(
     """Draw a case and its segmentations as PNG, 1800 pixels wide; equal inputs give equal bytes.
 
     A volume is shown in three orthogonal planes through the largest cross-sections of the outlined structures, each
-    with and without outlines. Up to 12 slices, cropped around the structures, follow: along the axis of the thickest
-    voxels, or along the longest axis of the structures where the voxels are nearly cubes. A 2D image is shown as a
+    with and without outlines; planes of a few voxels' height are left out. Up to 12 slices, cropped around the
+    structures, follow: along the axis of the thickest voxels, or, where the voxels are nearly cubes, along an axis of
+    few voxels, or along the longest axis of the structures. A 2D image is shown as a
     whole, with and without outlines, and enlarged. Where both ``"source"`` and ``"adapted"`` are given, the voxels in
     which they differ are filled.
 
@@ -217,17 +220,22 @@ def _with_bare(panel: _Panel) -> list[_Panel]:
 def _volume_rows(volume: _Grid) -> list[list[_Panel]]:
     mask = volume.mask()
     counts = [mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
-    largest = [np.flatnonzero(count == count.max()) for count in counts]
-    views = [_plane(volume, axis, int(largest[axis][len(largest[axis]) // 2]), view=True) for axis in (2, 0, 1)]
-    overview = [panel for view in views for panel in _with_bare(view)]
-
     region = _region(volume, mask)
     axis = _slice_axis(volume, mask)
     shown = np.flatnonzero(counts[axis]) if mask.any() else np.arange(mask.shape[axis])
     indices = np.unique(np.linspace(shown[0], shown[-1], _SLICES).round().astype(int))
     strip = volume.crop(tuple(slice(None) if other == axis else part for other, part in enumerate(region)))
     slices = [_plane(strip, axis, int(index)) for index in indices]
-    return [overview, *(slices[start : start + _COLUMNS_3D] for start in range(0, len(slices), _COLUMNS_3D))]
+    rows = (slices[start : start + _COLUMNS_3D] for start in range(0, len(slices), _COLUMNS_3D))
+    return [_overview(volume, counts), *rows]
+
+
+def _overview(volume: _Grid, counts: Sequence[np.ndarray]) -> list[_Panel]:
+    """Return the planes through the largest cross-sections, by the number of outlined voxels along each axis."""
+    largest = [np.flatnonzero(count == count.max()) for count in counts]
+    views = [_plane(volume, axis, int(largest[axis][len(largest[axis]) // 2]), view=True) for axis in (2, 0, 1)]
+    legible = [view for view in views if _FEW_SLICES < view.width_per_height < 1 / _FEW_SLICES]
+    return [panel for view in legible or views for panel in _with_bare(view)]
 
 
 def _plane_rows(plane: _Grid) -> list[list[_Panel]]:
@@ -243,6 +251,10 @@ def _plane_rows(plane: _Grid) -> list[list[_Panel]]:
 def _slice_axis(volume: _Grid, mask: np.ndarray) -> int:
     if max(volume.spacing) > _ANISOTROPIC * min(volume.spacing):
         return int(np.argmax(volume.spacing))
+    # A stack of thick slices whose header has lost their thickness.
+    shortest, second = np.sort(mask.shape)[:2]
+    if shortest < _FEW_SLICES * second:
+        return int(np.argmin(mask.shape))
     if not mask.any():
         return 2
     return int(np.argmax([np.ptp(found) * mm for found, mm in zip(np.nonzero(mask), volume.spacing, strict=True)]))
@@ -313,7 +325,7 @@ def _draw(
         for panel in row:
             width = height * panel.width_per_height
             axes = figure.add_axes((left / _WIDTH, bottom / total, width / _WIDTH, height / total))
-            _draw_panel(axes, panel, window, lines)
+            _draw_panel(axes, replace(panel, caption=_caption(panel.caption, width)), window, lines)
             left += width + _GAP
         bottom -= _GAP
     style: dict[str, Any] = {"color": _TEXT, "va": "center", "parse_math": False}
@@ -327,6 +339,12 @@ def _row_height(row: Sequence[_Panel], columns: int) -> float:
     """Return the height in inches at which a row of panels takes its part of the page's width."""
     width = len(row) / columns * (_WIDTH - _GAP) - len(row) * _GAP
     return min(width / sum(panel.width_per_height for panel in row), _TALLEST_ROW)
+
+
+def _caption(caption: str, width: float) -> str:
+    """Return as much of a caption as fits above a panel of this width in inches."""
+    shorter = (caption, caption.rpartition(", ")[2])
+    return next((text for text in shorter if len(text) * _LETTER <= width + _GAP), "")
 
 
 def _heading(title: str) -> str:
