@@ -90,6 +90,11 @@ def test_overrides_for_all_tasks_and_for_one(suite):
     }
 
 
+def test_a_task_can_be_left_out(suite):
+    loaded = load_suite(suite, {"tasks#discs": False, "limit": 2})
+    assert [(name, task.limit) for name, task in loaded.tasks.items()] == [("cups", 2)]
+
+
 @pytest.mark.parametrize(
     ("changes", "overrides", "message"),
     [
@@ -99,6 +104,7 @@ def test_overrides_for_all_tasks_and_for_one(suite):
         ({}, {"targets#north#stride": 2}, "targets#north#stride: differs from task to task."),
         ({}, {"tasks#disks#limit": 2}, "tasks: there is no task 'disks'. Did you mean discs?"),
         ({}, {"tasks#discs": {}}, "--tasks#discs: names a whole task."),
+        ({}, {"tasks#discs": False, "tasks#cups": False}, "tasks: all of them are left out."),
         ({"output_dir": None}, {}, "output_dir: is missing from the configuration."),
         ({"data": 3}, {}, "data: must name a folder, got 3."),
         ({"limits": 3}, {}, "tasks#discs#limits: there is no such key. Did you mean limit?"),
@@ -204,7 +210,10 @@ def test_the_overview_counts_the_targets_that_are_better_or_worse_beyond_chance(
 
 
 def test_stopped_and_started_again_it_gives_the_same_cases(suite, write, tmp_path, finished, monkeypatch):
-    whole = {path.name: _without_seconds(path) for path in (finished / "cases").iterdir()}
+    # two of the methods, one of which goes on from where it stood
+    suite["methods"] = {name: suite["methods"][name] for name in ("source", "grata")}
+    del suite["tasks"]["cups"]["methods"]["slow"]
+    whole = {path.name: _without_seconds(path, suite["methods"]) for path in (finished / "cases").iterdir()}
     step, done = stream._Runner.step, []
 
     def dying(self, part, position):
@@ -218,11 +227,14 @@ def test_stopped_and_started_again_it_gives_the_same_cases(suite, write, tmp_pat
         patched.setattr(stream._Runner, "step", dying)
         run_benchmark(write(suite))
     assert run_benchmark(write(suite)) == 0
-    assert {path.name: _without_seconds(path) for path in (tmp_path / "again" / "cases").iterdir()} == whole
+    again = (tmp_path / "again" / "cases").iterdir()
+    assert {path.name: _without_seconds(path, suite["methods"]) for path in again} == whole
 
 
-def _without_seconds(path):
-    return pd.read_csv(path).drop(columns="seconds").to_csv(index=False)
+def _without_seconds(path, methods):
+    rows = pd.read_csv(path).drop(columns="seconds")
+    # without the columns of a guard, which neither of them has
+    return rows[rows["method"].isin(methods)].dropna(axis=1, how="all").to_csv(index=False)
 
 
 def test_a_task_that_is_refused_does_not_stop_the_next_one(suite, write, tmp_path, capsys):

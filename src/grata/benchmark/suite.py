@@ -48,7 +48,7 @@ def load_suite(given: Mapping[str, Any], overrides: Mapping[str, Any] | None = N
     Args:
         given: content of the file.
         overrides: values by key, nested keys joined by ``#``. Those below ``tasks#<name>`` are for one task, all others
-            for every task.
+            for every task. ``tasks#<name>: False`` leaves a task out.
 
     Raises:
         GrataError: a key is not known, stands at the wrong place, or a task is refused, see
@@ -64,10 +64,10 @@ def load_suite(given: Mapping[str, Any], overrides: Mapping[str, Any] | None = N
     if output_dir is None:
         raise GrataError("is missing from the configuration.", key="output_dir")
     configs = {}
-    for name, task in tasks.items():
+    for name, own in of_tasks.items():
         try:
-            merged = _merged(top, task, data, output_dir / name)
-            configs[name] = make_config(merged, {**of_all, **of_tasks[name]})
+            merged = _merged(top, tasks[name], data, output_dir / name)
+            configs[name] = make_config(merged, {**of_all, **own})
         except GrataError as error:
             raise error.under(f"tasks#{name}") from error
     return Suite(output_dir, configs)
@@ -94,17 +94,24 @@ def _folder(key: str, in_file: object, given: object) -> Path | None:
 def _sorted_out(
     overrides: Mapping[str, Any], tasks: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return the overrides for every task, and those for each."""
+    """Return the overrides for every task, and those for each that is not left out."""
     of_all: dict[str, Any] = {}
     of_tasks: dict[str, dict[str, Any]] = {name: {} for name in tasks}
+    left_out = set()
     for key, value in overrides.items():
         head, _, rest = key.partition("#")
-        if head == "tasks":
-            name, _, rest = rest.partition("#")
-            of_tasks[_task(name, tasks)][_nested(rest, key)] = value
-        else:
+        if head != "tasks":
             of_all[key] = value
-    return of_all, of_tasks
+            continue
+        given, _, rest = rest.partition("#")
+        name = _task(given, tasks)
+        if value is False and not rest:
+            left_out.add(name)
+        else:
+            of_tasks[name][_nested(rest, key)] = value
+    if left_out == set(tasks):
+        raise GrataError("all of them are left out.", key="tasks")
+    return of_all, {name: own for name, own in of_tasks.items() if name not in left_out}
 
 
 def _task(name: str, tasks: Mapping[str, Any]) -> str:
@@ -118,7 +125,9 @@ def _task(name: str, tasks: Mapping[str, Any]) -> str:
 
 def _nested(rest: str, key: str) -> str:
     if not rest:
-        raise GrataError("names a whole task. Name a key of it, such as limit.", key=f"--{key}")
+        raise GrataError(
+            "names a whole task. Name a key of it, such as limit, or give false to leave it out.", key=f"--{key}"
+        )
     return rest
 
 
