@@ -32,9 +32,9 @@ def label_map(path):
 
 @pytest.fixture(scope="module")
 def adapted(adapt, tmp_path_factory):
-    """The sample scans, adapted with another working directory than the bundle."""
+    """The sample scans, adapted with another working directory than the bundle, by a method of few forwards."""
     folder = tmp_path_factory.mktemp("anywhere")
-    return folder / "output", adapt(BUNDLE, folder / "output", cwd=folder)
+    return folder / "output", adapt(BUNDLE, folder / "output", "--method", "tent", cwd=folder)
 
 
 @pytest.fixture(scope="module")
