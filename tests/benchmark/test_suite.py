@@ -11,7 +11,7 @@ from scipy.stats import wilcoxon
 from grata import GrataError
 from grata.benchmark import run_benchmark, stream
 from grata.benchmark.cases import case_table, write_cases
-from grata.benchmark.comparison import gain
+from grata.benchmark.comparison import cost, gain
 from grata.benchmark.config import make_config
 from grata.benchmark.suite import load_suite
 from grata.bundles.groups import every_group, make_groups
@@ -207,6 +207,13 @@ def test_the_overview_counts_the_targets_that_are_better_or_worse_beyond_chance(
         low, high = np.quantile(gains[generator.integers(len(gains), size=(20000, len(gains)))].mean(1), [0.025, 0.975])
         better, worse = better + (low > 0), worse + (high < 0)
     assert (shown["`grata`"]["better on"], shown["`grata`"]["worse on"]) == (f"{better} of 2", f"{worse} of 2")
+
+
+def test_cost_is_that_of_most_images():
+    """Also where one of them took long because the machine stood still."""
+    seconds = {"seconds": [3.0, 700.0, 12.0]}
+    table = pd.DataFrame({"target": "a", "case": list("uvw"), "group": list("uvw"), **seconds})
+    assert cost(table, table.assign(seconds=[1.0, 2.0, 4.0])) == 3
 
 
 def test_stopped_and_started_again_it_gives_the_same_cases(suite, write, tmp_path, finished, monkeypatch):

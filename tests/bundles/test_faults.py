@@ -67,13 +67,13 @@ def journal(output: Path) -> dict[str, dict]:
     return {line["case"]: line for line in map(json.loads, (output / "journal.jsonl").read_text().splitlines())}
 
 
-def check_complete(output: Path, case: str) -> None:
+def check_complete(output: Path, case: str, method: str = "grata") -> None:
     """Check that a finished case has a segmentation, a figure and a journal line."""
     labels = nibabel.load(output / "segmentations" / f"{case}.nii.gz")
     assert set(np.unique(np.asarray(labels.dataobj))) <= {0, 1, 2}
     assert (output / "figures" / f"{case}.png").read_bytes().startswith(b"\x89PNG")
     line = journal(output)[case]
-    assert line["method"] == "grata" and "fault" not in line
+    assert line["method"] == method and "fault" not in line
 
 
 def edited_config(bundle: Path, folder: Path, old: str, new: str) -> Path:
@@ -417,7 +417,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(faulty_run, folder
     noise = np.random.default_rng(0).random((96, 96, 40)).astype(np.float32)
     for name in ("b_too_large", "c_third"):
         scans.save_volume(noise, dataset / f"{name}.nii.gz")
-    arguments = ("--dataset_dir", dataset, "--output_dir", output, "--method", "grata")
+    arguments = ("--dataset_dir", dataset, "--output_dir", output, "--method", "ptbn")
 
     run = run_adapt(folder, *arguments, largest_file=int(1.2 * figure))
     assert run.status == 1 and "Traceback" not in run.text
@@ -425,14 +425,14 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(faulty_run, folder
     assert f"b_too_large: Cannot write to the output folder '{output}" in run.text
     assert "File too large" in run.text and "Free some space" in run.text
     assert "2 cases are left" in run.text and "--resume true" in run.text
-    check_complete(output, "a_first")
+    check_complete(output, "a_first", "ptbn")
     assert [path.name for path in output.rglob(".*")] == [".lock"]
 
     finished = tree(output / "figures")
     run = run_adapt(folder, *arguments, "--resume", "true")
     assert run.status == 0 and "3 of 3 cases finished" in run.text
     for case in ("a_first", "b_too_large", "c_third"):
-        check_complete(output, case)
+        check_complete(output, case, "ptbn")
     assert finished.items() <= tree(output / "figures").items()
 
 

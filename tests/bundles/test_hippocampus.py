@@ -144,10 +144,14 @@ def test_two_runs_give_the_same_files_from_inside_the_bundle_as_from_anywhere(ru
 
 
 def test_methods_and_settings_are_chosen_on_the_command_line(adapt, bundle, dataset, uninterrupted, tmp_path):
-    adapt(bundle, tmp_path / "ptbn", "--dataset_dir", dataset, "--method", "ptbn", "--site", "B", cwd=tmp_path)
+    one = tmp_path / "one"
+    for name in ("images", "labels"):
+        (one / name).mkdir(parents=True)
+        shutil.copy(dataset / name / "scan_0.nii.gz", one / name)
+    adapt(bundle, tmp_path / "ptbn", "--dataset_dir", one, "--method", "ptbn", "--site", "B", cwd=tmp_path)
     settings = ["--settings#lr", "0.01", "--settings#learning_rate_law", "constant", "--settings#views", "['identity']"]
     settings += ["--settings#optimizer", "SGD", "--settings#steps", "2", "--reset", "per-case", "--compare", "false"]
-    adapt(bundle, tmp_path / "grata", "--dataset_dir", dataset, *settings, cwd=tmp_path)
+    adapt(bundle, tmp_path / "grata", "--dataset_dir", one, *settings, cwd=tmp_path)
     assert all(line["parameter_change"]["l2"] == 0 and line["site"] == "B" for line in journal(tmp_path / "ptbn"))
     lines = journal(tmp_path / "grata")
     assert all(len(line["steps"]) == 2 and line["learning_rate"] == 0.01 for line in lines)
