@@ -1,6 +1,7 @@
 """The bundles for pictures, of the eye and of the colon, through MONAI's own command line."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -166,6 +167,11 @@ def test_plain_inference_and_evaluation(run, fundus, adapted, dataset, tmp_path)
     assert len(predictions) == 2
     assert {1} < set(np.unique(np.asarray(Image.open(predictions[0])))) <= VALUES[fundus.name]
     both = str([str(file) for file in files])
+    if fundus.name != DISC:
+        # the folder of labels has two names
+        shutil.copytree(dataset / "images", tmp_path / "dataset" / "images")
+        shutil.copytree(dataset / "labels", tmp_path / "dataset" / "masks")
+        dataset = tmp_path / "dataset"
     run("run", "evaluating", "--config_file", both, *common, "--dataset_dir", dataset, cwd=tmp_path)
     assert "val_mean_dice" in (tmp_path / "eval" / "metrics.csv").read_text()
 

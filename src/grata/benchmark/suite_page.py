@@ -120,9 +120,9 @@ def _header(tasks: Sequence[Task], command: str, made: Mapping[str, Any]) -> Ite
         "patient or sequence counted once, by Holm's procedure for the methods of a table. *harmed*: share of the "
         f"images whose Dice is lower than the source network's by more than {HARM}. *worst*: the largest loss of an "
         "image. *cost*: seconds relative to a plain forward of the source network on the same image, the median over "
-        "images. *every*: the method was run on every so-many-th image, and is compared on these. HD95 is in pixels, "
-        "over the images where it is finite. *better on*, *worse on*: number of targets on which the interval of the "
-        "gain over the source network lies above or below zero."
+        "images. *every*: the method was run on every so-many-th image, and is compared on these. HD95 is in "
+        "pixels for pictures and in mm for volumes, over the images where it is finite. *better on*, *worse on*: "
+        "number of targets on which the interval of the gain over the source network lies above or below zero."
     )
     yield ""
 

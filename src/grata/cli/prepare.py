@@ -18,7 +18,12 @@ def prepare(
     labels_dir: LabelsDir = None,
     output: Annotated[
         str | None,
-        option("output", PATH, "File to write, relative to the bundle.", default="models/prepared.safetensors"),
+        option(
+            "output",
+            PATH,
+            "File to write, relative to the bundle.",
+            default="that of the key prepared, or models/prepared.safetensors",
+        ),
     ] = None,
     images: Annotated[
         int | None,

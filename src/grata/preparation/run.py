@@ -34,14 +34,14 @@ from .moments import ShapeMoments, channel_masks
 from .training import train_heads
 from .windows import check_inferer, foreground_windows
 
-__all__ = ["prepare", "writing"]
+__all__ = ["output_file", "prepare", "writing"]
 
 
 def prepare(
     bundle: str | Path,
     dataset_dir: str | Path,
     labels_dir: str | Path | None = None,
-    output: str | Path = "models/prepared.safetensors",
+    output: str | Path | None = None,
     images: int | None = None,
     val_stride: int = 0,
     groups: str | None = None,
@@ -58,7 +58,8 @@ def prepare(
         bundle: folder of the bundle.
         dataset_dir: folder of the source set's images, not of a target site's.
         labels_dir: folder of the label maps, if they are not found beside the images.
-        output: file to write, relative to the bundle.
+        output: file to write, relative to the bundle; None: the one that the key ``prepared`` of ``configs/adapt.yaml``
+            names, or ``models/prepared.safetensors``.
         images: maximum number of images, evenly spaced over the sorted cases; None: all.
         val_stride: step between the sorted cases, from the first on, that were held out of the network's training and
             are left out here too, as ``val_stride`` in ``configs/train.yaml``; 0: none.
@@ -82,7 +83,7 @@ def prepare(
     val_stride, epochs, seed = _whole("val_stride", val_stride, 0), _whole("epochs", epochs, 1), _whole("seed", seed, 0)
     of_groups = checked(optional_groups, groups, "groups")
     opened = _opened(Path(bundle), {**given_folders(dataset_dir, labels_dir), **overrides}, prepare)
-    path = opened.root / expanded(str(output))
+    path = output_file(opened, output, "prepared", "models/prepared.safetensors")
     with writing(path):
         cases = _evenly(_trained_with(opened.cases(None, labelled=False), val_stride, of_groups), images)
         if not cases:
@@ -144,6 +145,12 @@ def _opened(root: Path, overrides: Mapping[str, Any], command: Callable[..., int
         options = [name for name in inspect.signature(command).parameters if name not in ("bundle", "overrides")]
         hint = did_you_mean(key, options, prefix="--") if key not in options else ""
         raise GrataError(f"{error.message} {hint}".strip(), f"--{key}") from error
+
+
+def output_file(opened: Bundle, output: str | Path | None, key: str, default: str) -> Path:
+    """Return the file to write: the given one, or the one that the bundle reads by this key, or the default."""
+    named = opened.value(key) if output is None else output
+    return opened.root / expanded(str(named or default))
 
 
 def _report(prepared: Prepared, path: Path, cases: int, remarks: Sequence[str], faults: Sequence[str]) -> None:
