@@ -249,6 +249,23 @@ def test_a_task_that_is_refused_does_not_stop_the_next_one(suite, write, tmp_pat
     assert run_benchmark(write(suite), limit=2) == 1
     assert "tasks#discs" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "results" / "cases").iterdir()] == ["cups.csv.gz"]
+    page = (tmp_path / "results" / "suite.md").read_text()
+    assert "grata benchmark benchmark.yaml --limit 2\n" in page and "**Not on this page:** discs: refused.\n" in page
+
+
+def test_the_page_says_which_images_are_missing_and_how_it_was_made(suite, write, tmp_path, monkeypatch):
+    of_cups, task = suite["tasks"]["cups"], suite["tasks"]["discs"]
+    of_cups |= {"methods": {"ptbn": False, "grata": False, "judged": False, "slow": False}}
+    of_cups["targets"]["south"]["trap"] = "$lambda image: 1 / 0"
+    task |= {"methods": of_cups["methods"], "sources": {"plain": {}}}
+    task["targets"]["south"] = dict(task["targets"]["north"])
+    options = {"tasks#discs#limit": 1, "protocol": ["per-target"], "reference_method": "source"}
+    assert run_benchmark(write(suite), **options) == 1
+    page = (tmp_path / "results" / "suite.md").read_text()
+    assert re.search(r"\*\*Not on this page:\*\* cups: \d images\.", page)
+    assert """--protocol '["per-target"]' --reference_method source""" in page
+    assert run_benchmark(write(suite), **options, **{"tasks#cups": False}) == 0
+    assert "**Not on this page:** cups: left out." in (tmp_path / "results" / "suite.md").read_text()
 
 
 def test_the_same_table_gives_the_same_bytes(finished, tmp_path):
