@@ -70,17 +70,9 @@ def _run_suite(suite: Suite, command: str, left_out: Mapping[str, str]) -> int:
     status, tasks = 0, []
     started = time.perf_counter()
     lacking = {**left_out, **dict.fromkeys(suite.tasks, "not run yet")}
+    planned = {name: _planned(name, config) for name, config in suite.tasks.items()}
     for name, config in suite.tasks.items():
-        say(f"{name}:")
-        try:
-            failed, rows, missing = _run(config)
-        # What is wrong with one task, such as a folder that is missing, says nothing about the next one.
-        except GrataError as error:
-            say(f"  {error.under(f'tasks#{name}')}", sys.stderr)
-            lacking[name] = "refused"
-            failed, rows, missing = 1, [], 0
-        else:
-            lacking[name] = f"{missing} images" if missing else ""
+        failed, rows, lacking[name] = _run_task(name, config, planned.pop(name))
         status |= failed
         table = case_table(config, rows)
         if not table.empty:
@@ -100,16 +92,45 @@ def _run_suite(suite: Suite, command: str, left_out: Mapping[str, str]) -> int:
     return status
 
 
-def _run(config: BenchmarkConfig) -> tuple[int, list[dict[str, Any]], int]:
+def _planned(name: str, config: BenchmarkConfig) -> list[Job] | None:
+    """Return the jobs of a task, before any task is run; None if it is refused, which is said."""
+    try:
+        with _process_as_it_was():
+            return plan(config)
+    except GrataError as error:
+        _refuse(name, error)
+        return None
+
+
+def _run_task(name: str, config: BenchmarkConfig, jobs: Sequence[Job] | None) -> tuple[int, list[dict[str, Any]], str]:
+    """Run a task, and return its exit status, its finished rows, and what is missing."""
+    if jobs is None:
+        return 1, [], "refused"
+    say(f"{name}:")
+    try:
+        failed, rows, missing = _run(config, jobs)
+    # What is wrong with one task, such as a folder that is in use, says nothing about the next one.
+    except GrataError as error:
+        _refuse(name, error)
+        return 1, [], "refused"
+    return failed, rows, f"{missing} images" if missing else ""
+
+
+def _refuse(name: str, error: GrataError) -> None:
+    say(f"{name}: {error.under(f'tasks#{name}')}", sys.stderr)
+
+
+def _run(config: BenchmarkConfig, jobs: Sequence[Job] | None = None) -> tuple[int, list[dict[str, Any]], int]:
     """Run a benchmark, and return its exit status, all its finished rows, and how many images lack a result."""
     started = time.perf_counter()
     folder = check_output_dir(config.output_dir)
     with locked(folder), _process_as_it_was():
-        return _run_locked(config, folder, started)
+        return _run_locked(config, plan(config) if jobs is None else jobs, folder, started)
 
 
-def _run_locked(config: BenchmarkConfig, folder: Path, started: float) -> tuple[int, list[dict[str, Any]], int]:
-    jobs = plan(config)
+def _run_locked(
+    config: BenchmarkConfig, jobs: Sequence[Job], folder: Path, started: float
+) -> tuple[int, list[dict[str, Any]], int]:
     parts = {job.name: Part(folder / "parts", job.name, job.fingerprint) for job in jobs}
     _check_unchanged(folder, parts)
     remove_leftovers(folder)
