@@ -261,7 +261,7 @@ def test_a_task_that_is_refused_does_not_stop_the_others(suite, write, tmp_path,
     assert "grata benchmark benchmark.yaml --limit 2\n" in page and "**Not on this page:** discs: refused.\n" in page
 
 
-def test_the_page_says_which_images_are_missing_and_how_it_was_made(suite, write, tmp_path, monkeypatch):
+def test_the_page_says_which_images_are_missing_and_how_it_was_made(suite, write, tmp_path):
     of_cups, task = suite["tasks"]["cups"], suite["tasks"]["discs"]
     of_cups |= {"methods": {"ptbn": False, "grata": False, "judged": False, "slow": False}}
     of_cups["targets"]["south"]["trap"] = "$lambda image: 1 / 0"

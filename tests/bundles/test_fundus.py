@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from PIL import Image
 
 from grata.benchmark import run_benchmark
@@ -104,32 +103,8 @@ def test_a_users_folder_of_pictures_of_all_formats_is_scored_and_a_bad_one_repor
         assert Image.open(tmp_path / "output" / "segmentations" / f"eye_{i}.png").size == size
 
 
-def test_metadata_network_and_workflows_are_those_of_a_zoo_bundle(run, fundus, metadata_schema, tmp_path, monkeypatch):
-    meta, inference = fundus / "configs" / "metadata.json", fundus / "configs" / "inference.json"
-    (tmp_path / "schema.json").write_text(json.dumps(metadata_schema))
-    run("verify_metadata", "--filepath", tmp_path / "schema.json", "--meta_file", meta, cwd=tmp_path)
-    metadata = json.loads(meta.read_text())
-    assert metadata["version"] in metadata["changelog"]
-    run(
-        *("verify_net_in_out", "--net_id", "network_def", "--device", "cpu"),
-        *("--meta_file", meta, "--config_file", inference),
-        cwd=tmp_path,
-    )
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # adapt.yaml sets it
-    for config, run_id in (("inference.json", "run"), ("adapt.yaml", "adapt")):
-        workflow = ConfigWorkflow(
-            config_file=str(fundus / "configs" / config),
-            meta_file=str(meta),
-            logging_file=False,
-            workflow_type="infer",
-            run_id=run_id,
-            bundle_root=str(fundus),
-            output_dir=str(tmp_path),
-            **({"keep_pages": False} if run_id == "adapt" else {}),
-        )
-        workflow.initialize()
-        assert workflow.check_properties() == []
-    assert all(path.stat().st_size < 25e6 for path in (fundus / "models").iterdir())
+def test_metadata_network_and_workflows_are_those_of_a_zoo_bundle(check_zoo_bundle, fundus):
+    check_zoo_bundle(fundus, keep_pages=False)
 
 
 # the two slowest tests, each for one of the bundles

@@ -83,7 +83,7 @@ class Task:
 
 
 def write_page(
-    tasks: Sequence[Task], folder: Path, command: str, made: Mapping[str, Any], lacking: Mapping[str, str] | None = None
+    tasks: Sequence[Task], folder: Path, command: str, made: Mapping[str, Any], lacking: Mapping[str, str]
 ) -> None:
     """Write ``suite.md`` and ``suite-gain.png``, each whole or not at all.
 
@@ -94,7 +94,7 @@ def write_page(
         made: what else stands at the top of it, by name.
         lacking: what the page does not show, and why, by task.
     """
-    lines = [*_header(tasks, command, made), *_lacking(lacking or {}), *_overview(tasks), *_trainings(tasks)]
+    lines = [*_header(tasks, command, made), *_lacking(lacking), *_overview(tasks), *_trainings(tasks)]
     for task in tasks:
         lines += _of_task(task)
     lines += _streams(tasks)
