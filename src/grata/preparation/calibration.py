@@ -27,7 +27,7 @@ from ..quality import Calibration, Measures, Segmentation, layer_statistics, mea
 from ..quality.calibration import SHARP, Line, changed, familiarity_of, spread_out
 from ..quality.features import features, logit
 from ..session.faults import explain, quiet
-from .run import _evenly, _opened, _whole, given_folders, output_file, writing
+from .run import _evenly, _opened, _whole, check_not_there, given_folders, output_file, writing
 from .simulated import SHIFTS, WRONG, Simulation
 
 __all__ = ["Gains", "Sample", "calibrate", "fit", "held_out_gains", "least_gain"]
@@ -141,10 +141,7 @@ def calibrate(
     of_groups = checked(optional_groups, groups, "groups")
     opened = _opened(Path(bundle), {**given_folders(dataset_dir, labels_dir), **overrides}, calibrate)
     path = output_file(opened, output, "quality", "models/quality.json")
-    if path.exists() and not overwrite:
-        raise GrataError(
-            f"{path} exists. Add --overwrite true to replace it, or name another file by --output.", key="output"
-        )
+    check_not_there(path, overwrite)
     with writing(path):
         cases = _held_out_cases(opened, val_stride, of_groups, images)
         samples, faults = _Probe(opened).all_samples(cases, seed)
