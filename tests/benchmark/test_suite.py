@@ -9,7 +9,7 @@ import yaml
 from scipy.stats import wilcoxon
 
 from grata import GrataError
-from grata.benchmark import run_benchmark, stream
+from grata.benchmark import run, run_benchmark, stream
 from grata.benchmark.cases import case_table, write_cases
 from grata.benchmark.comparison import cost, gain
 from grata.benchmark.config import make_config
@@ -120,6 +120,10 @@ def test_refused(suite, changes, overrides, message):
     ("change", "message"),
     [
         ({"home": "west"}, "home: 'west' is not among the targets"),
+        (
+            {"methods": {"ptbnn": False}},
+            "methods#ptbnn: there is no 'ptbnn' beside the tasks to leave out. Did you mean ptbn?",
+        ),
         ({"output_dir": "x"}, "output_dir: is the suite's"),
         (
             {"protocol": {"name": "mixed", "rows": ["gratta"]}},
@@ -244,11 +248,32 @@ def _without_seconds(path, methods):
     return rows[rows["method"].isin(methods)].dropna(axis=1, how="all").to_csv(index=False)
 
 
-def test_a_task_that_is_refused_does_not_stop_the_next_one(suite, write, tmp_path, capsys):
+def test_a_task_that_is_refused_does_not_stop_the_others(suite, write, tmp_path, capsys, monkeypatch):
+    suite["tasks"]["cups"], suite["tasks"]["discs"] = suite["tasks"].pop("cups"), suite["tasks"].pop("discs")
     suite["tasks"]["discs"]["targets"]["south"] = {"dataset_dir": str(tmp_path / "absent")}
+    run_task, known = run._run_task, []
+    # what is wrong with the last task is said before the first one is run
+    monkeypatch.setattr(run, "_run_task", lambda *task: known.append(capsys.readouterr().err) or run_task(*task))
     assert run_benchmark(write(suite), limit=2) == 1
-    assert "tasks#discs" in capsys.readouterr().err
+    assert "discs: tasks#discs#targets#south: dataset_dir: " in known[0]
     assert [path.name for path in (tmp_path / "results" / "cases").iterdir()] == ["cups.csv.gz"]
+    page = (tmp_path / "results" / "suite.md").read_text()
+    assert "grata benchmark benchmark.yaml --limit 2\n" in page and "**Not on this page:** discs: refused.\n" in page
+
+
+def test_the_page_says_which_images_are_missing_and_how_it_was_made(suite, write, tmp_path):
+    of_cups, task = suite["tasks"]["cups"], suite["tasks"]["discs"]
+    of_cups |= {"methods": {"ptbn": False, "grata": False, "judged": False, "slow": False}}
+    of_cups["targets"]["south"]["trap"] = "$lambda image: 1 / 0"
+    task |= {"methods": of_cups["methods"], "sources": {"plain": {}}}
+    task["targets"]["south"] = dict(task["targets"]["north"])
+    options = {"tasks#discs#limit": 1, "protocol": ["per-target"], "reference_method": "source"}
+    assert run_benchmark(write(suite), **options) == 1
+    page = (tmp_path / "results" / "suite.md").read_text()
+    assert re.search(r"\*\*Not on this page:\*\* cups: \d images\.", page)
+    assert """--protocol '["per-target"]' --reference_method source""" in page
+    assert run_benchmark(write(suite), **options, **{"tasks#cups": False}) == 0
+    assert "**Not on this page:** cups: left out." in (tmp_path / "results" / "suite.md").read_text()
 
 
 def test_the_same_table_gives_the_same_bytes(finished, tmp_path):

@@ -1,5 +1,6 @@
 """The bundles' commands as a user types them, and scans to give them."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -13,6 +14,7 @@ import jsonschema
 import nibabel
 import numpy as np
 import pytest
+from monai.bundle import ConfigWorkflow
 
 import grata
 
@@ -186,3 +188,34 @@ def metadata_schema() -> dict:
     }  # fmt: skip
     jsonschema.Draft202012Validator.check_schema(schema)
     return schema
+
+
+@pytest.fixture
+def check_zoo_bundle(run, metadata_schema, tmp_path, monkeypatch):
+    """Check a bundle by the rules of the Model Zoo: metadata, network, workflows, sizes; ``keys`` are of ``adapt``."""
+
+    def check(bundle: Path, **keys: object) -> None:
+        meta, inference = bundle / "configs" / "metadata.json", bundle / "configs" / "inference.json"
+        (tmp_path / "schema.json").write_text(json.dumps(metadata_schema))
+        run("verify_metadata", "--filepath", tmp_path / "schema.json", "--meta_file", meta, cwd=tmp_path)
+        metadata = json.loads(meta.read_text())
+        assert metadata["version"] in metadata["changelog"]
+        checked = ("verify_net_in_out", "--net_id", "network_def", "--device", "cpu")
+        run(*checked, "--meta_file", meta, "--config_file", inference, cwd=tmp_path)
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # adapt.yaml sets it
+        for config, run_id in (("inference.json", "run"), ("adapt.yaml", "adapt")):
+            workflow = ConfigWorkflow(
+                config_file=str(bundle / "configs" / config),
+                meta_file=str(meta),
+                logging_file=False,
+                workflow_type="infer",
+                run_id=run_id,
+                bundle_root=str(bundle),
+                output_dir=str(tmp_path),
+                **(keys if run_id == "adapt" else {}),
+            )
+            workflow.initialize()
+            assert workflow.check_properties() == []
+        assert all(path.stat().st_size < 25e6 for path in (bundle / "models").iterdir())
+
+    return check

@@ -139,6 +139,10 @@ def test_a_message_for_the_user_comes_out_of_a_worker_as_it_is():
     [
         ({"numbers": {"field_of_view": 0}}, "field_of_view: must be a finite number above 0 and at most 1000"),
         ({"numbers": {"field_of_view": "wide"}}, "field_of_view: .*'wide'"),
+        ({"spacings": {"pixdim": 1.2}}, "pixdim: must be null, or a list of three sizes in mm.*got 1.2"),
+        ({"spacings": {"pixdim": [1.2, 1.2]}}, "pixdim: must be null, or a list of three sizes"),
+        ({"spacings": {"pixdim": [1.2, 1.2, 0]}}, "pixdim: must be null, or a list of three sizes"),
+        ({"spacings": {"pixdim": "none"}}, "pixdim: .*got 'none'"),
         ({"numbers": {"field_of_view": None}}, "field_of_view"),
         ({"numbers": {"pixels_per_degree": float("nan")}}, "pixels_per_degree"),
         ({"sizes": {"image_size": 64}}, "image_size: must be a list of two sides"),
@@ -151,3 +155,5 @@ def test_numbers_and_sizes_are_checked_at_the_start(option, message, monkeypatch
     with pytest.raises(GrataError, match=message):
         start(**option)
     start(numbers={"field_of_view": 30}, sizes={"image_size": [512, 512]})
+    for pixdim in (None, "null", [1.2, 1.2, -1.0]):
+        start(spacings={"pixdim": pixdim})

@@ -185,6 +185,9 @@ def test_what_is_no_cine_of_all_slices_is_refused_as_a_whole(tmp_path, scans, ch
     assert not found.cases
     (fault,) = found.faults
     assert "duplicate slices" in fault.message
+    if change is without_one:
+        assert re.search(r"\d of \d places hold 5, but that at -?\d+\.\d\d mm .* holds 4,", fault.message)
+        assert "Export the series again, complete" in fault.message and "select" not in fault.message
 
 
 def test_damage_in_one_phase_is_a_fault_of_that_one(tmp_path, scans):

@@ -190,7 +190,7 @@ def test_a_weight_in_place_of_the_rule(make_network):
 
 
 def test_a_network_without_running_statistics_is_refused(make_network):
-    with pytest.raises(GrataError, match="keeps none .*InstanceNorm2d.*Use method source, memo, tent"):
+    with pytest.raises(GrataError, match="keeps none .*InstanceNorm2d.*tent and grata fit"):
         DomainAdaptor(make_network(norm=("instance", {"affine": True})), activation="sigmoid")
 
 

@@ -172,7 +172,7 @@ def test_a_constant_image_gives_a_finite_gradient(make_network):
 
 @pytest.mark.parametrize("norm", ["instance", ("group", {"num_groups": 2})])
 def test_a_network_without_running_statistics_is_refused(make_network, norm):
-    with pytest.raises(GrataError, match="running statistics.*memo"):
+    with pytest.raises(GrataError, match="running statistics.*tent and grata fit"):
         make(make_network(norm=norm))
 
 

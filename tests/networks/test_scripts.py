@@ -76,7 +76,7 @@ def test_pack_weights_writes_once_what_a_network_lists_twice(tmp_path):
     network = DynUNet(2, 1, 2, **shape)
     torch.save(network.state_dict(), tmp_path / "trained.pt")
     script("pack_weights").main(tmp_path / "trained.pt", tmp_path / "models")
-    packed = torch.load(tmp_path / "models" / "model.pt")
+    packed = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert packed.keys() == network.state_dict().keys()
     for key, value in network.state_dict().items():
         torch.testing.assert_close(packed[key].float(), value, rtol=1e-3, atol=1e-6)

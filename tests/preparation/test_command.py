@@ -52,6 +52,30 @@ def test_everything_of_a_small_source_set(config, write_bundle, make_source, cap
         torch.testing.assert_close(prepared.fisher[name], value)
 
 
+def test_a_file_that_is_there_is_kept_where_that_is_asked_for(config, write_bundle, make_source, capsys):
+    bundle = write_bundle(config)
+    source, _ = make_source(2)
+    assert prepare(bundle, source, heads=None) == 0
+    before = (bundle / "models" / "prepared.safetensors").read_bytes()
+    with pytest.raises(GrataError, match="exists. Add --overwrite true"):
+        prepare(bundle, source, images=1, heads=None, overwrite=False)
+    assert (bundle / "models" / "prepared.safetensors").read_bytes() == before
+    assert "is replaced" not in capsys.readouterr().err
+    assert prepare(bundle, source, images=1, heads=None, overwrite=True) == 0
+    assert "is replaced" not in capsys.readouterr().err
+    assert prepare(bundle, source, heads=None) == 0
+    assert "is replaced. From the next release on this needs --overwrite true" in capsys.readouterr().err
+    assert (bundle / "models" / "prepared.safetensors").read_bytes() == before
+
+
+def test_a_head_that_learned_nothing_is_named(config, write_bundle, make_source, monkeypatch, capsys):
+    bundle = write_bundle(config)
+    source, _ = make_source(2)
+    monkeypatch.setattr("grata.preparation.training._LEARNING_RATE", 0.0)
+    assert prepare(bundle, source, epochs=1) == 0
+    assert "The rotation head has learned nothing" in capsys.readouterr().out
+
+
 def test_heads_learn_and_a_seed_repeats_them(config, write_bundle, make_source):
     bundle = write_bundle(config)
     source, _ = make_source()

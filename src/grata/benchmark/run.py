@@ -32,7 +32,7 @@ from .pool import run_jobs
 from .stream import MEASURED
 from .suite import Suite, load_suite
 from .suite_page import Task, write_page
-from .summary import without_places, write_summary
+from .summary import command_line, write_summary
 
 __all__ = ["run_benchmark"]
 
@@ -58,53 +58,79 @@ def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
     quiet()
     given = read_config(expanded(str(config_file)), as_yaml=True)
     if "tasks" in given:
-        return _run_suite(load_suite(given, overrides), config_file)
-    status, _ = _run(make_config(given, overrides))
-    return status
+        suite = load_suite(given, overrides)
+        left_out = {name: "left out" for name in given["tasks"] if name not in suite.tasks}
+        return _run_suite(suite, command_line(config_file, overrides), left_out)
+    return _run(make_config(given, overrides))[0]
 
 
-def _run_suite(suite: Suite, config_file: str | Path) -> int:
+def _run_suite(suite: Suite, command: str, left_out: Mapping[str, str]) -> int:
     """Run one benchmark after the other; the page over all of them is written anew after each."""
     folder = check_output_dir(suite.output_dir)
     status, tasks = 0, []
     started = time.perf_counter()
+    lacking = {**left_out, **dict.fromkeys(suite.tasks, "not run yet")}
+    planned = {name: _planned(name, config) for name, config in suite.tasks.items()}
     for name, config in suite.tasks.items():
-        say(f"{name}:")
-        try:
-            failed, rows = _run(config)
-        # What is wrong with one task, such as a folder that is missing, says nothing about the next one.
-        except GrataError as error:
-            say(f"  {error.under(f'tasks#{name}')}", sys.stderr)
-            failed, rows = 1, []
+        failed, rows, lacking[name] = _run_task(name, config, planned.pop(name))
         status |= failed
         table = case_table(config, rows)
-        if table.empty:
-            continue
-        (folder / "cases").mkdir(exist_ok=True)
-        write_cases(table, folder / "cases" / f"{name}.csv.gz")
-        tasks.append(Task(name, config, table))
+        if not table.empty:
+            (folder / "cases").mkdir(exist_ok=True)
+            write_cases(table, folder / "cases" / f"{name}.csv.gz")
+            tasks.append(Task(name, config, table))
         made = {
             "seeds": ", ".join(map(str, config.seeds)),
             "worker processes": config.workers,
             "threads each": threads_each(config),
             "minutes of this run": f"{(time.perf_counter() - started) / 60:.0f}",
         }
-        write_page(tasks, folder, f"grata benchmark {without_places(Path(config_file).as_posix())}", made)
+        if tasks:
+            write_page(tasks, folder, command, made, {name: why for name, why in lacking.items() if why})
     if tasks:
         say(f"The page of all tasks: {folder / 'suite.md'}")
     return status
 
 
-def _run(config: BenchmarkConfig) -> tuple[int, list[dict[str, Any]]]:
-    """Run a benchmark, and return its exit status and all its finished rows."""
+def _planned(name: str, config: BenchmarkConfig) -> list[Job] | None:
+    """Return the jobs of a task, before any task is run; None if it is refused, which is said."""
+    try:
+        with _process_as_it_was():
+            return plan(config)
+    except GrataError as error:
+        _refuse(name, error)
+        return None
+
+
+def _run_task(name: str, config: BenchmarkConfig, jobs: Sequence[Job] | None) -> tuple[int, list[dict[str, Any]], str]:
+    """Run a task, and return its exit status, its finished rows, and what is missing."""
+    if jobs is None:
+        return 1, [], "refused"
+    say(f"{name}:")
+    try:
+        failed, rows, missing = _run(config, jobs)
+    # What is wrong with one task, such as a folder that is in use, says nothing about the next one.
+    except GrataError as error:
+        _refuse(name, error)
+        return 1, [], "refused"
+    return failed, rows, f"{missing} images" if missing else ""
+
+
+def _refuse(name: str, error: GrataError) -> None:
+    say(f"{name}: {error.under(f'tasks#{name}')}", sys.stderr)
+
+
+def _run(config: BenchmarkConfig, jobs: Sequence[Job] | None = None) -> tuple[int, list[dict[str, Any]], int]:
+    """Run a benchmark, and return its exit status, all its finished rows, and how many images lack a result."""
     started = time.perf_counter()
     folder = check_output_dir(config.output_dir)
     with locked(folder), _process_as_it_was():
-        return _run_locked(config, folder, started)
+        return _run_locked(config, plan(config) if jobs is None else jobs, folder, started)
 
 
-def _run_locked(config: BenchmarkConfig, folder: Path, started: float) -> tuple[int, list[dict[str, Any]]]:
-    jobs = plan(config)
+def _run_locked(
+    config: BenchmarkConfig, jobs: Sequence[Job], folder: Path, started: float
+) -> tuple[int, list[dict[str, Any]], int]:
     parts = {job.name: Part(folder / "parts", job.name, job.fingerprint) for job in jobs}
     _check_unchanged(folder, parts)
     remove_leftovers(folder)
@@ -123,7 +149,7 @@ def _run_locked(config: BenchmarkConfig, folder: Path, started: float) -> tuple[
         say(f"  {row['protocol']}, {row['source']}, {row['target']}, {row['method']}, {row['case']}: {row['error']}")
     for name, message in broken.items():
         say(f"  {name}: stopped: {message.rstrip('.')}. Run the same command again to continue.")
-    return (1 if errors or broken else 0), rows
+    return (1 if errors or broken else 0), rows, total - len(rows) + len(errors)
 
 
 def _finished(jobs: Sequence[Job], parts: Mapping[str, Part], broken: dict[str, str]) -> list[dict[str, Any]]:

@@ -135,7 +135,10 @@ def _merged(top: Mapping[str, Any], task: Mapping[str, Any], data: Path | None, 
     """Return the configuration of one task."""
     merged = copy.deepcopy({**top, **task, "output_dir": str(folder)})
     for key in ("methods", "common"):
-        merged[key] = _joined(top.get(key), merged.get(key))
+        try:
+            merged[key] = _joined(top.get(key), merged.get(key))
+        except GrataError as error:
+            raise error.under(key) from error
     if data is not None and isinstance(targets := merged.get("targets"), Mapping):
         merged["targets"] = {name: _placed(target, data) for name, target in targets.items()}
     return merged
@@ -145,6 +148,10 @@ def _joined(of_all: Any, own: Any) -> Any:
     """Return mappings of names as one; a name that is false in the second is left out."""
     if not isinstance(of_all, Mapping) or not isinstance(own, Mapping):
         return own
+    for name, row in own.items():
+        if row is False and name not in of_all:
+            hint = did_you_mean(name, list(map(str, of_all)))
+            raise GrataError(f"there is no {name!r} beside the tasks to leave out. {hint}".strip(), key=str(name))
     return {name: row for name, row in copy.deepcopy({**of_all, **own}).items() if row is not False}
 
 

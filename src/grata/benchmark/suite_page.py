@@ -82,7 +82,9 @@ class Task:
         return next((row.name for row in self.rows(guarded=False) if row.method == name), "")
 
 
-def write_page(tasks: Sequence[Task], folder: Path, command: str, made: Mapping[str, Any]) -> None:
+def write_page(
+    tasks: Sequence[Task], folder: Path, command: str, made: Mapping[str, Any], lacking: Mapping[str, str]
+) -> None:
     """Write ``suite.md`` and ``suite-gain.png``, each whole or not at all.
 
     Args:
@@ -90,8 +92,9 @@ def write_page(tasks: Sequence[Task], folder: Path, command: str, made: Mapping[
         folder: folder of the suite.
         command: command line that gives this page.
         made: what else stands at the top of it, by name.
+        lacking: what the page does not show, and why, by task.
     """
-    lines = [*_header(tasks, command, made), *_overview(tasks), *_trainings(tasks)]
+    lines = [*_header(tasks, command, made), *_lacking(lacking), *_overview(tasks), *_trainings(tasks)]
     for task in tasks:
         lines += _of_task(task)
     lines += _streams(tasks)
@@ -120,11 +123,16 @@ def _header(tasks: Sequence[Task], command: str, made: Mapping[str, Any]) -> Ite
         "patient or sequence counted once, by Holm's procedure for the methods of a table. *harmed*: share of the "
         f"images whose Dice is lower than the source network's by more than {HARM}. *worst*: the largest loss of an "
         "image. *cost*: seconds relative to a plain forward of the source network on the same image, the median over "
-        "images. *every*: the method was run on every so-many-th image, and is compared on these. HD95 is in pixels, "
-        "over the images where it is finite. *better on*, *worse on*: number of targets on which the interval of the "
-        "gain over the source network lies above or below zero."
+        "images. *every*: the method was run on every so-many-th image, and is compared on these. HD95 is in "
+        "pixels for pictures and in mm for volumes, over the images where it is finite. *better on*, *worse on*: "
+        "number of targets on which the interval of the gain over the source network lies above or below zero."
     )
     yield ""
+
+
+def _lacking(lacking: Mapping[str, str]) -> Iterator[str]:
+    if lacking:
+        yield from (f"**Not on this page:** {'; '.join(f'{name}: {why}' for name, why in lacking.items())}.", "")
 
 
 def _overview(tasks: Sequence[Task]) -> Iterator[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +26,7 @@ from .metrics import DISTANCES, METRICS
 from .protocols import Protocol
 from .statistics import holm, mean_and_interval, rank_correlation, signed_rank
 
-__all__ = ["ALL", "per_image", "summarise", "without_places", "write_summary"]
+__all__ = ["ALL", "command_line", "per_image", "summarise", "without_places", "write_summary"]
 
 ALL = "all"
 """Name of all targets, or all sources, together."""
@@ -311,6 +313,15 @@ def without_places(given: Any) -> Any:
         return [without_places(value) for value in given]
     is_place = isinstance(given, str) and Path(given).is_absolute()
     return Path(given).name if is_place else given
+
+
+def command_line(config_file: str | Path, overrides: Mapping[str, Any]) -> str:
+    """Return the command of a benchmark, as pages show it: without the folders of absolute paths."""
+    words = ["grata", "benchmark", without_places(Path(config_file).as_posix())]
+    for key, value in overrides.items():
+        shown = without_places(str(value) if isinstance(value, Path) else value)
+        words += [f"--{key}", shown if isinstance(shown, str) else json.dumps(shown)]
+    return shlex.join(words)
 
 
 def _body(config: BenchmarkConfig, table: pd.DataFrame, rows: Sequence[Mapping[str, Any]], form: str) -> Iterator[str]:

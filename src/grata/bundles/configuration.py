@@ -69,6 +69,7 @@ def start(
     sizes: Mapping[str, Any] | None = None,
     paths: Mapping[str, Any] | None = None,
     choices: Mapping[str, tuple[Any, Sequence[str]]] | None = None,
+    spacings: Mapping[str, Any] | None = None,
 ) -> None:
     """Check the running configuration, as the first line of a bundle's ``initialize``, and set plain messages.
 
@@ -82,6 +83,7 @@ def start(
         sizes: values that must be a list of two sides in pixels, 1 to 8192, by key.
         paths: values that must name a file or a folder, by key; null is left to what reads them.
         choices: values that must be one of some names, with these, by key.
+        spacings: values that must be null or three sizes of a voxel in mm, -1 for one that is kept, by key.
 
     Raises:
         GrataError: nothing uses a key of the configuration or of the command line (it may be mistyped), a reference
@@ -93,6 +95,7 @@ def start(
         (counts, _check_count),
         (numbers, lambda value: check_number(value, above=0, at_most=1000)),
         (sizes, _check_size),
+        (spacings, _check_spacing),
         (paths, _check_path),
     )
     for values, check in groups:
@@ -117,6 +120,20 @@ def _check_size(value: Any) -> None:
     sides = value if isinstance(value, list | tuple) else []
     if len(sides) != 2 or not all(type(side) is int and 1 <= side <= 8192 for side in sides):
         raise GrataError(f"must be a list of two sides in pixels, such as '[512, 512]', got {value!r}.")
+
+
+def _check_spacing(value: Any) -> None:
+    given = constant(value)
+    sizes = given if isinstance(given, list | tuple) else []
+    if given is not None and (len(sizes) != 3 or not all(map(_is_size_in_mm, sizes))):
+        raise GrataError(
+            f"must be null, or a list of three sizes in mm, -1 for one that is kept, such as '[1.2, 1.2, -1]', "
+            f"got {value!r}."
+        )
+
+
+def _is_size_in_mm(value: Any) -> bool:
+    return type(value) in (int, float) and (value == -1 or 0 < value <= 1000)
 
 
 def _check_path(value: Any) -> None:

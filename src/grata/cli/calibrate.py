@@ -18,7 +18,12 @@ def calibrate(
     labels_dir: LabelsDir = None,
     output: Annotated[
         str | None,
-        option("output", PATH, "File to write, relative to the bundle.", default="models/quality.json"),
+        option(
+            "output",
+            PATH,
+            "File to write, relative to the bundle.",
+            default="that of the key quality, or models/quality.json",
+        ),
     ] = None,
     images: Annotated[
         int | None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import PATH, VALUE, Groups, LabelsDir, Work, argument, check_bundle, count, given, option
+from .options import PATH, SWITCH, VALUE, Groups, LabelsDir, Work, argument, check_bundle, count, given, option
 
 __all__ = ["prepare"]
 
@@ -18,7 +18,12 @@ def prepare(
     labels_dir: LabelsDir = None,
     output: Annotated[
         str | None,
-        option("output", PATH, "File to write, relative to the bundle.", default="models/prepared.safetensors"),
+        option(
+            "output",
+            PATH,
+            "File to write, relative to the bundle.",
+            default="that of the key prepared, or models/prepared.safetensors",
+        ),
     ] = None,
     images: Annotated[
         int | None,
@@ -40,6 +45,15 @@ def prepare(
     ] = None,
     epochs: Annotated[int | None, option("epochs", count(1), "Epochs of the heads' training.", default="20")] = None,
     seed: Annotated[int | None, option("seed", count(0), "Seed of the heads' training.", default="0")] = None,
+    overwrite: Annotated[
+        Any,
+        option(
+            "overwrite",
+            SWITCH,
+            "Replace a file that is there already.",
+            default="true, with a warning; false from the next release on",
+        ),
+    ] = None,
 ) -> Work:
     """Take from the source set what methods need beyond images: class sizes, moments, Fisher information, heads.
 

@@ -30,6 +30,8 @@ _FARTHEST = 1e6
 _DRIFT_IN_PIXELS = 0.1
 # Part of the spacing that a slice may lie away from its place in a regular grid.
 _DRIFT_IN_SLICES = 0.1
+# Distance (mm) below which one slice is a duplicate of another.
+_DUPLICATE = 1e-3
 
 
 class GeometryError(ValueError):
@@ -160,14 +162,9 @@ def _check_numbers(planes: Sequence[Plane]) -> None:
 
 def _check_distances(heights: np.ndarray, nominal_spacing: float | None, thickness: float | None) -> None:
     distances = np.diff(heights)
-    duplicates = int((distances < 1e-3).sum())
-    if duplicates:
-        first = int(np.argmin(distances))
-        raise GeometryError(
-            f"it has duplicate slices: {duplicates} of {len(heights)} lie at the position of another one "
-            f"(the first at {heights[first]:.2f} mm along the slice normal), as when a series holds copies of a file, "
-            "several echoes or several time points"
-        )
+    apart = distances >= _DUPLICATE
+    if not apart.all():
+        _raise_duplicates(heights, apart)
     spacing = _spacing_of(distances)
     irregular = np.flatnonzero(np.abs(distances - spacing) > spacing_tolerance(spacing))
     if irregular.size:
@@ -186,6 +183,27 @@ def _check_distances(heights: np.ndarray, nominal_spacing: float | None, thickne
             f"slices are missing: its slices lie {spacing:.2f} mm apart, but the header says "
             f"{nominal_spacing:.2f} mm (Spacing Between Slices)"
         )
+
+
+def _raise_duplicates(heights: np.ndarray, apart: np.ndarray) -> None:
+    """Say how slices share places, given whether each lies apart from the one before it."""
+    first = np.flatnonzero(np.r_[True, apart])
+    counts = np.diff(np.r_[first, len(heights)])
+    usual = int(np.bincount(counts).argmax())
+    odd = np.flatnonzero(counts != usual)
+    if usual > 1 and odd.size:
+        raise GeometryError(
+            f"it has duplicate slices, and not as many at each place: {len(counts) - odd.size} of {len(counts)} places "
+            f"hold {usual}, but that at {heights[first[odd[0]]]:.2f} mm along the slice normal holds {counts[odd[0]]}, "
+            "as when an image of a cine or of another series in time is missing",
+            "Export the series again, complete",
+        )
+    shared = heights[first[np.argmax(counts > 1)]]
+    raise GeometryError(
+        f"it has duplicate slices: {len(heights) - len(counts)} of {len(heights)} lie at the position of another one "
+        f"(the first at {shared:.2f} mm along the slice normal), as when a series holds copies of a file, "
+        "several echoes or several time points"
+    )
 
 
 def _spacing_of(distances: np.ndarray) -> float:

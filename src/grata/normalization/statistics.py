@@ -215,7 +215,7 @@ def check_running_statistics(name: str, network: nn.Module, statistics: BatchSta
         kinds = sorted({kind for _, kind, _ in normalization_layers(network)}) or ["none"]
         raise GrataError(
             f"method {name} works on the running statistics of batch normalization, and {type(network).__name__} keeps "
-            f"none (its normalization layers: {', '.join(kinds)}). Use method source, memo, tent or grata."
+            f"none (its normalization layers: {', '.join(kinds)}). tent and grata fit; `grata doctor` names all."
         )
 
 

@@ -20,7 +20,6 @@ from ..bundles.groups import Groups, every_group, optional_groups
 from ..checks import checked
 from ..console import say, say_beside_bar
 from ..errors import GrataError
-from ..files import expanded
 from ..methods import Method, create
 from ..methods.predictive import logits_in
 from ..normalization import batch_norm_layers
@@ -28,7 +27,7 @@ from ..quality import Calibration, Measures, Segmentation, layer_statistics, mea
 from ..quality.calibration import SHARP, Line, changed, familiarity_of, spread_out
 from ..quality.features import features, logit
 from ..session.faults import explain, quiet
-from .run import _evenly, _opened, _whole, given_folders, writing
+from .run import _evenly, _opened, _whole, check_not_there, given_folders, output_file, writing
 from .simulated import SHIFTS, WRONG, Simulation
 
 __all__ = ["Gains", "Sample", "calibrate", "fit", "held_out_gains", "least_gain"]
@@ -99,7 +98,7 @@ def calibrate(
     bundle: str | Path,
     dataset_dir: str | Path,
     labels_dir: str | Path | None = None,
-    output: str | Path = "models/quality.json",
+    output: str | Path | None = None,
     images: int | None = 20,
     val_stride: int = 5,
     groups: str | None = None,
@@ -118,7 +117,8 @@ def calibrate(
         bundle: folder of the bundle.
         dataset_dir: folder of the source set's images, with labels; not of a target site's.
         labels_dir: folder of the label maps, if they are not found beside the images.
-        output: file to write, relative to the bundle.
+        output: file to write, relative to the bundle; None: the one that the key ``quality`` of ``configs/adapt.yaml``
+            names, or ``models/quality.json``.
         images: maximum number of images, evenly spaced; None: all.
         val_stride: step between the sorted cases, from the first on, that were held out of the network's training, as
             in ``configs/train.yaml``: these are used. 1: all cases.
@@ -140,11 +140,8 @@ def calibrate(
     val_stride, seed = _whole("val_stride", val_stride, 1), _whole("seed", seed, 0)
     of_groups = checked(optional_groups, groups, "groups")
     opened = _opened(Path(bundle), {**given_folders(dataset_dir, labels_dir), **overrides}, calibrate)
-    path = opened.root / expanded(str(output))
-    if path.exists() and not overwrite:
-        raise GrataError(
-            f"{path} exists. Add --overwrite true to replace it, or name another file by --output.", key="output"
-        )
+    path = output_file(opened, output, "quality", "models/quality.json")
+    check_not_there(path, overwrite)
     with writing(path):
         cases = _held_out_cases(opened, val_stride, of_groups, images)
         samples, faults = _Probe(opened).all_samples(cases, seed)

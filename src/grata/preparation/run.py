@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,20 +35,24 @@ from .moments import ShapeMoments, channel_masks
 from .training import train_heads
 from .windows import check_inferer, foreground_windows
 
-__all__ = ["prepare", "writing"]
+__all__ = ["check_not_there", "output_file", "prepare", "writing"]
+
+_LEAST_OVER_CHANCE = 1.5
+"""Accuracy of a rotation head that has learned something, in parts of that of guessing."""
 
 
 def prepare(
     bundle: str | Path,
     dataset_dir: str | Path,
     labels_dir: str | Path | None = None,
-    output: str | Path = "models/prepared.safetensors",
+    output: str | Path | None = None,
     images: int | None = None,
     val_stride: int = 0,
     groups: str | None = None,
     heads: str | Sequence[str] | None = HEADS,
     epochs: int = 20,
     seed: int = 0,
+    overwrite: bool | None = None,
     **overrides: Any,
 ) -> int:
     """Take what methods need beyond images from the source set, and write it to one file.
@@ -58,7 +63,8 @@ def prepare(
         bundle: folder of the bundle.
         dataset_dir: folder of the source set's images, not of a target site's.
         labels_dir: folder of the label maps, if they are not found beside the images.
-        output: file to write, relative to the bundle.
+        output: file to write, relative to the bundle; None: the one that the key ``prepared`` of ``configs/adapt.yaml``
+            names, or ``models/prepared.safetensors``.
         images: maximum number of images, evenly spaced over the sorted cases; None: all.
         val_stride: step between the sorted cases, from the first on, that were held out of the network's training and
             are left out here too, as ``val_stride`` in ``configs/train.yaml``; 0: none.
@@ -68,13 +74,16 @@ def prepare(
             or ``none``.
         epochs: number of epochs of the heads' training.
         seed: seed of the heads' training.
+        overwrite: whether to replace a file that is there already; None: it is replaced, with a warning. From the next
+            release on that is refused.
         overrides: values for keys of ``configs/adapt.yaml``, nested keys joined by ``#``.
 
     Returns:
         0 if every image was used, 1 if one could not be used: it is reported, and the file is made from the others.
 
     Raises:
-        GrataError: the bundle, an argument or the folder is refused, or no image could be used.
+        GrataError: the bundle, an argument or the folder is refused, the file is there already, or no image could be
+            used.
     """
     quiet()
     names = _head_names(heads)
@@ -82,13 +91,16 @@ def prepare(
     val_stride, epochs, seed = _whole("val_stride", val_stride, 0), _whole("epochs", epochs, 1), _whole("seed", seed, 0)
     of_groups = checked(optional_groups, groups, "groups")
     opened = _opened(Path(bundle), {**given_folders(dataset_dir, labels_dir), **overrides}, prepare)
-    path = opened.root / expanded(str(output))
+    path = output_file(opened, output, "prepared", "models/prepared.safetensors")
+    check_not_there(path, overwrite is not False)
     with writing(path):
         cases = _evenly(_trained_with(opened.cases(None, labelled=False), val_stride, of_groups), images)
         if not cases:
             raise GrataError(
                 f"{val_stride} leaves no image. Give the value from the network's training, or 0.", key="val_stride"
             )
+        if path.exists() and overwrite is None:
+            say(f"note: {path} is replaced. From the next release on this needs --overwrite true.", sys.stderr)
         preparation = _Preparation(opened)
         faults = []
         for case in tqdm(cases, desc="prepare", unit="image"):
@@ -107,6 +119,18 @@ def prepare(
         prepared.save(path)
         _report(prepared, path, len(cases), preparation.remarks, faults)
         return 1 if faults else 0
+
+
+def check_not_there(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a file.
+
+    Raises:
+        GrataError: it exists, and ``overwrite`` is false.
+    """
+    if path.exists() and not overwrite:
+        raise GrataError(
+            f"{path} exists. Add --overwrite true to replace it, or name another file by --output.", key="output"
+        )
 
 
 @contextlib.contextmanager
@@ -146,15 +170,34 @@ def _opened(root: Path, overrides: Mapping[str, Any], command: Callable[..., int
         raise GrataError(f"{error.message} {hint}".strip(), f"--{key}") from error
 
 
+def output_file(opened: Bundle, output: str | Path | None, key: str, default: str) -> Path:
+    """Return the file to write: the given one, or the one that the bundle reads by this key, or the default."""
+    named = opened.value(key) if output is None else output
+    return opened.root / expanded(str(named or default))
+
+
 def _report(prepared: Prepared, path: Path, cases: int, remarks: Sequence[str], faults: Sequence[str]) -> None:
     for name, reached in prepared.results.items():
         accuracy = f", accuracy {reached['accuracy']:.3f} on images held out" if "accuracy" in reached else ""
         say(f"  {name} head: loss {reached['first_loss']:.4f} to {reached['last_loss']:.4f}{accuracy}")
+        if not _has_learned(prepared, reached):
+            say(
+                f"  The {name} head has learned nothing, and a method that follows it goes astray. Give it more images or "
+                "--epochs."
+            )
     for remark in remarks:
         say(f"  {remark}")
     say(f"Prepared from {prepared.images} of {cases} images: {path} ({path.stat().st_size / 1e6:.2f} MB)")
     for fault in faults:
         say(f"  {fault}")
+
+
+def _has_learned(prepared: Prepared, reached: Mapping[str, float]) -> bool:
+    """Return whether a head does better than before its training, and clearly better than guessing a view."""
+    heads = prepared.heads
+    if heads is not None and "accuracy" in reached and reached["accuracy"] <= _LEAST_OVER_CHANCE / len(heads.views):
+        return False
+    return reached["last_loss"] < reached["first_loss"]
 
 
 class _Preparation:
