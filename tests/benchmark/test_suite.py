@@ -149,6 +149,7 @@ def test_what_a_suite_writes(finished):
     # the tables of a task have no rows with a guard
     assert "| `judged`" not in page[page.index("## discs") : page.index("## What the guard says")]
     assert re.search(r"\| `slow` +\| 2 ", page)
+    assert "Images: north (home) 4, south 3.\n" in page
     assert str(finished) not in page
     assert (finished / "suite-gain.png").stat().st_size > 5000
     cases = pd.read_csv(finished / "cases" / "discs.csv.gz")
@@ -210,6 +211,7 @@ def test_the_overview_counts_the_targets_that_are_better_or_worse_beyond_chance(
         gains = (dice["grata"] - dice["source"]).dropna().to_numpy()
         low, high = np.quantile(gains[generator.integers(len(gains), size=(20000, len(gains)))].mean(1), [0.025, 0.975])
         better, worse = better + (low > 0), worse + (high < 0)
+    assert shown["`grata`"]["images"] == "6"
     assert (shown["`grata`"]["better on"], shown["`grata`"]["worse on"]) == (f"{better} of 2", f"{worse} of 2")
 
 

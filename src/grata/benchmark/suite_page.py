@@ -221,6 +221,7 @@ def _overview_line(name: str, gains: Mapping[str, Gain]) -> dict[str, str]:
     images = sum(one.images for one in found)
     return {
         "method": f"`{name}`",
+        "images": str(images),
         **{task: _shown(one.difference, "+.3f") for task, one in gains.items()},
         "mean": f"{_mean_gain(found):+.3f}",
         "harmed": f"{sum(one.harmed * one.images for one in found) / images:.1%}",
@@ -238,11 +239,23 @@ def _of_task(task: Task) -> Iterator[str]:
     for source in task.config.sources:
         if task.chosen(task.first, source, home=None).empty:
             continue
-        yield from (f"### {task.name}: source network `{source}`", "", _by_target(task, source), "")
+        yield from (f"### {task.name}: source network `{source}`", "", _sizes(task, source), "")
+        yield from (_by_target(task, source), "")
         yield from (_compared(task, source), "")
         structures = [c for c in task.table if c.startswith("dice/") and c != "dice/mean"]
         if len(structures) > 1:
             yield from (_by_structure(task, source, structures), "")
+
+
+def _sizes(task: Task, source: str) -> str:
+    """Return how many images of each target are used, and of how many groups where some belong together."""
+    sizes = []
+    for target in task.config.targets_of(source):
+        lines = task.chosen(task.first, source, home=None)
+        groups = lines[lines["target"] == target].groupby("case")["group"].first()
+        of_groups = f" of {groups.nunique()} groups" if groups.nunique() < len(groups) else ""
+        sizes.append(f"{_named(task, target)} {len(groups)}{of_groups}")
+    return f"Images: {', '.join(sizes)}."
 
 
 def _by_target(task: Task, source: str) -> str:

@@ -182,8 +182,8 @@ def _report(prepared: Prepared, path: Path, cases: int, remarks: Sequence[str], 
         say(f"  {name} head: loss {reached['first_loss']:.4f} to {reached['last_loss']:.4f}{accuracy}")
         if not _has_learned(prepared, reached):
             say(
-                f"  The {name} head has learned nothing, and a method that follows it goes astray. Give it more images or "
-                "--epochs."
+                f"  The {name} head has learned nothing, and a method that follows it goes astray. Give it more images "
+                "or --epochs."
             )
     for remark in remarks:
         say(f"  {remark}")
