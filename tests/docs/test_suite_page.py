@@ -13,7 +13,7 @@ TASKS = [path.name.removesuffix(".csv.gz") for path in sorted((RESULTS / "cases"
 
 def table(heading):
     """Return the first table below a heading: lines by their first cell, each a cell by its column."""
-    lines = PAGE[PAGE.index(f"{heading}\n") :].split("\n\n")[1].splitlines()
+    lines = re.search(r"^\|.*?\n\n", PAGE[PAGE.index(f"{heading}\n") :], re.M | re.S)[0].strip().splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return {row[0].strip("`"): dict(zip(head, row, strict=True)) for row in rows}
 
