@@ -59,7 +59,7 @@ def test_a_structure_that_cleaning_takes_away_is_said(tmp_path, picture_case, ca
     cleaning = CleanRegionsd(["pred", "source_pred"], [DISC, CUP], smallest=20)
     source = np.zeros((14, 20), np.uint8)
     source[2, 2] = 1
-    maps = {"pred": nested((14, 20)), "source_pred": source}
+    maps = {"pred": nested((14, 20)), "source_pred": source, "label": nested((14, 20))}
     write(handler_for(picture_case, tmp_path / "out"), picture_case, maps, colour_image(), cleaning)
     out = capsys.readouterr().out
     # the cup has 9 pixels; what the source network's loses is not written
