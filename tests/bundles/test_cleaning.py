@@ -102,7 +102,8 @@ def test_a_volume_against_an_independent_computation():
 def test_an_empty_map_and_a_missing_key():
     empty = {"pred": torch.zeros(1, 4, 4)}
     transform = CleanRegionsd(["pred", "source_pred"], NESTED, True, True, 3, allow_missing_keys=True)
-    assert not transform(empty)["pred"].any()
+    cleaned = transform(empty)
+    assert not cleaned["pred"].any() and cleaned.keys() == {"pred"}
 
 
 @pytest.mark.parametrize(

@@ -235,8 +235,11 @@ def test_only_what_can_prepare_a_model_is_advised(tmp_path, make_bundle):
     for report in (examine(tmp_path / "model.ts", activation="softmax"), examine(bundle)):
         assert "only for bundles with a configs/adapt.yaml" in report.methods["ttas"]
         assert not any("python -m grata prepare" in lack for lack in report.methods.values())
+    assert "['configs/inference.json', '" in examine(bundle).facts["run"]
     (bundle / "configs" / "adapt.yaml").write_text("method: grata")
-    assert "run `python -m grata prepare <bundle>" in examine(bundle).methods["ttas"]
+    report = examine(bundle)
+    assert "run `python -m grata prepare <bundle>" in report.methods["ttas"]
+    assert "--config_file configs/adapt.yaml --method" in report.facts["run"]
 
 
 def test_weights_alone_are_not_a_network(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
+from grata.bundles import CleanRegionsd
 from grata.data import discover
 from grata.engines import OutputHandler
 from grata.errors import GrataError
@@ -27,9 +28,10 @@ def nested(shape):
     return labels
 
 
-def write(handler, case, label_maps, image):
+def write(handler, case, label_maps, image, cleaning=dict):
     """Call the handler as an evaluator does, with one decollated item."""
     maps = {key: MetaTensor(torch.as_tensor(values.astype(np.float32))[None]) for key, values in label_maps.items()}
+    maps = cleaning(maps)
     state = SimpleNamespace(batch=[{"case": case["case"], "original": image}], output=[maps])
     handler.write(SimpleNamespace(state=state))
 
@@ -50,6 +52,20 @@ def handler_for(case, folder, **options):
 
 def colour_image():
     return MetaTensor(torch.rand(3, 14, 20) * 255, affine=torch.eye(4))
+
+
+def test_a_structure_that_cleaning_takes_away_is_said(tmp_path, picture_case, capsys):
+    """Since the verdict is that of the segmentation before it."""
+    cleaning = CleanRegionsd(["pred", "source_pred"], [DISC, CUP], smallest=20)
+    source = np.zeros((14, 20), np.uint8)
+    source[2, 2] = 1
+    maps = {"pred": nested((14, 20)), "source_pred": source, "label": nested((14, 20))}
+    write(handler_for(picture_case, tmp_path / "out"), picture_case, maps, colour_image(), cleaning)
+    out = capsys.readouterr().out
+    # the cup has 9 pixels; what the source network's loses is not written
+    assert f"{picture_case['case']}: the cleaning of label maps left nothing of Optic cup: see smallest" in out
+    assert "Optic disc" not in out
+    assert set(np.unique(Image.open(tmp_path / "out/segmentations" / f"{picture_case['case']}.png"))) == {0, 1}
 
 
 @pytest.mark.parametrize("scored", [None, ["Optic disc"]])

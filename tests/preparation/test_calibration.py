@@ -10,10 +10,12 @@ import torch
 from grata.benchmark.bundle import Bundle
 from grata.cli.app import main
 from grata.errors import GrataError
+from grata.methods import create
 from grata.preparation import calibrate, prepare
 from grata.preparation.calibration import _Probe, fit
 from grata.preparation.simulated import SHIFTS, WRONG
 from grata.quality import Calibration
+from grata.session import Session
 
 SHAPE = (32, 32)
 # of images of one channel none can be exchanged
@@ -51,6 +53,25 @@ def test_a_small_source_set_gives_a_file_of_plain_numbers(config, write_bundle, 
     text = path.read_text()
     assert str(source) not in text and "case0" not in text
     assert set(json.loads(text)) == {"format", "sha256", *(field.name for field in dataclasses.fields(Calibration))}
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_calibration_counts_for_its_weights_alone(config, write_bundle, source, changed):
+    root = write_bundle(config)
+    assert calibrate(root, source, val_stride=1) == 0
+    bundle = Bundle(root, {"dataset_dir": str(source)}, "test")
+    network = bundle.make_network()
+    with torch.no_grad():
+        next(network.parameters()).flatten()[0] += 0.01 * changed
+    guard = {"calibration": root / "models" / "quality.json"}
+    session = Session(create("ptbn", network, {}, activation=bundle.activation), guard=guard)
+    image = bundle.read_image(bundle.cases(None)[0])["image"].as_tensor()[None]
+    with session.case(image) as case, torch.no_grad():
+        case.adapt()
+        case.judge(session.network(image))
+    (judgement,) = case.judgements
+    told = any("made for other weights" in reason for reason in judgement.reasons)
+    assert (told, judgement.quality.get("expected_dice") is not None) == (changed, not changed)
 
 
 def test_a_calibration_that_is_there_is_not_replaced_by_the_way(config, write_bundle, source):

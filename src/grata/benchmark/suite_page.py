@@ -124,8 +124,10 @@ def _header(tasks: Sequence[Task], command: str, made: Mapping[str, Any]) -> Ite
         f"images whose Dice is lower than the source network's by more than {HARM}. *worst*: the largest loss of an "
         "image. *cost*: seconds relative to a plain forward of the source network on the same image, the median over "
         "images. *every*: the method was run on every so-many-th image, and is compared on these. HD95 is in "
-        "pixels for pictures and in mm for volumes, over the images where it is finite. *better on*, *worse on*: "
-        "number of targets on which the interval of the gain over the source network lies above or below zero."
+        "pixels for pictures and in mm for volumes (in pixels where their header has lost the size of these), over the "
+        "images where it is finite. *better on*, *worse on*: number of targets on which the interval of the gain over "
+        "the source network lies above or below zero. A method that the network of a task cannot take has no figures "
+        "there, and its *mean* is over fewer tasks."
     )
     yield ""
 

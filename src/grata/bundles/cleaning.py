@@ -14,6 +14,7 @@ from scipy import ndimage
 from skimage.measure import label
 
 from ..checks import check_count, checked
+from ..engines.outputs import EMPTIED
 from ..errors import GrataError
 from .regions import Region, make_regions
 
@@ -26,7 +27,8 @@ class CleanRegionsd(MapTransform):
     A structure is a segment's value with those that it includes, such as the optic disc with its cup. What is taken
     from an inner structure goes to the outer one, and an inner structure ends where the outer one does. A hole is
     background, or an outer structure, that is enclosed by the structure alone; of two structures beside each other
-    none fills the other.
+    none fills the other. Of which structures nothing is left, stands beside the label map, with ``_emptied`` added to
+    its key.
 
     Args:
         keys: keys of label maps ``(1, H, W[, D])`` with the segments' values.
@@ -62,12 +64,15 @@ class CleanRegionsd(MapTransform):
         cleaned = dict(data)
         if self.keep_largest or self.fill_holes or self.smallest:
             for key in self.key_iterator(cleaned):
-                cleaned[key] = self._clean(cleaned[key])
+                cleaned[key], emptied = self._clean(cleaned[key])
+                if emptied:
+                    cleaned[f"{key}{EMPTIED}"] = emptied
         return cleaned
 
-    def _clean(self, labels: torch.Tensor) -> torch.Tensor:
+    def _clean(self, labels: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
+        """Return the cleaned label map, and the structures of which nothing is left."""
         values = _plain(labels)
-        result = torch.zeros_like(values)
+        result, emptied = torch.zeros_like(values), []
         masks: dict[Region, torch.Tensor] = {}
         for region in self.regions:
             outer = [other for other in masks if set(region.values) < set(other.values)]
@@ -78,7 +83,9 @@ class CleanRegionsd(MapTransform):
                 mask &= masks[other]
             masks[region] = mask
             result[mask] = region.values[0]
-        return convert_to_dst_type(result, labels)[0]
+            if not mask.any() and _is_in(values, region.values).any():
+                emptied.append(region.label)
+        return convert_to_dst_type(result, labels)[0], emptied
 
     def _cleaned(self, mask: torch.Tensor, region: Region, fillable: torch.Tensor) -> torch.Tensor:
         if self.smallest > 1:

@@ -185,12 +185,15 @@ def _evaluator(config: Configuration, given: Mapping[str, Any], report: Report) 
 
 
 def _report_commands(report: Report, root: Path, file: Path) -> None:
-    if not (root / "configs/adapt.yaml").is_file():
+    own, files = Path("configs", "adapt.yaml"), f"\"['{file.relative_to(root)}', '{overlay()}']\""
+    if (root / own).is_file():
+        files = str(own)
+    else:
         _advise_no_preparation(report)
     if report.adapts:
         report.facts["run"] = (
-            f"python -m monai.bundle run adapt --bundle_root . --config_file \"['{file.relative_to(root)}', "
-            f"'{overlay()}']\" --method <method> --dataset_dir <images>"
+            f"python -m monai.bundle run adapt --bundle_root . --config_file {files} --method <method> "
+            "--dataset_dir <images>"
         )
 
 

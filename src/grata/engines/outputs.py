@@ -12,6 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .._version import __version__
+from ..console import say_beside_bar
 from ..data import write_dicom_seg, write_itk, write_nifti, write_png
 from ..data.phases import is_unlabelled
 from ..errors import GrataError
@@ -19,7 +20,10 @@ from ..files import FIGURES, SEGMENTATIONS, expanded, is_file_name, on_disk, rem
 from ..quality import Judgement, verdict_in_words
 from ..report import case_scores, case_volumes, contact_sheet
 
-__all__ = ["OutputHandler"]
+__all__ = ["EMPTIED", "OutputHandler"]
+
+EMPTIED = "_emptied"
+"""End of the key, beside that of a label map, of the structures that cleaning took away as wholes."""
 
 _ENDINGS = {"nifti": ".nii.gz", "mha": ".mha", "nrrd": ".nrrd"}
 
@@ -109,6 +113,8 @@ class OutputHandler:
         outputs: Any = engine.state.output
         judgements = self.judgements()
         for batch, output in zip(batches, outputs):
+            for label in output.get(f"{self.pred_key}{EMPTIED}", ()):
+                say_beside_bar(f"{batch['case']}: the cleaning of label maps left nothing of {label}: see smallest")
             self._write_case(self.cases[batch["case"]], {**batch, **output}, judgements.get(batch["case"]))
 
     def remove(self, case: str) -> None:

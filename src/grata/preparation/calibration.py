@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from ..console import say, say_beside_bar
 from ..errors import GrataError
 from ..methods import Method, create
 from ..methods.predictive import logits_in
+from ..networks import network_digest
 from ..normalization import batch_norm_layers
 from ..quality import Calibration, Measures, Segmentation, layer_statistics, measure, overlap, segmentation
 from ..quality.calibration import SHARP, Line, changed, familiarity_of, spread_out
@@ -144,7 +145,8 @@ def calibrate(
     check_not_there(path, overwrite)
     with writing(path):
         cases = _held_out_cases(opened, val_stride, of_groups, images)
-        samples, faults = _Probe(opened).all_samples(cases, seed)
+        probe = _Probe(opened)
+        samples, faults = probe.all_samples(cases, seed)
         used = len({sample.case for sample in samples})
         if used < _LEAST:
             raise GrataError(
@@ -152,7 +154,7 @@ def calibrate(
                 f"{'The first fault: ' + faults[0] if faults else 'Give labelled source images.'}",
                 key="dataset_dir",
             )
-        made = fit(samples)
+        made = replace(fit(samples), network=probe.digest)
         made.save(path)
         print(f"Calibrated on {used} of {len(cases)} images: {path} ({path.stat().st_size / 1e3:.0f} kB)")
         print(f"  Dice at home {made.typical:.3f}; 90 % of the errors within {_widest(made):.2f} there")
@@ -187,6 +189,7 @@ class _Probe:
         self._bundle = bundle
         with torch.random.fork_rng(devices=[]):
             self._network = bundle.make_network().eval()
+        self.digest = network_digest(self._network)
         self._segments = [region.label for region in bundle.regions]
         self._methods = []
         if not isinstance(self._network, torch.jit.ScriptModule) and any(batch_norm_layers(self._network)):

@@ -101,6 +101,8 @@ class Calibration:
         cases: number of source images.
         least_gain: how much more, or if negative less, than of the source prediction must be expected of an adapted one
             for it to be used. Files of the last release do not have it.
+        network: digest of the network's weights, see :func:`grata.networks.network_digest`; empty, as in files of the
+            last release: not known.
     """
 
     segments: tuple[str, ...]
@@ -118,6 +120,7 @@ class Calibration:
     ranges: tuple[tuple[float, float], ...]
     cases: int
     least_gain: float = -0.01
+    network: str = ""
 
     def expected(self, measures: Measures, source: bool = False) -> Expected:
         """Return what is expected of a prediction.
@@ -225,7 +228,7 @@ class Calibration:
         return sound and self._numbers_are_sound() and self._names_are_known()
 
     def _numbers_are_sound(self) -> bool:
-        numbers = [value for key, value in vars(self).items() if key not in ("segments", "names")]
+        numbers = [value for key, value in vars(self).items() if key not in ("segments", "names", "network")]
         # the steps have no shape of their own
         if not all(map(_finite, numbers)) or len(np.shape(self.steps)) != 1:
             return False
@@ -233,7 +236,7 @@ class Calibration:
 
     def _names_are_known(self) -> bool:
         """Return whether the features are those of these segments, of images of two or three dimensions."""
-        if not all(isinstance(text, str) for text in (*self.names, *self.segments)):
+        if not all(isinstance(text, str) for text in (*self.names, *self.segments, self.network)):
             return False
         dims = sum(name.startswith(f"{self.segments[0]}/centre_") for name in self.names)
         channels = sum(name.startswith("image/mean_") for name in self.names)

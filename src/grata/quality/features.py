@@ -25,8 +25,8 @@ _OF_IMAGE = {
     "skew": "the spread of its values",
     "fine": "its fine texture",
     "coarse": "its coarse structure",
-    "low": "the share of its darkest voxels",
-    "high": "the share of its brightest voxels",
+    "low": "how much of it is very dark",
+    "high": "how much of it is very bright",
     "colour": "its colours",
 }
 _OF_SEGMENT = {

@@ -9,11 +9,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._pytree import tree_map
 
 from ..errors import GrataError
 from ..methods import Method
 from ..methods.predictive import logits_in
+from ..networks.parameters import has_digest
 from ..predictions import ACTIVATIONS
 from ..quality import (
     REJECT,
@@ -58,6 +60,11 @@ SAID = {
 """What is to be reviewed of a case that has a flag."""
 
 _DRIFTED = "adaptation is not used: what was learnt so far has led away from the source network, and is forgotten"
+
+_OTHER_WEIGHTS = (
+    "the calibration was made for other weights of the network and does not count. Make one by python -m grata "
+    "calibrate, or give null"
+)
 
 _MOSTLY = 0.67
 """Moving share of harmed cases from which on adaptation is given up: that of five, one after the other."""
@@ -140,7 +147,17 @@ class QualityGuard(Settings):
         self._thresholds = Thresholds(least_agreement=self.least_agreement)
         self._labels = [segment if isinstance(segment, str) else segment["label"] for segment in self.segments]
         self._ranges = [None if isinstance(segment, str) else segment.get("range") for segment in self.segments]
+        self._misfit = ""
         self.forget()
+
+    def meet(self, network: nn.Module) -> None:
+        """Look whether the calibration is that of a network.
+
+        Args:
+            network: source network as it was given, before any adaptation.
+        """
+        known = "" if self.calibration is None else self.calibration.network
+        self._misfit = _OTHER_WEIGHTS if known and not has_digest(network, known) else ""
 
     def forget(self) -> None:
         """Forget what was seen: the next case is the first of a stream."""
@@ -260,7 +277,7 @@ class QualityGuard(Settings):
     def _decide(self, measures: Measures, adapts: bool, said: Sequence[str], dims: int, channels: int) -> Decision:
         count, remarks = len(measures.segments), list(said)
         calibration, ranges = self.calibration, self._ranges
-        misfit = "" if calibration is None else calibration.misfit(count, channels, dims)
+        misfit = "" if calibration is None else calibration.misfit(count, channels, dims) or self._misfit
         if misfit:
             calibration, remarks = None, [misfit]
         if any(ranges) and len(ranges) != count:
