@@ -94,6 +94,7 @@ def test_segments_to_score_are_named_by_targets_and_sources(settings, write):
         ({"targets": {"north": {"output_dir": "x"}}}, "targets#north#output_dir: .*top level"),
         ({"targets": {"north": {"scored": [1]}}}, "targets#north#scored: must be a list of names"),
         ({"targets": {"north": {"stride": 0}}}, "targets#north#stride: must be a whole number"),
+        ({"sources": {"a": {"stride": "2nd"}}}, "sources#a#stride: must be a whole number"),
         ({"sources": {"a": {"seed": 3}}}, "sources#a#seed: .*See seeds"),
         ({"sources": {"a": {"settings#seed": 3}}}, "sources#a#settings#seed: .*row of methods"),
         ({"sources": {"a": {"method": "tent"}}}, "sources#a#method: .*See methods"),

@@ -35,7 +35,7 @@ def make_suite(ground, folder):
         "tasks": {
             "discs": {
                 "bundle": str(ground / "bundle"),
-                "sources": {"plain": {}, "strong": {"network_def#norm": "batch"}},
+                "sources": {"plain": {}, "strong": {"network_def#norm": "batch", "stride": 2}},
                 "home": "north",
                 "targets": {"north": north, "south": south},
             },
@@ -149,7 +149,7 @@ def test_what_a_suite_writes(finished):
     # the tables of a task have no rows with a guard
     assert "| `judged`" not in page[page.index("## discs") : page.index("## What the guard says")]
     assert re.search(r"\| `slow` +\| 2 ", page)
-    assert "Images: north (home) 4, south 3.\n" in page
+    assert "Images: north (home) 4, south 3.\n" in page and "Images: north (home) 2, south 2.\n" in page
     assert str(finished) not in page
     assert (finished / "suite-gain.png").stat().st_size > 5000
     cases = pd.read_csv(finished / "cases" / "discs.csv.gz")
@@ -185,7 +185,9 @@ def test_the_page_says_what_another_training_gives_and_what_adaptation_adds_to_i
     south = dict(zip(head, rows[1], strict=True))
     cases = pd.read_csv(finished / "cases" / "discs.csv.gz")
     here = cases[(cases["protocol"] == "per-target") & (cases["target"] == "south")]
-    mean = here.groupby(["source", "method"])["dice/mean"].mean()
+    both = set(here[here["source"] == "strong"]["case"])
+    mean = here[here["case"].isin(both)].groupby(["source", "method"])["dice/mean"].mean()
+    assert (south["images"], len(both), here["case"].nunique()) == ("2", 2, 3)
     expected = {
         "`plain`": mean["plain", "source"],
         "`plain` + `grata`": mean["plain", "grata"] - mean["plain", "source"],

@@ -64,6 +64,7 @@ class BenchmarkConfig:
         scored: labels of the segments that are scored, by site.
         source_scored: labels of the segments that are scored, by source network, for sites without labels of their own.
             Without either, the bundle's key ``scored`` counts, and without that all segments are scored.
+        source_strides: step between these images for a source network, by its name, see ``strides``.
         groups: what tells which images of a site belong together, such as those of one patient, by site; see
             :func:`grata.bundles.groups.make_groups`.
         strides: step between the images that are used, by site, counted from the first image; with groups the step
@@ -80,6 +81,7 @@ class BenchmarkConfig:
     targets: dict[str, dict[str, Any]]
     scored: dict[str, list[str]]
     source_scored: dict[str, list[str]]
+    source_strides: dict[str, int]
     groups: dict[str, Groups]
     home: str | None
     strides: dict[str, int]
@@ -150,6 +152,7 @@ def make_config(given: dict[str, Any], overrides: Mapping[str, Any] | None = Non
     groups = take(keys.targets, "groups", make_groups, "targets")
     scored = take(keys.targets, "scored", list_of_names, "targets")
     source_scored = take(keys.sources, "scored", list_of_names, "sources")
+    source_strides = take(keys.sources, "stride", check_count, "sources")
     config = BenchmarkConfig(
         bundle=keys.bundle,
         output_dir=keys.output_dir,
@@ -157,6 +160,7 @@ def make_config(given: dict[str, Any], overrides: Mapping[str, Any] | None = Non
         targets=keys.targets,
         scored=scored,
         source_scored=source_scored,
+        source_strides=dict.fromkeys(keys.sources, 1) | source_strides,
         groups=groups,
         home=keys.home,
         strides=dict.fromkeys(keys.targets, 1) | strides,

@@ -78,6 +78,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_Found = dict[tuple[str, int], list[dict[str, Any]]]
+"""Cases of a site by its name and by the step between them."""
+
+
 @dataclass(frozen=True)
 class _Site:
     """A site as one source network meets it."""
@@ -94,13 +98,13 @@ def plan(config: BenchmarkConfig) -> list[Job]:
         GrataError: a bundle, a site or a method is refused.
     """
     jobs: list[Job] = []
-    cases: dict[str, list[dict[str, Any]]] = {}
+    cases: _Found = {}
     for source in config.sources:
         jobs += _jobs_of(config, source, cases)
     return _shared(jobs)
 
 
-def _jobs_of(config: BenchmarkConfig, source: str, cases: dict[str, list[dict[str, Any]]]) -> Iterator[Job]:
+def _jobs_of(config: BenchmarkConfig, source: str, cases: _Found) -> Iterator[Job]:
     """Yield the jobs of one source network; ``cases`` keeps what the sites hold for the next one."""
     overrides = config.sources[source]
     bundle = BenchmarkBundle(config.bundle, overrides, f"sources#{source}")
@@ -155,13 +159,14 @@ def _fingerprint(stream: Stream, sites: Mapping[str, _Site]) -> dict[str, Any]:
     }
 
 
-def _site(config: BenchmarkConfig, source: str, target: str, cases: dict[str, list[dict[str, Any]]]) -> _Site:
+def _site(config: BenchmarkConfig, source: str, target: str, cases: _Found) -> _Site:
     bundle = BenchmarkBundle(config.bundle, {**config.sources[source], **config.targets[target]}, f"targets#{target}")
     bundle.refuse_idle(config.targets[target], of_a_site=True)
     scored = _scored(config, source, target, bundle)
-    if target not in cases:
-        cases[target] = bundle.cases(config.limit, stride=config.strides[target], groups=config.groups.get(target))
-    return _Site(cases[target], scored, bundle.fingerprint())
+    stride = config.strides[target] * config.source_strides[source]
+    if (target, stride) not in cases:
+        cases[target, stride] = bundle.cases(config.limit, stride=stride, groups=config.groups.get(target))
+    return _Site(cases[target, stride], scored, bundle.fingerprint())
 
 
 def _shared(jobs: Sequence[Job]) -> list[Job]:

@@ -226,8 +226,8 @@ class BenchmarkKeys(KeywordSettings):
         default={"bundle": {}},
         check=_sources,
         range="mapping",
-        help="name of each source network, with overrides of the bundle's configuration, and scored: labels of the "
-        "segments to score",
+        help="name of each source network, with overrides of the bundle's configuration, scored: labels of the "
+        "segments to score, and stride: n for every n-th of the images of each site",
     )
     targets: dict[str, dict[str, Any]] = setting(
         check=_targets,

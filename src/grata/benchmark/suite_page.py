@@ -176,7 +176,7 @@ def _trainings(tasks: Sequence[Task]) -> Iterator[str]:
         yield from ("## Adapt, or train otherwise?", "")
         yield (
             "Each source network as it is, what methods add to it (+), and how the source networks differ from the "
-            "first one, all without adaptation."
+            "first one, all without adaptation, on the images that all of them were run on."
         )
         columns = dict.fromkeys(key for line in lines for key in line)
         yield from ("", _table([dict.fromkeys(columns, NONE) | line for line in lines]), "")
@@ -187,17 +187,28 @@ def _trainings_of_task(task: Task) -> Iterator[dict[str, str]]:
     base = task.base("source")
     trained = [source for source in task.config.sources if base and len(task.chosen(task.first, source, base, None))]
     for target in task.config.targets_of(trained[0]) if len(trained) > 1 else ():
-        line = {"task": task.name, "target": _named(task, target)}
+        plain = _on_common_images({source: _on(task, source, base, target) for source in trained})
+        first = plain[trained[0]]
+        line = {"task": task.name, "target": _named(task, target), "images": str(len(by_image(first)))}
         for source in trained:
-            plain = _on(task, source, base, target)
-            line[f"`{source}`"] = _shown(dice(plain))
-            for row in filter(None, map(task.base, _ADAPTED)):
-                added = gain(_on(task, source, row, target), plain).difference
-                line[f"`{source}` + `{row}`"] = _shown(added, "+.3f")
+            line |= _with_methods(task, source, target, plain[source])
         for source in trained[1:]:
-            other = gain(_on(task, source, base, target), _on(task, trained[0], base, target)).difference
-            line[f"`{source}` to `{trained[0]}`"] = _shown(other, "+.3f")
+            line[f"`{source}` to `{trained[0]}`"] = _shown(gain(plain[source], first).difference, "+.3f")
         yield line
+
+
+def _on_common_images(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    common = set.intersection(*(set(table["case"]) for table in tables.values()))
+    return {name: table[table["case"].isin(common)] for name, table in tables.items()}
+
+
+def _with_methods(task: Task, source: str, target: str, plain: pd.DataFrame) -> dict[str, str]:
+    """Return the Dice of a source network, and what methods add to it on the same images."""
+    cells = {f"`{source}`": _shown(dice(plain))}
+    for row in filter(None, map(task.base, _ADAPTED)):
+        added = gain(_on(task, source, row, target), plain).difference
+        cells[f"`{source}` + `{row}`"] = _shown(added, "+.3f")
+    return cells
 
 
 def _on(task: Task, source: str, row: str, target: str) -> pd.DataFrame:
