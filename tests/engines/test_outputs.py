@@ -63,9 +63,10 @@ def test_a_structure_that_cleaning_takes_away_is_said(tmp_path, picture_case, ca
     write(handler_for(picture_case, tmp_path / "out"), picture_case, maps, colour_image(), cleaning)
     out = capsys.readouterr().out
     # the cup has 9 pixels; what the source network's loses is not written
-    assert f"{picture_case['case']}: the cleaning of label maps left nothing of Optic cup: see smallest" in out
+    name = picture_case["case"]
+    assert f"{name}: the cleaning of label maps left nothing of Optic cup: see keep_largest, smallest" in out
     assert "Optic disc" not in out
-    assert set(np.unique(Image.open(tmp_path / "out/segmentations" / f"{picture_case['case']}.png"))) == {0, 1}
+    assert set(np.unique(Image.open(tmp_path / "out/segmentations" / f"{name}.png"))) == {0, 1}
 
 
 @pytest.mark.parametrize("scored", [None, ["Optic disc"]])

@@ -114,7 +114,8 @@ class OutputHandler:
         judgements = self.judgements()
         for batch, output in zip(batches, outputs):
             for label in output.get(f"{self.pred_key}{EMPTIED}", ()):
-                say_beside_bar(f"{batch['case']}: the cleaning of label maps left nothing of {label}: see smallest")
+                remark = f"the cleaning of label maps left nothing of {label}: see keep_largest, smallest"
+                say_beside_bar(f"{batch['case']}: {remark}")
             self._write_case(self.cases[batch["case"]], {**batch, **output}, judgements.get(batch["case"]))
 
     def remove(self, case: str) -> None:
