@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_map
 
 from ..errors import GrataError
@@ -147,20 +146,12 @@ class QualityGuard(Settings):
         self._thresholds = Thresholds(least_agreement=self.least_agreement)
         self._labels = [segment if isinstance(segment, str) else segment["label"] for segment in self.segments]
         self._ranges = [None if isinstance(segment, str) else segment.get("range") for segment in self.segments]
-        self._misfit = ""
         self.forget()
-
-    def meet(self, network: nn.Module) -> None:
-        """Look whether the calibration is that of a network.
-
-        Args:
-            network: source network as it was given, before any adaptation.
-        """
-        known = "" if self.calibration is None else self.calibration.network
-        self._misfit = _OTHER_WEIGHTS if known and not has_digest(network, known) else ""
 
     def forget(self) -> None:
         """Forget what was seen: the next case is the first of a stream."""
+        self._known: Method | None = None
+        self._misfit = ""
         self._seen = 0
         self._harmed = 0
         self._share = 0.0
@@ -232,6 +223,7 @@ class QualityGuard(Settings):
         watched: LayerStatistics | None,
     ) -> Verdict:
         activation, output = self._meaning(method)
+        self._meet(method)
         plain = _plain(images)
         adapts = self.asks_source(method)
         adapted = _read(prediction, plain, activation, output)
@@ -259,6 +251,15 @@ class QualityGuard(Settings):
         judgements = [self._judgement(d, m.as_dict(), method.name, bears) for d, m in zip(decisions, measured)]
         used, keep = self._used(decisions, prediction, source), all(decision.keeps for decision in decisions)
         return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
+
+    def _meet(self, method: Method) -> None:
+        """Look whether the calibration is that of the network, whose weights may be loaded after the method is made."""
+        if self._known is method:
+            return
+        self._known = method
+        digest = "" if self.calibration is None else self.calibration.network
+        with method.source_network():
+            self._misfit = _OTHER_WEIGHTS if digest and not has_digest(method.given, digest) else ""
 
     def _distances(
         self, method: Method, statistics: LayerStatistics, images: torch.Tensor, again: Again

@@ -116,8 +116,6 @@ class Session:
         self.journal = Journal(journal) if isinstance(journal, str | os.PathLike) else journal
         self.site = site
         self.guard = make_guard(guard)
-        if isinstance(self.guard, QualityGuard):
-            self.guard.meet(method.given)
         self.about = dict(about or {})
         self.flags: dict[str, tuple[str, ...]] = {}
         self.judgements: dict[str, Judgement] = {}
