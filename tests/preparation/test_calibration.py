@@ -12,9 +12,9 @@ from grata.cli.app import main
 from grata.errors import GrataError
 from grata.methods import create
 from grata.preparation import calibrate, prepare
-from grata.preparation.calibration import _Probe, fit
+from grata.preparation.calibration import _Probe, dice_of, fit
 from grata.preparation.simulated import SHIFTS, WRONG
-from grata.quality import Calibration
+from grata.quality import Calibration, Segmentation
 from grata.session import Session
 
 SHAPE = (32, 32)
@@ -72,6 +72,27 @@ def test_a_calibration_counts_for_its_weights_alone(config, write_bundle, source
     (judgement,) = case.judgements
     told = any("made for other weights" in reason for reason in judgement.reasons)
     assert (told, judgement.quality.get("expected_dice") is not None) == (changed, not changed)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_what_a_bundle_takes_away_again_does_not_count(config, write_bundle, source, padded):
+    """Nobody reads what a network says of it."""
+    pad = {"_target_": "SpatialPadd", "keys": "image", "spatial_size": [40, 32]}
+    config["preprocessing"]["transforms"].append(pad)
+    invert = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"}
+    config["to_probabilities"]["transforms"] = [invert | {"nearest_interp": False}] * padded
+    bundle = Bundle(write_bundle(config), {"dataset_dir": str(source)}, "test")
+    case = bundle.cases(None)[0]
+    image = bundle.read_image(case)
+    expected = torch.ones(1, 40, 32, dtype=torch.bool)
+    if padded:
+        expected[:, :4] = expected[:, 36:] = False
+    assert torch.equal(bundle.written(image), expected)
+    label = bundle.read_masks(case, image)
+    everywhere = torch.ones(1, 2, 40, 32, dtype=torch.bool)
+    found = dice_of(Segmentation(everywhere.float(), everywhere), label, bundle.written(image))
+    truth = label.flatten(1).sum(1)
+    assert found == pytest.approx((2 * truth / (truth + expected.sum())).tolist())
 
 
 def test_a_calibration_that_is_there_is_not_replaced_by_the_way(config, write_bundle, source):
