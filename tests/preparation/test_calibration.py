@@ -105,11 +105,18 @@ def test_a_calibration_that_is_there_is_not_replaced_by_the_way(config, write_bu
     assert Calibration.read(path).cases == 5
 
 
-def test_the_file_is_the_one_that_the_bundle_reads_with_these_settings(config, write_bundle, source):
+@pytest.mark.parametrize("folder", ["", "@bundle_root + '/' + "])
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_file_is_the_one_that_the_bundle_reads_with_these_settings(
+    config, write_bundle, source, folder, relative, monkeypatch
+):
     """So that a second network of a bundle does not take the place of the first one's."""
-    config |= {"kind": "plain", "quality": "$'models/quality-' + @kind + '.json'"}
-    config |= {"prepared": "$'models/prepared-' + @kind + '.safetensors'"}
+    config |= {"kind": "plain", "quality": f"${folder}'models/quality-' + @kind + '.json'"}
+    config |= {"prepared": f"${folder}'models/prepared-' + @kind + '.safetensors'"}
     bundle = write_bundle(config)
+    if relative:
+        monkeypatch.chdir(bundle.parent)
+        bundle = bundle.relative_to(bundle.parent)
     assert calibrate(bundle, source, images=4, val_stride=1, kind="strong") == 0
     assert prepare(bundle, source, images=4, heads=None, kind="strong") == 0
     written = {path.name for path in (bundle / "models").iterdir() if path.suffix in (".json", ".safetensors")}
