@@ -38,15 +38,13 @@ from tqdm import tqdm
 from grata.bundles.bundle import Bundle
 from grata.bundles.groups import optional_groups
 from grata.methods import create
-from grata.preparation.calibration import Sample, _Probe, fit, held_out_gains, least_gain
+from grata.preparation.calibration import Sample, _Probe, dice_of, fit, held_out_gains, least_gain
 from grata.quality import (
     Calibration,
     Decision,
     Measures,
-    Segmentation,
     Thresholds,
     decide,
-    overlap,
     segmentation,
 )
 from grata.session import QualityGuard, Session
@@ -56,10 +54,10 @@ VERDICTS = ("ok", "review", "reject", "refused")
 SIGNALS = ("expected_dice", "self_dice", "source_self_dice", "agreement_views", "agreement_source", "class_compactness")
 
 
-def dice(prediction: torch.Tensor, activation: str, label: torch.Tensor) -> list[float]:
-    """Return the Dice of logits ``(1, C, ...)`` by segment, for a label ``(K, ...)``."""
-    truth = Segmentation(label[None], label[None] > 0.5)
-    return overlap(segmentation(prediction, activation), truth)[0].tolist()
+def dice(bundle: Bundle, case: dict, image: dict, prediction: torch.Tensor) -> list[float]:
+    """Return the Dice of logits ``(1, C, ...)`` by segment."""
+    found = segmentation(prediction, bundle.activation)
+    return dice_of(found, bundle.read_masks(case, image), bundle.written(image))
 
 
 def keys(given: Iterable[str]) -> dict[str, Any]:
@@ -142,9 +140,8 @@ def measured(session: Session, bundle: Bundle, case: dict) -> dict:
     source = adapted if adapting.source is None else adapting.source
     row = dict(session.guard.found)
     if "label" in case:
-        label = bundle.read_masks(case, image)
-        row["adapted"] = dice(adapted, bundle.activation, label)
-        row["source"] = dice(source, bundle.activation, label)
+        row["adapted"] = dice(bundle, case, image, adapted)
+        row["source"] = dice(bundle, case, image, source)
     return row
 
 
@@ -178,7 +175,7 @@ def after_poison(bundle: Bundle, cases: list[dict], method: str, guard: bool | d
             adapting.adapt(bundle.inferer)
             used = adapting.judge(bundle.inferer(x, session.network))
         if number:
-            found.append(np.mean(dice(used, bundle.activation, bundle.read_masks(case, image))))
+            found.append(np.mean(dice(bundle, case, image, used)))
     return float(np.mean(found))
 
 

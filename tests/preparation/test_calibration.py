@@ -12,9 +12,9 @@ from grata.cli.app import main
 from grata.errors import GrataError
 from grata.methods import create
 from grata.preparation import calibrate, prepare
-from grata.preparation.calibration import _Probe, fit
+from grata.preparation.calibration import _Probe, dice_of, fit
 from grata.preparation.simulated import SHIFTS, WRONG
-from grata.quality import Calibration
+from grata.quality import Calibration, Segmentation
 from grata.session import Session
 
 SHAPE = (32, 32)
@@ -74,6 +74,27 @@ def test_a_calibration_counts_for_its_weights_alone(config, write_bundle, source
     assert (told, judgement.quality.get("expected_dice") is not None) == (changed, not changed)
 
 
+@pytest.mark.parametrize("padded", [True, False])
+def test_what_a_bundle_takes_away_again_does_not_count(config, write_bundle, source, padded):
+    """Nobody reads what a network says of it."""
+    pad = {"_target_": "SpatialPadd", "keys": "image", "spatial_size": [40, 32]}
+    config["preprocessing"]["transforms"].append(pad)
+    invert = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"}
+    config["to_probabilities"]["transforms"] = [invert | {"nearest_interp": False}] * padded
+    bundle = Bundle(write_bundle(config), {"dataset_dir": str(source)}, "test")
+    case = bundle.cases(None)[0]
+    image = bundle.read_image(case)
+    expected = torch.ones(1, 40, 32, dtype=torch.bool)
+    if padded:
+        expected[:, :4] = expected[:, 36:] = False
+    assert torch.equal(bundle.written(image), expected)
+    label = bundle.read_masks(case, image)
+    everywhere = torch.ones(1, 2, 40, 32, dtype=torch.bool)
+    found = dice_of(Segmentation(everywhere.float(), everywhere), label, bundle.written(image))
+    truth = label.flatten(1).sum(1)
+    assert found == pytest.approx((2 * truth / (truth + expected.sum())).tolist())
+
+
 def test_a_calibration_that_is_there_is_not_replaced_by_the_way(config, write_bundle, source):
     path = write_bundle(config) / "models" / "quality.json"
     path.write_text("made from many images")
@@ -84,11 +105,18 @@ def test_a_calibration_that_is_there_is_not_replaced_by_the_way(config, write_bu
     assert Calibration.read(path).cases == 5
 
 
-def test_the_file_is_the_one_that_the_bundle_reads_with_these_settings(config, write_bundle, source):
+@pytest.mark.parametrize("folder", ["", "@bundle_root + '/' + "])
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_file_is_the_one_that_the_bundle_reads_with_these_settings(
+    config, write_bundle, source, folder, relative, monkeypatch
+):
     """So that a second network of a bundle does not take the place of the first one's."""
-    config |= {"kind": "plain", "quality": "$'models/quality-' + @kind + '.json'"}
-    config |= {"prepared": "$'models/prepared-' + @kind + '.safetensors'"}
+    config |= {"kind": "plain", "quality": f"${folder}'models/quality-' + @kind + '.json'"}
+    config |= {"prepared": f"${folder}'models/prepared-' + @kind + '.safetensors'"}
     bundle = write_bundle(config)
+    if relative:
+        monkeypatch.chdir(bundle.parent)
+        bundle = bundle.relative_to(bundle.parent)
     assert calibrate(bundle, source, images=4, val_stride=1, kind="strong") == 0
     assert prepare(bundle, source, images=4, heads=None, kind="strong") == 0
     written = {path.name for path in (bundle / "models").iterdir() if path.suffix in (".json", ".safetensors")}

@@ -251,6 +251,22 @@ class Bundle(Configuration):
         values = self.read_label(case, image, "network")
         return torch.as_tensor(np.stack([np.isin(values, region.values) for region in self.regions]).astype(np.float32))
 
+    def written(self, image: Mapping[str, Any]) -> torch.Tensor:
+        """Return which part of a prediction is written, as a mask ``(1, ...)`` of the network's grid.
+
+        What a bundle pads is taken away again: nobody sees what a network says of it.
+
+        Args:
+            image: result of :meth:`read_image`.
+        """
+        everything = torch.ones_like(torch.as_tensor(image["image"])[:1])
+        inverse = [t for t in self.resolve("to_probabilities").flatten().transforms if isinstance(t, Invertd)]
+        if not inverse:
+            return everything > 0
+        item = Compose(inverse)({**image, "pred": everything})
+        back = ResampleToMatch(mode="nearest", padding_mode="zeros", dtype=np.float32)
+        return torch.as_tensor(_array(back(MetaTensor(item["pred"]), img_dst=image["image"])) > 0.5)
+
     def postprocess(self, image: Mapping[str, Any], logits: torch.Tensor, space: str) -> tuple[np.ndarray, np.ndarray]:
         """Return label map ``(H, W[, D])`` and probabilities ``(C, H, W[, D])`` of a prediction.
 

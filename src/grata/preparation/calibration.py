@@ -31,7 +31,7 @@ from ..session.faults import explain, quiet
 from .run import _evenly, _opened, _whole, check_not_there, given_folders, output_file, writing
 from .simulated import SHIFTS, WRONG, Simulation
 
-__all__ = ["Gains", "Sample", "calibrate", "fit", "held_out_gains", "least_gain"]
+__all__ = ["Gains", "Sample", "calibrate", "dice_of", "fit", "held_out_gains", "least_gain"]
 
 _NO_TRUTH = ("constant", "only_noise", "texture", "phantom", "shuffled")
 """Simulations that leave nothing of what the label shows: every segmentation of them is wrong."""
@@ -215,14 +215,16 @@ class _Probe:
             raise GrataError(case["fault"])
         image = bundle.read_image(case)
         plain = image["image"].as_tensor().float()
-        label = bundle.read_masks(case, image)
+        label, written = bundle.read_masks(case, image), bundle.written(image)
         found = []
         for simulation in (*SHIFTS, *WRONG):
             if len(plain) >= simulation.channels:
-                found += self._of(case["case"], simulation, simulation(plain, seed), label)
+                found += self._of(case["case"], simulation, simulation(plain, seed), label, written)
         return found
 
-    def _of(self, case: str, simulation: Simulation, image: torch.Tensor, label: torch.Tensor) -> list[Sample]:
+    def _of(
+        self, case: str, simulation: Simulation, image: torch.Tensor, label: torch.Tensor, written: torch.Tensor
+    ) -> list[Sample]:
         label = label if simulation.label is None else simulation.label(label)
         x = image[None].to(self._bundle.device)
         with layer_statistics(self._network) as statistics:
@@ -237,7 +239,7 @@ class _Probe:
                 simulation.name,
                 prediction is not source,
                 measure(image, prediction, source, *about),
-                truth or _dice(prediction, label),
+                truth or dice_of(prediction, label, written),
             )
             for prediction in predictions
         ]
@@ -255,9 +257,17 @@ class _Probe:
         return segmentation(logits, bundle.activation)
 
 
-def _dice(prediction: Segmentation, label: torch.Tensor) -> list[float]:
-    truth = label[None].to(prediction.masks.device)
-    found: list[float] = overlap(prediction, Segmentation(truth, truth > 0.5))[0].tolist()
+def dice_of(prediction: Segmentation, label: torch.Tensor, written: torch.Tensor) -> list[float]:
+    """Return the Dice of each segment, as whoever reads the segmentation finds it.
+
+    Args:
+        prediction: prediction for one image.
+        label: its masks ``(K, ...)`` of 0 and 1.
+        written: which part of a prediction is written, see :meth:`grata.bundles.bundle.Bundle.written`.
+    """
+    truth, kept = label[None].to(prediction.masks.device), written[None].to(prediction.masks.device)
+    read = replace(prediction, masks=prediction.masks & kept)
+    found: list[float] = overlap(read, Segmentation(truth, (truth > 0.5) & kept))[0].tolist()
     return found
 
 

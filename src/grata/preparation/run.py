@@ -172,8 +172,12 @@ def _opened(root: Path, overrides: Mapping[str, Any], command: Callable[..., int
 
 def output_file(opened: Bundle, output: str | Path | None, key: str, default: str) -> Path:
     """Return the file to write: the given one, or the one that the bundle reads by this key, or the default."""
-    named = opened.value(key) if output is None else output
-    return opened.root / expanded(str(named or default))
+    named = opened.value(key) if output is None else None
+    if named:
+        path = expanded(str(named))
+        # Most bundles join it to their folder by themselves.
+        return path if path.resolve().is_relative_to(opened.root.resolve()) else opened.root / path
+    return opened.root / expanded(str(output or default))
 
 
 def _report(prepared: Prepared, path: Path, cases: int, remarks: Sequence[str], faults: Sequence[str]) -> None:
