@@ -54,10 +54,10 @@ VERDICTS = ("ok", "review", "reject", "refused")
 SIGNALS = ("expected_dice", "self_dice", "source_self_dice", "agreement_views", "agreement_source", "class_compactness")
 
 
-def dice(bundle: Bundle, case: dict, image: dict, prediction: torch.Tensor) -> list[float]:
-    """Return the Dice of logits ``(1, C, ...)`` by segment."""
-    found = segmentation(prediction, bundle.activation)
-    return dice_of(found, bundle.read_masks(case, image), bundle.written(image))
+def dice(bundle: Bundle, case: dict, image: dict, *predictions: torch.Tensor) -> list[list[float]]:
+    """Return the Dice of each prediction, logits ``(1, C, ...)``, by segment."""
+    label, written = bundle.read_masks(case, image), bundle.written(image)
+    return [dice_of(segmentation(prediction, bundle.activation), label, written) for prediction in predictions]
 
 
 def keys(given: Iterable[str]) -> dict[str, Any]:
@@ -140,8 +140,7 @@ def measured(session: Session, bundle: Bundle, case: dict) -> dict:
     source = adapted if adapting.source is None else adapting.source
     row = dict(session.guard.found)
     if "label" in case:
-        row["adapted"] = dice(bundle, case, image, adapted)
-        row["source"] = dice(bundle, case, image, source)
+        row["adapted"], row["source"] = dice(bundle, case, image, adapted, source)
     return row
 
 

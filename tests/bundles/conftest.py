@@ -191,7 +191,29 @@ def metadata_schema() -> dict:
 
 
 @pytest.fixture
-def check_zoo_bundle(run, metadata_schema, tmp_path, monkeypatch):
+def check_workflow(tmp_path, monkeypatch):
+    """Check that a workflow has the properties of an inference bundle; ``keys`` are of its configuration."""
+
+    def check(bundle: Path, config: str, run_id: str, **keys: object) -> None:
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # adapt.yaml sets it
+        workflow = ConfigWorkflow(
+            config_file=str(bundle / "configs" / config),
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            logging_file=False,
+            workflow_type="infer",
+            run_id=run_id,
+            bundle_root=str(bundle),
+            output_dir=str(tmp_path),
+            **keys,
+        )
+        workflow.initialize()
+        assert workflow.check_properties() == []
+
+    return check
+
+
+@pytest.fixture
+def check_zoo_bundle(run, metadata_schema, tmp_path, check_workflow):
     """Check a bundle by the rules of the Model Zoo: metadata, network, workflows, sizes; ``keys`` are of ``adapt``."""
 
     def check(bundle: Path, **keys: object) -> None:
@@ -202,20 +224,8 @@ def check_zoo_bundle(run, metadata_schema, tmp_path, monkeypatch):
         assert metadata["version"] in metadata["changelog"]
         checked = ("verify_net_in_out", "--net_id", "network_def", "--device", "cpu")
         run(*checked, "--meta_file", meta, "--config_file", inference, cwd=tmp_path)
-        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # adapt.yaml sets it
-        for config, run_id in (("inference.json", "run"), ("adapt.yaml", "adapt")):
-            workflow = ConfigWorkflow(
-                config_file=str(bundle / "configs" / config),
-                meta_file=str(meta),
-                logging_file=False,
-                workflow_type="infer",
-                run_id=run_id,
-                bundle_root=str(bundle),
-                output_dir=str(tmp_path),
-                **(keys if run_id == "adapt" else {}),
-            )
-            workflow.initialize()
-            assert workflow.check_properties() == []
+        check_workflow(bundle, "inference.json", "run")
+        check_workflow(bundle, "adapt.yaml", "adapt", **keys)
         assert all(path.stat().st_size < 25e6 for path in (bundle / "models").iterdir())
 
     return check

@@ -17,7 +17,6 @@ import pydicom
 import pytest
 import torch
 from highdicom.seg import segread
-from monai.bundle import ConfigWorkflow
 
 from grata.methods import GraTa
 
@@ -215,19 +214,8 @@ def test_verify_metadata_accepts_the_bundle_and_refuses_a_broken_one(run, bundle
 
 
 @pytest.mark.parametrize(("config", "run_id"), [("inference.json", "run"), ("adapt.yaml", "adapt")])
-def test_the_workflows_have_the_properties_of_an_inference_bundle(bundle, config, run_id, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # adapt.yaml sets it
-    workflow = ConfigWorkflow(
-        config_file=str(bundle / "configs" / config),
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="infer",
-        run_id=run_id,
-        bundle_root=str(bundle),
-        output_dir=str(tmp_path),
-    )
-    workflow.initialize()
-    assert workflow.check_properties() == []
+def test_the_workflows_have_the_properties_of_an_inference_bundle(bundle, config, run_id, check_workflow):
+    check_workflow(bundle, config, run_id)
 
 
 def test_the_network_takes_and_gives_what_the_metadata_say(run, bundle, tmp_path):

@@ -55,7 +55,7 @@ def colour_image():
 
 
 def test_a_structure_that_cleaning_takes_away_is_said(tmp_path, picture_case, capsys):
-    """Since the verdict is that of the segmentation before it."""
+    """The verdict is that of the segmentation before it."""
     cleaning = CleanRegionsd(["pred", "source_pred"], [DISC, CUP], smallest=20)
     source = np.zeros((14, 20), np.uint8)
     source[2, 2] = 1

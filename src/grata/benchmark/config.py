@@ -64,12 +64,12 @@ class BenchmarkConfig:
         scored: labels of the segments that are scored, by site.
         source_scored: labels of the segments that are scored, by source network, for sites without labels of their own.
             Without either, the bundle's key ``scored`` counts, and without that all segments are scored.
-        source_strides: step between these images for a source network, by its name, see ``strides``.
+        source_strides: factor by which a source network's steps between the images are larger than ``strides``, by the
+            name of the network.
         groups: what tells which images of a site belong together, such as those of one patient, by site; see
             :func:`grata.bundles.groups.make_groups`.
         strides: step between the images that are used, by site, counted from the first image; with groups the step
-            between these. With the stride of a
-            bundle's training these are the source's held-out images.
+            between these. With the stride of a bundle's training these are the source's held-out images.
         methods: rows of the tables in order, each with the settings in ``common`` that its method has.
         protocols: protocols in order, one block of the tables each.
         given: the configuration as it was given, as plain values.
@@ -147,7 +147,7 @@ def make_config(given: dict[str, Any], overrides: Mapping[str, Any] | None = Non
         _expand_all(given)
     keys = _checked(given)
     methods = _rows(keys)
-    # These three are the benchmark's, not the bundle's, so they are taken out of its overrides.
+    # These are the benchmark's, not the bundle's, so they are taken out of its overrides.
     strides = take(keys.targets, "stride", check_count, "targets")
     groups = take(keys.targets, "groups", make_groups, "targets")
     scored = take(keys.targets, "scored", list_of_names, "targets")

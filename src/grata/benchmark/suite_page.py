@@ -262,9 +262,8 @@ def _of_task(task: Task) -> Iterator[str]:
 
 def _sizes(task: Task, source: str) -> str:
     """Return how many images of each target are used, and of how many groups where some belong together."""
-    sizes = []
+    sizes, lines = [], task.chosen(task.first, source, home=None)
     for target in task.config.targets_of(source):
-        lines = task.chosen(task.first, source, home=None)
         groups = lines[lines["target"] == target].groupby("case")["group"].first()
         of_groups = f" of {groups.nunique()} groups" if groups.nunique() < len(groups) else ""
         sizes.append(f"{_named(task, target)} {len(groups)}{of_groups}")

@@ -27,8 +27,8 @@ class CleanRegionsd(MapTransform):
     A structure is a segment's value with those that it includes, such as the optic disc with its cup. What is taken
     from an inner structure goes to the outer one, and an inner structure ends where the outer one does. A hole is
     background, or an outer structure, that is enclosed by the structure alone; of two structures beside each other
-    none fills the other. Of which structures nothing is left, stands beside the label map, with ``_emptied`` added to
-    its key.
+    none fills the other. The item names the structures of which nothing is left, by the key of the label map with
+    ``_emptied`` added to it.
 
     Args:
         keys: keys of label maps ``(1, H, W[, D])`` with the segments' values.

@@ -253,13 +253,14 @@ class QualityGuard(Settings):
         return Verdict(used, keep, {}, judgements, source, drifted, [DRIFT_RESET] * drifted)
 
     def _meet(self, method: Method) -> None:
-        """Look whether the calibration is that of the network, whose weights may be loaded after the method is made."""
+        """Check that the calibration is that of the network, whose weights may be loaded after the method is made."""
         if self._known is method:
             return
-        self._known = method
-        digest = "" if self.calibration is None else self.calibration.network
-        with method.source_network():
-            self._misfit = _OTHER_WEIGHTS if digest and not has_digest(method.given, digest) else ""
+        self._known, self._misfit = method, ""
+        if self.calibration is not None and self.calibration.network:
+            with method.source_network():
+                fits = has_digest(method.given, self.calibration.network)
+            self._misfit = "" if fits else _OTHER_WEIGHTS
 
     def _distances(
         self, method: Method, statistics: LayerStatistics, images: torch.Tensor, again: Again
