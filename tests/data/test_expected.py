@@ -111,6 +111,26 @@ def test_what_the_header_of_a_series_says_it_is(tmp_path, scans, change):
     assert ("modality" in found) is (change in (ct, pet))
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing", "axis"),
+    [
+        ((10, 192, 192), (10, 1.2, 1.2), "first"),
+        ((192, 10, 192), (1.2, 8, 1.2), "second"),
+        ((10, 192, 192), (1, 1, 1), "first"),  # the size of the voxels is lost
+        ((192, 192, 10), (1.2, 1.2, 10), ""),
+        ((192, 192, 10), (1, 1, 1), ""),
+        ((12, 192, 100), (1.2, 1.2, 10), ""),  # thick slices say more than few
+        ((192, 192, 120), (1, 1, 1.2), ""),  # no axis stands out
+        ((192, 192), (1, 1), ""),
+    ],
+)
+def test_slices_along_another_axis_are_named(shape, spacing, axis):
+    (found,) = differences_from_training({"slice_axis": "third"}, shape, spacing) or [""]
+    assert (f"along the {axis} axis" in found) is bool(axis)
+    heart = DECLARED["cardiac_cine_mri_segmentation"]
+    assert ("slices lie" in "; ".join(differences_from_training(heart, shape, spacing))) is bool(axis)
+
+
 def test_pictures_are_compared_by_their_pixels():
     for bundle in ("fundus_optic_disc_cup_segmentation", "retinal_vessel_segmentation"):
         for size, flagged in (((60, 80), True), ((480, 400), False), ((1000, 960), False), ((4000, 6000), True)):
@@ -146,6 +166,7 @@ def test_nothing_is_compared_without_a_declaration():
         ({"extent": [[2, 1]]}, "expected#extent"),
         ({"size": [["a", "b"]]}, "expected#size"),
         ({"tolerance": 0.5}, "expected#tolerance"),
+        ({"slice_axis": 3}, "expected#slice_axis"),
         (["MR"], "expected"),
     ],
 )

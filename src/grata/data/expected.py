@@ -1,6 +1,6 @@
 """What a bundle was made for, as it declares it; a scan that is far from that is pointed out, and used all the same."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,8 +18,11 @@ __all__ = ["CompareScand", "check_expected", "differences_from_training"]
 
 _OF_HEADER = ("modality", "image_type")
 _RANGES = {"spacing": "voxels of {} mm", "extent": "an extent of {} mm", "size": "{} voxels"}
-_KEYS = ("modality", "other_image_types", *_RANGES, "tolerance")
+_AXES = ("first", "second", "third")
+_KEYS = ("modality", "other_image_types", "slice_axis", *_RANGES, "tolerance")
 _TOLERANCE = 2.0
+_THICKER, _FEWER = 1.5, 2.0
+"""Factors by which voxels are longer along the axis of the slices, or their number smaller, than along the others."""
 
 
 class CompareScand(MapTransform):
@@ -32,6 +35,7 @@ class CompareScand(MapTransform):
         keys: key of the image.
         expected: what the training images are like; None: nothing is compared. ``modality``: list of modalities.
             ``other_image_types``: patterns of values of Image Type that no training image has, such as ``ADC*``.
+            ``slice_axis``: axis along which the slices of a stack lie, ``first``, ``second`` or ``third``.
             ``spacing`` and ``extent`` in mm, and ``size`` in voxels: least and greatest value for the smallest, the
             middle and the largest axis. ``tolerance``: factor by which a value may be below the least or above the
             greatest; 2 unless it is given.
@@ -99,6 +103,7 @@ def differences_from_training(
     return [
         *_other_modality(expected.get("modality"), modality),
         *_other_types(expected.get("other_image_types", ()), image_type or ""),
+        *_other_axis(expected.get("slice_axis"), shape, spacing),
         *(_far(key, sorted(values), expected) for key, values in measured.items() if _is_far(key, values, expected)),
     ]
 
@@ -112,6 +117,21 @@ def _other_types(patterns: Sequence[str], image_type: str) -> Iterator[str]:
     types = [kind.strip().upper() for kind in image_type.split("\\")]
     if others := [kind for kind in types if any(fnmatchcase(kind, pattern) for pattern in patterns)]:
         yield f"the header calls it {', '.join(others)}, which no training image is"
+
+
+def _other_axis(known: str | None, shape: Sequence[int], spacing: Sequence[float]) -> Iterator[str]:
+    found = _slice_axis(shape, spacing) if known and len(shape) == len(_AXES) else None
+    if found not in (None, known):
+        yield f"its slices lie along the {found} axis, and those of training images along the {known}"
+
+
+def _slice_axis(shape: Sequence[int], spacing: Sequence[float]) -> str | None:
+    """Return the axis along which the slices of a stack lie; None where no axis stands out."""
+    *_, longer, longest = sorted(spacing)
+    fewest, fewer, *_ = sorted(shape)
+    if longest >= _THICKER * longer:
+        return _AXES[list(spacing).index(longest)]
+    return _AXES[list(shape).index(fewest)] if _FEWER * fewest <= fewer else None
 
 
 def _is_far(key: str, values: Sequence[float], expected: Mapping[str, Any]) -> bool:
@@ -132,12 +152,8 @@ def _far(key: str, values: Sequence[float], expected: Mapping[str, Any]) -> str:
 
 def _wanted(key: str, value: Any) -> str:
     """Return what the value of a key must be; empty: it is that."""
-    if key == "tolerance":
-        return "" if _is_number(value) and value >= 1 else "1 or greater"
-    items = value if isinstance(value, list | tuple) else [None]
-    if key in _RANGES:
-        return "" if all(map(_is_range, items)) else "a list of pairs of numbers, least and greatest"
-    return "" if all(isinstance(item, str) for item in items) else "a list of texts"
+    fits, wanted = _FORMS.get(key, _FORM_OF_RANGES if key in _RANGES else _FORM_OF_TEXTS)
+    return "" if fits(value) else wanted
 
 
 def _is_range(pair: Any) -> bool:
@@ -146,6 +162,18 @@ def _is_range(pair: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(map(fits, value))
+
+
+_FORM_OF_RANGES = (_is_list_of(_is_range), "a list of pairs of numbers, least and greatest")
+_FORM_OF_TEXTS = (_is_list_of(lambda item: isinstance(item, str)), "a list of texts")
+_FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "tolerance": (lambda value: _is_number(value) and value >= 1, "1 or greater"),
+    "slice_axis": (_AXES.__contains__, f"one of {', '.join(_AXES)}"),
+}
 
 
 def _grid(image: torch.Tensor) -> tuple[list[int], list[float]]:
