@@ -404,6 +404,16 @@ def test_several_volumes_of_a_series_are_a_case_each(tmp_path, scans, sets, suff
     assert len(chosen.cases) == 1 and chosen.cases[0] in found.cases and not chosen.notes
 
 
+def test_a_note_names_what_tells_volumes_apart_and_not_what_tells_slices_apart(tmp_path, scans):
+    datasets = [dataset for number in (1, 2) for dataset in volume(scans, number, EchoTime=10 * number)]
+    for dataset in datasets:
+        dataset.TriggerTime = 40 * abs(dataset.ImagePositionPatient[2])
+    scans.save(datasets, tmp_path)
+    found = discover(tmp_path)
+    (note,) = found.notes
+    assert len(found.cases) == 2 and "Echo Time 10, 20)" in note and "Trigger" not in note
+
+
 def test_b_values_that_makers_keep_in_elements_of_their_own(tmp_path, scans):
     blocks = [
         (0x0019, "SIEMENS MR HEADER", 0x0C, "IS", lambda value: value),

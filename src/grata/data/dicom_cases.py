@@ -29,6 +29,7 @@ from .dicom_parts import (
     most_slices,
     parse_chosen,
     split,
+    told_apart,
     without_copies,
 )
 from .geometry import GeometryError
@@ -346,7 +347,7 @@ class _ScanSearch:
             return True
         parts = list(filter(None, (part.only(self.selection.chosen) for part in whole)))
         if len(whole) > 1 and len(parts) > 1:
-            self.several[case] = self._shown_differences(group)
+            self.several[case] = remove_identifiers(told_apart(parts), identifiers)
             self.example = self.example or remove_identifiers(parts[0].choice, identifiers)
         for part in parts:
             self._add_part(part, f"{case}{remove_identifiers(part.suffix, identifiers)}", most_slices(whole, part))

@@ -36,6 +36,7 @@ __all__ = [
     "most_slices",
     "parse_chosen",
     "split",
+    "told_apart",
     "without_copies",
 ]
 
@@ -233,6 +234,12 @@ def differences(instances: Sequence[Instance]) -> str:
     return "; ".join(
         f"{_shown_name(key)} {_listed(_tokens(values))}" for key, values in list(_telling(instances).items())[:3]
     )
+
+
+def told_apart(parts: Sequence[Part]) -> str:
+    """Return what tells the volumes of a series from each other, such as ``"Echo Time 11, 92"``."""
+    values = {keyword: sorted({part.values[keyword] for part in parts}, key=_in_order) for keyword in parts[0].values}
+    return "; ".join(f"{_shown_name(keyword)} {_listed(found)}" for keyword, found in values.items())
 
 
 def example_choice(instances: Sequence[Instance]) -> str:
