@@ -6,16 +6,27 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
 PAGE = (RESULTS / "suite.md").read_text(encoding="utf-8")
 TASKS = [path.name.removesuffix(".csv.gz") for path in sorted((RESULTS / "cases").iterdir())]
 
 
+def lines_below(heading, page=PAGE):
+    """Return the first table below a heading: for each line a cell by its column."""
+    lines = re.search(r"^\|.*?\n\n", page[page.index(f"{heading}\n") :], re.M | re.S)[0].strip().splitlines()
+    head, _, *rows = ([cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines)
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
 def table(heading):
-    """Return the first table below a heading: lines by their first cell, each a cell by its column."""
-    lines = re.search(r"^\|.*?\n\n", PAGE[PAGE.index(f"{heading}\n") :], re.M | re.S)[0].strip().splitlines()
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    return {row[0].strip("`"): dict(zip(head, row, strict=True)) for row in rows}
+    """Return the first table below a heading: lines by their method."""
+    return {line["method"]: line for line in lines_below(heading)}
+
+
+def published(task, protocol="per-target"):
+    cases = pd.read_csv(RESULTS / "cases" / f"{task}.csv.gz")
+    return cases[cases["protocol"] == protocol]
 
 
 def first_number(cell):
@@ -29,7 +40,7 @@ def test_the_lines_on_the_page_compute_its_first_table(monkeypatch):
     found: dict[str, pd.DataFrame] = {}
     exec(lines, found)
     means = found["dice"].groupby("target").mean()
-    (task,) = re.findall(r'cases/(\w+)\.csv\.gz', lines)
+    (task,) = re.findall(r"cases/(\w+)\.csv\.gz", lines)
     (source,) = re.findall(r'\["source"\] == "(\w+)"', lines)
     shown = table(f"### {task}: source network `{source}`")
     assert len(shown) > 10
@@ -41,8 +52,7 @@ def test_the_lines_on_the_page_compute_its_first_table(monkeypatch):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_dice_by_target_is_the_mean_of_the_published_cases(task):
-    cases = pd.read_csv(RESULTS / "cases" / f"{task}.csv.gz")
-    cases = cases[cases["protocol"] == "per-target"]
+    cases = published(task)
     means = cases.groupby(["source", "method", "target"])["dice/mean"].mean()
     compared = 0
     for source in cases["source"].unique():
@@ -52,3 +62,58 @@ def test_every_dice_by_target_is_the_mean_of_the_published_cases(task):
                 assert first_number(cell) == pytest.approx(mean, abs=6e-4), (source, method, target)
                 compared += 1
     assert compared > 30
+
+
+def gains(cases, method):
+    """Return the mean gain of a method over the source network by target, on the images that both have."""
+    dice = cases[cases["source"] == "plain"].pivot_table(
+        index=["target", "case"], columns="method", values="dice/mean", sort=False
+    )
+    return (dice[method] - dice["source"]).groupby("target", sort=False).mean() if method in dice else {}
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "columns"),
+    [
+        (ROOT / "README.md", "## Results", {"grata": "grata", "with the guard": "grata_guarded"}),
+        (
+            RESULTS / "findings.md",
+            "## Where it helps, and where it harms",
+            {name: name for name in ("ptbn", "grata", "bn_alpha")} | {"ptbn` with the guard": "ptbn_guarded"},
+        ),
+    ],
+)
+def test_every_gain_for_people_is_the_mean_of_the_published_cases(page, heading, columns):
+    lines = lines_below(heading, page.read_text(encoding="utf-8"))
+    shown = [[line["source network"], *(line[column] for column in columns)] for line in lines]
+    tables = {task: published(task) for task in TASKS}
+    expected = []
+    for cases in tables.values():
+        plain = cases[(cases["source"] == "plain") & (cases["method"] == "source")]
+        found = [gains(cases, method) for method in columns.values()]
+        for target, dice in plain.groupby("target")["dice/mean"].mean().items():
+            expected.append([dice, *(gain.get(target) for gain in found)])
+    assert len(shown) >= 10
+    for row in shown:
+        assert any(map(all, ([fits(*pair) for pair in zip(row, values, strict=True)] for values in expected))), row
+
+
+def fits(cell, value):
+    return cell == "refused" if value is None else cell != "refused" and abs(first_number(cell) - value) < 6e-4
+
+
+@pytest.mark.parametrize("bundle", sorted((ROOT / "bundles").iterdir()), ids=lambda bundle: bundle.name)
+def test_the_results_of_a_bundle_are_the_means_of_the_published_cases(bundle):
+    task = {"fundus": "discs", "retinal": "vessels", "polyp": "polyps"}.get(bundle.name.split("_")[0])
+    cases = published(task or bundle.name.split("_")[0])
+    means = cases.groupby(["source", "method", "target"])["dice/mean"].mean()
+    page = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    lines = lines_below("## Results on other sites", page)
+    assert len(lines) == cases.groupby(["source", "target"]).ngroups
+    for line in lines:
+        row = [line[method] for method in ("source", "ptbn", "grata")]
+        expected = [
+            [means.get((line["network"], method, target)) for method in ("source", "ptbn", "grata")]
+            for target in cases["target"].unique()
+        ]
+        assert any(all(fits(*pair) for pair in zip(row, values, strict=True)) for values in expected), line

@@ -111,7 +111,8 @@ def write_page(
 def _header(tasks: Sequence[Task], command: str, made: Mapping[str, Any]) -> Iterator[str]:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "numpy", "scipy"))
     computing = sum(float(task.table["seconds"].sum()) for task in tasks if "seconds" in task.table) / 60
-    yield from ("# Every method on every target", "", "```bash", command, "```", "")
+    yield from ("# Every method on every target", "", "<!-- not run: needs data sets and hours -->")
+    yield from ("```bash", command, "```", "")
     facts = {"grata": __version__, **made, "minutes of adaptation and prediction": f"{computing:.0f}"}
     yield f"{datetime.date.today().isoformat()}; {packages}; " + "; ".join(f"{k} {v}" for k, v in facts.items()) + "."
     yield ""
