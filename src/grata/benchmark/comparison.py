@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from .statistics import mean_and_interval, signed_rank
@@ -25,22 +28,33 @@ class Estimate(NamedTuple):
     high: float
 
 
-class Gain(NamedTuple):
+@dataclass(frozen=True)
+class Gain:
     """How the Dice of a method differs from another's on the same images.
 
     Attributes:
         difference: mean difference.
-        p: two-sided p value of Wilcoxon's signed-rank test, each group counted once.
         harmed: share of the images that are worse by more than :data:`HARM`.
         worst: smallest difference.
-        images: number of images.
+        differences: difference of each image.
+        groups: name of the group of each image.
     """
 
     difference: Estimate
-    p: float
     harmed: float
     worst: float
-    images: int
+    differences: np.ndarray
+    groups: np.ndarray
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.differences)
+
+    @cached_property
+    def p(self) -> float:
+        """Two-sided p value of Wilcoxon's signed-rank test, each group counted once; with ties it takes a second."""
+        return signed_rank(self.differences, self.groups)
 
 
 def by_image(table: pd.DataFrame, column: str = "dice/mean") -> pd.DataFrame:
@@ -71,18 +85,12 @@ def gain(table: pd.DataFrame, other: pd.DataFrame, resample_sites: bool = False)
     """
     pairs = by_image(table).merge(by_image(other)[[*_IMAGE, "value"]], on=_IMAGE, suffixes=("", "_other"))
     pairs = pairs.assign(value=pairs["value"] - pairs["value_other"])
-    if pairs.empty:
-        nothing = Estimate(math.nan, math.nan, math.nan)
-        return Gain(nothing, math.nan, math.nan, math.nan, 0)
-    groups = (pairs["target"] + "/" + pairs["group"].astype(str)).to_numpy()
     differences = pairs["value"].to_numpy(float)
-    return Gain(
-        _estimate(pairs, resample_sites),
-        signed_rank(differences, groups),
-        float((differences < -HARM).mean()),
-        float(differences.min()),
-        len(pairs),
-    )
+    groups = (pairs["target"] + "/" + pairs["group"].astype(str)).to_numpy()
+    if pairs.empty:
+        return Gain(Estimate(math.nan, math.nan, math.nan), math.nan, math.nan, differences, groups)
+    harmed, worst = float((differences < -HARM).mean()), float(differences.min())
+    return Gain(_estimate(pairs, resample_sites), harmed, worst, differences, groups)
 
 
 def _estimate(images: pd.DataFrame, resample_sites: bool) -> Estimate:
