@@ -46,7 +46,10 @@ class GrataError(Exception):
         Args:
             parent: key above; an error without a key gets it alone.
         """
-        return type(self)(self.message, f"{parent}#{self.key}" if self.key else parent)
+        # An option keeps its dashes, and has them in front.
+        key = self.key or ""
+        dashes = "--" if key.startswith("--") else ""
+        return type(self)(self.message, f"{dashes}{parent}#{key.removeprefix('--')}" if key else parent)
 
 
 class RunError(GrataError):

@@ -1,7 +1,9 @@
 import csv
 import math
 import random
+import re
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -344,8 +346,14 @@ def test_a_changed_benchmark_is_refused(settings, write, site, tmp_path):
         "scored|metrics": {"targets": {"north": {**settings["targets"]["north"], "scored": ["Disc"]}}},
     }
     for what, change in changes.items():
-        with pytest.raises(GrataError, match=f"with other .*({what})"):
+        with pytest.raises(GrataError, match=f"with other .*({what})") as error:
             run_benchmark(write({**settings, **change}))
+    # What is advised helps, and leaves the rest.
+    advised = Path(re.search("remove '(.*)' to run", str(error.value))[1])
+    assert advised.relative_to(tmp_path / "results" / "parts").parts == ("per-target", "bundle", "north")
+    shutil.rmtree(advised)
+    assert run_benchmark(write(settings | changes["scored|metrics"])) == 0
+    shutil.rmtree(advised)
     # The same data in another folder is not a change.
     shutil.copytree(settings["bundle"], tmp_path / "copy")
     assert run_benchmark(write({**settings, "bundle": str(tmp_path / "copy"), "seeds": [0, 3]})) == 0

@@ -74,7 +74,7 @@ def dice(table: pd.DataFrame, column: str = "dice/mean", resample_sites: bool = 
     return _estimate(by_image(table, column), resample_sites)
 
 
-def gain(table: pd.DataFrame, other: pd.DataFrame, resample_sites: bool = False) -> Gain:
+def gain(table: pd.DataFrame, other: pd.DataFrame, resample_sites: bool = False, weigh_images: bool = False) -> Gain:
     """Compare the lines of a method with those of another one, on the images that both have.
 
     Args:
@@ -82,6 +82,7 @@ def gain(table: pd.DataFrame, other: pd.DataFrame, resample_sites: bool = False)
         other: lines of the other method, of the same protocol and source.
         resample_sites: whether the interval is one for further sites, see
             :func:`grata.benchmark.statistics.mean_and_interval`.
+        weigh_images: whether images weigh equally in the mean difference, and not sites.
     """
     pairs = by_image(table).merge(by_image(other)[[*_IMAGE, "value"]], on=_IMAGE, suffixes=("", "_other"))
     pairs = pairs.assign(value=pairs["value"] - pairs["value_other"])
@@ -90,7 +91,8 @@ def gain(table: pd.DataFrame, other: pd.DataFrame, resample_sites: bool = False)
     if pairs.empty:
         return Gain(Estimate(math.nan, math.nan, math.nan), math.nan, math.nan, differences, groups)
     harmed, worst = float((differences < -HARM).mean()), float(differences.min())
-    return Gain(_estimate(pairs, resample_sites), harmed, worst, differences, groups)
+    estimated = pairs.assign(target="", group=groups) if weigh_images else pairs
+    return Gain(_estimate(estimated, resample_sites), harmed, worst, differences, groups)
 
 
 def _estimate(images: pd.DataFrame, resample_sites: bool) -> Estimate:

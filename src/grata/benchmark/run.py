@@ -66,6 +66,7 @@ def run_benchmark(config_file: str | Path, **overrides: Any) -> int:
 
 def _run_suite(suite: Suite, command: str, left_out: Mapping[str, str]) -> int:
     """Run one benchmark after the other; the page over all of them is written anew after each."""
+    _check_data(suite)
     folder = check_output_dir(suite.output_dir)
     status, tasks = 0, []
     started = time.perf_counter()
@@ -90,6 +91,13 @@ def _run_suite(suite: Suite, command: str, left_out: Mapping[str, str]) -> int:
     if tasks:
         say(f"The page of all tasks: {folder / 'suite.md'}")
     return status
+
+
+def _check_data(suite: Suite) -> None:
+    """Refuse a missing folder of the data once, and not once for each target in it."""
+    folders = (target.get("dataset_dir") for config in suite.tasks.values() for target in config.targets.values())
+    if suite.data and not suite.data.is_dir() and any(Path(str(f)).is_relative_to(suite.data) for f in folders if f):
+        raise GrataError(f"'{suite.data}' is no folder. Name the one that holds the data sets.", key="data")
 
 
 def _planned(name: str, config: BenchmarkConfig) -> list[Job] | None:
@@ -237,7 +245,8 @@ def _check_unchanged(folder: Path, parts: Mapping[str, Part]) -> None:
             remark = " (unless set, they depend on the number of workers)" if "threads" in changed else ""
             raise GrataError(
                 f"{folder} holds results of {name} with other {', '.join(changed)}{remark}. Methods, "
-                "targets and seeds can be added to a benchmark or left out, not changed. Choose another output_dir.",
+                "targets and seeds can be added to a benchmark or left out, not changed. Choose another output_dir, or "
+                f"remove '{folder / 'parts' / Path(name).parent.parent}' to run what is in it anew.",
                 key="output_dir",
             )
 

@@ -33,10 +33,12 @@ class Suite:
     Attributes:
         output_dir: folder of all results; each task has a folder of its name in it.
         tasks: configurations by the names of their tasks.
+        data: folder that the targets' paths are below; None: the working directory.
     """
 
     output_dir: Path
     tasks: dict[str, BenchmarkConfig]
+    data: Path | None = None
 
 
 def load_suite(given: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Suite:
@@ -70,7 +72,7 @@ def load_suite(given: Mapping[str, Any], overrides: Mapping[str, Any] | None = N
             configs[name] = make_config(merged, {**of_all, **own})
         except GrataError as error:
             raise error.under(f"tasks#{name}") from error
-    return Suite(output_dir, configs)
+    return Suite(output_dir, configs, data)
 
 
 def _tasks(given: object) -> Mapping[str, Mapping[str, Any]]:

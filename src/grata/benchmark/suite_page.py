@@ -24,6 +24,7 @@ from ..files import atomic_write
 from .cells import NONE, estimate, number, p_value
 from .comparison import HARM, Estimate, Gain, by_image, cost, dice, gain
 from .config import BenchmarkConfig, MethodRow
+from .protocols import Protocol
 from .statistics import holm
 
 __all__ = ["write_page"]
@@ -35,6 +36,9 @@ _ADAPTED = ("ptbn", "grata")
 """Methods that stand beside another training of the source network."""
 
 _DPI = 150
+_LEAST = 10
+"""Images of a target from which on its interval says whether a method is better or worse there."""
+
 _SCALE = 0.1
 """Gain or loss of Dice at which the colours of the figure end."""
 
@@ -117,18 +121,20 @@ def _header(tasks: Sequence[Task], command: str, made: Mapping[str, Any]) -> Ite
     yield f"{datetime.date.today().isoformat()}; {packages}; " + "; ".join(f"{k} {v}" for k, v in facts.items()) + "."
     yield ""
     yield (
-        "Dice is the mean over the structures of a task. Sites weigh equally. Intervals are 95 % bootstrap intervals "
-        "(10 000 resamples) over images, or over patients and sequences as wholes where images are known to belong "
-        "together; of a task with several targets the targets are resampled, too, as the intervals then say what to "
-        "expect at a further one. Differences are paired by image; p: two-sided Wilcoxon signed-rank test, each "
-        "patient or sequence counted once, by Holm's procedure for the methods of a table. *harmed*: share of the "
-        f"images whose Dice is lower than the source network's by more than {HARM}. *worst*: the largest loss of an "
-        "image. *cost*: seconds relative to a plain forward of the source network on the same image, the median over "
-        "images. *every*: the method was run on every so-many-th image, and is compared on these. HD95 is in "
-        "pixels for pictures and in mm for volumes (in pixels where their header has lost the size of these), over the "
-        "images where it is finite. *better on*, *worse on*: number of targets on which the interval of the gain over "
-        "the source network lies above or below zero. A method that the network of a task cannot take has no figures "
-        "there, and its *mean* is over fewer tasks."
+        "Dice is the mean over the structures of a task. Sites weigh equally, in streams images. Intervals are "
+        "95 % bootstrap intervals (10 000 resamples) over images, or over patients and sequences as wholes where "
+        "images are known to belong together; of a task with several targets the targets are resampled, too, as "
+        "the intervals then say what to expect at a further one. Differences are paired by image; p: two-sided "
+        "Wilcoxon signed-rank test, each patient or sequence counted once, by Holm's procedure for the methods "
+        "of a table. *harmed*: share of the images, of all tasks together, whose Dice is lower than the source "
+        f"network's by more than {HARM}. *worst*: the largest loss of an image. *cost*: seconds relative to a "
+        "plain forward of the source network on the same image, the median over images. *every*: the method was "
+        "run on every so-many-th image, and is compared on these. HD95 is in pixels for pictures and in mm for "
+        "volumes (in pixels where their header has lost the size of these), over the images where it is finite. "
+        f"*better on*, *worse on*: number of targets, of those with {_LEAST} images or more, on which the "
+        "interval of the gain over the source network lies above or below zero; the intervals are not corrected "
+        "for their number. A method that the network of a task cannot take has no figures there. Compare *mean* "
+        "between methods of as many tasks and images alone."
     )
     yield ""
 
@@ -163,7 +169,7 @@ def _beyond_chance(tasks: Sequence[Task], source: str, name: str) -> dict[str, s
         for target in task.config.targets_of(source)
         if target != task.config.home
     ]
-    found = [one.difference for one in gains if one.images]
+    found = [one.difference for one in gains if one.images >= _LEAST]
     return {
         "better on": f"{sum(one.low > 0 for one in found)} of {len(found)}",
         "worse on": f"{sum(one.high < 0 for one in found)} of {len(found)}",
@@ -338,11 +344,11 @@ def _by_structure(task: Task, source: str, structures: Sequence[str]) -> str:
     lines = []
     for row in task.rows(guarded=False):
         line = {"method": f"`{row.name}`"}
-        for home in (False, True):
-            mine = task.chosen(task.first, source, row.name, home=home)
-            for column in structures if len(mine) else ():
-                place = "home" if home else "targets"
-                line[f"{column[5:]}, {place}"] = _shown(dice(mine, column, resample_sites=not home))
+        for target in task.config.targets_of(source):
+            mine = _on(task, source, row.name, target)
+            for column in structures:
+                if mine[column].notna().any():
+                    line[f"{column[5:]}, {_named(task, target)}"] = _shown(dice(mine, column))
         if len(line) > 1:
             lines.append(line)
     return _table(lines)
@@ -353,24 +359,25 @@ def _streams(tasks: Sequence[Task]) -> Iterator[str]:
     for task in tasks:
         for protocol in task.config.protocols[1:]:
             for source in task.config.sources:
-                lines = list(_of_stream(task, protocol.label, source))
+                lines = list(_of_stream(task, protocol, source))
                 if lines:
                     yield from (f"## {task.name}, stream `{protocol.label}`, source network `{source}`", "")
                     yield from (f"{protocol.summary[0].upper()}{protocol.summary[1:]}.", "", _table(lines), "")
 
 
-def _of_stream(task: Task, protocol: str, source: str) -> Iterator[dict[str, Any]]:
+def _of_stream(task: Task, protocol: Protocol, source: str) -> Iterator[dict[str, Any]]:
     for row in task.config.methods:
-        mine = task.chosen(protocol, source, row.name, home=None)
+        mine = task.chosen(protocol.label, source, row.name, home=None)
         if len(mine):
-            yield _targets_line(task, source, row, mine) | _to_source(task, source, mine)
+            yield _targets_line(task, source, row, mine) | _to_source(task, source, mine, protocol.weighting)
 
 
-def _to_source(task: Task, source: str, mine: pd.DataFrame) -> dict[str, str]:
+def _to_source(task: Task, source: str, mine: pd.DataFrame, weighting: str = "sites") -> dict[str, str]:
     """Return how lines differ from the source network's, which gives the same on any stream."""
     if not task.base("source"):
         return {}
-    one = gain(mine, task.chosen(task.first, source, task.base("source"), home=None))
+    plain = task.chosen(task.first, source, task.base("source"), home=None)
+    one = gain(mine, plain, weigh_images=weighting == "images")
     return {"to source": _shown(one.difference, "+.3f")} | _harm(one)
 
 
