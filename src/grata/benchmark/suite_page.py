@@ -121,7 +121,7 @@ def _header(tasks: Sequence[Task], command: str, made: Mapping[str, Any]) -> Ite
     yield f"{datetime.date.today().isoformat()}; {packages}; " + "; ".join(f"{k} {v}" for k, v in facts.items()) + "."
     yield ""
     yield (
-        "Dice is the mean over the structures of a task. Sites weigh equally, in streams images. Intervals are "
+        "Dice is the mean over the structures of a task. Sites weigh equally; in streams images do. Intervals are "
         "95 % bootstrap intervals (10 000 resamples) over images, or over patients and sequences as wholes where "
         "images are known to belong together; of a task with several targets the targets are resampled, too, as "
         "the intervals then say what to expect at a further one. Differences are paired by image; p: two-sided "

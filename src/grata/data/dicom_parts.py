@@ -231,14 +231,17 @@ def hold_several(instances: Sequence[Instance]) -> bool:
 
 def differences(instances: Sequence[Instance]) -> str:
     """Return in what the images of a series differ, such as ``"Echo Time 11, 92"``; empty where nothing shows."""
-    return "; ".join(
-        f"{_shown_name(key)} {_listed(_tokens(values))}" for key, values in list(_telling(instances).items())[:3]
-    )
+    return _in_words({key: _tokens(values) for key, values in list(_telling(instances).items())[:3]})
 
 
 def told_apart(parts: Sequence[Part]) -> str:
     """Return what tells the volumes of a series from each other, such as ``"Echo Time 11, 92"``."""
-    values = {keyword: sorted({part.values[keyword] for part in parts}, key=_in_order) for keyword in parts[0].values}
+    return _in_words(
+        {keyword: sorted({part.values[keyword] for part in parts}, key=_in_order) for keyword in parts[0].values}
+    )
+
+
+def _in_words(values: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{_shown_name(keyword)} {_listed(found)}" for keyword, found in values.items())
 
 

@@ -19,7 +19,6 @@ __all__ = ["CompareScand", "check_expected", "differences_from_training"]
 _OF_HEADER = ("modality", "image_type")
 _RANGES = {"spacing": "voxels of {} mm", "extent": "an extent of {} mm", "size": "{} voxels"}
 _AXES = ("first", "second", "third")
-_KEYS = ("modality", "other_image_types", "slice_axis", *_RANGES, "tolerance")
 _TOLERANCE = 2.0
 _THICKER, _FEWER = 1.5, 2.0
 """Factors by which voxels are longer along the axis of the slices, or their number smaller, than along the others."""
@@ -74,8 +73,8 @@ def check_expected(expected: Any) -> Mapping[str, Any]:
     if not isinstance(expected, Mapping):
         raise GrataError(f"must be a mapping or null, got {expected!r}.", key="expected")
     for key, value in expected.items():
-        if key not in _KEYS:
-            hint = did_you_mean(str(key), _KEYS, f"The keys are {', '.join(_KEYS)}.")
+        if key not in _FORMS:
+            hint = did_you_mean(str(key), list(_FORMS), f"The keys are {', '.join(_FORMS)}.")
             raise GrataError(f"there is no such key. {hint}", key=f"expected#{key}")
         wanted = _wanted(key, value)
         if wanted:
@@ -152,7 +151,7 @@ def _far(key: str, values: Sequence[float], expected: Mapping[str, Any]) -> str:
 
 def _wanted(key: str, value: Any) -> str:
     """Return what the value of a key must be; empty: it is that."""
-    fits, wanted = _FORMS.get(key, _FORM_OF_RANGES if key in _RANGES else _FORM_OF_TEXTS)
+    fits, wanted = _FORMS[key]
     return "" if fits(value) else wanted
 
 
@@ -168,12 +167,17 @@ def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list | tuple) and all(map(fits, value))
 
 
-_FORM_OF_RANGES = (_is_list_of(_is_range), "a list of pairs of numbers, least and greatest")
-_FORM_OF_TEXTS = (_is_list_of(lambda item: isinstance(item, str)), "a list of texts")
-_FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "tolerance": (lambda value: _is_number(value) and value >= 1, "1 or greater"),
+_Form = tuple[Callable[[Any], bool], str]
+_TEXTS: _Form = (_is_list_of(lambda item: isinstance(item, str)), "a list of texts")
+_PAIRS: _Form = (_is_list_of(_is_range), "a list of pairs of numbers, least and greatest")
+_FORMS: Mapping[str, _Form] = {
+    "modality": _TEXTS,
+    "other_image_types": _TEXTS,
     "slice_axis": (_AXES.__contains__, f"one of {', '.join(_AXES)}"),
+    **dict.fromkeys(_RANGES, _PAIRS),
+    "tolerance": (lambda value: _is_number(value) and value >= 1, "1 or greater"),
 }
+"""Keys of a declaration, each with a check of its value and words for what it must be."""
 
 
 def _grid(image: torch.Tensor) -> tuple[list[int], list[float]]:
