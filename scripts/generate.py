@@ -28,6 +28,8 @@ PAGE, GUARD = ROOT / "docs" / "methods.md", ROOT / "docs" / "can-i-trust-it.md"
 BEGIN, END = "<!-- generated: {} -->", "<!-- end -->"
 # A bundle says these for all methods, so that an overlay leaves them to it.
 _COMMON = {"activation", "seed", "reset", "prepared", "output"}
+# What predicts is a choice that every overlay shows.
+_SHOWN = {"predict", "predict_views"}
 _WIDTH = 120
 
 
@@ -58,10 +60,11 @@ def generated() -> dict[Path, str]:
 def overlay(method: MethodEntry) -> str:
     """Return the overlay that selects a method in any bundle, with its defaults.
 
-    It shows what the method itself declares, and of its bases' settings those that the overlay shows already.
+    It shows what the method itself declares, what predicts, and of its bases' settings those that the overlay shows
+    already.
     """
     path = OVERLAYS / f"{method.name}.yaml"
-    shown = (yaml.safe_load(_present(path) or "{}") or {}).get("settings") or {}
+    shown = _SHOWN | ((yaml.safe_load(_present(path) or "{}") or {}).get("settings") or {}).keys()
     keys = [key for key in method.settings if key in shown or (key in method.own and key not in _COMMON)]
     reference = f"{method.title}{f' ({method.year})' if method.year else ''}: {method.rule}."
     prepared = f" It needs {', '.join(method.prepared)}: see grata prepare." if method.prepared else ""

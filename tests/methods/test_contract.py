@@ -174,8 +174,8 @@ OTHERS = {
     "batch_statistics": (0.25,),
     "betas": ((0.5, 0.9),),
 }
-# An activation has no default, and another seed or file is no other way to adapt.
-WITHOUT = ("activation", "seed", "prepared")
+# An activation has no default, and another seed, file or way to predict is no other way to adapt.
+WITHOUT = ("activation", "seed", "prepared", "predict", "predict_views")
 
 
 def other_values():
@@ -183,7 +183,7 @@ def other_values():
     for name, method in METHODS.items():
         for key, item in method.settings().items():
             value = item.default
-            if key in WITHOUT:
+            if key in WITHOUT or (key == "output" and not item.in_state):
                 continue
             if isinstance(value, bool):
                 other = not value

@@ -16,7 +16,7 @@ from ..bundles.bundle import REQUIRED, Bundle
 from ..engines.earlier import first_names
 from ..errors import GrataError
 from ..files import expanded
-from ..methods import Method, create, settings_of
+from ..methods import Method, create, needs_activation, settings_of
 from ..session import Session, make_guard
 from .config import OF_ROWS, MethodRow
 
@@ -156,7 +156,7 @@ class BenchmarkBundle(Bundle):
         found: dict[str, Any] = {"method": row.method, "settings": settings, "prepared": None}
         if "prepared" in known:
             found["prepared"] = _digest(self.value("prepared"))
-        if "activation" in known:
+        if needs_activation(row.method, settings):
             # Digests on the disk are older than the session: a policy stood among these methods' settings.
             found |= {key: self.resolve(key) for key in ("activation", "reset") if key in self}
             settings |= {} if row.reset is None else {"reset": row.reset}

@@ -19,7 +19,7 @@ from ..data import MAX_VOXELS
 from ..engines import AdaptationHandler, EvaluatorRun
 from ..errors import GrataError
 from ..files import CASES, JOURNAL, absence, check_output_dir, expanded, locked, remove_file, remove_leftovers
-from ..methods import METHODS, Method, create, settings_of
+from ..methods import METHODS, Method, create, needs_activation, settings_of
 from ..normalization import AFFINE
 from ..private import running_workflow
 from ..quality import exit_status
@@ -239,7 +239,7 @@ def make_method(
         common["output"] = head.output
     if "strong_view" in known and not unit_range:
         common["strong_view"] = {"output_range": "input"}
-    if "activation" in known and common["activation"] is None and "activation" not in settings:
+    if common["activation"] is None and "activation" not in settings and needs_activation(name, settings):
         raise GrataError(
             "the bundle's postprocessing does not say what the network's output means. Give "
             "--adaptation#activation softmax (one class per voxel) or sigmoid (each channel by itself), as the network "

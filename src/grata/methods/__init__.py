@@ -7,7 +7,7 @@ from .grata import GraTa
 from .predictive import PredictionNetwork, PredictiveMethod
 from .prepared import Prepared
 from .ptbn import PTBN
-from .registry import METHODS, check_settings, create, settings_of
+from .registry import METHODS, check_settings, create, needs_activation, settings_of
 from .source import Source
 from .state import Remembered
 from .tent import Tent
@@ -30,5 +30,6 @@ __all__ = [
     "Tent",
     "check_settings",
     "create",
+    "needs_activation",
     "settings_of",
 ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,18 +18,46 @@ from ..errors import GrataError
 from ..networks.parameters import copied, digest, distance, in_place, network_dtype, shapes, write
 from ..networks.wrappers import plain_naming, without_prefix, without_prefixes
 from ..normalization import AttachedAffine, BatchStatistics, Rule, check_running_statistics, switchable
-from ..settings import KeywordSettings, argument
+from ..predictions import ACTIVATIONS
+from ..settings import KeywordSettings, argument, choice, setting
+from ..views import VIEWS, resolve_views
 from .card import Card
 from .owner import check_free, disown, own
+from .prediction import ChosenPrediction, Computed
 from .state import Remembered, Remembers
 
-__all__ = ["SKIPPED", "Method", "StepRecord"]
+__all__ = ["SKIPPED", "Method", "StepRecord", "check_output", "check_views"]
 
 SKIPPED = "step_skipped"
 """Flag of a step that was not taken."""
 
 _RESET = "reset"
 _PACKAGE = __name__.partition(".")[0]
+
+
+def check_views(value: Any) -> Any:
+    """Return ``value``, names of weak views or None.
+
+    Raises:
+        GrataError: there is no such view.
+    """
+    try:
+        resolve_views(value, (1, 1, 1))
+    except GrataError as error:
+        # the setting may have another name than there
+        raise GrataError(error.message) from error
+    return value
+
+
+def check_output(value: Any) -> str | int | None:
+    """Return ``value``, a key, an index or None.
+
+    Raises:
+        GrataError: it is something else.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+        raise GrataError(f"must be a key, an index or null, got {value!r}.")
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +112,37 @@ class Method(Remembers, KeywordSettings, ABC):
     name: ClassVar[str]
     card: ClassVar[Card]
     learns: ClassVar[bool] = True
-    predicts_as_source: ClassVar[bool] = False
+    predicts_as_source: bool = False
     predicts_by: ClassVar[str | None] = "parameters"
 
     given: nn.Module = argument(alias="network", kw_only=False, help="source network, its weights loaded")
+    activation: str | None = choice(
+        default=None,
+        of=ACTIVATIONS,
+        optional=True,
+        help="activation of the network's output: sigmoid (multi-label) or softmax (multi-class)",
+        in_state=False,
+    )
+    output: str | int | None = setting(
+        default=None,
+        check=check_output,
+        range="key, index or null",
+        help="key or index of the logits, for a network that returns a dict, list or tuple",
+        in_state=False,
+    )
+    predict: str = choice(
+        default="network",
+        of=("network", "views"),
+        help="what predicts: network is the adapted network; views is the mean of its predictions over weak views",
+        in_state=False,
+    )
+    predict_views: Sequence[str] | None = setting(
+        default=None,
+        check=check_views,
+        range=f"list of {', '.join(VIEWS)}, or null",
+        help="weak views that predict, for predict: views; null: all that fit the shape of the image",
+        in_state=False,
+    )
 
     batches = Remembered(0)
 
@@ -114,7 +170,21 @@ class Method(Remembers, KeywordSettings, ABC):
         self._active = False
         self._as_source = False
         self._source_digest = ""
+        self.computed: Computed | None = None
         self._setup()
+        self._prediction = self._predicting()
+        if self.predict != "network":
+            self._choose_prediction()
+
+    def _choose_prediction(self) -> None:
+        if type(self).network is not Method.network:
+            raise GrataError(
+                f"{self.name} says by itself what predicts: its class overrides network. Leave the setting out, or let "
+                "the class override _predicting.",
+                key="predict",
+            )
+        self._prediction = ChosenPrediction(self, self._prediction)
+        self.predicts_as_source = False
 
     def _check_network(self) -> None:
         """Raise :class:`GrataError` where the method does not fit the network; called first in the construction."""
@@ -130,6 +200,10 @@ class Method(Remembers, KeywordSettings, ABC):
     def _setup(self) -> None:
         """Finish the construction; settings, network, parameters and statistics are already set."""
 
+    def _predicting(self) -> nn.Module:
+        """Return what predicts where nothing else was chosen: the network, or a :class:`PredictionNetwork`."""
+        return self._network
+
     @classmethod
     def _words(cls) -> str:
         return f"method {cls.name} has"
@@ -141,14 +215,25 @@ class Method(Remembers, KeywordSettings, ABC):
     @property
     def network(self) -> nn.Module:
         """The network to predict with; a TorchScript network comes wrapped in a :class:`ScriptedNetwork`."""
-        return self._network
+        return self._prediction
+
+    @property
+    def prediction_views(self) -> Sequence[str] | None:
+        """Names of the weak views that predict, for ``predict: views``; None: all that fit the shape of the image."""
+        return self.predict_views
+
+    @property
+    def prediction_agreement(self) -> float:
+        """Mean agreement of the views that predicted since the last step, 0 to 1; NaN where views did not predict."""
+        return self._prediction.agreement if isinstance(self._prediction, ChosenPrediction) else math.nan
 
     @property
     def meaning(self) -> dict[str, Any]:
         """What is known of the network's output: its ``activation``, and ``output``, the key or index of the logits;
         None: it is not known, or the output is the logits.
         """
-        return {key: vars(self).get(key, self.told.get(key)) for key in ("activation", "output")}
+        own = {key: getattr(self, key, None) for key in ("activation", "output")}
+        return {key: self.told.get(key) if value is None else value for key, value in own.items()}
 
     @property
     def active(self) -> bool:
@@ -178,6 +263,7 @@ class Method(Remembers, KeywordSettings, ABC):
         """
         self._activate()
         self._network.eval()
+        self._drop_computed()
         with torch.inference_mode(False), torch.enable_grad(), self.inputs_kept():
             x = self._plain(images)
             record = self._adapt(x)
@@ -212,9 +298,15 @@ class Method(Remembers, KeywordSettings, ABC):
         construction.
         """
         self.generator.manual_seed(self._seed)
+        self._drop_computed()
         if self._active:
             self._deactivate()
         self._forget()
+
+    def _drop_computed(self) -> None:
+        self.computed = None
+        if isinstance(self._prediction, ChosenPrediction):
+            self._prediction.agreements.clear()
 
     def let_go(self) -> None:
         """Give the network back with the parameters that it has now, where other weights were loaded since; otherwise

@@ -12,7 +12,7 @@ from ..objectives import consistency_loss
 from ..optimization import Teacher
 from ..predictions import activate
 from ..predictions.probabilities import confidence
-from ..settings import count, number
+from ..settings import choice, count, number
 from ..views import augmentations, resolve_views
 from .base import SKIPPED
 from .card import Card
@@ -88,17 +88,22 @@ class CoTTA(GradientMethod):
         default=0.01, at_least=0, at_most=1, help="probability that a weight returns to the source's after a step"
     )
 
+    predict: str = choice(
+        default="network",
+        of=("network", "views"),
+        help="what predicts: network is the teacher; views is the mean of its predictions over weak views",
+        in_state=False,
+    )
+
     def _collect(self) -> dict[str, Any]:
         return dict(collect_all_parameters(self.given))
 
     def _setup(self) -> None:
         super()._setup()
         self._teacher = self._keep("teacher", Teacher(self.parameters))
-        self._prediction_network = PredictionNetwork(self)
 
-    @property
-    def network(self) -> nn.Module:
-        return self._prediction_network
+    def _predicting(self) -> nn.Module:
+        return PredictionNetwork(self)
 
     def _loss(self, x: torch.Tensor) -> torch.Tensor:
         # the target comes first: after the student's forward, its weights must stay in place for the gradient

@@ -102,11 +102,9 @@ class DIGA(PredictiveMethod):
                 f"the network has no module {self.feature_layer!r}; its last is {list(layers)[-1]!r}.",
                 key="feature_layer",
             )
-        self._prediction_network = PredictionNetwork(self)
 
-    @property
-    def network(self) -> nn.Module:
-        return self._prediction_network
+    def _predicting(self) -> nn.Module:
+        return PredictionNetwork(self)
 
     def _adapt(self, images: torch.Tensor) -> StepRecord:
         """Update the running prototypes with the batch."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from ..errors import GrataError
 from ..networks import HEADS, AuxiliaryHeads
@@ -40,9 +41,10 @@ from ..optimization import (
     make_rate,
 )
 from ..predictions import NOTHING_KEPT, NothingKept, activate, view_agreement
-from ..settings import Settings, count, number, setting
+from ..settings import Settings, choice, count, number, override, setting
 from ..views import VIEWS, StrongView, View, resolve_views
-from .base import SKIPPED, StepRecord
+from .base import SKIPPED, StepRecord, check_views
+from .prediction import Computed
 from .predictive import PredictiveMethod, check_precision
 from .prepared import Prepared, require
 
@@ -53,6 +55,9 @@ _IN_STATE = ("activation", "steps", "entropy", "auxiliary", "rho", "views", "vie
 
 OBJECTIVES = ("entropy", "consistency", *BRANCH_LOSSES)
 """Objectives by name, for the auxiliary gradient of any method and both gradients of GraTa."""
+
+PREDICT = ("network", "views", "before")
+"""What can predict, by the names that configurations use."""
 
 MakeStrongView = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -75,11 +80,6 @@ def _check_auxiliary(value: Any) -> str | None:
 def _check_prepared(value: Any) -> Prepared | str | Path | None:
     if not isinstance(value, Prepared | str | Path | None):
         raise GrataError(f"must be a file of grata prepare or null, got {value!r}.")
-    return value
-
-
-def _check_views(value: Any) -> Any:
-    resolve_views(value, (1, 1, 1))
     return value
 
 
@@ -183,7 +183,7 @@ class GradientMethod(PredictiveMethod):
     )
     views: Sequence[str] | None = setting(
         default=None,
-        check=_check_views,
+        check=check_views,
         range=f"list of {', '.join(VIEWS)}, or null",
         help="names of the weak views; null: all that fit the shape of the image",
     )
@@ -209,7 +209,20 @@ class GradientMethod(PredictiveMethod):
         alias="prepared",
     )
 
+    predict: str = choice(
+        default="network",
+        of=PREDICT,
+        help="what predicts: network is the adapted network; views is the mean of its predictions over weak views, or "
+        "the one that the step computed anyway; before is the prediction that the step computed before it changed "
+        "anything, as in the code of TENT's authors, and that of the network where it computed none",
+        in_state=False,
+    )
+    predict_views: Sequence[str] | None = override(
+        default=None, help="weak views that predict, for predict: views; null: those of the setting views"
+    )
+
     def __init__(self, *args: Any, **settings: Any) -> None:
+        self._awaited: torch.Tensor | None = None
         self._to_check: Prepared | None = None
         self._heads: AuxiliaryHeads | None = None
         self._given_view: torch.Tensor | None = None
@@ -243,6 +256,10 @@ class GradientMethod(PredictiveMethod):
         return cast(MakeStrongView, self.strong_view)
 
     @property
+    def prediction_views(self) -> Sequence[str] | None:
+        return self.views if self.predict_views is None else self.predict_views
+
+    @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the method's steps."""
         return self._stepper.optimizer
@@ -272,6 +289,7 @@ class GradientMethod(PredictiveMethod):
     def _step(self, x: torch.Tensor) -> GradientRecord:
         theta = self._copy()
         self._notes = {}
+        self._awaited = x if self.predict == "before" else None
         record, auxiliary = GradientRecord(), None
         if (name := self.auxiliary) is not None:
             loss, auxiliary = self._loss_and_gradient(x, lambda x: self._objective(name, x))
@@ -279,6 +297,8 @@ class GradientMethod(PredictiveMethod):
             if flags := non_finite("auxiliary_", loss, record.auxiliary_gradient_norm):
                 return dataclasses.replace(record, flags=flags)
 
+        if self.rho > 0:
+            self._awaited = None
         try:
             with self._moved(auxiliary, -self.rho):
                 loss, gradient = self._loss_and_gradient(x, self._loss)
@@ -316,6 +336,8 @@ class GradientMethod(PredictiveMethod):
             return entropy_loss(self._logits(x), self.activation, self._entropy)
         if name == "consistency":
             pseudo_label = self._pseudo_label(x)
+            if self.predict == "views":
+                self.computed = Computed(x, views=resolve_views(self.views, x.shape[2:]), mean=pseudo_label)
             view = self._given_view
             if view is None:
                 # full precision even under autocast, because the view is an image and may be in any unit
@@ -400,6 +422,16 @@ class GradientMethod(PredictiveMethod):
             self._notes["agreement"] = agreement
             mean: torch.Tensor = total / len(views)
             return mean
+
+    def _logits(
+        self, x: torch.Tensor, autocast: str | torch.dtype | None = None, network: nn.Module | None = None
+    ) -> torch.Tensor:
+        logits = super()._logits(x, autocast, network)
+        # pseudo-labels, which may be another network's, are computed without a gradient
+        if x is self._awaited and torch.is_grad_enabled():
+            self._awaited = None
+            self.computed = Computed(x, before=logits.detach())
+        return logits
 
     def _probabilities_and_feature(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the prediction ``(B, C, ...)``, and the deepest feature averaged over space ``(B, F)``."""

@@ -85,13 +85,8 @@ class InTEnt(PredictiveMethod):
         # a real mix, so that layers that do not accept one are refused at once
         return 0.5
 
-    def _setup(self) -> None:
-        super()._setup()
-        self._prediction_network = PredictionNetwork(self)
-
-    @property
-    def network(self) -> nn.Module:
-        return self._prediction_network
+    def _predicting(self) -> nn.Module:
+        return PredictionNetwork(self)
 
     def _adapt(self, images: torch.Tensor) -> StepRecord:
         return StepRecord()

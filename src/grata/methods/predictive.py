@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import GrataError, RunError
+from ..errors import GrataError
 from ..normalization import Rule
 from ..objectives import ENTROPIES, entropy_loss
 from ..objectives.entropy import entropy_map
 from ..predictions import ACTIVATIONS
 from ..settings import choice, setting
-from .base import Method
+from .base import Method, check_output
+from .prediction import PredictionNetwork, logits_in
 
 __all__ = [
     "PredictionNetwork",
@@ -37,12 +37,6 @@ def check_precision(value: Any) -> torch.dtype | None:
     if str(value) not in _AUTOCAST:
         raise GrataError(f"must be one of {', '.join(_AUTOCAST)}, or null, got {value!r}.")
     return _AUTOCAST[str(value)]
-
-
-def _check_output(value: Any) -> str | int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
-        raise GrataError(f"must be a key, an index or null, got {value!r}.")
-    return value
 
 
 def _check_seed(value: Any) -> int:
@@ -91,7 +85,7 @@ class PredictiveMethod(Method):
     )
     output: str | int | None = setting(
         default=None,
-        check=_check_output,
+        check=check_output,
         range="key, index or null",
         help="key or index of the logits, for a network that returns a dict, list or tuple",
     )
@@ -143,74 +137,3 @@ class PredictiveMethod(Method):
         if self.activation == "softmax" and logits.shape[1] < 2:
             raise GrataError("activation=softmax needs two or more output channels; a single one is for sigmoid.")
         return logits if logits.dtype == torch.float64 else logits.float()
-
-
-class PredictionNetwork(nn.Module):
-    """Network for methods whose ``_predict`` does more than call the adapted network.
-
-    Before the first batch, after ``restore()`` and inside ``source_network()`` it predicts as the source network.
-
-    Args:
-        method: method whose ``_predict`` is called, without gradients.
-    """
-
-    def __init__(self, method: PredictiveMethod) -> None:
-        super().__init__()
-        self.network = method._network
-        self._method = method
-        # set directly, because .eval() would change the mode of the network as well
-        self.training = False
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return what the network returns; in a dict, list or tuple the method's logits replace the network's."""
-        method = self._method
-        if not method._active or method._as_source:
-            return self.network(x, *args, **kwargs)
-        if args or kwargs:
-            raise GrataError(
-                f"The network is given more than the image, which {method.name} cannot pass on to all that it predicts "
-                "with. Use method source, ptbn or bn_alpha, or a network of the image alone."
-            )
-        with torch.no_grad():
-            logits = method._predict(method._plain(x))
-        if method.output is None:
-            return logits
-        returned = self.network(x, *args, **kwargs)
-        if isinstance(returned, torch.Tensor):
-            return logits
-        if isinstance(returned, Mapping):
-            return {**returned, method.output: logits}
-        items = list(returned)
-        items[cast(int, method.output)] = logits
-        return tuple(items) if isinstance(returned, tuple) else items
-
-
-def logits_in(output: Any, which: str | int | None) -> torch.Tensor:
-    """Return the logits in what a network returns.
-
-    Args:
-        output: what the network returned.
-        which: key or index of the logits; None: the network returns them alone.
-
-    Raises:
-        RunError: ``which`` does not lead to logits.
-    """
-    # a network with deep supervision returns a list in training only
-    if isinstance(output, torch.Tensor) and not isinstance(which, str):
-        return output
-    if which is not None:
-        try:
-            output = output[which]
-        except (LookupError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{which!r} is not in what the network returns, {_described(output)}.", key="output"
-            ) from error
-    if not isinstance(output, torch.Tensor):
-        raise RunError(f"the network returns {_described(output)}. Name the logits in it by this key.", key="output")
-    return output
-
-
-def _described(output: Any) -> str:
-    has = f" with keys {list(output)}" if isinstance(output, Mapping) else ""
-    has = f" of {len(output)} items" if isinstance(output, list | tuple) else has
-    return f"a {type(output).__name__}{has}"

@@ -16,9 +16,10 @@ from ..checks import did_you_mean
 from ..errors import GrataError
 from ..normalization import AttachedAffine, ensure_affine
 from ..normalization.affine import ATTACHED
+from ..settings import MISSING
 from .base import Method
 
-__all__ = ["ENTRY_POINTS", "METHODS", "check_settings", "create", "method_class", "settings_of"]
+__all__ = ["ENTRY_POINTS", "METHODS", "check_settings", "create", "method_class", "needs_activation", "settings_of"]
 
 ENTRY_POINTS = "grata.methods"
 """Group of entry points by which other packages add methods: ``name = "package.module:Class"``."""
@@ -187,6 +188,18 @@ def check_settings(name: str, settings: Mapping[str, Any], key: str = "settings"
         key: configuration key of the settings, for the message.
     """
     METHODS[name].check_names(settings, key)
+
+
+def needs_activation(name: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a method with these settings must know the activation of the network's output.
+
+    Args:
+        name: name of the method; for one that there is not, nothing is needed.
+        settings: settings by name.
+    """
+    if name not in METHODS:
+        return False
+    return settings_of(name).get("activation") is MISSING or settings.get("predict", "network") != "network"
 
 
 def settings_of(name: str) -> dict[str, Any]:

@@ -90,16 +90,14 @@ class VPTTA(PredictiveMethod):
         if self.neighbours > self.memory:
             raise GrataError(f"must be at most memory, {self.memory}, got {self.neighbours!r}.", key="neighbours")
         self._prompt = self._keep(None, _Prompt(self._make_optimizer, MemoryBank(self.memory), self._network))
-        self._prediction_network = PredictionNetwork(self)
         self._distances: list[torch.Tensor] | None = None
 
     def _make_optimizer(self, prompt: nn.Parameter) -> torch.optim.Optimizer:
         first, second = self.betas
         return torch.optim.Adam([prompt], lr=self.lr, betas=(first, second))
 
-    @property
-    def network(self) -> nn.Module:
-        return self._prediction_network
+    def _predicting(self) -> nn.Module:
+        return PredictionNetwork(self)
 
     def _adapt(self, images: torch.Tensor) -> GradientRecord:
         x = _exact(images)

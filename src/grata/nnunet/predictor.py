@@ -91,7 +91,8 @@ class AdaptedPredictor:
         self.model = model
         self.device = torch.device(device)
         mirrored = mirror_views(model.checkpoint.mirror_axes, len(model.configuration.patch_size))
-        settings, common = dict(settings or {}), {"activation": model.activation, "seed": seed}
+        settings = dict(settings or {})
+        common = {"activation": model.activation, "seed": seed, "predict_views": mirrored}
         # Settings of these names mean something else in other methods.
         if issubclass(METHODS.get(method, Method), GradientMethod):
             strong_view = {"output_range": "input"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -407,6 +408,9 @@ class Case:
         peaks = [peak for peak in (self._peak, self._memory.mib()) if peak is not None]
         self.record |= {"seconds_predict": self._clock.lap(), "peak_memory_mib": max(peaks, default=None)}
         check_finite(tensors_in(prediction))
+        agreement = self.session.method.prediction_agreement
+        if math.isfinite(agreement):
+            self.record["agreement"] = agreement
         if self._says_probabilities(prediction):
             self.record["flags"] = [*self.record["flags"], PROBABILITIES]
         self._judged = True
