@@ -2,7 +2,7 @@
 
 from .affine import TrackedNorm, batch_norm_layers, collect_affine_parameters, normalization_layers
 from .attached import AFFINE, AttachedAffine, attach_affine, ensure_affine
-from .features import deepest_feature
+from .features import deepest_feature, deepest_module, replaced_output
 from .rules import RULES, Rule
 from .scripted import ScriptedNetwork, switchable
 from .statistics import BatchStatistics, channel_affine, check_running_statistics
@@ -21,6 +21,8 @@ __all__ = [
     "check_running_statistics",
     "collect_affine_parameters",
     "deepest_feature",
+    "deepest_module",
+    "replaced_output",
     "ensure_affine",
     "normalization_layers",
     "switchable",

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import GrataError
 
-__all__ = ["deepest_feature", "depth", "is_map"]
+__all__ = ["deepest_feature", "deepest_module", "depth", "is_map", "replaced_output"]
 
 
 def is_map(shape: Sequence[int], image: Sequence[int]) -> bool:
@@ -57,28 +57,49 @@ def deepest_feature(network: nn.Module, image: Sequence[int]) -> Iterator[Callab
         GrataError: raised by that function if no module returned a feature map, as with a TorchScript network, whose
             modules cannot be watched.
     """
-    found: dict[str, torch.Tensor] = {}
+    with deepest_module(network, image) as found:
+        yield lambda: found()[1]
+
+
+@contextlib.contextmanager
+def deepest_module(network: nn.Module, image: Sequence[int]) -> Iterator[Callable[[], tuple[nn.Module, torch.Tensor]]]:
+    """Watch all modules as :func:`deepest_feature` does, for the module that returns the deepest feature map, too.
+
+    Yields:
+        A function that returns the module and its feature map ``(B, F, ...)``.
+    """
+    found: list[tuple[nn.Module, torch.Tensor]] = []
 
     def watch(module: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(output, torch.Tensor) or not is_map(output.shape, image):
             return
-        if not found or depth(output.shape) >= depth(found["feature"].shape):
-            found["feature"] = output
+        if not found or depth(output.shape) >= depth(found[0][1].shape):
+            found[:] = [(module, output)]
 
-    def feature() -> torch.Tensor:
+    def deepest() -> tuple[nn.Module, torch.Tensor]:
         if not found:
             raise GrataError(
                 f"{type(network).__name__} shows no feature maps: none of its modules returns a tensor of {len(image)} "
                 "dimensions. A TorchScript network cannot be looked into. Use the Python network."
             )
-        return found["feature"]
+        return found[0]
 
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         handles = []
     else:
         handles = [module.register_forward_hook(watch) for module in network.modules()]
     try:
-        yield feature
+        yield deepest
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def replaced_output(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
+    """Let a module return ``output`` during a ``with`` block, whatever it computes."""
+    handle = module.register_forward_hook(lambda *_: output)
+    try:
+        yield
+    finally:
+        handle.remove()
