@@ -167,6 +167,7 @@ OTHERS = {
     "adapted": ("all",),
     "output": (0,),
     "views": (["identity"],),
+    "members": ([[0, "identity"]],),
     "strong_view": ({"output_range": "input"},),
     "feature_layer": ("model.1",),
     "autocast": ("bfloat16",),

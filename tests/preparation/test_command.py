@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from grata.benchmark.bundle import Bundle
+from grata.bundles.bundle import Bundle
 from grata.errors import GrataError
 from grata.methods import Prepared
 from grata.networks import AuxiliaryHeads
@@ -66,6 +66,39 @@ def test_a_file_that_is_there_is_kept_where_that_is_asked_for(config, write_bund
     assert prepare(bundle, source, heads=None) == 0
     assert "is replaced. From the next release on this needs --overwrite true" in capsys.readouterr().err
     assert (bundle / "models" / "prepared.safetensors").read_bytes() == before
+
+
+def test_statistics_of_the_images_are_those_of_each_layer_under_the_sources_own(config, write_bundle, make_source):
+    bundle, (source, _) = write_bundle(config), make_source()
+    prepare(bundle, source, heads="none")
+    found = result(bundle).image_statistics
+    opened = Bundle(bundle, {"dataset_dir": str(source)}, "test")
+    network, seen = opened.make_network().eval(), []
+    layer = next(module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    name = next(name for name, module in network.named_modules() if module is layer)
+    layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].flatten(1)))
+    with torch.no_grad():
+        for case in opened.cases(None):
+            network(opened.read_image(case)["image"].as_tensor()[None])
+    means = torch.stack([x.mean(1) for x in seen])
+    logs = torch.stack([torch.log(x.var(1, correction=0) + layer.eps) for x in seen])
+    expected = {"mean": means.mean(0), "mean_sd": means.std(0), "log_variance": logs.mean(0)}
+    expected["log_variance_sd"] = logs.std(0)
+    for part, values in expected.items():
+        assert torch.allclose(found[f"{name}.{part}"], values, atol=1e-5), part
+
+
+def test_heads_of_the_present_file_can_be_kept(config, write_bundle, make_source):
+    bundle, (source, _) = write_bundle(config), make_source()
+    prepare(bundle, source, epochs=1)
+    first = result(bundle)
+    prepare(bundle, source, heads="keep", overwrite=True)
+    again = result(bundle)
+    assert again.heads.names == first.heads.names and again.results == first.results
+    assert all(torch.equal(value, again.heads.state[name]) for name, value in first.heads.state.items())
+    assert torch.equal(first.class_sizes, again.class_sizes) and again.image_statistics.keys()
+    prepare(bundle, source, heads="none", overwrite=True)
+    assert result(bundle).heads is None
 
 
 def test_a_head_that_learned_nothing_is_named(config, write_bundle, make_source, monkeypatch, capsys):

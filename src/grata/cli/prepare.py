@@ -41,7 +41,12 @@ def prepare(
     groups: Groups = None,
     heads: Annotated[
         Any,
-        option("heads", VALUE, "Auxiliary heads to train, separated by commas, or none.", default="rotation,denoising"),
+        option(
+            "heads",
+            VALUE,
+            "Auxiliary heads to train, separated by commas; none; or keep: those of the file that is replaced.",
+            default="rotation,denoising",
+        ),
     ] = None,
     epochs: Annotated[int | None, option("epochs", count(1), "Epochs of the heads' training.", default="20")] = None,
     seed: Annotated[int | None, option("seed", count(0), "Seed of the heads' training.", default="0")] = None,
@@ -55,7 +60,7 @@ def prepare(
         ),
     ] = None,
 ) -> Work:
-    """Take from the source set what methods need beyond images: class sizes, moments, Fisher information, heads.
+    """Take from the source set what methods need beyond images: class sizes, moments, statistics, heads.
 
     Any key of the bundle's configs/adapt.yaml can be given too, such as --device cuda or --affine attach.
     """

@@ -8,7 +8,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -44,9 +43,10 @@ from ..predictions import NOTHING_KEPT, NothingKept, activate, view_agreement
 from ..settings import Settings, choice, count, number, override, setting
 from ..views import VIEWS, StrongView, View, resolve_views
 from .base import SKIPPED, StepRecord, check_views
+from .informed import InformedMethod
 from .prediction import Computed
-from .predictive import PredictiveMethod, check_precision
-from .prepared import Prepared, require
+from .predictive import check_precision
+from .prepared import require
 
 __all__ = ["OBJECTIVES", "GradientMethod", "GradientRecord", "non_finite"]
 
@@ -75,12 +75,6 @@ def check_objective(value: Any) -> str:
 
 def _check_auxiliary(value: Any) -> str | None:
     return None if value is None else check_objective(value)
-
-
-def _check_prepared(value: Any) -> Prepared | str | Path | None:
-    if not isinstance(value, Prepared | str | Path | None):
-        raise GrataError(f"must be a file of grata prepare or null, got {value!r}.")
-    return value
 
 
 def check_options(value: Any) -> Mapping[str, Any]:
@@ -130,7 +124,7 @@ class GradientRecord(StepRecord):
     steps: tuple[GradientRecord, ...] = ()
 
 
-class GradientMethod(PredictiveMethod):
+class GradientMethod(InformedMethod):
     """Base of methods that take optimizer steps, by default only on weight and bias of the normalization layers.
 
     A method defines its objective, :meth:`_loss`; the step down the gradient is the same for all methods. The two parts
@@ -200,15 +194,6 @@ class GradientMethod(PredictiveMethod):
         range="bfloat16, float16 or null",
         help="precision of the weak views only; they carry no gradient and are averaged",
     )
-    source_data: Prepared | str | Path | None = setting(
-        default=None,
-        check=_check_prepared,
-        range="file or null",
-        help="file that grata prepare wrote from the source set; it is read when an objective needs it",
-        in_state=False,
-        alias="prepared",
-    )
-
     predict: str = choice(
         default="network",
         of=PREDICT,
@@ -223,7 +208,6 @@ class GradientMethod(PredictiveMethod):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         self._awaited: torch.Tensor | None = None
-        self._to_check: Prepared | None = None
         self._heads: AuxiliaryHeads | None = None
         self._given_view: torch.Tensor | None = None
         self._notes: dict[str, float] = {}
@@ -378,25 +362,6 @@ class GradientMethod(PredictiveMethod):
             return ROTATION_VIEWS
         assert self._heads is not None
         return self._heads.views
-
-    def prepared(self) -> Prepared | None:
-        """Return the data that were prepared from the source set; None where no file was given.
-
-        Their weights are compared with the network's at the first batch, because weights may be loaded until then.
-
-        Raises:
-            GrataError: the file is missing or damaged.
-        """
-        if isinstance(self.source_data, str | Path):
-            self.source_data = Prepared.load(self.source_data)
-        self._to_check = self.source_data
-        return self.source_data
-
-    def _activate(self) -> None:
-        if not self._active and self._to_check is not None:
-            self._to_check.check_network(self.given)
-            self._to_check = None
-        super()._activate()
 
     def _branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Return the output of an auxiliary branch, the network's own or a prepared head, in float32."""

@@ -56,6 +56,8 @@ class Prepared:
         fisher: diagonal Fisher information of the affine parameters of normalization layers, by the parameter's name:
             mean over images of the squared gradient of the cross-entropy to the network's own hard labels (EATA, Niu et
             al. 2022). Parameters that the prediction does not depend on are not in it.
+        image_statistics: how each channel's mean and variance vary between source images, see
+            :class:`grata.normalization.ImageSpread`.
         heads: auxiliary heads.
         images: number of images that everything was taken from.
         network: name of the network's class.
@@ -68,6 +70,7 @@ class Prepared:
     centroid: torch.Tensor | None = None
     spread: torch.Tensor | None = None
     fisher: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    image_statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
     heads: SavedHeads | None = None
     images: int = 0
     network: str = ""
@@ -86,6 +89,7 @@ class Prepared:
         """
         tensors = {name: value for name in _STATISTICS if (value := getattr(self, name)) is not None}
         tensors |= {f"fisher/{name}": value for name, value in self.fisher.items()}
+        tensors |= {f"image_statistics/{name}": value for name, value in self.image_statistics.items()}
         header: dict[str, Any] = {
             "format": _FORMAT,
             "images": self.images,
@@ -157,6 +161,7 @@ class Prepared:
             centroid=tensors.get("centroid"),
             spread=tensors.get("spread"),
             fisher=_under("fisher/", tensors),
+            image_statistics=_under("image_statistics/", tensors),
             heads=heads,
             images=header["images"],
             network=header["network"],

@@ -2,6 +2,7 @@
 
 from .affine import TrackedNorm, batch_norm_layers, collect_affine_parameters, normalization_layers
 from .attached import AFFINE, AttachedAffine, attach_affine, ensure_affine
+from .excess import ImageSpread, excess_rule, spread_of
 from .features import deepest_feature, deepest_module, replaced_output
 from .rules import RULES, Rule
 from .scripted import ScriptedNetwork, switchable
@@ -12,6 +13,7 @@ __all__ = [
     "RULES",
     "AttachedAffine",
     "BatchStatistics",
+    "ImageSpread",
     "Rule",
     "ScriptedNetwork",
     "TrackedNorm",
@@ -22,8 +24,10 @@ __all__ = [
     "collect_affine_parameters",
     "deepest_feature",
     "deepest_module",
-    "replaced_output",
     "ensure_affine",
+    "excess_rule",
     "normalization_layers",
+    "replaced_output",
+    "spread_of",
     "switchable",
 ]

@@ -10,6 +10,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ..files import check_output_dir, expanded, locked, remove_leftovers
 from ..methods import Prepared
 from ..methods.predictive import logits_in
 from ..networks import HEADS, SavedHeads, network_digest
-from ..normalization import BatchStatistics, ScriptedNetwork, collect_affine_parameters
+from ..normalization import BatchStatistics, ImageSpread, ScriptedNetwork, collect_affine_parameters
 from ..predictions import activate
 from ..session.faults import explain, quiet
 from .fisher import squared_gradient
@@ -36,6 +37,8 @@ from .training import train_heads
 from .windows import check_inferer, foreground_windows
 
 __all__ = ["check_not_there", "output_file", "prepare", "writing"]
+
+_KEEP = "keep"
 
 _LEAST_OVER_CHANCE = 1.5
 """Accuracy of a rotation head that has learned something, in parts of that of guessing."""
@@ -71,7 +74,7 @@ def prepare(
         groups: what tells which cases belong together, such as those of one patient, see
             :func:`grata.bundles.groups.make_groups`: the step is one between groups then; None: each is by itself.
         heads: names of the auxiliary heads to train, ``rotation`` and ``denoising``, as a list or separated by commas;
-            or ``none``.
+            ``none``; or ``keep``: those of the present file, which is replaced.
         epochs: number of epochs of the heads' training.
         seed: seed of the heads' training.
         overwrite: whether to replace a file that is there already; None: it is replaced, with a warning. From the next
@@ -86,7 +89,8 @@ def prepare(
             used.
     """
     quiet()
-    names = _head_names(heads)
+    keep = heads == _KEEP
+    names = () if keep else _head_names(heads)
     images = None if images is None else _whole("images", images, 1)
     val_stride, epochs, seed = _whole("val_stride", val_stride, 0), _whole("epochs", epochs, 1), _whole("seed", seed, 0)
     of_groups = checked(optional_groups, groups, "groups")
@@ -102,23 +106,35 @@ def prepare(
         if path.exists() and overwrite is None:
             say(f"note: {path} is replaced. From the next release on this needs --overwrite true.", sys.stderr)
         preparation = _Preparation(opened)
-        faults = []
-        for case in tqdm(cases, desc="prepare", unit="image"):
-            # One unreadable image must not end the run, and a configuration can call anything that can raise anything.
-            try:
-                preparation.add(case)
-            except Exception as error:  # noqa: BLE001
-                fault = opened.without_folders(explain(error), case)
-                faults.append(f"{case['case']}: {fault}")
-                say_beside_bar(faults[-1])
-        if not preparation.images:
-            raise GrataError(
-                f"none of the {len(cases)} images could be used. The first: {faults[0]}", key="dataset_dir"
-            )
+        kept = Prepared.load(path) if keep else None
+        if kept is not None:
+            kept.check_network(preparation.network)
+        faults = _added(preparation, opened, cases)
         prepared = preparation.finish(names, epochs, seed)
+        if kept is not None:
+            prepared = replace(prepared, heads=kept.heads, results=kept.results)
         prepared.save(path)
         _report(prepared, path, len(cases), preparation.remarks, faults)
         return 1 if faults else 0
+
+
+def _added(preparation: _Preparation, opened: Bundle, cases: Sequence[Case]) -> list[str]:
+    """Add all images that can be used, and return what was wrong with the others.
+
+    Raises:
+        GrataError: none could be used.
+    """
+    faults = []
+    for case in tqdm(cases, desc="prepare", unit="image"):
+        # One unreadable image must not end the run, and a configuration can call anything that can raise anything.
+        try:
+            preparation.add(case)
+        except Exception as error:  # noqa: BLE001
+            faults.append(f"{case['case']}: {opened.without_folders(explain(error), case)}")
+            say_beside_bar(faults[-1])
+    if not preparation.images:
+        raise GrataError(f"none of the {len(cases)} images could be used. The first: {faults[0]}", key="dataset_dir")
+    return faults
 
 
 def check_not_there(path: Path, overwrite: bool) -> None:
@@ -227,6 +243,16 @@ class _Preparation:
             self._parameters = collect_affine_parameters(self._given)
         except GrataError as error:
             self.remarks.append(f"Fisher information left out: {error}")
+        self._spread: ImageSpread | None = None
+        try:
+            self._spread = ImageSpread(self._network)
+        except GrataError as error:
+            self.remarks.append(f"Statistics of images left out: {error}")
+
+    @property
+    def network(self) -> nn.Module:
+        """The source network as it is."""
+        return self._given
 
     def add(self, case: Case) -> None:
         """Add one image completely, or not at all.
@@ -248,6 +274,9 @@ class _Preparation:
             label = self._predicted_foreground(image)
         windows, labels = foreground_windows(image, label, self._inferer)
         squares, channels = self._forward(windows)
+        if self._spread is not None:
+            with torch.no_grad(), self._spread.watching():
+                self._logits(windows)
         if labelled:
             self._moments.add(channel_masks(labels, channels, self._activation, self._regions))
         for name, square in squares.items():
@@ -274,6 +303,7 @@ class _Preparation:
             centroid=None if moments is None else moments[0],
             spread=None if moments is None else moments[1],
             fisher={name: total / len(self.images) for name, total in self._fisher.items()},
+            image_statistics={} if self._spread is None else self._spread.collected(),
             heads=trained,
             images=len(self.images),
             network=getattr(self._given, "original_name", type(self._given).__name__),
