@@ -33,11 +33,14 @@ def prepared(network, seeds=range(20, 26)):
     )
 
 
-def naive(network, x, activation, statistics, known=None, tolerance=1.0):
+def naive(network, x, activation, statistics, known=None, tolerance=(0.5, 3.0)):
     """A float64 forward of one image whose layers normalize channel by channel, written out."""
     network = copy.deepcopy(network).double().eval()
 
-    def normalize(name, layer):
+    def normalize(i, name, layer):
+        first, last = tolerance
+        t = first + (last - first) * i / (len(norms(network)) - 1)
+
         def forward(z):
             out = torch.empty_like(z)
             for c in range(z.shape[1]):
@@ -48,9 +51,9 @@ def naive(network, x, activation, statistics, known=None, tolerance=1.0):
                         for part in ("mean", "mean_sd", "log_variance", "log_variance_sd")
                     )
                     d = m - typical
-                    mean = layer.running_mean[c] + torch.sign(d) * max(abs(d) - tolerance * sd, torch.tensor(0.0))
+                    mean = layer.running_mean[c] + torch.sign(d) * max(abs(d) - t * sd, torch.tensor(0.0))
                     d = torch.log(v + layer.eps) - log
-                    factor = torch.exp(torch.sign(d) * max(abs(d) - tolerance * log_sd, torch.tensor(0.0)))
+                    factor = torch.exp(torch.sign(d) * max(abs(d) - t * log_sd, torch.tensor(0.0)))
                     scale = (layer.running_var[c] + layer.eps) * factor
                 else:
                     mean = statistics * m + (1 - statistics) * layer.running_mean[c]
@@ -60,8 +63,8 @@ def naive(network, x, activation, statistics, known=None, tolerance=1.0):
 
         return forward
 
-    for name, layer in norms(network):
-        layer.forward = normalize(name, layer)
+    for i, (name, layer) in enumerate(norms(network)):
+        layer.forward = normalize(i, name, layer)
     with torch.no_grad():
         return activate(network(x.double()), activation)
 
@@ -108,7 +111,7 @@ def test_excess_is_the_source_on_images_like_those_of_the_source(make_network):
     network = make_network().eval()
     known = prepared(copy.deepcopy(network), range(20, 60))
     source = copy.deepcopy(network)
-    settings = {"members": [["excess", "identity"]], "least_agreement": 0, "tolerance": 4.0}
+    settings = {"members": [["excess", "identity"]], "least_agreement": 0, "tolerance": (4, 4)}
     method = Consensus(network, activation="sigmoid", prepared=known, **settings)
     for seed in range(3):
         method.adapt(image(seed))
@@ -125,7 +128,7 @@ def test_excess_undoes_a_shift_of_the_images(make_network):
     network = make_network().eval()
     known = prepared(copy.deepcopy(network), range(20, 60))
     source, x = copy.deepcopy(network), image(0)
-    settings = {"members": [["excess", "identity"]], "least_agreement": 0}
+    settings = {"members": [["excess", "identity"]], "least_agreement": 0, "tolerance": (1, 1)}
     method = Consensus(network, activation="sigmoid", prepared=known, **settings)
     shifted = 3 * x + 1
     method.adapt(shifted)

@@ -9,6 +9,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -102,6 +103,8 @@ class Method(Remembers, KeywordSettings, ABC):
         batches: number of batches adapted to since the source.
         told: what :func:`grata.methods.create` was told of the network's output, by name, also where the method itself
             does not ask for it.
+        computed: predictions of the last batch that its step computed anyway; None: there are none.
+        view_agreements: agreement of the views of each batch that was predicted by views since the last step.
         asked_reset: reset policy that was given to the method itself, as until version 0.1; a session without one of
             its own takes it.
 
@@ -171,6 +174,7 @@ class Method(Remembers, KeywordSettings, ABC):
         self._as_source = False
         self._source_digest = ""
         self.computed: Computed | None = None
+        self.view_agreements: list[float] = []
         self._setup()
         self._prediction = self._predicting()
         if self.predict != "network":
@@ -225,7 +229,7 @@ class Method(Remembers, KeywordSettings, ABC):
     @property
     def prediction_agreement(self) -> float:
         """Mean agreement of the views that predicted since the last step, 0 to 1; NaN where views did not predict."""
-        return self._prediction.agreement if isinstance(self._prediction, ChosenPrediction) else math.nan
+        return fmean(self.view_agreements) if self.view_agreements else math.nan
 
     @property
     def meaning(self) -> dict[str, Any]:
@@ -305,8 +309,7 @@ class Method(Remembers, KeywordSettings, ABC):
 
     def _drop_computed(self) -> None:
         self.computed = None
-        if isinstance(self._prediction, ChosenPrediction):
-            self._prediction.agreements.clear()
+        self.view_agreements.clear()
 
     def let_go(self) -> None:
         """Give the network back with the parameters that it has now, where other weights were loaded since; otherwise

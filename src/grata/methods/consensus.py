@@ -19,7 +19,7 @@ from ..normalization import BatchStatistics, Rule, batch_norm_layers, excess_rul
 from ..normalization.rules import instance_mix
 from ..predictions import activate, logits_of
 from ..predictions.agreement import soft_dice
-from ..settings import count, excluded, number, setting
+from ..settings import count, excluded, number, numbers, setting
 from ..views import VIEWS
 from .base import SKIPPED, StepRecord
 from .card import Card
@@ -70,7 +70,8 @@ class Consensus(InformedMethod):
         prediction: Σ_k softmax(s/temperature)_k · p_k
 
     Statistics of one image hold what the scanner changed, and what the image shows. ``excess`` takes from an image only
-    what source images do not vary by; ``grata prepare`` measures that. Without prepared data such a member mixes
+    what source images do not vary by, which ``grata prepare`` measures. Its tolerance grows with depth, because shallow
+    layers see the scanner and deep ones the content. Without prepared data such a member mixes
     ``mix`` of the image's statistics into the source's. A network without running statistics, or whose layers do not
     accept others, such as a TorchScript network, has the source's alone: then only the views differ.
 
@@ -104,10 +105,12 @@ class Consensus(InformedMethod):
         range="list of [statistics, view]",
         help="members: statistics are 0 (the source's) to 1 (the image's), or excess; views are weak views",
     )
-    tolerance: float = number(
-        default=1.0,
+    tolerance: tuple[float, float] = numbers(
+        default=(0.5, 3.0),
+        length=2,
         at_least=0,
-        help="difference that excess tolerates, in standard deviations over source images",
+        help="difference that excess tolerates in the first layer and in the last one, in standard deviations over "
+        "source images; between them it changes evenly",
     )
     mix: float = number(
         default=0.1, at_least=0, at_most=1, help="weight of the image's statistics in place of excess, if not prepared"
@@ -169,8 +172,8 @@ class Consensus(InformedMethod):
         if len(self._agreements.get(str(_SOURCE), [])) >= self.probe or self.least_agreement == 0:
             return StepRecord()
         with torch.no_grad():
-            predictions = self._predictions(images, self.members)
-            agreements = self._agreements_of(images, predictions)
+            predictions = self._tried(images, self._predictions(images, self.members))
+            agreements = self._agreements_of(predictions)
             if not all(torch.isfinite(p).all() for p in predictions.values()):
                 return StepRecord(flags=("non_finite_logits", SKIPPED))
             self._agreements = {key: [*self._agreements.get(key, []), value] for key, value in agreements.items()}
@@ -204,20 +207,21 @@ class Consensus(InformedMethod):
                 found[statistics, name] = view.inverse(activate(self._logits(view(x)), self.activation))
         return found
 
-    def _agreements_of(self, x: torch.Tensor, predictions: Mapping[Member, torch.Tensor]) -> dict[str, float]:
-        """Return the agreement of two views under all statistics; a second view is predicted where there is one."""
-        by_statistics: dict[float | str, dict[str, torch.Tensor]] = defaultdict(dict)
-        for (statistics, view), p in predictions.items():
-            by_statistics[statistics][view] = p
-        by_statistics.setdefault(_SOURCE, {})
-        found = {}
-        for statistics, views in by_statistics.items():
-            missing = [view for view in ("identity", *_OTHER_VIEWS) if view not in views][: max(0, 2 - len(views))]
-            views |= {
-                view: p for (_, view), p in self._predictions(x, [(statistics, view) for view in missing]).items()
-            }
-            found[str(statistics)] = self._agreement(*list(views.values())[:2])
+    def _tried(self, x: torch.Tensor, predictions: Mapping[Member, torch.Tensor]) -> dict[Member, torch.Tensor]:
+        """Return the predictions, and so many more that all statistics, the source's too, are under two views."""
+        found = dict(predictions)
+        for statistics in dict.fromkeys([_SOURCE, *self._rules]):
+            views = [view for (other, view) in predictions if other == statistics]
+            more = [view for view in ("identity", *_OTHER_VIEWS) if view not in views][: max(0, 2 - len(views))]
+            found |= self._predictions(x, [(statistics, view) for view in more])
         return found
+
+    def _agreements_of(self, predictions: Mapping[Member, torch.Tensor]) -> dict[str, float]:
+        """Return the agreement of the first two views under all statistics that have two."""
+        by_statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for (statistics, _), p in predictions.items():
+            by_statistics[str(statistics)].append(p)
+        return {key: self._agreement(*views[:2]) for key, views in by_statistics.items() if len(views) > 1}
 
     def _agreement(self, p: torch.Tensor, q: torch.Tensor) -> float:
         p, q = (part.flatten(2)[:, int(self.activation == "softmax") :] for part in (p, q))
@@ -228,6 +232,9 @@ class Consensus(InformedMethod):
         left = self._left()
         missing = [member for member in left if member not in predictions]
         predictions = {**predictions, **self._predictions(x, missing)}
+        agreements = self._agreements_of({member: predictions[member] for member in left})
+        if agreements:
+            self.view_agreements.append(fmean(agreements.values()))
         p = torch.stack([predictions[member] for member in left])
         if self.temperature is None:
             return logits_of(p.mean(0), self.activation)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, Protocol, cast
 
 import torch
@@ -64,6 +63,7 @@ class Chosen(_Predicting, Protocol):
 
     predict: str
     computed: Computed | None
+    view_agreements: list[float]
 
     @property
     def prediction_views(self) -> Sequence[str] | None:
@@ -114,24 +114,14 @@ class ChosenPrediction(nn.Module):
     Args:
         method: method that says what predicts.
         network: network that the method predicts with otherwise.
-
-    Attributes:
-        agreements: agreement of the views, see :func:`grata.predictions.view_agreement`, of each batch that was
-            predicted by views since the last step.
     """
 
     def __init__(self, method: Chosen, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.agreements: list[float] = []
         self._method = method
         # set directly, because .eval() would change the mode of the network as well
         self.training = False
-
-    @property
-    def agreement(self) -> float:
-        """Mean agreement of the views since the last step, 0 to 1; NaN where none were predicted."""
-        return fmean(self.agreements) if self.agreements else math.nan
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return what the network returns; in a dict, list or tuple the chosen logits replace the network's."""
@@ -165,6 +155,8 @@ class ChosenPrediction(nn.Module):
 
     def _mean(self, x: torch.Tensor, views: Sequence[View], activation: str) -> torch.Tensor:
         total: Any = 0
+        agreements = self._method.view_agreements
+        before = len(agreements)
 
         def predicted(view: View) -> torch.Tensor:
             nonlocal total
@@ -174,8 +166,10 @@ class ChosenPrediction(nn.Module):
             return p
 
         agreement = view_agreement(map(predicted, views), background=activation == "softmax")
+        # what a method that has views of its own noted of each of these
+        del agreements[before:]
         if math.isfinite(agreement):
-            self.agreements.append(agreement)
+            agreements.append(agreement)
         mean: torch.Tensor = total / len(views)
         return mean
 

@@ -84,12 +84,12 @@ def spread_of(
     return {layer: [collected[key] for key in parts] for layer, parts in keys.items()}
 
 
-def excess_rule(spread: Mapping[nn.Module, list[torch.Tensor]], tolerance: float) -> Rule:
+def excess_rule(spread: Mapping[nn.Module, list[torch.Tensor]], tolerance: tuple[float, float]) -> Rule:
     """Return the rule that corrects only what source images do not vary by.
 
     .. code-block:: text
 
-        d = μ_image − mean of μ over source images,   t = tolerance · their standard deviation
+        d = μ_image − mean of μ over source images,   t = tolerance of the layer · their standard deviation
         μ = μ_running + sign(d)·max(|d| − t, 0)
         σ²: the same for its logarithm
 
@@ -98,20 +98,27 @@ def excess_rule(spread: Mapping[nn.Module, list[torch.Tensor]], tolerance: float
     On images like those of the source the rule is the source's statistics.
 
     Args:
-        spread: parts by layer, see :func:`spread_of`.
-        tolerance: tolerance, in standard deviations over source images; at least 0.
+        spread: parts by layer in the order of the network, see :func:`spread_of`.
+        tolerance: tolerance of the first layer and of the last one, in standard deviations over source images, each at
+            least 0; between them it changes evenly from layer to layer.
     """
-    return partial(_excess, spread, tolerance)
+    first, last = tolerance
+    steps = max(1, len(spread) - 1)
+    tolerances = {layer: first + (last - first) * i / steps for i, layer in enumerate(spread)}
+    return partial(_excess, spread, tolerances)
 
 
 def _excess(
-    spread: Mapping[nn.Module, list[torch.Tensor]], tolerance: float, layer: TrackedNorm, x: torch.Tensor
+    spread: Mapping[nn.Module, list[torch.Tensor]],
+    tolerances: Mapping[nn.Module, float],
+    layer: TrackedNorm,
+    x: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     check_size(x, samples=True)
     typical, deviation, typical_log, deviation_log = (part.to(x) for part in spread[layer])
     mean, variance = sample_statistics(x)
-    moved = _beyond(mean - typical, tolerance * deviation)
-    scaled = _beyond(torch.log(variance + layer.eps) - typical_log, tolerance * deviation_log).exp()
+    moved = _beyond(mean - typical, tolerances[layer] * deviation)
+    scaled = _beyond(torch.log(variance + layer.eps) - typical_log, tolerances[layer] * deviation_log).exp()
     # channels that the source network never used have no variance, and get none
     return layer.running_mean + moved, ((layer.running_var + layer.eps) * scaled - layer.eps).clamp_min(0)
 
