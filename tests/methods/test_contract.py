@@ -174,7 +174,7 @@ OTHERS = {
     "views_autocast": ("bfloat16",),
     "batch_statistics": (0.25,),
     "betas": ((0.5, 0.9),),
-    "tolerance": ((1.0, 2.0),),
+    "tolerance": ((0.5, 2.0),),
 }
 # An activation has no default, and another seed, file or way to predict is no other way to adapt.
 WITHOUT = ("activation", "seed", "prepared", "predict", "predict_views")

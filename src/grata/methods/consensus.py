@@ -233,7 +233,8 @@ class Consensus(InformedMethod):
         missing = [member for member in left if member not in predictions]
         predictions = {**predictions, **self._predictions(x, missing)}
         agreements = self._agreements_of({member: predictions[member] for member in left})
-        if agreements:
+        # with other views around these, theirs counts
+        if agreements and self.predict == "network":
             self.view_agreements.append(fmean(agreements.values()))
         p = torch.stack([predictions[member] for member in left])
         if self.temperature is None:

@@ -155,8 +155,6 @@ class ChosenPrediction(nn.Module):
 
     def _mean(self, x: torch.Tensor, views: Sequence[View], activation: str) -> torch.Tensor:
         total: Any = 0
-        agreements = self._method.view_agreements
-        before = len(agreements)
 
         def predicted(view: View) -> torch.Tensor:
             nonlocal total
@@ -166,10 +164,8 @@ class ChosenPrediction(nn.Module):
             return p
 
         agreement = view_agreement(map(predicted, views), background=activation == "softmax")
-        # what a method that has views of its own noted of each of these
-        del agreements[before:]
         if math.isfinite(agreement):
-            agreements.append(agreement)
+            self._method.view_agreements.append(agreement)
         mean: torch.Tensor = total / len(views)
         return mean
 
