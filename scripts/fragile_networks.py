@@ -26,10 +26,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import grata
-from grata.methods import METHODS as REGISTERED
-from grata.methods import Prepared
+from grata.methods import Prepared, settings_of
 from grata.networks import HEADS, network_digest
-from grata.normalization import BatchStatistics, collect_affine_parameters
+from grata.normalization import BatchStatistics, ImageSpread, collect_affine_parameters
 from grata.preparation.fisher import squared_gradient
 from grata.preparation.moments import ShapeMoments
 from grata.preparation.training import train_heads
@@ -749,11 +748,24 @@ def prepared(fragile: Fragile) -> Prepared:
         spread=spread,
         fisher={name: total / len(images) for name, total in fisher.items()},
         heads=heads,
+        image_statistics=image_statistics(fragile.network, images),
         images=len(images),
         network=type(network).__name__,
         digest=network_digest(fragile.network),
         results=results,
     )
+
+
+def image_statistics(network: nn.Module, images: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return how much the network's statistics vary between images; nothing for layers that accept no others."""
+    try:
+        spread = ImageSpread(copy.deepcopy(network))
+    except grata.GrataError:
+        return {}
+    with torch.no_grad(), spread.watching():
+        for windows in images:
+            spread.network(windows)
+    return spread.collected()
 
 
 def scores(fragile: Fragile, method: str, guard: bool, known: Prepared | None = None) -> list[float]:
@@ -805,7 +817,7 @@ def main() -> None:
         fragile = make(name, arguments.cache, arguments.seed)
         source = float(np.mean(scores(fragile, "source", False)))
         known = None
-        if any(REGISTERED[method].card.prepared for method in methods):
+        if any("prepared" in settings_of(method) for method in methods):
             try:
                 known = prepared(fragile)
             except grata.GrataError as error:

@@ -27,10 +27,12 @@ class ImageSpread:
         network: source network in evaluation mode.
 
     Attributes:
+        network: network that watched images are to pass through.
         statistics: statistics of the network; attached only while images are watched.
     """
 
     def __init__(self, network: nn.Module) -> None:
+        self.network = network
         self.statistics = BatchStatistics(network, self._watch)
         self._names = {layer: name for name, layer in batch_norm_layers(network)}
         self._means: dict[str, list[torch.Tensor]] = defaultdict(list)
