@@ -748,7 +748,7 @@ def prepared(fragile: Fragile) -> Prepared:
         spread=spread,
         fisher={name: total / len(images) for name, total in fisher.items()},
         heads=heads,
-        image_statistics=image_statistics(fragile.network, images),
+        image_statistics=image_statistics(fragile),
         images=len(images),
         network=type(network).__name__,
         digest=network_digest(fragile.network),
@@ -756,15 +756,15 @@ def prepared(fragile: Fragile) -> Prepared:
     )
 
 
-def image_statistics(network: nn.Module, images: Sequence[Tensor]) -> dict[str, Tensor]:
+def image_statistics(fragile: Fragile) -> dict[str, Tensor]:
     """Return how much the network's statistics vary between images; nothing for layers that accept no others."""
     try:
-        spread = ImageSpread(copy.deepcopy(network))
+        spread = ImageSpread(copy.deepcopy(fragile.network))
     except grata.GrataError:
         return {}
     with torch.no_grad(), spread.watching():
-        for windows in images:
-            spread.network(windows)
+        for image, _ in fragile.home:
+            fragile.inferer(image, spread.network)
     return spread.collected()
 
 

@@ -5,10 +5,10 @@
     python scripts/shift_study.py table <rows.csv> [<rows.csv> ...]
 
 The first command writes the Dice of each image by each row, for the shifts of `grata calibrate`: one stream of images a
-shift, without the guard. Rows are methods with settings, as in a benchmark. Lines that are there already are not
-computed again. The second command prints, for each file and over all, what each row gains over `source`: the mean over
-shifts and images, the gain on images as they are, the share of images that lose more than 0.05 of Dice, and the number
-of times that the network was called for an image.
+shift, without the guard unless a row has `guard: true`. Rows are methods with settings, as in a benchmark. Lines that
+are there already are not computed again. The second command prints, for each file and over all, what each row gains
+over `source`: the mean over shifts and images, the gain on images as they are, the share of images that lose more than
+0.05 of Dice, and the number of times that the network was called for an image.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from grata.methods.predictive import logits_in
 from grata.preparation.calibration import dice_of
 from grata.preparation.simulated import SHIFTS, Simulation
 from grata.quality import segmentation
-from grata.session import Session
+from grata.session import Session, make_guard
 
 HARMED = 0.05
 
@@ -45,10 +45,11 @@ def held_out(bundle: Bundle, arguments: argparse.Namespace) -> list[dict]:
 def stream(bundle: Bundle, cases: list[dict], row: dict, shift: Simulation) -> Iterator[dict]:
     """Yield the line of each case under a shift, in one stream of a method."""
     settings = dict(row)
-    method = settings.pop("method")
+    method, guarded = settings.pop("method"), settings.pop("guard", False)
     known = {"activation": bundle.activation, "prepared": bundle.value("prepared")}
     network = bundle.make_network()
-    session = Session(create(method, network, settings, seed=0, **known), bundle.windows, guard=None)
+    guard = make_guard(guarded, calibration=bundle.value("quality"), segments=bundle.value("segments"))
+    session = Session(create(method, network, settings, seed=0, **known), bundle.windows, guard=guard)
     calls: list[int] = []
     network.register_forward_hook(lambda *_: calls.append(1))
     for number, case in enumerate(cases):

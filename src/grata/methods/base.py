@@ -9,7 +9,6 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -228,8 +227,10 @@ class Method(Remembers, KeywordSettings, ABC):
 
     @property
     def prediction_agreement(self) -> float:
-        """Mean agreement of the views that predicted since the last step, 0 to 1; NaN where views did not predict."""
-        return fmean(self.view_agreements) if self.view_agreements else math.nan
+        """Agreement of the views that predicted, 0 to 1; NaN where views did not predict, or window by window: most
+        windows of a volume show little, and agree whatever happens to the others.
+        """
+        return self.view_agreements[0] if len(self.view_agreements) == 1 else math.nan
 
     @property
     def meaning(self) -> dict[str, Any]:
@@ -243,6 +244,11 @@ class Method(Remembers, KeywordSettings, ABC):
     def active(self) -> bool:
         """Whether the network is being adapted: from the first :meth:`adapt` on, until :meth:`restore`."""
         return self._active
+
+    @property
+    def averages(self) -> bool:
+        """Whether it predicts by a mean of predictions, some of them the source network's."""
+        return type(self).predicts_as_source and self.predict == "views"
 
     @property
     def uses_batch_statistics(self) -> bool:

@@ -168,6 +168,10 @@ class Consensus(InformedMethod):
     def _predicting(self) -> nn.Module:
         return PredictionNetwork(self)
 
+    @property
+    def averages(self) -> bool:
+        return any(statistics == _SOURCE for statistics, _ in self._left())
+
     def _adapt(self, images: torch.Tensor) -> StepRecord:
         if len(self._agreements.get(str(_SOURCE), [])) >= self.probe or self.least_agreement == 0:
             return StepRecord()

@@ -275,8 +275,9 @@ class _Preparation:
         windows, labels = foreground_windows(image, label, self._inferer)
         squares, channels = self._forward(windows)
         if self._spread is not None:
+            # all windows of a volume, also those of air, because the network predicts these too
             with torch.no_grad(), self._spread.watching():
-                self._logits(windows)
+                self._inferer(image, self._logits)
         if labelled:
             self._moments.add(channel_masks(labels, channels, self._activation, self._regions))
         for name, square in squares.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -73,6 +74,10 @@ _FARTHER = 0.05
 
 _ALIKE = 0.99
 """Agreement with the source prediction from which on a harm does not count against the network."""
+
+_BLURRED = -0.05
+"""Expected gain from which on a mean of predictions is used that the source network has a part in: a mean is less sure
+than its parts, and no worse for that."""
 
 _BEGINNING = 8
 """Number of first images of a stream that its drift is measured against."""
@@ -144,6 +149,7 @@ class QualityGuard(Settings):
 
     def _setup(self) -> None:
         self._thresholds = Thresholds(least_agreement=self.least_agreement)
+        self._averages = False
         self._labels = [segment if isinstance(segment, str) else segment["label"] for segment in self.segments]
         self._ranges = [None if isinstance(segment, str) else segment.get("range") for segment in self.segments]
         self.forget()
@@ -241,6 +247,7 @@ class QualityGuard(Settings):
         distances = self._distances(method, statistics, plain, again)
         described, said = self.calibration is not None, _said(record)
         measured = _measured(plain, adapted, seen, distances, views, activation, names, described)
+        self._averages = method.averages
         decisions = [self._decide(measures, adapts, said, plain.ndim - 2, plain.shape[1]) for measures in measured]
         self._note(views, decisions, float(alike.min()))
         bears = not self._given_up
@@ -282,6 +289,8 @@ class QualityGuard(Settings):
         misfit = "" if calibration is None else calibration.misfit(count, channels, dims) or self._misfit
         if misfit:
             calibration, remarks = None, [misfit]
+        if calibration is not None and self._averages:
+            calibration = replace(calibration, least_gain=min(calibration.least_gain, _BLURRED))
         if any(ranges) and len(ranges) != count:
             remarks.append(f"ranges are given for {len(ranges)} segments, and the network has {count}: none counts")
         if len(ranges) != count:
