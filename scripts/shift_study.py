@@ -1,6 +1,6 @@
 """Choose settings without a target site: methods on held-out source images, as they are and under simulated shifts.
 
-    python scripts/shift_study.py run <bundle> --dataset_dir <source set> --rows benchmarks/shift_study.yaml \
+    python scripts/shift_study.py run <bundle> --dataset_dir <source set> --rows scripts/shift_study.yaml \
         --output <rows.csv> [--limit 8] [--groups <expression>] [--key source_training=strong]
     python scripts/shift_study.py table <rows.csv> [<rows.csv> ...]
 

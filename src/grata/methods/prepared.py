@@ -56,27 +56,27 @@ class Prepared:
         fisher: diagonal Fisher information of the affine parameters of normalization layers, by the parameter's name:
             mean over images of the squared gradient of the cross-entropy to the network's own hard labels (EATA, Niu et
             al. 2022). Parameters that the prediction does not depend on are not in it.
-        image_statistics: how each channel's mean and variance vary between source images, see
-            :class:`grata.normalization.ImageSpread`.
         heads: auxiliary heads.
         images: number of images that everything was taken from.
         network: name of the network's class.
         digest: digest of the network's weights, see :func:`grata.networks.network_digest`.
         version: version of this package.
         results: losses of each head, and its accuracy on images held out, by head.
+        image_statistics: how each channel's mean and variance vary between source images, see
+            :class:`grata.normalization.ImageSpread`.
     """
 
     class_sizes: torch.Tensor | None = None
     centroid: torch.Tensor | None = None
     spread: torch.Tensor | None = None
     fisher: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    image_statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
     heads: SavedHeads | None = None
     images: int = 0
     network: str = ""
     digest: str = ""
     version: str = field(default_factory=lambda: version("grata"))
     results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    image_statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, completely or not at all.
