@@ -17,8 +17,7 @@ from ..files import expanded
 from ..networks.wrappers import plain_naming
 from ..normalization import BatchStatistics, Rule, batch_norm_layers, excess_rule, spread_of
 from ..normalization.rules import instance_mix
-from ..predictions import activate, logits_of
-from ..predictions.agreement import soft_dice
+from ..predictions import activate, logits_of, view_agreement
 from ..settings import count, excluded, number, numbers, setting
 from ..views import VIEWS
 from .base import SKIPPED, StepRecord
@@ -185,8 +184,8 @@ class Consensus(InformedMethod):
         return StepRecord()
 
     def _predict(self, x: torch.Tensor) -> torch.Tensor:
-        if self.computed is not None and self.computed.before is not None and self.computed.is_of(x):
-            return self.computed.before
+        if (known := self._known(x)) is not None:
+            return known
         return self._combined(x, self._predictions(x, self._left()))
 
     def _left(self) -> list[Member]:
@@ -225,11 +224,9 @@ class Consensus(InformedMethod):
         by_statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
         for (statistics, _), p in predictions.items():
             by_statistics[str(statistics)].append(p)
-        return {key: self._agreement(*views[:2]) for key, views in by_statistics.items() if len(views) > 1}
-
-    def _agreement(self, p: torch.Tensor, q: torch.Tensor) -> float:
-        p, q = (part.flatten(2)[:, int(self.activation == "softmax") :] for part in (p, q))
-        return soft_dice((p * q).sum(-1), (p * p + q * q).sum(-1)).mean().item()
+        background = self.activation == "softmax"
+        pairs = {key: views[:2] for key, views in by_statistics.items() if len(views) > 1}
+        return {key: view_agreement(views, background) for key, views in pairs.items()}
 
     def _combined(self, x: torch.Tensor, predictions: Mapping[Member, torch.Tensor]) -> torch.Tensor:
         """Return the logits of the weighted mean of the members that are left."""

@@ -81,8 +81,8 @@ class DyNo(PredictiveMethod):
         return StepRecord()
 
     def _predict(self, x: torch.Tensor) -> torch.Tensor:
-        if self.computed is not None and self.computed.before is not None and self.computed.is_of(x):
-            return self.computed.before
+        if (known := self._known(x)) is not None:
+            return known
         return self._logits(x)
 
     def _normalize(self, layer: nn.Module, x: torch.Tensor) -> Statistics:

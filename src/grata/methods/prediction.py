@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -32,6 +32,10 @@ class Computed:
     before: torch.Tensor | None = None
     views: tuple[View, ...] = ()
     mean: torch.Tensor | None = None
+
+    def logits_of(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return the logits before the step where ``x`` is the batch; None: they are not known."""
+        return self.before if self.before is not None and self.is_of(x) else None
 
     def is_of(self, x: torch.Tensor) -> bool:
         """Return whether ``x`` is the batch."""
@@ -74,7 +78,48 @@ class Chosen(_Predicting, Protocol):
         """The ``activation`` of the network's output."""
 
 
-class PredictionNetwork(nn.Module):
+M = TypeVar("M", bound=_Predicting)
+
+
+class _Instead(nn.Module, Generic[M]):
+    """Network that predicts in place of another one, while a method is active.
+
+    Before the first batch, after ``restore()`` and inside ``source_network()`` it predicts as the source network.
+
+    Args:
+        method: method that says what predicts.
+        network: network that predicts otherwise.
+    """
+
+    def __init__(self, method: M, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self._method = method
+        # set directly, because .eval() would change the mode of the network as well
+        self.training = False
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return what the network returns; in a dict, list or tuple other logits replace the network's."""
+        method = self._method
+        if not method._active or method._as_source:
+            return self.network(x, *args, **kwargs)
+        if args or kwargs:
+            raise GrataError(
+                f"The network is given more than the image, which {method.name} cannot pass on to all that it predicts "
+                "with. Use method source, ptbn or bn_alpha, or a network of the image alone."
+            )
+        with torch.no_grad():
+            logits = self._logits(method._plain(x))
+            if logits is None:
+                return self.network(x)
+        return logits if method.output is None else put_logits(self.network(x), method.output, logits)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return the logits ``(B, C, ...)``; None: they are the network's."""
+        raise NotImplementedError
+
+
+class PredictionNetwork(_Instead[_Predicts]):
     """Network for methods whose ``_predict`` does more than call the adapted network.
 
     Before the first batch, after ``restore()`` and inside ``source_network()`` it predicts as the source network.
@@ -84,26 +129,13 @@ class PredictionNetwork(nn.Module):
     """
 
     def __init__(self, method: _Predicts) -> None:
-        super().__init__()
-        self.network = method._network
-        self._method = method
-        # set directly, because .eval() would change the mode of the network as well
-        self.training = False
+        super().__init__(method, method._network)
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return what the network returns; in a dict, list or tuple the method's logits replace the network's."""
-        method = self._method
-        if not method._active or method._as_source:
-            return self.network(x, *args, **kwargs)
-        _check_alone(args or kwargs, method.name)
-        with torch.no_grad():
-            logits = method._predict(method._plain(x))
-        if method.output is None:
-            return logits
-        return put_logits(self.network(x), method.output, logits)
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self._method._predict(x)
 
 
-class ChosenPrediction(nn.Module):
+class ChosenPrediction(_Instead[Chosen]):
     """Network that predicts by what the setting ``predict`` of a method names, once the method has adapted.
 
     ``views`` is the mean probability over weak views, each prediction mapped back; ``before`` is the prediction that
@@ -115,25 +147,6 @@ class ChosenPrediction(nn.Module):
         method: method that says what predicts.
         network: network that the method predicts with otherwise.
     """
-
-    def __init__(self, method: Chosen, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self._method = method
-        # set directly, because .eval() would change the mode of the network as well
-        self.training = False
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return what the network returns; in a dict, list or tuple the chosen logits replace the network's."""
-        method = self._method
-        if not method._active or method._as_source:
-            return self.network(x, *args, **kwargs)
-        _check_alone(args or kwargs, method.name)
-        with torch.no_grad():
-            logits = self._logits(method._plain(x))
-            if logits is None:
-                return self.network(x)
-            return logits if method.output is None else put_logits(self.network(x), method.output, logits)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor | None:
         """Return the chosen logits ``(B, C, ...)``; None: they are the network's."""
@@ -168,14 +181,6 @@ class ChosenPrediction(nn.Module):
             self._method.view_agreements.append(agreement)
         mean: torch.Tensor = total / len(views)
         return mean
-
-
-def _check_alone(more: Any, name: str) -> None:
-    if more:
-        raise GrataError(
-            f"The network is given more than the image, which {name} cannot pass on to all that it predicts "
-            "with. Use method source, ptbn or bn_alpha, or a network of the image alone."
-        )
 
 
 def logits_in(output: Any, which: str | int | None) -> torch.Tensor:

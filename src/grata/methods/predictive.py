@@ -114,6 +114,10 @@ class PredictiveMethod(Method):
         """Return the logits ``(B, C, ...)`` of the method's prediction, while it is active."""
         return self._logits(x)
 
+    def _known(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return the logits of ``x`` that the last ``adapt`` computed anyway; None: it computed none of ``x``."""
+        return None if self.computed is None else self.computed.logits_of(x)
+
     def _half_precision(self, x: torch.Tensor) -> bool:
         """Return whether a forward runs in float16, which loses small gradients."""
         if self.autocast is not None:

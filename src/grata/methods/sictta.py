@@ -104,8 +104,8 @@ class SicTTA(PredictiveMethod):
         return StepRecord()
 
     def _predict(self, x: torch.Tensor) -> torch.Tensor:
-        if self.computed is not None and self.computed.before is not None and self.computed.is_of(x):
-            return self.computed.before
+        if (known := self._known(x)) is not None:
+            return known
         if self._pool:
             return self._joint(x)[0]
         with self._statistics.using(0.0):
